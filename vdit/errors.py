@@ -1,0 +1,37 @@
+"""Errors that a user can cause.
+
+Each carries one line that names the value, the rule it breaks and the mend. The command line prints
+that line and exits with code 2; a traceback is shown only for errors that are vdit's own fault.
+"""
+
+
+class VditError(Exception):
+    """Base of all errors that a user can cause and mend."""
+
+
+class ConfigError(VditError, ValueError):
+    """A configuration value is unknown, of the wrong type, or breaks a rule."""
+
+
+class VideoError(VditError):
+    """A video file cannot be read or written; the message names the file and the reason."""
+
+
+class DataError(VditError):
+    """A data source is empty, malformed, or cannot be resumed as asked."""
+
+
+class ShapeError(VditError, ValueError):
+    """An array has a shape, dtype or range that the called function does not take."""
+
+
+class TextError(VditError):
+    """A tokenizer or caption file cannot be used."""
+
+
+class CheckpointError(VditError):
+    """A checkpoint is missing, incomplete, or does not fit what it is restored into."""
+
+
+class TrainingError(VditError):
+    """Training cannot go on, for instance after too many non-finite steps."""

@@ -1,0 +1,64 @@
+"""The shapes that travel: read first.
+
+Axis names used in every signature:
+    b batch   t frames or latent frames   h, w height and width   c channels
+    n tokens of a packed row   m text tokens of a packed row   p values of one token   d model width
+    k noise levels of a row    s clips of a row
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A decoded video as displayed (rotation applied, full-range sRGB-like RGB).
+
+    frames: uint8 [t h w 3].
+    times: float64 [t], presentation times in seconds, strictly increasing, the first frame at 0.
+    fps: frames per second, the stream's average rate.
+    """
+
+    frames: np.ndarray
+    times: np.ndarray
+    fps: float
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A batch of packed rows of tokens: what the DiT sees.
+
+    Every clip of a row keeps its own coordinates; attention never crosses clips. A dense batch of
+    videos is the special case of one clip a row.
+
+    values: float32 [b n p], flattened spacetime patches of latents (0 on padding).
+    position: int32 [b n 3], (t, h, w) of the token's patch inside its own clip, each from 0.
+    clip: int32 [b n], which clip of the row, from 1; 0 marks padding.
+    slot: int32 [b n], index of the token's noise level in an array of levels [b k]. Each latent
+        frame of each clip has its own slot; slots of one row are counted from 0. Padding uses 0.
+    slot_clip: int32 [b k], the clip that a slot belongs to; 0 where the slot is unused.
+    text: int32 [b m], token ids of the captions, one after the other.
+    text_clip: int32 [b m], the clip that a text token describes; 0 marks padding. Each clip has at
+        least one text token (the first, which alone stands for the empty prompt).
+    text_position: int32 [b m], index of the token inside its own caption, from 0.
+    label: int32 [b s], class label of clip 1, 2, ..., s (0 where unused or unlabelled).
+    """
+
+    values: Array
+    position: Array
+    clip: Array
+    slot: Array
+    slot_clip: Array
+    text: Array
+    text_clip: Array
+    text_position: Array
+    label: Array
