@@ -1,0 +1,51 @@
+"""Embeddings of ids, times and positions."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from vdit.types import Array
+
+
+class Embed(nn.Module):
+    """A learned table: int `[...] -> [... features]`, float32."""
+
+    count: int
+    features: int
+    stddev: float = 0.02
+
+    @nn.compact
+    def __call__(self, ids: Array) -> Array:
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), ("vocab", "embed"))
+        return jnp.take(self.param("embedding", init, (self.count, self.features)), ids, axis=0)
+
+
+def sinusoid(x: Array, width: int, *, max_period: float = 10_000.0) -> Array:
+    """`[cos | sin]` features of a scalar: float `[...] -> float32 [... width]` (DiT, Wan: time embedding).
+
+    Frequencies fall geometrically from 1 to about 1 / max_period.
+    """
+    half = width // 2
+    frequency = np.exp(-np.log(max_period) * np.arange(half, dtype=np.float64) / half)
+    angle = jnp.asarray(x, jnp.float32)[..., None] * jnp.asarray(frequency, jnp.float32)
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
+
+
+def sincos_position(position: Array, width: int) -> Array:
+    """Fixed positions of DiT, continued in time: int `[b n 3]` (t, h, w) -> float32 `[b n width]`.
+
+    The spatial part is that of DiT (MAE's 2D sin-cos: a quarter of the width each for sin and cos of the
+    column w, then of the row h). The temporal part has the whole width and is taken relative to frame 0,
+    so an image gets exactly DiT's embedding.
+    """
+    t, h, w = position[..., 0], position[..., 1], position[..., 2]
+    space = jnp.concatenate([_sin_cos(w, width // 2), _sin_cos(h, width // 2)], -1)
+    return space + _sin_cos(t, width) - _sin_cos(jnp.zeros_like(t), width)
+
+
+def _sin_cos(x: Array, width: int) -> Array:
+    features = sinusoid(x, width)
+    cos, sin = jnp.split(features, 2, -1)
+    return jnp.concatenate([sin, cos], -1)

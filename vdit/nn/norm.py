@@ -1,0 +1,51 @@
+"""Normalisations, computed in float32 whatever the input's type, returned in the input's type."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vdit.types import Array
+
+
+def layer_norm(x: Array, eps: float = 1e-6) -> Array:
+    """Layer normalisation over the last axis, without learned scale or shift."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, -1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + eps)
+    return y.astype(x.dtype)
+
+
+def rms_norm(x: Array, scale: Array, eps: float = 1e-6) -> Array:
+    """Root-mean-square normalisation over the last axis, times `scale` (Zhang and Sennrich, 2019)."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + eps)
+    return (y * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis with learned scale and shift: `[... d] -> [... d]`."""
+
+    eps: float = 1e-6
+    axis: str | None = "embed"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width = (x.shape[-1],)
+        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones_init(), (self.axis,)), width)
+        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros_init(), (self.axis,)), width)
+        y = layer_norm(x.astype(jnp.float32), self.eps) * scale + bias
+        return y.astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation over the last axis with a learned scale: `[... d] -> [... d]`."""
+
+    eps: float = 1e-6
+    axis: str | None = "embed"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = nn.with_logical_partitioning(nn.initializers.ones_init(), (self.axis,))
+        return rms_norm(x, self.param("scale", init, (x.shape[-1],)), self.eps)
