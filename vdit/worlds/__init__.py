@@ -1,0 +1,18 @@
+"""Rendered worlds with known physics and exact captions: the embedded data set and benchmark."""
+
+from vdit.worlds import moving
+from vdit.worlds.base import World, WorldSample, make, names
+from vdit.worlds.draw import COLOURS, SHAPES
+from vdit.worlds.moving import DIRECTIONS, combinations
+
+__all__ = [
+    "COLOURS",
+    "DIRECTIONS",
+    "SHAPES",
+    "World",
+    "WorldSample",
+    "combinations",
+    "make",
+    "moving",
+    "names",
+]
