@@ -1,0 +1,143 @@
+"""The block of the diffusion transformer: modulated self-attention, text cross-attention, MLP."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vdit.dist.rules import constrain
+from vdit.dit.config import DiTConfig
+from vdit.nn.attention import attention
+from vdit.nn.linear import MLP, Linear
+from vdit.nn.norm import LayerNorm, RMSNorm, layer_norm
+from vdit.nn.rope import rotate
+from vdit.types import Array
+
+ACTIVATION = ("batch", "tokens", "embed")
+
+
+def take_slots(x: Array, slot: Array) -> Array:
+    """Give each token the values of its noise level: `[b k ...]`, int `[b n] -> [b n ...]`.
+
+    A product with a one-hot matrix: its backward is a product too, where that of a gather is a
+    scatter-add, slow on every backend. One level for all (k = 1) is a plain broadcast.
+    """
+    if x.shape[1] == 1:
+        return x
+    onehot = (slot[..., None] == jnp.arange(x.shape[1])).astype(x.dtype)
+    flat = x.reshape(*x.shape[:2], -1)
+    return jnp.einsum("bnk,bkd->bnd", onehot, flat).reshape(*slot.shape, *x.shape[2:])
+
+
+def modulate(x: Array, shift: Array, scale: Array) -> Array:
+    """`norm(x) * (1 + scale) + shift` in float32 (adaLN), returned in x's type."""
+    y = layer_norm(x.astype(jnp.float32))
+    return (y * (1 + scale) + shift).astype(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Self-attention within clips: `[b n d] -> [b n d]`."""
+
+    config: DiTConfig
+
+    @nn.compact
+    def __call__(self, x: Array, clip: Array, rotation: tuple[Array, Array] | None) -> Array:
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        q, k, v = (Linear(cfg.width, ("embed", "heads"), dtype=dtype, name=name)(x) for name in ("q", "k", "v"))
+        q, k = QKNorm(cfg, name="norm")(q, k)
+        q, k, v = (y.reshape(*y.shape[:2], cfg.heads, cfg.head_dim) for y in (q, k, v))
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        y = attention(q, k, v, clip, clip)
+        return Linear(cfg.width, ("heads", "embed"), dtype=dtype, name="out")(y.reshape(x.shape))
+
+
+class CrossAttention(nn.Module):
+    """Attention from a clip's tokens to its caption: `[b n d], [b m d] -> [b n d]`."""
+
+    config: DiTConfig
+
+    @nn.compact
+    def __call__(self, x: Array, clip: Array, text: Array, text_clip: Array) -> Array:
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        q = Linear(cfg.width, ("embed", "heads"), dtype=dtype, name="q")(x)
+        k = Linear(cfg.width, ("embed", "heads"), dtype=dtype, name="k")(text)
+        v = Linear(cfg.width, ("embed", "heads"), dtype=dtype, name="v")(text)
+        q, k = QKNorm(cfg, name="norm")(q, k)
+        q, k, v = (y.reshape(*y.shape[:2], cfg.heads, cfg.head_dim) for y in (q, k, v))
+        y = attention(q, k, v, clip, text_clip)
+        return Linear(cfg.width, ("heads", "embed"), dtype=dtype, name="out")(y.reshape(x.shape))
+
+
+class QKNorm(nn.Module):
+    """RMS norm of queries and keys `[b n d]`, over the whole width or over each head."""
+
+    config: DiTConfig
+
+    @nn.compact
+    def __call__(self, q: Array, k: Array) -> tuple[Array, Array]:
+        cfg = self.config
+        if cfg.qk_norm == "none":
+            return q, k
+        norms = [RMSNorm(cfg.norm_eps, axis=None, name=name) for name in ("q", "k")]
+        if cfg.qk_norm == "full":
+            return norms[0](q), norms[1](k)
+        heads = [y.reshape(*y.shape[:2], cfg.heads, cfg.head_dim) for y in (q, k)]
+        return tuple(norm(y).reshape(q.shape[0], -1, cfg.width) for norm, y in zip(norms, heads))
+
+
+class Block(nn.Module):
+    """One layer. `x` is the residual stream `[b n d]`; returned twice-shaped for lax.scan: (x, None)."""
+
+    config: DiTConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        condition: Array,
+        slot: Array,
+        clip: Array,
+        rotation: tuple[Array, Array] | None,
+        text: Array | None,
+        text_clip: Array | None,
+    ) -> tuple[Array, None]:
+        cfg = self.config
+        modulation = Modulation(cfg, parts=6, name="modulation")(condition, slot)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
+
+        y = SelfAttention(cfg, name="attention")(modulate(x, shift, scale), clip, rotation)
+        x = constrain(_add_gated(x, gate, y), ACTIVATION)
+        if text is not None:
+            y = LayerNorm(cfg.norm_eps, name="cross_norm")(x)
+            x = x + CrossAttention(cfg, name="cross_attention")(y, clip, text, text_clip)
+        y = MLP(cfg.hidden, cfg.width, jnp.dtype(cfg.dtype), name="mlp")(modulate(x, mlp_shift, mlp_scale))
+        return constrain(_add_gated(x, mlp_gate, y), ACTIVATION), None
+
+
+class Modulation(nn.Module):
+    """Shifts, scales and gates of a block, one set for each token: a list of float32 `[b n d]`.
+
+    "block": the condition is silu(embedding) `[b k d]`, projected here (zero at first: adaLN-Zero).
+    "shared": the condition is already projected, `[b k parts*d]`; a learned table is added.
+    """
+
+    config: DiTConfig
+    parts: int
+
+    @nn.compact
+    def __call__(self, condition: Array, slot: Array) -> list[Array]:
+        width = self.config.width
+        if self.config.modulation == "block":
+            zeros = nn.initializers.zeros_init()
+            x = Linear(self.parts * width, ("embed", "mlp"), kernel_init=zeros, name="projection")(condition)
+            x = x.reshape(*x.shape[:2], self.parts, width)
+        else:
+            init = nn.with_logical_partitioning(nn.initializers.zeros_init(), (None, "embed"))
+            table = self.param("table", init, (self.parts, width))
+            x = condition.reshape(*condition.shape[:2], self.parts, width) + table
+        return [take_slots(x[:, :, i], slot) for i in range(self.parts)]
+
+
+def _add_gated(x: Array, gate: Array, y: Array) -> Array:
+    return (x.astype(jnp.float32) + gate * y.astype(jnp.float32)).astype(x.dtype)

@@ -1,0 +1,122 @@
+"""The diffusion transformer over packed rows of spacetime patches."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vdit.dist.rules import constrain
+from vdit.dit.blocks import ACTIVATION, Block, modulate, take_slots
+from vdit.dit.config import DiTConfig
+from vdit.nn.embedding import Embed, sincos_position, sinusoid
+from vdit.nn.linear import MLP, Linear
+from vdit.nn.rope import rotations
+from vdit.types import Array
+
+_zeros = nn.initializers.zeros_init()
+
+
+class DiT(nn.Module):
+    """Predicts noise, velocity or data for packed tokens (Peebles and Xie, 2023; Wan, 2025).
+
+    Which of these it predicts is the training objective's affair, not the network's.
+    """
+
+    config: DiTConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        values: Array,
+        *,
+        time: Array,
+        position: Array,
+        clip: Array,
+        slot: Array,
+        slot_clip: Array,
+        text: Array | None = None,
+        text_clip: Array | None = None,
+        label: Array | None = None,
+    ) -> Array:
+        """Denoise rows of tokens; shapes as in vdit.types.Row.
+
+        values: [b n p]; time: float [b k], the noise level of each slot in 0..1000 (schedule.time);
+        text: [b m e], encoded captions, with text_clip int [b m]; label: int [b s].
+        Returns float32 [b n p], or [b n 2p] if the variance is learned.
+        """
+        cfg = self.config
+        dtype = jnp.dtype(cfg.dtype)
+        x = Linear(cfg.width, ("patch", "embed"), dtype=dtype, name="patch_embed")(values)
+        rotation = None
+        if cfg.position == "rope":
+            rotation = rotations(position, cfg.head_dim)
+        else:
+            x = x + sincos_position(position, cfg.width).astype(dtype)
+        x = constrain(x, ACTIVATION)
+
+        embedding = self._condition(time, slot_clip, text, text_clip, label)
+        if cfg.text == "cross":
+            text = MLP(cfg.width, cfg.width, dtype, name="text_embed")(text)
+        else:
+            text = text_clip = None
+        if cfg.modulation == "block":
+            condition = nn.silu(embedding)
+        else:
+            project = Linear(6 * cfg.width, ("embed", "mlp"), kernel_init=_zeros, name="time_projection")
+            condition = project(nn.silu(embedding))
+        x = self._blocks(x, condition, slot, clip, rotation, text, text_clip)
+        return self._head(x, embedding, slot)
+
+    def _condition(self, time, slot_clip, text, text_clip, label) -> Array:
+        """Embedding of noise level, class and pooled caption for each slot: float32 [b k d]."""
+        cfg = self.config
+        embedding = sinusoid(time, cfg.time_features)
+        embedding = Linear(cfg.width, (None, "embed"), name="time_in")(embedding)
+        embedding = Linear(cfg.width, (None, "embed"), name="time_out")(nn.silu(embedding))
+        if cfg.classes:
+            # Row 0 stands for "no class"; clip ids and labels both count from 1.
+            table = Embed(cfg.classes + 1, cfg.width, name="label_embed")
+            of_clip = jnp.pad(table(label), ((0, 0), (1, 0), (0, 0)))
+            embedding = embedding + jnp.take_along_axis(of_clip, slot_clip[..., None], axis=1)
+        if cfg.text == "cross" and cfg.text_pool:
+            same = (slot_clip[:, :, None] == text_clip[:, None]) & (slot_clip[:, :, None] > 0)
+            weight = same / jnp.maximum(same.sum(-1, keepdims=True), 1)
+            pooled = jnp.einsum("bkm,bme->bke", weight, text.astype(jnp.float32))
+            embedding = embedding + MLP(cfg.width, cfg.width, name="text_pool")(pooled)
+        return embedding
+
+    def _blocks(self, x, condition, slot, clip, rotation, text, text_clip) -> Array:
+        cfg = self.config
+        block = Block
+        if cfg.remat != "none":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if cfg.remat == "dots" else None
+            block = nn.remat(Block, policy=policy, prevent_cse=not cfg.scan)
+        shared = (condition, slot, clip, rotation, text, text_clip)
+        if cfg.scan:
+            scanned = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=nn.broadcast,
+                length=cfg.depth,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            return scanned(cfg, name="blocks")(x, *shared)[0]
+        for i in range(cfg.depth):
+            x, _ = block(cfg, name=f"block_{i}")(x, *shared)
+        return x
+
+    def _head(self, x: Array, embedding: Array, slot: Array) -> Array:
+        cfg = self.config
+        if cfg.modulation == "block":
+            project = Linear(2 * cfg.width, ("embed", "mlp"), kernel_init=_zeros, name="head_modulation")
+            shift, scale = jnp.split(project(nn.silu(embedding)), 2, -1)
+        else:
+            init = nn.with_logical_partitioning(_zeros, (None, "embed"))
+            table = self.param("head_table", init, (2, cfg.width))
+            shift, scale = embedding + table[0], embedding + table[1]
+        x = modulate(x, *(take_slots(y, slot) for y in (shift, scale)))
+        features = cfg.token_values * (2 if cfg.learn_variance else 1)
+        head = Linear(features, ("embed", "patch"), dtype=jnp.dtype(cfg.dtype), kernel_init=_zeros, name="head")
+        return head(x).astype(jnp.float32)
