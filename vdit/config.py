@@ -1,0 +1,422 @@
+"""Configs: frozen keyword-only dataclasses to and from JSON, with typed overrides; no globals.
+
+A config holds plain fields only: int, float, str, bool, tuple[...], Literal[...], a nested config,
+and any of these `| None`. The annotations are the schema: nothing else is registered anywhere.
+
+    config = apply_overrides(config, ["dit.depth=4", "data.areas=(64,96)", "text=none"])
+    from_json(Experiment, to_json(config)) == config
+
+Every error is a ConfigError of one line that names the key, the value and the rule, and for an
+unknown key the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import json
+import math
+import numbers
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from vdit.errors import ConfigError
+
+T = TypeVar("T")
+
+_NONE_WORDS = ("none", "null")
+_BOOL_WORDS = {"true": True, "false": False}
+# Text that fits several members of a union takes the narrowest one; str takes anything, so comes last.
+_NARROWEST_FIRST = (bool, int, float, str)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as plain JSON values: nested configs become dicts, tuples become lists."""
+    return {field.name: _plain(getattr(config, field.name)) for field in _fields(type(config))}
+
+
+def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
+    """Builds `cls` from the output of `to_dict`. Left-out fields take their defaults; unknown ones raise."""
+    return _from_mapping(cls, data, "")
+
+
+def to_json(config: Any) -> str:
+    """The config as indented JSON."""
+    return json.dumps(to_dict(config), indent=2)
+
+
+def from_json(cls: type[T], text: str) -> T:
+    """The inverse of `to_json`."""
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{cls.__name__}: not valid JSON: {error}") from None
+    return from_dict(cls, data)
+
+
+def apply_overrides(config: T, overrides: Iterable[str]) -> T:
+    """A copy of `config` with `key=value` texts applied; types come from the annotations.
+
+    All overrides are applied at once, so that a rule over two fields (width divisible by heads) is
+    checked only on the final values. A key given twice takes its last value. A nested config that is
+    None is built from its defaults when one of its fields is set.
+    """
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"override {override!r} is not of the form key=value, as in dit.depth=4")
+        *parents, leaf = key.strip().split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{key.strip()}: {parent!r} is also set as a whole; give one or the other")
+        if isinstance(node.get(leaf), dict):
+            raise ConfigError(f"{key.strip()}: is set as a whole and by its fields; give one or the other")
+        node[leaf] = text.strip()
+    return _override(config, tree, "")
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """Dotted key -> value of every leaf of a config, or of the dict that `to_dict` makes of one."""
+    data = config if isinstance(config, Mapping) else to_dict(config)
+    leaves: dict[str, Any] = {}
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            leaves |= {f"{name}.{key}": leaf for key, leaf in flatten(value).items()}
+        else:
+            leaves[name] = _plain(value)
+    return leaves
+
+
+def diff(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (value in a, value in b) where two configs (or dicts of them) differ.
+
+    A key that one side lacks counts as None there, so a checkpoint made before a field existed can
+    still be compared.
+    """
+    left, right = flatten(a), flatten(b)
+    pairs = {key: (left.get(key), right.get(key)) for key in [*left, *(k for k in right if k not in left)]}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def describe(config: Any) -> list[tuple[str, str, Any]]:
+    """(dotted key, type in words, value) of every leaf, for help texts."""
+    rows = []
+    for name, annotation in _annotations(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            rows += [(f"{name}.{key}", kind, leaf) for key, kind, leaf in describe(value)]
+        else:
+            rows.append((name, _type_name(annotation), value))
+    return rows
+
+
+def load_config(source: str | Path | types.ModuleType) -> Any:
+    """The config that an experiment defines: `source` is its file, its dotted name, or its module.
+
+    An experiment is a Python file with a function `config()` that returns a config. Its fields are
+    type-checked, so that a mistake in the file is named before anything is built from it.
+    """
+    module = source if isinstance(source, types.ModuleType) else load_experiment(source)
+    name = getattr(module, "__file__", None) or module.__name__
+    make = getattr(module, "config", None)
+    if not callable(make):
+        raise ConfigError(f"{name}: an experiment must define a function config() that returns a config")
+    config = _run(make, name)
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        returned = type(config).__name__
+        raise ConfigError(f"{name}: config() returned {returned}, it must return a config dataclass")
+    return _with_path(name, lambda: from_dict(type(config), to_dict(config)))
+
+
+def load_experiment(source: str | Path) -> types.ModuleType:
+    """Imports an experiment by file path (ends in .py) or by dotted module name."""
+    path = Path(source)
+    if path.suffix == ".py":
+        return _load_file(path)
+    try:
+        return importlib.import_module(str(source))
+    except (ImportError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{source}: neither an experiment file (*.py) nor a module that can be imported ({error})"
+        ) from None
+
+
+def _load_file(path: Path) -> types.ModuleType:
+    if not path.is_file():
+        there = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise ConfigError(f"{path}: no such experiment file{_nearest(path.name, there)}")
+    name = f"vdit_experiment_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses defined in the file look their own module up to resolve annotations.
+    sys.modules[name] = module
+    try:
+        _run(lambda: spec.loader.exec_module(module), str(path))
+    except ConfigError:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _run(function, name: str) -> Any:
+    """Calls a user's code; what it raises becomes one line with the place in the user's file."""
+    try:
+        return function()
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    except SyntaxError as error:
+        raise ConfigError(f"{name}: line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == name]
+        place = f"line {frames[-1].lineno}: " if frames else ""
+        raise ConfigError(f"{name}: {place}{type(error).__name__}: {error}") from error
+
+
+# Plain values from and to dataclasses.
+
+
+def _fields(cls: type) -> list[dataclasses.Field]:
+    return [field for field in dataclasses.fields(cls) if field.init]
+
+
+def _annotations(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in _fields(cls)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _with_path(path: str, build) -> Any:
+    """Calls `build`; a rule that a class checks on construction does not know its key, so it is added."""
+    try:
+        return build()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}" if path else str(error)) from None
+
+
+def _from_mapping(cls: type[T], data: Any, path: str) -> T:
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{path or cls.__name__}: {data!r} is not a mapping of {cls.__name__}'s fields")
+    annotations = _annotations(cls)
+    for name in data:
+        _check_known(cls, str(name), path)
+    for field in _fields(cls):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and field.name not in data:
+            raise ConfigError(f"{_join(path, field.name)}: is missing, {cls.__name__} has no default for it")
+    values = {name: _convert(annotations[name], value, _join(path, name)) for name, value in data.items()}
+    return _with_path(path, lambda: cls(**values))
+
+
+def _override(config: T, tree: dict[str, Any], path: str) -> T:
+    cls = type(config)
+    annotations = _annotations(cls)
+    values = {}
+    for name, item in tree.items():
+        key = _join(path, name)
+        _check_known(cls, name, path)
+        if isinstance(item, dict):
+            current = getattr(config, name)
+            nested = _nested_class(annotations[name])
+            if nested is None:
+                kind = _type_name(annotations[name])
+                child = _join(key, next(iter(item)))
+                raise ConfigError(f"{child}: {key} is of type {kind}, it has no fields")
+            base = current if current is not None else _from_mapping(nested, {}, key)
+            values[name] = _override(base, item, key)
+        else:
+            values[name] = _parse(annotations[name], item, key)
+    return _with_path(path, lambda: dataclasses.replace(config, **values))
+
+
+def _convert(annotation: Any, value: Any, path: str) -> Any:
+    """Checks a plain value against an annotation, and gives it in the annotation's type."""
+    if dataclasses.is_dataclass(annotation):
+        return _from_mapping(annotation, value, path)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        exact = [member for member in arguments if type(value) is member]
+        return _first_that_fits(_convert, exact or _union_members(annotation), annotation, value, path)
+    if origin is Literal:
+        if any(value == option and type(value) is type(option) for option in arguments):
+            return value
+        raise _not_a_choice(value, arguments, path)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise _wrong_type(annotation, value, path)
+        members = _tuple_members(annotation, value, path)
+        return tuple(_convert(m, item, f"{path}[{i}]") for i, (m, item) in enumerate(zip(members, value)))
+    return _convert_scalar(annotation, value, path)
+
+
+def _convert_scalar(annotation: Any, value: Any, path: str) -> Any:
+    is_bool = isinstance(value, bool)
+    if annotation is type(None) and value is None:
+        return None
+    if annotation in (bool, str) and isinstance(value, annotation):
+        return value
+    if annotation is int and isinstance(value, numbers.Integral) and not is_bool:
+        return int(value)
+    if annotation is float and isinstance(value, numbers.Real) and not is_bool:
+        if math.isnan(value):
+            raise ConfigError(f"{path}: {value!r} is not a number to set a config to")
+        return float(value)
+    if annotation not in (bool, str, int, float, type(None)):
+        raise TypeError(f"{path}: a config cannot hold a field of type {annotation}")
+    raise _wrong_type(annotation, value, path)
+
+
+def _parse(annotation: Any, text: str, path: str) -> Any:
+    """Reads the text of an override as the annotation's type."""
+    if dataclasses.is_dataclass(annotation):
+        example = next(iter(_annotations(annotation)))
+        raise ConfigError(f"{path}: {text!r} cannot stand for a whole {annotation.__name__}; "
+                          f"set its fields, as in {path}.{example}=...")
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        if type(None) in arguments and text.lower() in _NONE_WORDS:
+            return None
+        return _first_that_fits(_parse, _union_members(annotation), annotation, text, path)
+    if origin is Literal:
+        for option in arguments:
+            if _unquote(text) == str(option):
+                return option
+        raise _not_a_choice(text, arguments, path)
+    if origin is tuple:
+        items = _split(text)
+        members = _tuple_members(annotation, items, path)
+        return tuple(_parse(m, item, f"{path}[{i}]") for i, (m, item) in enumerate(zip(members, items)))
+    if annotation is str:
+        return _unquote(text)
+    if annotation is bool:
+        value = _BOOL_WORDS.get(text.lower(), text)
+    else:
+        try:
+            value = annotation(text) if annotation in (int, float) else text
+        except ValueError:
+            value = text
+    return _convert_scalar(annotation, value, path)
+
+
+def _first_that_fits(read, members: list[Any], annotation: Any, value: Any, path: str) -> Any:
+    failures = []
+    for member in members:
+        try:
+            return read(member, value, path)
+        except ConfigError as error:
+            failures.append(error)
+    # With one real alternative to None its own message is the more telling one.
+    raise failures[0] if len(failures) == 1 else _wrong_type(annotation, value, path)
+
+
+def _union_members(annotation: Any) -> list[Any]:
+    members = [m for m in typing.get_args(annotation) if m is not type(None)]
+    if sum(map(dataclasses.is_dataclass, members)) > 1:
+        raise TypeError(f"a config field cannot be one of several config classes: {annotation}")
+    rank = {kind: i for i, kind in enumerate(_NARROWEST_FIRST)}
+    return sorted(members, key=lambda member: rank.get(member, 2.5))
+
+
+def _tuple_members(annotation: Any, items: Any, path: str) -> list[Any]:
+    arguments = typing.get_args(annotation)
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return [arguments[0]] * len(items)
+    if len(items) != len(arguments):
+        shown = ",".join(map(str, items))
+        wanted = f"{_type_name(annotation)}: it needs {len(arguments)} values"
+        raise ConfigError(f"{path}: ({shown}) is not a {wanted}")
+    return list(arguments)
+
+
+def _split(text: str) -> list[str]:
+    """Splits "(1,(2,3))" or "1,2" at the outermost commas; "" and "()" are empty, "4" is one value."""
+    if text[:1] + text[-1:] in ("()", "[]") and _closes_at_end(text):
+        text = text[1:-1]
+    items, depth, start = [], 0, 0
+    for i, char in enumerate(text):
+        depth += (char in "([") - (char in ")]")
+        if char == "," and depth == 0:
+            items.append(text[start:i].strip())
+            start = i + 1
+    last = text[start:].strip()
+    return [*items, last] if last else items
+
+
+def _closes_at_end(text: str) -> bool:
+    """Whether the first bracket is closed by the last one, as in "(1,2)" and unlike "(1,2),(3,4)"."""
+    depth = 0
+    for i, char in enumerate(text):
+        depth += (char in "([") - (char in ")]")
+        if depth == 0:
+            return i == len(text) - 1
+    return False
+
+
+def _unquote(text: str) -> str:
+    if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]
+    return text
+
+
+# Messages.
+
+
+def _nested_class(annotation: Any) -> type | None:
+    members = [annotation, *typing.get_args(annotation)]
+    return next((member for member in members if dataclasses.is_dataclass(member)), None)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _type_name(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(_type_name(argument) for argument in arguments)
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    if origin is tuple:
+        inside = ", ".join("..." if argument is Ellipsis else _type_name(argument) for argument in arguments)
+        return f"tuple[{inside}]"
+    return "none" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
+
+
+def _wrong_type(annotation: Any, value: Any, path: str) -> ConfigError:
+    return ConfigError(f"{path}: {value!r} is not of type {_type_name(annotation)}")
+
+
+def _not_a_choice(value: Any, options: tuple[Any, ...], path: str) -> ConfigError:
+    known = ", ".join(map(str, options))
+    return ConfigError(f"{path}: {value!r} is not one of {known}{_nearest(str(value), map(str, options))}")
+
+
+def _check_known(cls: type, name: str, path: str) -> None:
+    known = list(_annotations(cls))
+    if name in known:
+        return
+    hint = _nearest(name, known, path)
+    # Without a near name the list of all names is the next best help.
+    hint = hint or f" (its keys: {', '.join(known)})"
+    raise ConfigError(f"{_join(path, name)}: unknown key of {cls.__name__}{hint}")
+
+
+def _nearest(name: str, known: Iterable[str], path: str = "") -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; nearest: {_join(path, near[0])}" if near else ""
