@@ -72,7 +72,7 @@ class Moving(World):
     def __post_init__(self):
         super().__post_init__()
         if not self.combos:
-            raise ConfigError("combos is empty; the world needs a (colour, shape, direction): add at least one")
+            raise ConfigError("combos is empty; a world needs something to show: give one or more")
         object.__setattr__(self, "combos", tuple(tuple(combo) for combo in self.combos))
         known = set(combinations())
         for combo in self.combos:
