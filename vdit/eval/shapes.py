@@ -23,8 +23,7 @@ _COLOUR_LIMIT = 90.0  # from the palette, of a colour that still has a name; its
 _WINDOW = 0.34  # half the window around the object; the world's largest reaches 0.29
 _AREA = (0.02, 0.28)  # of a short side squared; the world's shapes have 0.047 to 0.126
 _FRAMES_SEEN = 0.6  # share of frames that must show the object
-_MATCH_LIMIT = 0.6  # correlation of outline and template, of a shape that still has a name
-_OBJECT_LIMIT = 0.4  # the same, of something that still is one object
+_MATCH_LIMIT = 0.6  # correlation of outline and best template; noise alone reaches 0.55
 _TRAVEL_LIMIT = 0.06  # over the clip; the world moves at least 0.12
 _STRAIGHT = 1.5  # travel along the axis over travel across it
 
@@ -36,7 +35,7 @@ _REACH = 1.15  # which spans this many square roots of the area to each side
 class Detection:
     """What a clip shows; a part is None where nothing fits.
 
-    found: one compact object of a fitting size is there in most frames.
+    found: one object of a fitting size and outline is there in most frames; else all else is empty.
     colour, shape, direction: names of vdit.worlds.
     colour_margin: 0..1, how much nearer the best colour is than the next. colour_distance: to it.
     match: correlation with the best shape. match_margin: its lead over the next.
@@ -77,7 +76,7 @@ def detect(video: np.ndarray) -> Detection:
     window = np.stack([_box(w, mask.shape[1:]) for w in windows if w is not None])
     centre, area = _measure(cover, window)
     shape, match, match_margin = _name_shape(cover, centre, area)
-    if match < _OBJECT_LIMIT:
+    if match < _MATCH_LIMIT:
         return Detection()
 
     direction, travel = _name_direction(np.flatnonzero(seen), centre / side, len(frames))
@@ -192,7 +191,7 @@ def _grid() -> np.ndarray:
     return (np.arange(_GRID) + 0.5) / _GRID * 2 * _REACH - _REACH
 
 
-def _name_shape(cover: np.ndarray, centre: np.ndarray, area: float) -> tuple[str | None, float, float]:
+def _name_shape(cover: np.ndarray, centre: np.ndarray, area: float) -> tuple[str, float, float]:
     """The best shape for coverage [t h w] seen around its centres, its match and its lead."""
     step = _grid() * math.sqrt(area)
     outline = np.median(
@@ -202,8 +201,7 @@ def _name_shape(cover: np.ndarray, centre: np.ndarray, area: float) -> tuple[str
     outline /= np.linalg.norm(outline) + 1e-6
     matches = {name: float((outline * template).sum()) for name, template in _templates().items()}
     best, second = sorted(matches, key=matches.get, reverse=True)[:2]
-    name = best if matches[best] >= _MATCH_LIMIT else None
-    return name, matches[best], matches[best] - matches[second]
+    return best, matches[best], matches[best] - matches[second]
 
 
 def _sample(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
