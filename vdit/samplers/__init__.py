@@ -1,0 +1,37 @@
+"""Samplers by name: `make("unipc").sample(denoise, x, schedule=..., prediction=..., grid=20)`.
+
+A new sampler is one file and one row of SAMPLERS, and then takes part in the shared convergence test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+
+from vdit.errors import ConfigError
+from vdit.samplers.base import Denoise, Project, Sampler
+from vdit.samplers.euler import Euler
+from vdit.samplers.grid import Grid
+
+SAMPLERS: dict[str, type] = {
+    "euler": Euler,
+}
+
+
+def make(name: str, **options) -> Sampler:
+    """The sampler of that name. options: its fields."""
+    if name not in SAMPLERS:
+        raise ConfigError(f"sampler {name!r} is unknown{_nearest(name, SAMPLERS)}")
+    fields = [field.name for field in dataclasses.fields(SAMPLERS[name])]
+    for option in options:
+        if option not in fields:
+            raise ConfigError(f"sampler {name!r} has no option {option!r}{_nearest(option, fields)}")
+    return SAMPLERS[name](**options)
+
+
+def _nearest(name, known) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f": did you mean {close[0]!r}?" if close else f": use one of {', '.join(known) or 'none'}"
+
+
+__all__ = ["SAMPLERS", "Denoise", "Grid", "Project", "Sampler", "make"]

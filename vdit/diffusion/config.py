@@ -1,0 +1,63 @@
+"""What is diffused and how: the choices that training and sampling must share."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, get_args
+
+from vdit.errors import ConfigError
+
+Kind = Literal["flow", "ddpm"]
+Prediction = Literal["velocity", "noise", "v", "sample"]
+BetaSchedule = Literal["linear", "cosine"]
+TimestepSampling = Literal["logit_normal", "uniform"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """The noise schedule, what the network predicts, and how training draws noise levels.
+
+    kind: "flow", straight paths from data to noise; "ddpm", the discrete variance-preserving process.
+    prediction: what the network's output means (see vdit.diffusion.predictions).
+    shift: moves training draws and sampling grids towards noise (flow only; 1 does nothing).
+    timestep_sampling, logit_mean, logit_std: how training draws levels, before the shift.
+    stratified: spread one batch's draws evenly over the levels; each draw alone is distributed the same.
+    beta_schedule, steps: the discrete process (ddpm only).
+    learn_variance: the network also gives a variance, in as many channels again (ddpm only).
+    """
+
+    kind: Kind = "flow"
+    prediction: Prediction = "velocity"
+    shift: float = 1.0
+    timestep_sampling: TimestepSampling = "logit_normal"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    stratified: bool = False
+    beta_schedule: BetaSchedule = "linear"
+    steps: int = 1000
+    learn_variance: bool = False
+
+    def __post_init__(self):
+        for field, choices in (
+            ("kind", Kind),
+            ("prediction", Prediction),
+            ("timestep_sampling", TimestepSampling),
+            ("beta_schedule", BetaSchedule),
+        ):
+            value = getattr(self, field)
+            if value not in get_args(choices):
+                raise ConfigError(f"diffusion {field} is {value!r}: use {' or '.join(get_args(choices))}")
+        for field in ("shift", "logit_std"):
+            if not getattr(self, field) > 0:
+                raise ConfigError(f"diffusion {field} is {getattr(self, field)}: it must be above 0")
+        if self.steps < 2:
+            raise ConfigError(f"diffusion steps is {self.steps}: a discrete process needs 2 or more")
+        if self.kind == "flow" and self.learn_variance:
+            raise ConfigError("learn_variance is True with kind='flow': only kind='ddpm' has a variance")
+        if self.kind == "ddpm" and self.shift != 1:
+            raise ConfigError(f"shift is {self.shift} with kind='ddpm': only kind='flow' shifts; set 1")
+        if self.kind == "flow" and self.prediction == "noise":
+            raise ConfigError(
+                "prediction is 'noise' with kind='flow': pure noise says nothing of the data there, "
+                "so use 'velocity', 'v' or 'sample'"
+            )

@@ -1,0 +1,179 @@
+"""Noise schedules: how much data and how much noise x_t holds at each noise level.
+
+A noise level t is a float in [0, 1]: 0 is clean, 1 is the noisiest. x_t = alpha(t) x_0 + sigma(t) noise.
+Every method takes floats or numpy arrays, and then computes in numpy float64 (samplers build their
+coefficients so, while tracing), or JAX arrays, and then computes in the array's own dtype.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdit.diffusion.config import BetaSchedule, DiffusionConfig
+from vdit.errors import ConfigError
+from vdit.types import Array
+
+MAX_TIME = 1000.0  # the network's time at level 1, in the units that published models use
+MAX_BETA = 0.999  # the cosine schedule's last step would otherwise destroy everything at once
+COSINE_OFFSET = 0.008
+
+
+class Schedule(Protocol):
+    """What training and samplers ask of a schedule. t: any shape; every method keeps it."""
+
+    @property
+    def discrete_steps(self) -> int | None:
+        """How many levels the network was trained at, t = 1/n, 2/n, ..., 1; None when at all of them."""
+        ...
+
+    def alpha(self, t: Array | float) -> Array:
+        """Share of data in x_t."""
+        ...
+
+    def sigma(self, t: Array | float) -> Array:
+        """Share of noise in x_t."""
+        ...
+
+    def time(self, t: Array | float) -> Array:
+        """The network's time input, 0..1000."""
+        ...
+
+    def log_snr(self, t: Array | float) -> Array:
+        """log(alpha^2 / sigma^2): +inf at t = 0, falling."""
+        ...
+
+    def shifted(self, t: Array | float) -> Array:
+        """Where levels drawn or spaced without a shift move to."""
+        ...
+
+
+def _numpy_or_jax(t: Array | float):
+    return (jnp, t) if isinstance(t, jax.Array) else (np, np.asarray(t, np.float64))
+
+
+def log_snr(alpha: Array, sigma: Array) -> Array:
+    """2 log(alpha / sigma) [...], with its infinities at pure data and pure noise."""
+    xp, _ = _numpy_or_jax(alpha)
+    with np.errstate(divide="ignore"):
+        return 2.0 * (xp.log(alpha) - xp.log(sigma))
+
+
+def shift_level(t: Array | float, shift: float) -> Array:
+    """s t / (1 + (s - 1) t) [...]: fixes 0 and 1, multiplies sigma/alpha of a flow by s in between."""
+    return shift * t / (1.0 + (shift - 1.0) * t)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flow:
+    """Straight paths from data to noise (rectified flow): alpha = 1 - t, sigma = t.
+
+    shift acts on the levels that are chosen, not on what a level means: training draws and sampling
+    grids pass through `shifted`; alpha, sigma and time of a given level are the same for every shift.
+    whole_time: cut the network's time to whole numbers, as Wan's reference sampler does.
+    """
+
+    shift: float = 1.0
+    whole_time: bool = False
+
+    def __post_init__(self):
+        if not self.shift > 0:
+            raise ConfigError(f"flow shift is {self.shift}: it must be above 0 (1 does nothing)")
+
+    @property
+    def discrete_steps(self) -> None:
+        return None
+
+    def alpha(self, t):
+        return 1.0 - _numpy_or_jax(t)[1]
+
+    def sigma(self, t):
+        return 1.0 * _numpy_or_jax(t)[1]
+
+    def time(self, t):
+        xp, t = _numpy_or_jax(t)
+        # The margin keeps a whole number whole when float32 has rounded the level down.
+        return xp.floor(MAX_TIME * t + 1e-4) if self.whole_time else MAX_TIME * t
+
+    def log_snr(self, t):
+        return log_snr(self.alpha(t), self.sigma(t))
+
+    def shifted(self, t):
+        return shift_level(_numpy_or_jax(t)[1], self.shift)
+
+
+@functools.lru_cache(maxsize=16)
+def log_alpha_bar_table(beta_schedule: BetaSchedule, steps: int) -> np.ndarray:
+    """float64 [steps + 1]: log of the cumulative product of (1 - beta) after 0, 1, ..., steps steps."""
+    if beta_schedule == "linear":
+        betas = np.linspace(1e-4, 0.02, steps, dtype=np.float64) * 1000.0 / steps
+    elif beta_schedule == "cosine":
+        points = np.arange(steps + 1, dtype=np.float64) / steps
+        wanted = np.cos((points + COSINE_OFFSET) / (1 + COSINE_OFFSET) * np.pi / 2) ** 2
+        betas = np.minimum(1.0 - wanted[1:] / wanted[:-1], MAX_BETA)
+    else:
+        raise ConfigError(f"beta_schedule is {beta_schedule!r}: use 'linear' or 'cosine'")
+    if not 0 < betas.max() < 1:
+        raise ConfigError(f"steps is {steps} with a {beta_schedule} schedule: betas reach 1, use more steps")
+    table = np.concatenate([[0.0], np.cumsum(np.log1p(-betas))])
+    table.flags.writeable = False
+    return table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DDPM:
+    """The discrete variance-preserving process: alpha^2 + sigma^2 = 1.
+
+    The network knows the times 0 .. steps-1; time i is the level t = (i + 1) / steps, and level 0 is clean.
+    At those levels alpha^2 is the cumulative product of (1 - beta); between them its logarithm is
+    interpolated linearly, so that samplers may step anywhere. A level below the first has time 0.
+    """
+
+    beta_schedule: BetaSchedule = "linear"
+    steps: int = 1000
+
+    def __post_init__(self):
+        log_alpha_bar_table(self.beta_schedule, self.steps)
+
+    @property
+    def discrete_steps(self) -> int:
+        return self.steps
+
+    def log_alpha_bar(self, t):
+        """log(alpha^2) [...]."""
+        xp, t = _numpy_or_jax(t)
+        table = xp.asarray(log_alpha_bar_table(self.beta_schedule, self.steps))
+        return xp.interp(t * self.steps, xp.arange(self.steps + 1.0), table)
+
+    def alpha(self, t):
+        xp, _ = _numpy_or_jax(t)
+        return xp.exp(0.5 * self.log_alpha_bar(t))
+
+    def sigma(self, t):
+        xp, _ = _numpy_or_jax(t)
+        return xp.sqrt(-xp.expm1(self.log_alpha_bar(t)))
+
+    def time(self, t):
+        xp, t = _numpy_or_jax(t)
+        time = t * self.steps - 1.0
+        # A float32 level misses its whole time by 1e-4; published models were fed the whole one.
+        whole = xp.round(time)
+        return xp.maximum(xp.where(xp.abs(time - whole) < 1e-3, whole, time), 0.0)
+
+    def log_snr(self, t):
+        return log_snr(self.alpha(t), self.sigma(t))
+
+    def shifted(self, t):
+        return _numpy_or_jax(t)[1]
+
+
+def make_schedule(config: DiffusionConfig) -> Schedule:
+    """The schedule that a configuration asks for."""
+    if config.kind == "flow":
+        return Flow(shift=config.shift)
+    return DDPM(beta_schedule=config.beta_schedule, steps=config.steps)

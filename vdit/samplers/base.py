@@ -1,0 +1,146 @@
+"""What all samplers share: the interface, the loop over steps, and coefficients.
+
+A sampler first turns its grid of levels into a table of coefficients, a column for each, in numpy float64
+while tracing (differences of logarithms would lose digits in float32). The loop over steps is one
+`jax.lax.scan` over the table's rows: one compiled step, one state kept, whatever the number of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdit.diffusion.config import Prediction
+from vdit.diffusion.predictions import to_clean_and_noise
+from vdit.diffusion.schedules import Schedule
+from vdit.errors import ConfigError
+from vdit.samplers.grid import Grid, resolve
+from vdit.types import Array
+
+Denoise = Callable[[Array, Array], Array]
+Project = Callable[[Array, Array], Array]
+
+
+class Sampler(Protocol):
+    """A way down from noise to data. Frozen: its options are fields."""
+
+    def sample(
+        self,
+        denoise: Denoise,
+        x: Array,
+        *,
+        schedule: Schedule,
+        prediction: Prediction,
+        grid: Grid | np.ndarray | int,
+        key: Array | None = None,
+        project: Project | None = None,
+    ) -> Array:
+        """x [...] at the grid's first level -> x [...] at its last (0 unless given otherwise).
+
+        denoise(x [... c], t []) -> prediction [... c]; [... 2c] where a variance is learned too, which
+            only "ddpm" uses. t is the noise level; `schedule.time(t)` is the network's time.
+        grid: static; see vdit.samplers.grid.
+        key: for samplers that add noise.
+        project(x, t) -> x: called after each step with the level just reached, to put known tokens back.
+        """
+        ...
+
+
+class Estimate(NamedTuple):
+    """What the network says at one step. x0, noise: [... c]; variance: [... c] raw, or None."""
+
+    x0: Array
+    noise: Array
+    variance: Array | None
+
+
+class Problem(NamedTuple):
+    """The table's common columns, all float64 [n]: this step's level and the next's."""
+
+    t: np.ndarray
+    t_next: np.ndarray
+    alpha: np.ndarray
+    alpha_next: np.ndarray
+    sigma: np.ndarray
+    sigma_next: np.ndarray
+
+    def columns(self) -> dict[str, np.ndarray]:
+        return self._asdict()
+
+    def half_log_snr(self) -> tuple[np.ndarray, np.ndarray]:
+        """log(alpha / sigma) at this level and the next; +inf at sigma 0.
+
+        alpha is held above 1e-6, so that multistep methods can start from pure noise.
+        """
+        with np.errstate(divide="ignore"):
+            here = np.log(np.maximum(self.alpha, 1e-6)) - np.log(self.sigma)
+            there = np.log(np.maximum(self.alpha_next, 1e-6)) - np.log(self.sigma_next)
+        return here, there
+
+
+def lay_out(schedule: Schedule, prediction: Prediction, grid: Grid | np.ndarray | int) -> Problem:
+    """The levels of a run, checked against what the prediction can tell there."""
+    levels = resolve(grid, schedule)
+    alpha, sigma = schedule.alpha(levels), schedule.sigma(levels)
+    if prediction == "noise" and alpha[0] == 0.0:
+        raise ConfigError(
+            "prediction is 'noise' and the grid starts at pure noise, where it says nothing of the data: "
+            "start lower, for instance Grid(..., ceiling=0.999)"
+        )
+    return Problem(levels[:-1], levels[1:], alpha[:-1], alpha[1:], sigma[:-1], sigma[1:])
+
+
+def estimate(denoise: Denoise, x: Array, row: dict[str, Array], prediction: Prediction) -> Estimate:
+    """Calls the network at this step's level."""
+    return estimate_at(denoise, x, row["t"], row["alpha"], row["sigma"], prediction)
+
+
+def estimate_at(
+    denoise: Denoise, x: Array, t: Array, alpha: Array, sigma: Array, prediction: Prediction
+) -> Estimate:
+    """x [... c]; t, alpha, sigma [] -> Estimate."""
+    output = denoise(x, t).astype(x.dtype)
+    variance = None
+    if output.shape != x.shape:
+        output, variance = jnp.split(output, 2, axis=-1)
+    x0, noise = to_clean_and_noise(prediction, output, x, alpha, sigma)
+    return Estimate(x0, noise, variance)
+
+
+def run_steps(
+    step: Callable[[Any, dict[str, Array], Array | None], Any],
+    carry: Any,
+    columns: dict[str, np.ndarray],
+    *,
+    dtype: jnp.dtype,
+    key: Array | None = None,
+) -> Any:
+    """Scans step(carry, row, key) -> carry over the table's rows, each with a key of its own."""
+    rows = {name: jnp.asarray(column, dtype) for name, column in columns.items()}
+    keys = None if key is None else jax.random.split(key, len(columns["t"]))
+
+    def body(carry, xs):
+        row, step_key = xs
+        return step(carry, row, step_key), None
+
+    return jax.lax.scan(body, carry, (rows, keys))[0]
+
+
+def working(x: Array) -> Array:
+    """x in float32 at least: a state in bfloat16 would lose the small steps."""
+    return jnp.asarray(x).astype(jnp.promote_types(jnp.asarray(x).dtype, jnp.float32))
+
+
+def projected(project: Project | None, x: Array, t: Array) -> Array:
+    """x with its known parts put back, if there are any."""
+    return x if project is None else project(x, t).astype(x.dtype)
+
+
+def need_key(key: Array | None, name: str) -> Array:
+    if key is None:
+        raise ConfigError(f"sampler {name!r} adds noise at each step: give it key=jax.random.key(seed)")
+    return key
