@@ -1,0 +1,153 @@
+"""The pieces of the VAE. All work on `[b t h w c]`, causally in time.
+
+Pieces that look back in time are called with a cache and return the next one:
+`piece(x, cache) -> (y, cache)`. A cache of None stands for the start of a clip, so a whole clip is a
+first chunk that happens to be long. Caches are plain dicts of arrays.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vdit.nn.conv import CausalConv, Conv, upsample_nearest
+from vdit.nn.norm import RMSNorm
+from vdit.types import Array, PyTree
+from vdit.vae.config import VAEConfig
+
+
+def conv_options(config: VAEConfig) -> dict:
+    """What every convolution of the model is given."""
+    return {"dtype": jnp.dtype(config.dtype), "formulation": config.conv}
+
+
+class ResidualBlock(nn.Module):
+    """(Norm, SiLU, conv) twice, plus a shortcut: `[b t h w i] -> [b t h w features]`."""
+
+    config: VAEConfig
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array, cache: PyTree = None) -> tuple[Array, PyTree]:
+        config, old, new = self.config, cache or {}, {}
+        options = conv_options(config)
+        h = x
+        for i in (1, 2):
+            h = nn.silu(RMSNorm(config.norm_eps, "conv_out", name=f"norm{i}")(h))
+            conv = CausalConv(self.features, config.block_kernel, name=f"conv{i}", **options)
+            h, new[conv.name] = conv(h, old.get(conv.name))
+        if x.shape[-1] != self.features:
+            x = Conv(self.features, (1, 1, 1), name="shortcut", **options)(x)
+        return x + h, new
+
+
+class FrameAttention(nn.Module):
+    """Single-head attention among the positions of each frame, plus a shortcut: `[b t h w c]`, same shape."""
+
+    config: VAEConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        b, t, h, w, c = x.shape
+        options = conv_options(self.config)
+        y = RMSNorm(self.config.norm_eps, "conv_out", name="norm")(x)
+        qkv = Conv(3 * c, (1, 1, 1), name="qkv", **options)(y).reshape(b * t, h * w, 3, c)
+        q, k, v = (qkv[:, :, i] for i in range(3))
+        scores = jnp.einsum("fqc,fkc->fqk", q, k, preferred_element_type=jnp.float32) * c**-0.5
+        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+        y = jnp.einsum("fqk,fkc->fqc", weights, v).reshape(b, t, h, w, c)
+        return x + Conv(c, (1, 1, 1), name="out", **options)(y)
+
+
+class Middle(nn.Module):
+    """Residual block, attention within frames, residual block: `[b t h w c]`, same shape."""
+
+    config: VAEConfig
+
+    @nn.compact
+    def __call__(self, x: Array, cache: PyTree = None) -> tuple[Array, PyTree]:
+        old, new = cache or {}, {}
+        x, new["block1"] = ResidualBlock(self.config, x.shape[-1], name="block1")(x, old.get("block1"))
+        if self.config.middle == "attention":
+            x = FrameAttention(self.config, name="attention")(x)
+        x, new["block2"] = ResidualBlock(self.config, x.shape[-1], name="block2")(x, old.get("block2"))
+        return x, new
+
+
+class Downsample(nn.Module):
+    """Halves space, then time, where asked: `[b t h w c] -> [b t' h' w' c]`.
+
+    In time, the clip's first frame passes as it is and the others are taken in pairs with the frame
+    before them, so 1 + 2k frames give 1 + k. The cache is the last input frame of the time step.
+    """
+
+    config: VAEConfig
+    space: bool
+    time: bool
+
+    @nn.compact
+    def __call__(self, x: Array, cache: PyTree = None) -> tuple[Array, PyTree]:
+        options = conv_options(self.config)
+        width = x.shape[-1]
+        if self.space:
+            pads = ((0, 0), (0, 1), (0, 1))
+            x = Conv(width, (1, 3, 3), (1, 2, 2), pads, name="space", **options)(x)
+        if not self.time:
+            return x, None
+        pads = ((0, 0), (0, 0), (0, 0))
+        halve = Conv(width, (3, 1, 1), (2, 1, 1), pads, name="time", **options)
+        last = x[:, -1:]
+        if cache is not None:
+            return halve(jnp.concatenate([cache, x], axis=1)), last
+        if x.shape[1] == 1 and not self.is_initializing():
+            return x, last
+        # An image still has to make the parameters of the time step when they are initialised.
+        rest = halve(x if x.shape[1] > 1 else jnp.pad(x, ((0, 0), (0, 2), (0, 0), (0, 0), (0, 0))))
+        return jnp.concatenate([x[:, :1], rest[:, : x.shape[1] // 2]], axis=1), last
+
+
+class Upsample(nn.Module):
+    """Doubles time, then space, where asked: `[b t h w c] -> [b t' h' w' c']`.
+
+    In time, the clip's first frame passes as it is and each other one becomes two, by a causal
+    convolution that never sees the first: 1 + k frames give 1 + 2k. The step in space halves the channels.
+    """
+
+    config: VAEConfig
+    space: bool
+    time: bool
+
+    @nn.compact
+    def __call__(self, x: Array, cache: PyTree = None) -> tuple[Array, PyTree]:
+        options = conv_options(self.config)
+        width = x.shape[-1]
+        new = None
+        if self.time:
+            first, rest = (x[:, :1], x[:, 1:]) if cache is None else (x[:, :0], x)
+            double = CausalConv(2 * width, (3, 1, 1), name="time", **options)
+            if rest.shape[1] == 0 and not self.is_initializing():
+                b, _, h, w, c = x.shape
+                new = jnp.zeros((b, 2, h, w, c), x.dtype)
+            else:
+                rest, new = double(rest, cache)
+                b, t, h, w, _ = rest.shape
+                rest = jnp.moveaxis(rest.reshape(b, t, h, w, 2, width), 4, 2).reshape(b, 2 * t, h, w, width)
+                x = jnp.concatenate([first, rest], axis=1)
+        if self.space:
+            x = Conv(width // 2, (1, 3, 3), name="space", **options)(upsample_nearest(x))
+        return x, new
+
+
+def fold(x: Array, frames: int, patch: int) -> Array:
+    """Frames and squares of pixels into channels: `[b f*t p*h p*w c] -> [b t h w f*p*p*c]`."""
+    b, t, h, w, c = x.shape
+    x = x.reshape(b, t // frames, frames, h // patch, patch, w // patch, patch, c)
+    return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, t // frames, h // patch, w // patch, -1)
+
+
+def unfold(x: Array, frames: int, patch: int) -> Array:
+    """The inverse of `fold`: `[b t h w f*p*p*c] -> [b f*t p*h p*w c]`."""
+    b, t, h, w, c = x.shape
+    x = x.reshape(b, t, h, w, frames, patch, patch, c // (frames * patch * patch))
+    return x.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, t * frames, h * patch, w * patch, -1)

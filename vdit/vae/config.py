@@ -1,0 +1,177 @@
+"""What a video VAE is made of, what it is trained on, and presets."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from vdit.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    """One causal 3D VAE for Wan 2.1's and vdit's own.
+
+    Pixels are folded into channels (`patch`, `patch_frames`), then each level works at its own width and
+    a change of level halves the size in space, in time, or in both.
+
+    latent_channels: channels of the latents.
+    base_channels, channel_mults: width of each level, from the pixels inwards.
+    blocks_per_level: residual blocks of each encoder level; the decoder has `decoder_extra_blocks` more.
+    spatial_down, temporal_down: what each change of level halves; one entry less than levels.
+    patch: side of the square of pixels folded into channels before the first convolution. Most of the
+        work is then at low resolution, which is what makes small networks cheap.
+    patch_frames: frames folded into channels likewise; the first frame stands alone.
+    block_kernel: size in t, h, w of the convolutions of the residual blocks.
+    middle: "attention" is residual block, attention within each frame, residual block (Wan); "blocks"
+        leaves the attention out; "none" leaves out all three.
+    norm_eps: added to the mean square under the root.
+    dtype: type of the convolutions; norms and softmax stay float32.
+    conv: how convolutions are computed (vdit/nn/conv.py).
+    remat: recompute each residual block in the backward.
+    """
+
+    latent_channels: int = 16
+    base_channels: int = 96
+    channel_mults: tuple[int, ...] = (1, 2, 4, 4)
+    blocks_per_level: int = 2
+    decoder_extra_blocks: int = 1
+    spatial_down: tuple[bool, ...] = (True, True, True)
+    temporal_down: tuple[bool, ...] = (False, True, True)
+    patch: int = 1
+    patch_frames: int = 1
+    block_kernel: tuple[int, int, int] = (3, 3, 3)
+    middle: Literal["attention", "blocks", "none"] = "attention"
+    norm_eps: float = 1e-6
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    conv: Literal["auto", "taps", "native"] = "auto"
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        changes = len(self.channel_mults) - 1
+        for name in ("spatial_down", "temporal_down"):
+            if len(getattr(self, name)) != changes:
+                raise ConfigError(
+                    f"vae.{name}={getattr(self, name)} must have {changes} entries, one less than "
+                    f"vae.channel_mults={self.channel_mults}"
+                )
+        for level, halves in enumerate(zip(self.spatial_down, self.temporal_down)):
+            if not any(halves):
+                raise ConfigError(f"vae change of level {level} halves nothing: drop the level")
+        for name in ("latent_channels", "base_channels", "blocks_per_level", "patch", "patch_frames"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"vae.{name}={getattr(self, name)} must be at least 1")
+        if min(self.channel_mults, default=0) < 1:
+            raise ConfigError(f"vae.channel_mults={self.channel_mults} must be numbers from 1")
+        if len(self.block_kernel) != 3 or any(size % 2 == 0 for size in self.block_kernel):
+            raise ConfigError(f"vae.block_kernel={self.block_kernel} must be three odd numbers: (t, h, w)")
+        if self.decoder_extra_blocks < 0:
+            raise ConfigError(f"vae.decoder_extra_blocks={self.decoder_extra_blocks} must not be negative")
+        for level, down in enumerate(self.spatial_down):
+            if down and self.widths[level + 1] % 2:
+                raise ConfigError(
+                    f"vae width {self.widths[level + 1]} of level {level + 1} must be even, as the decoder "
+                    f"halves it: change vae.base_channels={self.base_channels}"
+                )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(self.base_channels * mult for mult in self.channel_mults)
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels of a side that one latent stands for."""
+        return self.patch * 2 ** sum(self.spatial_down)
+
+    @property
+    def temporal_stride(self) -> int:
+        """Frames that one latent frame stands for, the first frame apart."""
+        return self.patch_frames * 2 ** sum(self.temporal_down)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(t', h', w', c) of the latents of a video of `frames` x `height` x `width`."""
+        s = self.spatial_stride
+        return 1 + (frames - 1) // self.temporal_stride, height // s, width // s, self.latent_channels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """A video discriminator that judges overlapping spacetime patches (Isola et al., 2017, in 3D).
+
+    patch: side of the square of pixels folded into channels first.
+    channel_mults: one strided convolution for each, of base_channels times this width. All halve space;
+        temporal_down says which halve time.
+    """
+
+    base_channels: int = 64
+    channel_mults: tuple[int, ...] = (1, 2, 4)
+    temporal_down: tuple[bool, ...] = (False, True, True)
+    patch: int = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    conv: Literal["auto", "taps", "native"] = "auto"
+
+    def __post_init__(self) -> None:
+        if len(self.temporal_down) != len(self.channel_mults):
+            raise ConfigError(
+                f"discriminator.temporal_down={self.temporal_down} must have as many entries as "
+                f"discriminator.channel_mults={self.channel_mults}"
+            )
+        if self.patch < 1 or self.base_channels < 1:
+            raise ConfigError("discriminator.patch and discriminator.base_channels must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAELossConfig:
+    """What a VAE is trained on. Every term is a mean over its elements, so weights do not depend on sizes.
+
+    reconstruction: "l1", "mse", or "huber" (square below `huber_delta`, then linear).
+    kl_weight: weight of the KL divergence of the latents from a standard normal.
+    adversarial_weight: weight of the generator's term; 0 leaves the discriminator out.
+    adversarial_start: step from which the discriminator is trained and heard.
+    perceptual_weight: weight of the distance between SqueezeNet features; 0 leaves it out.
+    perceptual_weights: the Keras h5 file with SqueezeNet 1.1's parameters (without top).
+    perceptual_frames: frames of each clip that the perceptual term looks at, drawn at random.
+    """
+
+    reconstruction: Literal["l1", "mse", "huber"] = "l1"
+    huber_delta: float = 0.1
+    kl_weight: float = 1e-4
+    adversarial_weight: float = 0.0
+    adversarial_start: int = 0
+    perceptual_weight: float = 0.0
+    perceptual_weights: str | None = None
+    perceptual_frames: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("kl_weight", "adversarial_weight", "adversarial_start", "perceptual_weight"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"vae_loss.{name}={getattr(self, name)} must not be negative")
+        if self.huber_delta <= 0:
+            raise ConfigError(f"vae_loss.huber_delta={self.huber_delta} must be above 0")
+        if self.perceptual_frames < 1:
+            raise ConfigError(f"vae_loss.perceptual_frames={self.perceptual_frames} must be at least 1")
+        if self.perceptual_weight and not self.perceptual_weights:
+            raise ConfigError(
+                f"vae_loss.perceptual_weight={self.perceptual_weight} needs vae_loss.perceptual_weights, "
+                "the path of SqueezeNet 1.1's Keras h5 file: give it, or set the weight to 0"
+            )
+
+
+PRESETS: dict[str, dict[str, object]] = {
+    "wan21": {"norm_eps": 1e-24},
+    "base": {"base_channels": 64, "patch": 2, "channel_mults": (1, 2, 4), "spatial_down": (True, True),
+             "temporal_down": (True, True), "middle": "blocks"},
+    "small": {"base_channels": 48, "patch": 4, "channel_mults": (1, 2, 2),
+              "spatial_down": (False, True), "temporal_down": (True, True), "middle": "none", "blocks_per_level": 1},
+    "tiny": {"latent_channels": 8, "base_channels": 64, "patch": 4, "patch_frames": 4,
+             "channel_mults": (1, 2), "spatial_down": (True,), "temporal_down": (False,), "middle": "none", "blocks_per_level": 1,
+             "decoder_extra_blocks": 0},
+}  # fmt: skip
+
+
+def preset(name: str, **changes: object) -> VAEConfig:
+    """A named VAE, all 4x8x8: "wan21" (127 M parameters), "base", "small", or "tiny" (for the quickstart)."""
+    if name not in PRESETS:
+        raise ConfigError(f"VAE preset {name!r} is unknown: use one of {', '.join(PRESETS)}")
+    return VAEConfig(**{**PRESETS[name], **changes})
