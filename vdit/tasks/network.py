@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from vdit.dit.config import DiTConfig
 from vdit.dit.model import DiT
 from vdit.text.config import TextConfig
-from vdit.text.encoder import TextEncoder
+from vdit.text.encoder import Encoder
 from vdit.types import Array, PyTree, Row
 
 
@@ -28,7 +28,7 @@ class Network:
         time = jnp.zeros(row.slot_clip.shape, jnp.float32)
         params = {}
         if self.uses_text:
-            encoder = TextEncoder(self.text)
+            encoder = Encoder(self.text)
             args = (row.text, row.text_clip, row.text_position)
             params["text"] = encoder.init(key, *args)["params"]
             text = jnp.zeros((*row.text.shape, self.text.width), jnp.float32)
@@ -42,7 +42,7 @@ class Network:
         if not self.uses_text:
             return None
         variables = {"params": params["text"]}
-        return TextEncoder(self.text).apply(variables, row.text, row.text_clip, row.text_position)
+        return Encoder(self.text).apply(variables, row.text, row.text_clip, row.text_position)
 
     def apply(self, params: PyTree, row: Row, time: Array, text: Array | None = None) -> Array:
         """Predict for noisy `row.values` at slot times `time` [b k]: float32 [b n p] (2p with variance).

@@ -1,0 +1,125 @@
+"""One experiment: every choice of a run, from the videos to the samples, in one frozen tree."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from vdit.data.config import DataConfig
+from vdit.diffusion.config import DiffusionConfig
+from vdit.dist.mesh import MeshConfig
+from vdit.dit.config import DiTConfig
+from vdit.errors import ConfigError
+from vdit.tasks.network import Network
+from vdit.text.config import TextConfig
+from vdit.train.config import TrainConfig
+from vdit.vae.config import DiscriminatorConfig, VAEConfig, VAELossConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentsConfig:
+    """The stage that encodes videos once, so that DiT training reads latents from disk.
+
+    samples: how many clips to encode; 0 is one pass over the source. With more samples than videos
+        each pass draws other cuts (start, size, duration, frame rate).
+    dtype: type on disk.
+    """
+
+    samples: int = 0
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAETrainConfig:
+    """Windows that the VAE is trained on: `frames` frames of `size` (height, width) pixels."""
+
+    frames: int = 17
+    size: tuple[int, int] = (64, 64)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How videos are sampled while training goes, and by default afterwards.
+
+    prompts: shown in the log at every `dit_train.sample_every` steps.
+    size: (height, width) in pixels. frames, fps: duration and frame rate.
+    guidance: scale of classifier-free guidance, 1 for none; interval, rescale: see vdit.diffusion.Guidance.
+    """
+
+    prompts: tuple[str, ...] = ()
+    frames: int = 17
+    size: tuple[int, int] = (64, 64)
+    fps: float = 8.0
+    sampler: Literal["ddpm", "ddim", "euler", "heun", "dpmpp2m", "unipc"] = "euler"
+    steps: int = 20
+    guidance: float = 4.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    rescale: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A run of `vdit train`. Its stages: tokenizer, VAE, latents, DiT.
+
+    holdout: ids of videos (file names in a folder) that nothing is trained on.
+    text_dropout: share of captions replaced by the empty prompt, for classifier-free guidance.
+    per_frame_noise: share of clips whose latent frames each get a noise level of their own.
+    """
+
+    name: str
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    holdout: tuple[str, ...] = ()
+    mesh: MeshConfig = MeshConfig()
+
+    vae: VAEConfig = VAEConfig()
+    vae_loss: VAELossConfig = VAELossConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    vae_clips: VAETrainConfig = VAETrainConfig()
+    vae_train: TrainConfig = TrainConfig(steps=1000, batch_size=8)
+
+    latents: LatentsConfig = LatentsConfig()
+
+    text: TextConfig = TextConfig()
+    text_dropout: float = 0.1
+    dit: DiTConfig = DiTConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    per_frame_noise: float = 0.0
+    dit_train: TrainConfig = TrainConfig(steps=1000, batch_size=8)
+
+    sample: SampleConfig = SampleConfig()
+
+    def __post_init__(self) -> None:
+        if self.dit.in_channels != self.vae.latent_channels:
+            raise ConfigError(
+                f"dit.in_channels={self.dit.in_channels} must equal vae.latent_channels={self.vae.latent_channels}"
+            )
+        if self.dit.learn_variance != self.diffusion.learn_variance:
+            raise ConfigError("dit.learn_variance and diffusion.learn_variance must be the same")
+        multiple = self.size_multiple
+        if self.data.size_multiple % multiple:
+            raise ConfigError(
+                f"data.size_multiple={self.data.size_multiple} must be a multiple of {multiple}: "
+                f"VAE stride {self.vae.spatial_stride} times the DiT's patch {self.dit.patch[1:]}"
+            )
+        if self.data.frame_multiple % self.vae.temporal_stride:
+            raise ConfigError(
+                f"data.frame_multiple={self.data.frame_multiple} must be a multiple of the VAE's "
+                f"stride in time, {self.vae.temporal_stride}"
+            )
+        for name in ("text_dropout", "per_frame_noise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: a probability, give 0 to 1")
+        if self.data.row_text < self.text.max_length and self.dit.text != "none":
+            raise ConfigError(
+                f"data.row_text={self.data.row_text} must hold one caption of text.max_length={self.text.max_length}"
+            )
+
+    @property
+    def size_multiple(self) -> int:
+        """Heights and widths of videos must be multiples of this."""
+        return self.vae.spatial_stride * max(self.dit.patch[1:])
+
+    @property
+    def network(self) -> Network:
+        return Network(text=None if self.dit.text == "none" else self.text, dit=self.dit)
