@@ -1,0 +1,73 @@
+"""Clips cut from videos of any kind: the one source behind folders, worlds and TFDS data sets."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from vdit.data.config import DataConfig
+from vdit.data.cuts import Cut, Footage, apply_cut, draw_crop, draw_cut, may_flip
+from vdit.data.sources import Sample, Source, draws
+
+CUT_DRAW, CROP_DRAW, FLIP_DRAW = 2, 3, 4  # see sources.draws
+
+
+class Library(Protocol):
+    """Videos by number. `broken` maps names to reasons, for those left out when it was opened."""
+
+    broken: dict[str, str]
+
+    def __len__(self) -> int: ...
+
+    def name(self, item: int) -> str: ...
+
+    def open(self, item: int, rng: np.random.Generator) -> Footage:
+        """The video; rng is for libraries whose videos have no size of their own."""
+
+
+class Clips(Source):
+    """A cut of each video of a library in each pass: another cut in another pass, the same for a seed.
+
+    Samples have "video" uint8 [t h w 3]; see vdit.data.cuts for how sizes and times are drawn.
+    """
+
+    def __init__(self, library: Library, config: DataConfig, *, seed: int = 0):
+        super().__init__()
+        self.library = library
+        self.config = config
+        self.seed = seed
+        for name, reason in library.broken.items():
+            self.skip(name, reason)
+
+    def __len__(self) -> int:
+        return len(self.library)
+
+    def name(self, item: int) -> str:
+        return self.library.name(item)
+
+    def read(self, item: int, epoch: int) -> Sample:
+        index = item + epoch * len(self)
+        rng = draws(self.seed, index, CUT_DRAW)
+        footage = self.library.open(item, rng)
+        return self._sample(footage, draw_cut(footage, self.config, rng), index)
+
+    def crop(self, index: int, *, size: tuple[int, int], frames: int) -> Sample:
+        """Like [index], but a random window of size (h, w) and `frames`, the same for every item."""
+
+        def read(item: int, epoch: int) -> Sample:
+            index = item + epoch * len(self)
+            rng = draws(self.seed, index, CROP_DRAW)
+            footage = self.library.open(item, rng)
+            cut = draw_crop(footage, self.config, rng, size=size, frames=frames)
+            return self._sample(footage, cut, index)
+
+        return self.first_readable(index, read)
+
+    def _sample(self, footage: Footage, cut: Cut, index: int) -> Sample:
+        shot = apply_cut(footage, cut)
+        video, chance = shot.video, self.config.hflip
+        if chance and may_flip(shot.captions) and draws(self.seed, index, FLIP_DRAW).random() < chance:
+            video = np.ascontiguousarray(video[:, :, ::-1])
+        return {"video": video, "captions": list(shot.captions), "fps": cut.fps, "id": footage.id,
+                "label": footage.label, "size": [footage.height, footage.width], "start": cut.start}

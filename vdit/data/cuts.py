@@ -1,0 +1,164 @@
+"""Which part of a video a sample is: start, frame rate, frames, size. Drawn from a seed, never by chance."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from vdit.data.config import DataConfig
+from vdit.errors import DataError
+
+# A caption with one of these words may be false of the mirror image.
+SIDED = re.compile(
+    r"\b((left|right)(wards?|most|-?hand(ed)?)?|(counter|anti)?-?clockwise|(east|west)(wards?|ern)?|mirror\w*|"
+    r"texts?|letters?|letter(ed|ing)|words?|writ(es|ing|ten)|reads?|reading|signs?|logos?|subtitles?|captions?|"
+    r"numbers?|digits?)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cut:
+    """frames frames from `start` seconds on at `fps`; the whole picture resized to `resize` (h, w), then
+    the window of `size` (h, w) at `offset` (y, x)."""
+
+    start: float
+    fps: float
+    frames: int
+    resize: tuple[int, int]
+    offset: tuple[int, int]
+    size: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shot:
+    """What a cut shows. video: uint8 [t h w 3]; captions: the first is the short one."""
+
+    video: np.ndarray
+    captions: tuple[str, ...]
+
+
+class Footage(Protocol):
+    """One video that can be cut. width and height as displayed.
+
+    elastic: it can be rendered at any size, frame rate and duration (worlds); nothing limits the draw.
+    """
+
+    id: str
+    label: int
+    height: int
+    width: int
+    fps: float
+    seconds: float
+    elastic: bool
+
+    def read(self, *, start: float, fps: float, frames: int, size: tuple[int, int]) -> Shot:
+        """`frames` frames at `fps` from `start` seconds on, the whole picture resized to size (h, w)."""
+
+
+def fit_size(height: int, width: int, area: int, multiple: int) -> tuple[int, int]:
+    """The size (h, w) in multiples of `multiple` nearest to `area` pixels at the given aspect ratio.
+
+    Each side is rounded to its nearest multiple; where that would exceed the area, the side that was
+    rounded up most is rounded down.
+    """
+    scale = math.sqrt(area / (height * width))
+    exact = [height * scale / multiple, width * scale / multiple]
+    units = [max(1, round(e)) for e in exact]
+    while units[0] * units[1] * multiple**2 > area and max(units) > 1:
+        over = [u / e if u > 1 else 0.0 for u, e in zip(units, exact)]
+        units[over.index(max(over))] -= 1
+    return units[0] * multiple, units[1] * multiple
+
+
+def cover(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+    """The smallest size (h, w) of the picture's own aspect ratio that covers `size`."""
+    scale = max(size[0] / height, size[1] / width)
+    return max(size[0], round(height * scale)), max(size[1], round(width * scale))
+
+
+def draw_cut(footage: Footage, config: DataConfig, rng: np.random.Generator) -> Cut:
+    """A cut of the whole picture: aspect ratio kept, less than a multiple of `size_multiple` cropped."""
+    fps, frames, start = _draw_time(footage, config, rng)
+    height, width = footage.height, footage.width
+    own = height * width
+    allowed = [area for area in config.areas if footage.elastic or area <= own]
+    area = int(rng.choice(allowed)) if allowed else own
+    if area < config.size_multiple**2:
+        raise DataError(f"video {footage.id!r} is {width}x{height}, smaller than one block of "
+                        f"{config.size_multiple} x {config.size_multiple} pixels (data.size_multiple)")
+    size = fit_size(height, width, area, config.size_multiple)
+    resize = size if footage.elastic else cover(height, width, size)
+    offset = tuple((r - s) // 2 for r, s in zip(resize, size))
+    return Cut(start=start, fps=fps, frames=frames, resize=resize, offset=offset, size=size)
+
+
+def draw_crop(footage: Footage, config: DataConfig, rng: np.random.Generator, *, size: tuple[int, int],
+              frames: int) -> Cut:
+    """A random window of `size` (h, w) and `frames` from the picture at one of the areas it allows."""
+    only = dataclasses.replace(config, frames=(frames,), frame_multiple=1)
+    fps, frames_drawn, start = _draw_time(footage, only, rng)
+    if frames_drawn != frames:
+        raise DataError(f"video {footage.id!r} is too short for {frames} frames at {fps:g} fps "
+                        f"({footage.seconds:.2f} s)")
+    height, width = footage.height, footage.width
+    allowed = [area for area in config.areas if footage.elastic or area <= height * width]
+    scale = math.sqrt(int(rng.choice(allowed or [height * width])) / (height * width))
+    resize = round(height * scale), round(width * scale)
+    if resize[0] < size[0] or resize[1] < size[1]:
+        resize = cover(height, width, size)
+    offset = tuple(int(rng.integers(0, r - s + 1)) for r, s in zip(resize, size))
+    return Cut(start=start, fps=fps, frames=frames, resize=resize, offset=offset, size=size)
+
+
+def _draw_time(footage: Footage, config: DataConfig, rng: np.random.Generator) -> tuple[float, int, float]:
+    """(fps, frames, start) that the footage has room for.
+
+    A frame rate above the video's own would only repeat frames, so it is taken only when all are above.
+    """
+    rates = [rate for rate in config.fps if footage.elastic or rate <= footage.fps * 1.01]
+    fps = float(rng.choice(rates)) if rates else float(min(config.fps))
+    # From the first frame to the last; a hair of slack for durations rounded down in the file.
+    span = math.inf if footage.elastic else max(0.0, footage.seconds - 1 / footage.fps) + 1e-3
+    counts = [count for count in config.frames if (count - 1) / fps <= span]
+    if counts:
+        frames = int(rng.choice(counts))
+    else:
+        frames = 1 + int(span * fps) // config.frame_multiple * config.frame_multiple
+        frames = min(frames, max(config.frames))
+    room = 0.0 if footage.elastic else max(0.0, span - 1e-3 - (frames - 1) / fps)
+    return fps, frames, float(rng.uniform(0.0, room)) if room else 0.0
+
+
+def apply_cut(footage: Footage, cut: Cut) -> Shot:
+    """The shot that the cut asks for; raises DataError when the footage gives fewer frames."""
+    shot = footage.read(start=cut.start, fps=cut.fps, frames=cut.frames, size=cut.resize)
+    expected = (cut.frames, *cut.resize, 3)
+    if shot.video.shape != expected or shot.video.dtype != np.uint8:
+        raise DataError(f"video {footage.id!r} gave {shot.video.dtype} {shot.video.shape} from "
+                        f"{cut.start:.2f} s on, expected uint8 {expected}: the file is cut short or its "
+                        "header is wrong")
+    (y, x), (h, w) = cut.offset, cut.size
+    window = np.ascontiguousarray(shot.video[:, y : y + h, x : x + w])
+    return Shot(video=window, captions=shot.captions)
+
+
+def may_flip(captions: Sequence[str]) -> bool:
+    """Whether no caption names a side, a direction or writing."""
+    return not any(SIDED.search(caption) for caption in captions)
+
+
+def resize_video(video: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [t h w 3] resized to size (h, w), antialiased."""
+    if video.shape[1:3] == tuple(size):
+        return video
+    height, width = size
+    frames = [np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+              for frame in video]
+    return np.stack(frames)

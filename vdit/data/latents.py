@@ -1,0 +1,197 @@
+"""Latents on disk: ArrayRecord shards of safetensors records, and an index that is written last.
+
+A folder holds `latents-00000.arrayrecord`, ... and `index.json`. A record is the bytes of a safetensors
+file with the tensor "latent" [t h w c] and, as metadata, a JSON object: captions, id, fps, label, and
+whatever else the writer passed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+from array_record.python import array_record_module
+
+from vdit.data.sources import Sample, Source
+from vdit.errors import DataError
+
+INDEX = "index.json"
+FORMAT = "vdit-latents-1"
+DTYPES = {"float16": np.float16, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+SAFETENSORS_DTYPES = {"F16": np.float16, "F32": np.float32, "BF16": ml_dtypes.bfloat16}
+
+
+class ChannelStatistics:
+    """Mean and standard deviation of each channel, accumulated clip by clip."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: Any = 0.0
+        self.square: Any = 0.0
+
+    def add(self, latent: np.ndarray) -> None:
+        flat = latent.reshape(-1, latent.shape[-1]).astype(np.float64)
+        self.count += len(flat)
+        self.total = self.total + flat.sum(0)
+        self.square = self.square + np.square(flat).sum(0)
+
+    def result(self) -> tuple[list[float], list[float]]:
+        mean = self.total / self.count
+        variance = np.maximum(self.square / self.count - np.square(mean), 0.0)
+        return mean.tolist(), np.sqrt(variance).tolist()
+
+
+def _record(item: Sample, dtype: str, number: int) -> tuple[bytes, np.ndarray]:
+    """The bytes of one record, and the latent as stored."""
+    name = str(item.get("id", number))
+    latent = np.asarray(item["latent"])
+    if latent.ndim != 4:
+        raise DataError(f"latent {name!r} has shape {latent.shape}: give [t h w c]")
+    stored = np.ascontiguousarray(latent.astype(DTYPES[dtype]))
+    if not np.isfinite(stored.astype(np.float32)).all():
+        raise DataError(f"latent {name!r} has values that are not finite as {dtype}: check the VAE, or "
+                        "store float32")
+    meta = {key: value for key, value in item.items() if key not in ("latent", "video")}
+    meta |= {"id": name, "captions": list(item.get("captions", ())), "fps": float(item.get("fps", 0.0)),
+             "label": int(item.get("label", 0))}
+    return safetensors.numpy.save({"latent": stored}, metadata={"meta": json.dumps(meta)}), stored
+
+
+def write_latents(path: str | Path, items: Iterable[Sample], *, vae: str = "", dtype: str = "float16",
+                  shard_bytes: int = 256 << 20) -> dict[str, Any]:
+    """Writes latents to a new folder, which appears only when all of it is written.
+
+    items: dicts with "latent" [t h w c] and optionally captions, id, fps, label and other plain values.
+    vae: names the VAE that made them (a hash of its weights), kept in the index.
+    Returns the index: count, shards, channels, mean and std of each channel, vae, dtype.
+    """
+    path = Path(path)
+    if dtype not in DTYPES:
+        raise DataError(f"latents cannot be stored as {dtype!r}: choose one of {', '.join(DTYPES)}")
+    if path.exists():
+        raise DataError(f"{path} exists already: choose another folder for latents, or remove it")
+    work = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.writing"
+    work.mkdir(parents=True)
+    try:
+        index = _write_shards(work, items, dtype, shard_bytes) | {"vae": vae, "dtype": dtype}
+        (work / INDEX).write_text(json.dumps(index, indent=1))
+        os.replace(work, path)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return index
+
+
+def _write_shards(folder: Path, items: Iterable[Sample], dtype: str, shard_bytes: int) -> dict[str, Any]:
+    shards: list[dict[str, Any]] = []
+    statistics = ChannelStatistics()
+    writer, records, held, channels, count = None, 0, 0, 0, 0
+
+    def finish() -> None:
+        writer.close()
+        file = folder / f"latents-{len(shards):05d}.arrayrecord"
+        shards.append({"file": file.name, "records": records, "bytes": file.stat().st_size})
+
+    for count, item in enumerate(items, start=1):
+        data, stored = _record(item, dtype, count - 1)
+        channels = channels or stored.shape[-1]
+        if stored.shape[-1] != channels:
+            raise DataError(f"latent {item.get('id', count - 1)!r} has {stored.shape[-1]} channels, those "
+                            f"before it {channels}: one folder holds the latents of one VAE")
+        statistics.add(stored.astype(np.float32))
+        if writer is None:
+            file = folder / f"latents-{len(shards):05d}.arrayrecord"
+            writer, records, held = array_record_module.ArrayRecordWriter(str(file), "group_size:1"), 0, 0
+        writer.write(data)
+        records, held = records + 1, held + len(data)
+        if held >= shard_bytes:
+            finish()
+            writer = None
+    if writer is not None:
+        finish()
+    if not count:
+        raise DataError("there are no latents to write: the source of clips is empty")
+    mean, std = statistics.result()
+    return {"format": FORMAT, "count": count, "channels": channels, "mean": mean, "std": std,
+            "shards": shards}
+
+
+class LatentStore(Source):
+    """Reads what write_latents wrote. Samples have "latent" [t h w c] in the dtype stored.
+
+    Attributes: index (dict), mean and std (float32 [c], of every latent in the store).
+    """
+
+    def __init__(self, path: str | Path):
+        super().__init__()
+        self.path = Path(path)
+        self.index = _read_index(self.path)
+        self.mean = np.asarray(self.index["mean"], np.float32)
+        self.std = np.asarray(self.index["std"], np.float32)
+        self._readers = [_open_shard(self.path, shard) for shard in self.index["shards"]]
+        self._ends = np.cumsum([shard["records"] for shard in self.index["shards"]])
+
+    def __len__(self) -> int:
+        return self.index["count"]
+
+    def name(self, item: int) -> str:
+        return f"{self.path.name}[{item}]"
+
+    def read(self, item: int, epoch: int) -> Sample:
+        shard = int(np.searchsorted(self._ends, item, side="right"))
+        at = item - (int(self._ends[shard - 1]) if shard else 0)
+        try:
+            data = self._readers[shard].read([at])[0]
+            size = struct.unpack("<Q", data[:8])[0]
+            meta = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["meta"])
+            tensor = dict(safetensors.deserialize(data))["latent"]
+            flat = np.frombuffer(tensor["data"], SAFETENSORS_DTYPES[tensor["dtype"]])
+            latent = flat.reshape(tensor["shape"])
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+            raise DataError(f"{self.path / self.index['shards'][shard]['file']}: record {at} is damaged "
+                            f"({reason}): write the latents again") from error
+        return {"latent": latent, **meta}
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    try:
+        index = json.loads((path / INDEX).read_text())
+    except FileNotFoundError:
+        raise DataError(f"{path} holds no latents ({INDEX} is missing): make them with "
+                        "data_pipelines/encode_latents.py") from None
+    except ValueError as error:
+        raise DataError(f"{path / INDEX} is damaged ({error}): write the latents again") from None
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        found = index.get("format") if isinstance(index, dict) else type(index).__name__
+        raise DataError(f"{path / INDEX} has format {found!r}, this version reads {FORMAT!r}: write the "
+                        "latents again")
+    return index
+
+
+def _open_shard(path: Path, shard: dict[str, Any]) -> Any:
+    file = path / shard["file"]
+    if not file.exists():
+        raise DataError(f"{file} is missing: copy the whole folder of latents, or write it again")
+    if file.stat().st_size != shard["bytes"]:
+        raise DataError(f"{file} has {file.stat().st_size} bytes, its index says {shard['bytes']}: copy the "
+                        "folder again, or write it again")
+    try:
+        reader = array_record_module.ArrayRecordReader(str(file), options="readahead_buffer_size:0",
+                                                       file_reader_buffer_size=32768)
+    except Exception as error:
+        raise DataError(f"{file} cannot be opened ({str(error)[:120]}): write the latents again") from error
+    if reader.num_records() != shard["records"]:
+        raise DataError(f"{file} has {reader.num_records()} records, its index says {shard['records']}: "
+                        "write the latents again")
+    return reader

@@ -1,0 +1,148 @@
+"""Packing clips of any size into rows of one shape.
+
+A row is chosen by looking ahead: the clip that has waited longest always goes in, and the rest of the
+row is filled by a subset of the waiting clips whose sizes add up to the row exactly, or as nearly as
+they can. Among subsets that fill a row equally, the one that spends least of the other budgets (text,
+noise levels, clips) wins; it has the fewest and largest clips, so small ones remain to fill later rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from vdit.data.config import DataConfig
+from vdit.data.patches import grid_position
+from vdit.errors import DataError
+from vdit.types import Row
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowLimits:
+    """The shape of one row: tokens n, text tokens m, noise levels k, clips s."""
+
+    tokens: int
+    text: int
+    slots: int
+    clips: int
+
+    @staticmethod
+    def of(config: DataConfig) -> RowLimits:
+        return RowLimits(tokens=config.row_tokens, text=config.row_text,
+                         slots=config.row_slots, clips=config.row_clips)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenClip:
+    """One clip, ready to be packed.
+
+    values: float [n p], patchified latents, n = the product of grid.
+    grid: tokens along t, h, w.
+    text: int32 [m], token ids of the caption, at least one.
+    label: class label, 0 where there is none.
+    place: the clip's place in the order of reading; from it the clip can be read again.
+    name: for messages.
+    """
+
+    values: np.ndarray
+    grid: tuple[int, int, int]
+    text: np.ndarray
+    label: int = 0
+    place: int = 0
+    name: str = ""
+
+    @property
+    def needs(self) -> tuple[int, int, int, int]:
+        """What the clip takes of a row: tokens, text tokens, noise levels, clips."""
+        return len(self.values), len(self.text), self.grid[0], 1
+
+
+def check_fits(clip: TokenClip, limits: RowLimits) -> None:
+    """Raises DataError when no row can hold the clip."""
+    tokens, text, slots, _ = clip.needs
+    t, h, w = clip.grid
+    for need, limit, what, field in (
+        (tokens, limits.tokens, f"{tokens} tokens ({t} x {h} x {w})", "row_tokens"),
+        (text, limits.text, f"{text} text tokens", "row_text"),
+        (slots, limits.slots, f"{slots} noise levels (latent frames)", "row_slots"),
+    ):
+        if need > limit:
+            raise DataError(f"clip {clip.name!r} has {what}, a row holds {limit}: raise data.{field} to "
+                            f"{need} or more, or draw smaller clips (data.areas, data.frames)")
+
+
+def choose(needs: np.ndarray, limits: Sequence[int]) -> list[int]:
+    """The clips of the next row.
+
+    needs: int [i 4], tokens, text, slots, clips of each waiting clip, the longest waiting first.
+    limits: the row's [4].
+    Returns indices in rising order; the first is always 0.
+    """
+    row = limits[0]
+    rest = np.asarray(limits[1:], np.int32)[:, None]
+    weight = (1.0 / rest).astype(np.float32)
+    # spent[:, j]: budgets spent by the best subset found so far that has exactly j tokens.
+    spent = np.zeros((3, row + 1), np.int32)
+    cost = np.full(row + 1, np.inf, np.float32)
+    first = int(needs[0, 0])
+    spent[:, first] = needs[0, 1:]
+    cost[first] = (needs[0, 1:] * weight[:, 0]).max()
+    taken: list[np.ndarray | None] = [None]
+    for tokens, *others in needs[1:].tolist():
+        if tokens + first > row:
+            taken.append(None)
+            continue
+        total = spent[:, : row + 1 - tokens] + np.asarray(others, np.int32)[:, None]
+        price = (total * weight).max(axis=0)
+        price[np.isinf(cost[: row + 1 - tokens]) | (price > 1 + 1e-6)] = np.inf
+        better = price < cost[tokens:]
+        np.copyto(cost[tokens:], price, where=better)
+        np.copyto(spent[:, tokens:], total, where=better)
+        taken.append(better)
+    at = int(np.flatnonzero(np.isfinite(cost))[-1])
+    picked = []
+    for i in range(len(needs) - 1, 0, -1):
+        tokens = int(needs[i, 0])
+        if taken[i] is not None and at >= tokens and taken[i][at - tokens]:
+            picked.append(i)
+            at -= tokens
+    return [0, *reversed(picked)]
+
+
+def empty_rows(count: int, width: int, limits: RowLimits) -> Row:
+    """`count` rows of padding for tokens of `width` values."""
+    n, m = limits.tokens, limits.text
+
+    def ids(*shape: int) -> np.ndarray:
+        return np.zeros((count, *shape), np.int32)
+
+    return Row(values=np.zeros((count, n, width), np.float32), position=ids(n, 3), clip=ids(n), slot=ids(n),
+               slot_clip=ids(limits.slots), text=ids(m), text_clip=ids(m), text_position=ids(m),
+               label=ids(limits.clips))
+
+
+def build_rows(groups: Sequence[Sequence[TokenClip]], limits: RowLimits) -> Row:
+    """One row [b ...] for each group of clips; groups may be empty, but not all of them."""
+    width = next(clip.values.shape[-1] for group in groups for clip in group)
+    rows = empty_rows(len(groups), width, limits)
+    for b, group in enumerate(groups):
+        n = m = k = 0
+        for number, clip in enumerate(group, start=1):
+            tokens, text, slots, _ = clip.needs
+            if n + tokens > limits.tokens or m + text > limits.text or k + slots > limits.slots:
+                raise DataError(f"clip {clip.name!r} overflows row {b}: {n + tokens} tokens, {m + text} text "
+                                f"tokens, {k + slots} noise levels against {limits}")
+            position = grid_position(clip.grid)
+            rows.values[b, n : n + tokens] = clip.values
+            rows.position[b, n : n + tokens] = position
+            rows.clip[b, n : n + tokens] = number
+            rows.slot[b, n : n + tokens] = position[:, 0] + k
+            rows.slot_clip[b, k : k + slots] = number
+            rows.text[b, m : m + text] = clip.text
+            rows.text_clip[b, m : m + text] = number
+            rows.text_position[b, m : m + text] = np.arange(text)
+            rows.label[b, number - 1] = clip.label
+            n, m, k = n + tokens, m + text, k + slots
+    return rows

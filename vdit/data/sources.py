@@ -1,0 +1,75 @@
+"""What a source of samples is: random access, broken items skipped, counted and reported."""
+
+from __future__ import annotations
+
+import abc
+import threading
+from typing import Any
+
+import numpy as np
+
+from vdit.errors import DataError, VideoError
+
+# A plain dict: "video" uint8 [t h w 3] or "latent" float [t h w c]; "captions" list of str, the first the
+# short one; "fps" float; "id" str; "label" int (0 where there is none).
+Sample = dict[str, Any]
+
+# Items tried before a source is said to be broken as a whole.
+MAX_TRIES = 256
+
+
+class Source(abc.ABC):
+    """Random-access samples. `source[i + e * len(source)]` is item i as drawn in pass e.
+
+    An item that cannot be read is skipped: its place is taken by the next one that can, always the same
+    one, so the order stays deterministic. `report()` says which items were skipped, and why.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._broken: dict[str, str] = {}
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def read(self, item: int, epoch: int) -> Sample:
+        """The sample of item 0 <= item < len(self); raises DataError or VideoError when it is broken."""
+
+    def name(self, item: int) -> str:
+        """The item's name in reports."""
+        return str(item)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.first_readable(index, self.read)
+
+    def first_readable(self, index: int, read: Any) -> Sample:
+        """`read(item, epoch)` of the item at index, or of the next item that can be read."""
+        epoch, item = divmod(index, len(self))
+        for step in range(min(len(self), MAX_TRIES)):
+            candidate = (item + step) % len(self)
+            try:
+                return read(candidate, epoch)
+            except (DataError, VideoError) as error:
+                self.skip(self.name(candidate), str(error))
+        raise DataError(f"none of {min(len(self), MAX_TRIES)} items in a row can be read, from "
+                        f"{self.name(item)!r} on; for one, {self._example()}")
+
+    def skip(self, name: str, reason: str) -> None:
+        """Counts a broken item."""
+        with self._lock:
+            self._broken[name] = reason
+
+    def report(self) -> dict[str, str]:
+        """What was skipped so far: the item's name and the reason."""
+        with self._lock:
+            return dict(sorted(self._broken.items()))
+
+    def _example(self) -> str:
+        name, reason = next(iter(self.report().items()))
+        return f"{name!r}: {reason}"
+
+
+def draws(seed: int, index: int, purpose: int) -> np.random.Generator:
+    """The random numbers of one sample, for one purpose: they depend on nothing else."""
+    return np.random.default_rng((seed, index, purpose))

@@ -1,0 +1,62 @@
+"""Rendered worlds as a library of videos."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+import vdit.worlds
+from vdit.data.config import DataConfig
+from vdit.data.cuts import Shot
+from vdit.worlds import World
+
+# Worlds are drawn at the size asked for; this only stands for an aspect ratio.
+NOMINAL = 720
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorldFootage:
+    """One scene, rendered when it is read."""
+
+    world: World
+    item: int
+    id: str
+    height: int
+    width: int
+    fps: float
+    label: int = 0
+    seconds: float = math.inf
+    elastic: bool = True
+
+    def read(self, *, start: float, fps: float, frames: int, size: tuple[int, int]) -> Shot:
+        scene = self.world.render(self.item, size=size, frames=frames, fps=fps)
+        return Shot(video=scene.video, captions=(scene.caption, scene.detailed))
+
+
+class WorldLibrary:
+    """The scenes of a world; each takes one of `aspects` (width / height)."""
+
+    def __init__(self, world: World, *, aspects: tuple[float, ...] = (1.0,)):
+        self.world = world
+        self.aspects = aspects
+        self.broken: dict[str, str] = {}
+
+    @staticmethod
+    def of(config: DataConfig, *, seed: int) -> WorldLibrary:
+        options = config.world_arguments()
+        world = vdit.worlds.make(config.world, seed=seed, count=config.world_count, **options)
+        return WorldLibrary(world, aspects=config.aspects)
+
+    def __len__(self) -> int:
+        return len(self.world)
+
+    def name(self, item: int) -> str:
+        return f"{self.world.name}[{item}]"
+
+    def open(self, item: int, rng: np.random.Generator) -> WorldFootage:
+        aspect = float(rng.choice(self.aspects))
+        return WorldFootage(world=self.world, item=item, id=self.name(item), fps=self.world.fps,
+                            height=round(NOMINAL / math.sqrt(aspect)),
+                            width=round(NOMINAL * math.sqrt(aspect)))
