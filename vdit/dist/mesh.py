@@ -1,0 +1,65 @@
+"""The device mesh: four named axes, of any sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from vdit.errors import ConfigError
+
+AXES = ("data", "fsdp", "sequence", "tensor")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How many devices stand along each mesh axis; at most one axis may be -1: all that are left.
+
+    data: copies of the model, each with its share of the batch.
+    fsdp: the batch is shared out here too, and so are the parameters.
+    sequence: the tokens of a row are shared out.
+    tensor: heads and MLP columns are shared out.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    sequence: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        sizes = {axis: getattr(self, axis) for axis in AXES}
+        for axis, size in sizes.items():
+            if size != -1 and size < 1:
+                raise ConfigError(f"mesh.{axis}={size}: must be 1 or more, or -1 for all that are left")
+        if list(sizes.values()).count(-1) > 1:
+            free = [axis for axis, size in sizes.items() if size == -1]
+            raise ConfigError(f"mesh axes {free} are all -1: give all but one of them a size")
+
+    def shape(self, devices: int) -> tuple[int, ...]:
+        """The sizes of the four axes on so many devices."""
+        sizes = [getattr(self, axis) for axis in AXES]
+        fixed = math.prod(size for size in sizes if size != -1)
+        if -1 in sizes:
+            sizes[sizes.index(-1)] = devices // fixed
+        if math.prod(sizes) != devices or devices < fixed:
+            asked = ", ".join(f"{axis}={getattr(self, axis)}" for axis in AXES)
+            raise ConfigError(f"mesh of {asked} does not fit {devices} devices: sizes must multiply to that")
+        return tuple(sizes)
+
+
+def make_mesh(config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (all of them if None) with the axes of `AXES`.
+
+    Axis types are Auto: XLA places what lies between the named shardings. (`jax.make_mesh` defaults
+    to Explicit, which refuses patchify's reshapes and table look-ups.)
+    """
+    config = config or MeshConfig()
+    types = (AxisType.Auto,) * len(AXES)
+    if devices is None:
+        return jax.make_mesh(config.shape(jax.device_count()), AXES, axis_types=types)
+    grid = np.asarray(devices).reshape(config.shape(len(devices)))
+    return Mesh(grid, AXES, axis_types=types)

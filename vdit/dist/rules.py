@@ -1,0 +1,120 @@
+"""Sharding in one table: logical axis -> mesh axes.
+
+Models name the logical axes of their parameters and activations and never see a mesh. A mesh axis
+serves one dimension of an array only: the first that asks for it. So `embed` is sharded over `fsdp`
+in a parameter, and left whole in an activation whose `batch` took `fsdp` already.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vdit.errors import ConfigError
+from vdit.types import Array, PyTree
+
+RULES: dict[str, tuple[str, ...]] = {
+    # activations
+    "batch": ("data", "fsdp"),
+    "tokens": ("sequence",),
+    "text_tokens": (),
+    "time": (),
+    "height": (),
+    "width": (),
+    "patch": (),
+    # parameters, and activations where the batch left the mesh axis free
+    "embed": ("fsdp",),
+    "mlp": ("tensor",),
+    "heads": ("tensor",),
+    "head_dim": (),
+    "layers": (),
+    "vocab": ("tensor",),
+    "conv_in": (),
+    "conv_out": ("fsdp",),
+}
+
+Names = Sequence[str | None]
+
+
+def partition_spec(names: Names, shape: Sequence[int], axis_sizes: dict[str, int]) -> tuple[P, list[str]]:
+    """The PartitionSpec of an array, and a line for each dimension that could not be split as the table says.
+
+    names: one logical axis, or None, for each dimension. shape: the dimensions. axis_sizes: the mesh's
+    axes that may be used, with their sizes. A dimension that its mesh axes do not divide takes as
+    many of them as do, from the left, and stays whole if none does.
+    """
+    if len(names) != len(shape):
+        raise ConfigError(f"logical axes {tuple(names)} must name each dimension of an array {tuple(shape)}")
+    taken: set[str] = set()
+    entries: list[tuple[str, ...] | None] = []
+    notes: list[str] = []
+    for name, size in zip(names, shape):
+        if name is not None and name not in RULES:
+            raise ConfigError(f"logical axis {name!r} is not in vdit/dist/rules.py: use {sorted(RULES)}")
+        wanted = [axis for axis in RULES.get(name, ()) if axis_sizes.get(axis, 1) > 1 and axis not in taken]
+        used = list(wanted)
+        while size % math.prod(axis_sizes[axis] for axis in used):
+            used.pop()
+        if used != wanted:
+            ways = math.prod(axis_sizes[axis] for axis in wanted)
+            notes.append(f"{name} of size {size} is not divisible by {'*'.join(wanted)}={ways}")
+        taken.update(used)
+        entries.append(tuple(used) or None)
+    return P(*entries), notes
+
+
+def named_shardings(mesh: Mesh, abstract: PyTree, names: PyTree) -> tuple[PyTree, list[str]]:
+    """A NamedSharding for each array of a tree, and what stays whole against the table's wish.
+
+    abstract: tree of arrays or ShapeDtypeStructs. names: the same tree with a tuple of logical axes,
+    or None (replicated), in the place of each array. Returns (tree of NamedSharding, report): a line
+    of the report names the parameter, the dimension and the mesh axes that do not divide it.
+    """
+    sizes = dict(mesh.shape)
+    report: list[str] = []
+
+    def place(path, leaf, axes):
+        if axes is None:
+            return NamedSharding(mesh, P())
+        spec, notes = partition_spec(axes, leaf.shape, sizes)
+        report.extend(f"{jax.tree_util.keystr(path, simple=True, separator='/')}: {note}" for note in notes)
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(place, abstract, names), report
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh, *, accumulation: bool = False) -> NamedSharding:
+    """Sharding of batch leaves [b ...], or [a b ...] where `accumulation` steps come first."""
+    axes = tuple(axis for axis in RULES["batch"] if axis in mesh.shape)
+    return NamedSharding(mesh, P(None, axes) if accumulation else P(axes))
+
+
+def batch_ways(mesh: Mesh) -> int:
+    """Over how many groups of devices a batch is shared out."""
+    return math.prod(mesh.shape.get(axis, 1) for axis in RULES["batch"])
+
+
+def constrain(x: Array, names: Names) -> Array:
+    """Asks for the table's sharding of an activation; a no-op where no mesh is in context.
+
+    x: an array with one dimension for each of `names`. The mesh comes from `jax.set_mesh`; inside
+    `shard_map` its manual axes are left alone.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types)
+    sizes = {name: size for name, size, kind in axes if kind == AxisType.Auto}
+    if all(size == 1 for size in sizes.values()):
+        return x
+    spec, _ = partition_spec(names, x.shape, sizes)
+    return jax.lax.with_sharding_constraint(x, spec)

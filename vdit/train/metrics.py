@@ -1,0 +1,219 @@
+"""Where figures and sample videos go: JSON lines, TensorBoard, Weights & Biases, the terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from vdit.errors import ConfigError, ShapeError
+
+
+class Writer(Protocol):
+    """Takes the figures and samples of a run."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Figures after `step` steps."""
+
+    def videos(self, step: int, name: str, videos: np.ndarray, fps: float) -> None:
+        """Samples [b t h w 3] after `step` steps, uint8 or float in [-1, 1]."""
+
+    def flush(self) -> None:
+        """Returns when what was given so far would survive a kill of the process."""
+
+    def close(self) -> None:
+        """Ends the run's record."""
+
+
+class JsonLines:
+    """One JSON object a line: {"step": ..., "loss": ..., ...}.
+
+    path: the file, continued if it exists. resume_step: lines after this step are dropped, so a run
+    that was killed and resumed leaves the lines of one that was not.
+    """
+
+    def __init__(self, path: str | Path, *, resume_step: int = 0):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_json_lines(self.path) if line["step"] <= resume_step]
+        partial = self.path.with_name(self.path.name + ".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.replace(self.path)
+        self._file = self.path.open("a")
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def videos(self, step: int, name: str, videos: np.ndarray, fps: float) -> None:
+        del step, name, videos, fps  # figures only
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file in order; an incomplete last line, of a killed run, is left out."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class TensorBoard:
+    """TensorBoard events; sample videos as one animated GIF, side by side.
+
+    directory: of the event files. resume_step: earlier events after this step are hidden.
+    """
+
+    def __init__(self, directory: str | Path, *, resume_step: int = 0):
+        import tensorboardX
+
+        purge = resume_step + 1 if resume_step else None
+        self._writer = tensorboardX.SummaryWriter(str(directory), purge_step=purge)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def videos(self, step: int, name: str, videos: np.ndarray, fps: float) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        grid = video_grid(videos)
+        _, height, width, channels = grid.shape
+        image = Summary.Image(
+            height=height, width=width, colorspace=channels, encoded_image_string=encode_gif(grid, fps)
+        )
+        summary = Summary(value=[Summary.Value(tag=name, image=image)])
+        self._writer.file_writer.add_summary(summary, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """Weights & Biases; options go to `wandb.init` (project, name, mode, config, ...)."""
+
+    def __init__(self, **options: Any):
+        try:
+            import wandb
+        except ImportError:
+            raise ConfigError("Weights & Biases is not installed: pip install 'vdit[wandb]'") from None
+        self._wandb = wandb
+        self._run = wandb.init(**options)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def videos(self, step: int, name: str, videos: np.ndarray, fps: float) -> None:
+        gif = io.BytesIO(encode_gif(video_grid(videos), fps))
+        self._run.log({name: self._wandb.Video(gif, format="gif")}, step=step)
+
+    def flush(self) -> None:
+        pass  # W&B's own process holds what was logged
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def video_grid(videos: np.ndarray, *, columns: int | None = None, gap: int = 2) -> np.ndarray:
+    """Videos [b t h w 3], uint8 or float in [-1, 1], side by side: uint8 [t rows*h columns*w 3] with gaps."""
+    videos = np.asarray(videos)
+    if videos.ndim != 5 or videos.shape[-1] != 3:
+        raise ShapeError(f"sample videos have shape {videos.shape}: must be [b t h w 3]")
+    if videos.dtype != np.uint8:
+        videos = np.clip(np.round((videos.astype(np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
+    count, frames, height, width, _ = videos.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    shape = (frames, rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
+    grid = np.full(shape, 255, np.uint8)
+    for index, video in enumerate(videos):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        grid[:, top : top + height, left : left + width] = video
+    return grid
+
+
+def encode_gif(frames: np.ndarray, fps: float) -> bytes:
+    """An endless animated GIF of uint8 frames [t h w 3]."""
+    images = [Image.fromarray(frame) for frame in frames]
+    out = io.BytesIO()
+    duration = max(round(1000 / fps), 20)  # browsers slow down anything faster than 20 ms a frame
+    images[0].save(out, format="GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
+    return out.getvalue()
+
+
+class Speed:
+    """Steps, tokens and model FLOPs a second between two reports.
+
+    flops_per_step: forward and backward of one batch. peak_flops: of all devices, a second; measured
+    with a matrix product when FLOPs are given without it.
+    """
+
+    def __init__(self, *, flops_per_step: float | None = None, peak_flops: float | None = None):
+        self._flops = flops_per_step
+        self._peak = peak_flops
+        if flops_per_step is not None and peak_flops is None:
+            self._peak = measure_peak_flops()
+        self._since, self._steps, self._tokens = time.perf_counter(), 0, 0.0
+
+    def add(self, tokens: float | None) -> None:
+        """Counts a finished step."""
+        self._steps += 1
+        self._tokens += tokens or 0.0
+
+    def restart(self) -> None:
+        """Begins a new measurement, leaving out what went before (compilation, a save, a sample)."""
+        self._since, self._steps, self._tokens = time.perf_counter(), 0, 0.0
+
+    def report(self) -> dict[str, float]:
+        """The rates since the last report, under names that start with `speed/`."""
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        values = {"speed/steps_per_second": self._steps / seconds}
+        if self._tokens:
+            values["speed/tokens_per_second"] = self._tokens / seconds
+        if self._flops is not None:
+            values["speed/mfu"] = self._flops * self._steps / seconds / self._peak
+        self.restart()
+        return values
+
+
+def measure_peak_flops(dtype: Any = None) -> float:
+    """FLOPs a second that a large matrix product reaches on one device, times the number of devices."""
+    on_cpu = jax.default_backend() == "cpu"
+    size, dtype = (1024, dtype or jnp.float32) if on_cpu else (8192, dtype or jnp.bfloat16)
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a: a @ a)
+    product(x).block_until_ready()
+    best = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        product(x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best * jax.device_count()
+
+
+def write_all(writers: Sequence[Writer], step: int, values: Mapping[str, float]) -> None:
+    """The same figures to every writer."""
+    for writer in writers:
+        writer.scalars(step, values)

@@ -1,0 +1,156 @@
+"""One training step: gradients of one or several pieces of a batch, update, average; one jit."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vdit.dist.rules import batch_sharding, replicated
+from vdit.train.config import TrainConfig
+from vdit.train.optimizer import group_norms, learning_rate
+from vdit.train.state import StatePlan, TrainState
+from vdit.types import Array, PyTree
+
+# Metrics of these names are sums over a batch, so pieces of it add up; all others are weighted means.
+SUMMED = ("weight", "tokens")
+
+
+class LossFn(Protocol):
+    """A loss that one backward pass minimises."""
+
+    def __call__(
+        self, params: PyTree, batch: PyTree, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, dict[str, Array]]:
+        """Returns (loss float32 [], metrics: name -> scalar).
+
+        `metrics["weight"]` says what the loss is a mean over (useful tokens, say): pieces of a batch
+        count by it, alike if it is absent. `metrics["tokens"]`, if given, is what speed counts.
+        """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainStep:
+    """`step(state, batch) -> (state, metrics)`; the state given is donated: do not use it again.
+
+    batch: tree of arrays [b ...], or [a b/a ...] for `accumulation` a > 1, placed as `batch_sharding`.
+    metrics: name -> scalar on the devices; the loss function's, with loss, grad_norm, learning_rate,
+    skipped and skipped_in_a_row.
+    """
+
+    plan: StatePlan
+    batch_sharding: jax.sharding.NamedSharding
+    jitted: Any
+
+    def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, jax.Array]]:
+        with jax.set_mesh(self.plan.mesh):
+            return self.jitted(state, batch)
+
+
+def make_train_step(
+    loss_fn: LossFn, plan: StatePlan, *, compiler_options: dict[str, Any] | None = None
+) -> TrainStep:
+    """The jitted step of `plan` for a loss; in and out shardings named, the state donated."""
+    config, optimizer = plan.config, plan.optimizer
+
+    def step(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(state.key, state.step)
+        loss, grads, metrics = _gradients(loss_fn, state, batch, key, config.accumulation)
+        norms = group_norms(config.optimizer, grads)
+        norm = jnp.sqrt(sum(n**2 for n in norms.values()))
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        done = state.step - state.skipped
+        new = _update(state, grads, optimizer, config, done)
+        state = _accept(state, new, finite)
+        metrics |= {
+            "loss": loss,
+            "grad_norm": norm,
+            "learning_rate": learning_rate(config.optimizer, config.steps)(done),
+            "skipped": state.skipped,
+            "skipped_in_a_row": state.skipped_in_a_row,
+        }
+        metrics |= {f"grad_norm/{group}": n for group, n in norms.items() if group}
+        return state, metrics
+
+    batch_place = batch_sharding(plan.mesh, accumulation=config.accumulation > 1)
+    jitted = jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(plan.shardings, batch_place),
+        out_shardings=(plan.shardings, replicated(plan.mesh)),
+        compiler_options=compiler_options,
+    )
+    return TrainStep(plan=plan, batch_sharding=batch_place, jitted=jitted)
+
+
+def _gradients(loss_fn: LossFn, state: TrainState, batch: PyTree, key: jax.Array, pieces: int):
+    """(loss, gradients, metrics) of a batch, worked through in `pieces` one after the other."""
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def weighted(piece, piece_key):
+        (loss, metrics), grads = grad_fn(state.params, piece, piece_key, state.step)
+        weight = jnp.asarray(metrics.get("weight", 1.0), jnp.float32)
+        scaled = {
+            name: jnp.asarray(value, jnp.float32) * (1.0 if name in SUMMED else weight)
+            for name, value in metrics.items()
+        }
+        return jax.tree.map(lambda g: g * weight, grads), loss * weight, weight, scaled
+
+    if pieces == 1:
+        (loss, metrics), grads = grad_fn(state.params, batch, key, state.step)
+        return loss, grads, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+
+    def add(total, piece_and_key):
+        return jax.tree.map(jnp.add, total, weighted(*piece_and_key)), None
+
+    keys = jax.random.split(key, pieces)
+    zero = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(weighted, jax.tree.map(lambda leaf: leaf[0], batch), keys[0]),
+    )
+    (grads, loss, weight, metrics), _ = jax.lax.scan(add, zero, (batch, keys))
+    grads = jax.tree.map(lambda g: g / weight, grads)
+    metrics = {name: value if name in SUMMED else value / weight for name, value in metrics.items()}
+    return loss / weight, grads, metrics
+
+
+def _update(
+    state: TrainState, grads: PyTree, optimizer: optax.GradientTransformation, config: TrainConfig, done
+) -> TrainState:
+    """The state after an update that is taken, but for its counters."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        rate = 1 - ema_decay(config, done)
+        ema = jax.tree.map(lambda average, new: average + rate * (new - average), ema, params)
+    return dataclasses.replace(state, params=params, ema=ema, opt_state=opt_state)
+
+
+def ema_decay(config: TrainConfig, done: Array) -> Array:
+    """Decay of the average at the update that follows `done` updates."""
+    if not config.ema_warmup:
+        return jnp.asarray(config.ema_decay, jnp.float32)
+    return jnp.minimum(config.ema_decay, (1.0 + done) / (10.0 + done))
+
+
+def _accept(old: TrainState, new: TrainState, finite: jax.Array) -> TrainState:
+    """`new` if the step was finite, else `old`; the counters move either way."""
+    kept = jax.tree.map(
+        lambda a, b: jnp.where(finite, a, b),
+        (new.params, new.ema, new.opt_state),
+        (old.params, old.ema, old.opt_state),
+    )
+    bad = jnp.where(finite, 0, 1).astype(jnp.int32)
+    return dataclasses.replace(
+        old,
+        step=old.step + 1,
+        params=kept[0],
+        ema=kept[1],
+        opt_state=kept[2],
+        skipped=old.skipped + bad,
+        skipped_in_a_row=jnp.where(finite, 0, old.skipped_in_a_row + 1).astype(jnp.int32),
+    )
