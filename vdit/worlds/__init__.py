@@ -1,6 +1,6 @@
 """Rendered worlds with known physics and exact captions: the embedded data set and benchmark."""
 
-from vdit.worlds import discs, moving
+from vdit.worlds import discs, moving, occluder
 from vdit.worlds.base import World, WorldSample, make, names
 from vdit.worlds.draw import COLOURS, SHAPES
 from vdit.worlds.moving import DIRECTIONS, combinations
@@ -16,4 +16,5 @@ __all__ = [
     "make",
     "moving",
     "names",
+    "occluder",
 ]

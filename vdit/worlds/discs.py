@@ -17,7 +17,12 @@ _WALL_LEVEL = 150.0
 _RADII = (0.08, 0.14)
 _LARGE = 0.11
 _GREYS = (28.0, 84.0)
-_WALL_NAMES = {"left": "the left wall", "right": "the right wall", "top": "the ceiling", "bottom": "the floor"}
+_WALL_NAMES = {
+    "left": "the left wall",
+    "right": "the right wall",
+    "top": "the ceiling",
+    "bottom": "the floor",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +109,8 @@ class Bounce(_Balls):
         walls = {contact.wall for contact in motion.contacts if contact.kind == "wall"}
         doings = ["moves" if one else "move"]
         if walls:
-            doings.append(f"{'bounces' if one else 'bounce'} off {'a wall' if len(walls) == 1 else 'the walls'}")
+            where = "a wall" if len(walls) == 1 else "the walls"
+            doings.append(f"{'bounces' if one else 'bounce'} off {where}")
         if any(contact.kind == "pair" for contact in motion.contacts):
             doings.append("collide")
         short = f"{words.balls(colours)} {words.join(doings)} in a box"
