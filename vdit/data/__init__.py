@@ -1,14 +1,39 @@
 """Sources of samples, packing, and the iterators that training loops take."""
 
-from vdit.data.clips import Clips
-from vdit.data.config import DataConfig
-from vdit.data.latents import LatentStore, write_latents
-from vdit.data.packing import RowLimits, TokenClip, build_rows
-from vdit.data.patches import grid_position, patchify, token_grid, unpatchify
-from vdit.data.pipeline import row_iterator, useful, video_batches
-from vdit.data.sources import Sample, Source
-from vdit.data.worlds import WorldLibrary
+from __future__ import annotations
 
-__all__ = ["Clips", "DataConfig", "LatentStore", "RowLimits", "Sample", "Source", "TokenClip", "WorldLibrary",
-           "build_rows", "grid_position", "patchify", "row_iterator", "token_grid", "unpatchify", "useful",
-           "video_batches", "write_latents"]
+import importlib
+from typing import Any
+
+# Imported on first use: who needs only patches or the config does not wait for grain.
+_HOME = {
+    "Clips": "clips",
+    "DataConfig": "config",
+    "FolderLibrary": "folder",
+    "LatentStore": "latents",
+    "RowLimits": "packing",
+    "Sample": "sources",
+    "Source": "sources",
+    "TfdsLibrary": "tfds_library",
+    "TokenClip": "packing",
+    "WorldLibrary": "worlds",
+    "build_rows": "packing",
+    "encode_clips": "encode",
+    "grid_position": "patches",
+    "open_source": "open",
+    "patchify": "patches",
+    "row_iterator": "pipeline",
+    "token_grid": "patches",
+    "unpatchify": "patches",
+    "useful": "pipeline",
+    "video_batches": "pipeline",
+    "write_latents": "latents",
+}
+
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

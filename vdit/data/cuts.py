@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -62,19 +63,30 @@ class Footage(Protocol):
         """`frames` frames at `fps` from `start` seconds on, the whole picture resized to size (h, w)."""
 
 
-def fit_size(height: int, width: int, area: int, multiple: int) -> tuple[int, int]:
-    """The size (h, w) in multiples of `multiple` nearest to `area` pixels at the given aspect ratio.
+# A picture's share that is cut off weighs this much more than a share of the pixel budget left unused.
+CROP_WEIGHT = 3.0
 
-    Each side is rounded to its nearest multiple; where that would exceed the area, the side that was
-    rounded up most is rounded down.
+
+@functools.lru_cache(maxsize=4096)
+def fit_size(height: int, width: int, area: int, multiple: int) -> tuple[int, int]:
+    """The size (h, w), in multiples of `multiple` and of `area` pixels or fewer, that suits a picture best.
+
+    Best is least CROP_WEIGHT * |log(aspect / the picture's)| + |log(pixels / area)|: the aspect ratio is kept
+    as nearly as blocks of `multiple` pixels allow, at the cost of a slightly smaller picture.
     """
-    scale = math.sqrt(area / (height * width))
-    exact = [height * scale / multiple, width * scale / multiple]
-    units = [max(1, round(e)) for e in exact]
-    while units[0] * units[1] * multiple**2 > area and max(units) > 1:
-        over = [u / e if u > 1 else 0.0 for u, e in zip(units, exact)]
-        units[over.index(max(over))] -= 1
-    return units[0] * multiple, units[1] * multiple
+    blocks = area // multiple**2
+    if blocks < 1:
+        raise DataError(f"an area of {area} pixels is less than one block of {multiple} x {multiple}")
+    aspect = width / height
+    best, chosen = math.inf, (1, 1)
+    for rows in range(1, blocks + 1):
+        for columns in {math.floor(rows * aspect), math.ceil(rows * aspect)}:
+            columns = min(max(columns, 1), blocks // rows)
+            cost = (CROP_WEIGHT * abs(math.log(columns / rows / aspect))
+                    + math.log(blocks / (rows * columns)))
+            if cost < best:
+                best, chosen = cost, (rows * multiple, columns * multiple)
+    return chosen
 
 
 def cover(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
@@ -84,7 +96,7 @@ def cover(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def draw_cut(footage: Footage, config: DataConfig, rng: np.random.Generator) -> Cut:
-    """A cut of the whole picture: aspect ratio kept, less than a multiple of `size_multiple` cropped."""
+    """A cut of the whole picture, resized to cover the size that fit_size gives and trimmed to it."""
     fps, frames, start = _draw_time(footage, config, rng)
     height, width = footage.height, footage.width
     own = height * width
