@@ -131,7 +131,7 @@ def train_tokenizer(
         least = SPECIAL_PIECES + MIN_ROOM
         rule = f"must be at least {least}: bytes and specials take {SPECIAL_PIECES}"
         raise TextError(f"vocab_size {vocab_size} {rule}")
-    lines = sorted(filter(None, map(_normal, captions)))
+    lines = list(filter(None, map(_normal, captions)))
     lines = _spell_rare_in_bytes(lines, room // 2)
     if not lines:
         raise TextError("cannot train a tokenizer: there is no caption with a letter in it")
