@@ -1,6 +1,6 @@
 """Rendered worlds with known physics and exact captions: the embedded data set and benchmark."""
 
-from vdit.worlds import discs, moving, occluder
+from vdit.worlds import discs, moving, occluder, orbit
 from vdit.worlds.base import World, WorldSample, make, names
 from vdit.worlds.draw import COLOURS, SHAPES
 from vdit.worlds.moving import DIRECTIONS, combinations
@@ -17,4 +17,5 @@ __all__ = [
     "moving",
     "names",
     "occluder",
+    "orbit",
 ]
