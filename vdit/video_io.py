@@ -1,0 +1,252 @@
+"""Video files to frames: read, stream, probe. `write_video` and `encode_bytes` live in video_write.
+
+What counts as a frame is what a player shows: edit lists and discarded frames are obeyed, and times
+are those of presentation. What a frame looks like is settled in video_convert (colour, HDR,
+transparency, rotation, size). The rules of reading:
+
+- Time starts at 0 with the first frame shown. Time that stands still or steps back by less than a
+  second is moved 0.1 ms past the frame before; a larger step back is taken for a spliced recording
+  and goes on one frame later. So times always rise.
+- A clip's end is its last frame's time plus that frame's duration.
+- With `fps`, frame k is the one on screen at time k / fps: the last whose time is at most k / fps, up
+  to one tick of the stream's clock (5 ms at most), because containers round times to ticks.
+- Nothing is short in silence. By default a VideoError tells of data that does not decode, of frames
+  that the decoder flags as damaged, and of a file that ends before its container says;
+  `on_error="keep"` returns the frames up to there. A file without any frame is always an error.
+- Memory: one frame is held at a time; frames above 8192 x 8192 are refused, and so is a clip that
+  decodes to more than `max_bytes`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+
+from vdit.errors import VideoError
+from vdit.types import Clip
+from vdit.video_convert import MAX_FRAME_PIXELS, Fit, FrameConverter, Size, orientation_of
+from vdit.video_source import Shown, Source
+from vdit.video_write import encode_bytes, write_video
+
+__all__ = [
+    "MAX_FRAME_PIXELS",
+    "VideoInfo",
+    "encode_bytes",
+    "iter_frames",
+    "probe",
+    "read_video",
+    "resample_times",
+    "write_video",
+]
+
+OnError = Literal["raise", "keep"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """What a container and its first frame say; frames, fps and duration are claims, not counts.
+
+    width, height: pixels as displayed, after rotation.
+    rotation: degrees counterclockwise (-90, 0, 90 or 180) that the stored frame is turned by.
+    mirrored: whether left and right are exchanged before that turn.
+    fps: average rate, or None where the container gives none that makes sense.
+    duration: seconds, or None. frames: the declared count, or None.
+    pixel_aspect: width over height of one pixel; reading takes it as 1.
+    hdr: None, "pq" or "hlg".
+    """
+
+    width: int
+    height: int
+    rotation: int
+    mirrored: bool
+    fps: float | None
+    duration: float | None
+    frames: int | None
+    codec: str
+    pixel_format: str
+    pixel_aspect: float
+    hdr: str | None
+
+
+def probe(path: str | Path | bytes) -> VideoInfo:
+    """Describes a video from its container and its first frame."""
+    with Source(path) as source:
+        frame = next(source.frames(keep=True)).frame
+        stream = source.stream
+        orientation = orientation_of(frame)
+        height, width = orientation.size(frame.height, frame.width)
+        return VideoInfo(
+            width=width,
+            height=height,
+            rotation=orientation.rotation,
+            mirrored=orientation.mirrored,
+            fps=source.rate,
+            duration=source.duration,
+            frames=stream.frames or None,
+            codec=stream.codec_context.codec.canonical_name,
+            pixel_format=frame.format.name,
+            pixel_aspect=float(stream.sample_aspect_ratio or 1),
+            hdr={16: "pq", 18: "hlg"}.get(int(frame.color_trc)),
+        )
+
+
+def iter_frames(
+    path: str | Path | bytes,
+    *,
+    fps: float | None = None,
+    start: float = 0.0,
+    duration: float | None = None,
+    max_frames: int | None = None,
+    size: Size | None = None,
+    fit: Fit = "cover",
+    background: tuple[int, int, int] = (255, 255, 255),
+    on_error: OnError = "raise",
+    threads: int = 1,
+) -> Iterator[tuple[float, np.ndarray]]:
+    """Streams (time, uint8 [h w 3]) of what is on screen in [start, start + duration).
+
+    path: a file, or the bytes of one. Times are seconds from the first frame given out.
+    fps: resample by time; None gives each frame once. start: seconds from the file's first frame.
+    size: (height, width) or the shorter side, with fit; None keeps the displayed size.
+    threads: of the decoder; 0 lets it choose. Callers that read many files at once want 1.
+    """
+    window = _Window.checked(fps=fps, start=start, duration=duration, max_frames=max_frames)
+    if on_error not in ("raise", "keep"):
+        raise VideoError(f'on_error is {on_error!r}, must be "raise" or "keep"')
+    convert = FrameConverter(size=size, fit=fit, background=background)
+    return _stream(path, window, convert, on_error, threads)
+
+
+def read_video(
+    path: str | Path | bytes,
+    *,
+    fps: float | None = None,
+    start: float = 0.0,
+    duration: float | None = None,
+    max_frames: int | None = None,
+    size: Size | None = None,
+    fit: Fit = "cover",
+    background: tuple[int, int, int] = (255, 255, 255),
+    on_error: OnError = "raise",
+    threads: int = 1,
+    max_bytes: int = 4 * 2**30,
+) -> Clip:
+    """Reads a clip whole: frames uint8 [t h w 3], times from 0. Arguments as of `iter_frames`.
+
+    fps of the clip is the one asked for, else the container's average where it agrees to 1% with the
+    frames' times, else theirs. max_bytes bounds the decoded size.
+    """
+    window = _Window.checked(fps=fps, start=start, duration=duration, max_frames=max_frames)
+    if on_error not in ("raise", "keep"):
+        raise VideoError(f'on_error is {on_error!r}, must be "raise" or "keep"')
+    convert = FrameConverter(size=size, fit=fit, background=background)
+    declared: list[float | None] = []
+    times, frames = [], []
+    for time, frame in _stream(path, window, convert, on_error, threads, declared):
+        times.append(time)
+        frames.append(frame)
+        if len(frames) * frame.nbytes > max_bytes:
+            raise VideoError(
+                f"{_name(path)}: decodes to more than max_bytes = {max_bytes} after {len(frames)} frames of"
+                f" {frame.shape[0]}x{frame.shape[1]}: give size, duration or max_frames, or use iter_frames"
+            )
+    rate = fps or _rate(np.asarray(times), declared[0])
+    return Clip(frames=_gather(frames), times=np.asarray(times, np.float64), fps=float(rate))
+
+
+def resample_times(times: np.ndarray, fps: float, *, end: float, epsilon: float = 1e-6) -> np.ndarray:
+    """The frames on screen at 0, 1/fps, 2/fps, ... before `end`: indices int64 [k] into times [t]."""
+    grid = np.arange(max(0, math.ceil((end - epsilon) * fps))) / fps
+    return np.maximum(np.searchsorted(times, grid + epsilon, side="right") - 1, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Window:
+    """Which frames are wanted: a span of time, a grid within it, a most."""
+
+    fps: float | None
+    start: float
+    stop: float
+    most: float
+
+    @classmethod
+    def checked(cls, *, fps, start, duration, max_frames) -> _Window:
+        if fps is not None and not 0 < fps <= 1000:
+            raise VideoError(f"fps is {fps}, must be above 0 and at most 1000, or None for every frame")
+        if not 0 <= start < math.inf:
+            raise VideoError(f"start is {start}, must be a number of seconds from 0 up")
+        if duration is not None and not duration > 0:
+            raise VideoError(f"duration is {duration}, must be above 0 seconds, or None for all")
+        if max_frames is not None and max_frames < 1:
+            raise VideoError(f"max_frames is {max_frames}, must be at least 1, or None for all")
+        stop = math.inf if duration is None else start + duration
+        return cls(fps=fps, start=start, stop=stop, most=math.inf if max_frames is None else max_frames)
+
+    def choose(self, shown: Iterator[Shown], tick: float) -> Iterator[tuple[float, av.VideoFrame]]:
+        """(time, frame) of each frame wanted, a frame as often as the grid meets it."""
+        count, held = 0, None
+        for now in shown:
+            if held is not None:
+                for item in self._during(held, now.time, count, tick):
+                    yield item
+                    count += 1
+            if count >= self.most or now.time >= self.stop - tick:
+                return
+            held = now
+            if self.fps is None and count + 1 >= self.most and now.time >= self.start:
+                break  # the last one wanted: what follows it need not decode
+        if held is not None:
+            yield from self._during(held, held.time + held.length, count, tick)
+
+    def _during(
+        self, held: Shown, until: float, count: int, tick: float
+    ) -> Iterator[tuple[float, av.VideoFrame]]:
+        if self.fps is None:
+            if until > self.start + tick:
+                yield held.time, held.frame
+            return
+        for k in range(count, count + max(0, math.ceil((until - self.start) * self.fps)) + 1):
+            time = self.start + k / self.fps
+            if time + tick >= until or time >= self.stop - tick or k >= self.most:
+                return
+            yield k / self.fps, held.frame
+
+
+def _stream(path, window, convert, on_error, threads, declared=None) -> Iterator[tuple[float, np.ndarray]]:
+    with Source(path, threads=threads) as source:
+        if declared is not None:
+            declared.append(source.rate)
+        first, last, image = None, None, None
+        shown = source.frames(start=window.start, keep=on_error == "keep")
+        for time, frame in window.choose(shown, source.tick):
+            if frame is not last:
+                last, image = frame, convert(frame)
+            first = time if first is None else first
+            yield time - first, image
+        if first is None:
+            raise VideoError(f"{source.name}: start = {window.start} s is past its end at {source.end:.3f} s")
+
+
+def _gather(frames: list[np.ndarray]) -> np.ndarray:
+    """Stacks [h w 3] frames, letting go of each as it is copied so that the peak stays near one clip."""
+    out = np.empty((len(frames), *frames[0].shape), np.uint8)
+    for i in range(len(frames)):
+        out[i], frames[i] = frames[i], None
+    return out
+
+
+def _rate(times: np.ndarray, declared: float | None) -> float:
+    if len(times) < 2:
+        return declared or 25.0
+    measured = (len(times) - 1) / times[-1]
+    return declared if declared and abs(declared / measured - 1) < 0.01 else measured
+
+
+def _name(path: str | Path | bytes) -> str:
+    return "<bytes>" if isinstance(path, bytes) else str(path)
