@@ -23,6 +23,7 @@ class VAEConfig:
         work is then at low resolution, which is what makes small networks cheap.
     patch_frames: frames folded into channels likewise; the first frame stands alone.
     block_kernel: size in t, h, w of the convolutions of the residual blocks.
+    edge_kernel: likewise of the first and last convolution of the encoder and the decoder.
     middle: "attention" is residual block, attention within each frame, residual block (Wan); "blocks"
         leaves the attention out; "none" leaves out all three.
     norm_eps: added to the mean square under the root.
@@ -41,6 +42,7 @@ class VAEConfig:
     patch: int = 1
     patch_frames: int = 1
     block_kernel: tuple[int, int, int] = (3, 3, 3)
+    edge_kernel: tuple[int, int, int] = (3, 3, 3)
     middle: Literal["attention", "blocks", "none"] = "attention"
     norm_eps: float = 1e-6
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -63,8 +65,10 @@ class VAEConfig:
                 raise ConfigError(f"vae.{name}={getattr(self, name)} must be at least 1")
         if min(self.channel_mults, default=0) < 1:
             raise ConfigError(f"vae.channel_mults={self.channel_mults} must be numbers from 1")
-        if len(self.block_kernel) != 3 or any(size % 2 == 0 for size in self.block_kernel):
-            raise ConfigError(f"vae.block_kernel={self.block_kernel} must be three odd numbers: (t, h, w)")
+        for name in ("block_kernel", "edge_kernel"):
+            sizes = getattr(self, name)
+            if len(sizes) != 3 or any(size < 1 or size % 2 == 0 for size in sizes):
+                raise ConfigError(f"vae.{name}={sizes} must be three odd numbers: (t, h, w)")
         if self.decoder_extra_blocks < 0:
             raise ConfigError(f"vae.decoder_extra_blocks={self.decoder_extra_blocks} must not be negative")
         for level, down in enumerate(self.spatial_down):
@@ -160,14 +164,36 @@ class VAELossConfig:
 
 PRESETS: dict[str, dict[str, object]] = {
     "wan21": {"norm_eps": 1e-24},
-    "base": {"base_channels": 64, "patch": 2, "channel_mults": (1, 2, 4), "spatial_down": (True, True),
-             "temporal_down": (True, True), "middle": "blocks"},
-    "small": {"base_channels": 48, "patch": 4, "channel_mults": (1, 2, 2),
-              "spatial_down": (False, True), "temporal_down": (True, True), "middle": "none", "blocks_per_level": 1},
-    "tiny": {"latent_channels": 8, "base_channels": 64, "patch": 4, "patch_frames": 4,
-             "channel_mults": (1, 2), "spatial_down": (True,), "temporal_down": (False,), "middle": "none", "blocks_per_level": 1,
-             "decoder_extra_blocks": 0},
-}  # fmt: skip
+    "base": {
+        "base_channels": 64,
+        "patch": 2,
+        "channel_mults": (1, 2, 4),
+        "spatial_down": (True, True),
+        "temporal_down": (True, True),
+        "middle": "blocks",
+    },
+    "small": {
+        "base_channels": 48,
+        "patch": 4,
+        "channel_mults": (1, 2, 2),
+        "spatial_down": (False, True),
+        "temporal_down": (True, True),
+        "middle": "none",
+        "blocks_per_level": 1,
+    },
+    "tiny": {
+        "latent_channels": 8,
+        "base_channels": 64,
+        "patch": 4,
+        "patch_frames": 4,
+        "channel_mults": (1, 2),
+        "spatial_down": (True,),
+        "temporal_down": (False,),
+        "middle": "none",
+        "blocks_per_level": 1,
+        "decoder_extra_blocks": 0,
+    },
+}
 
 
 def preset(name: str, **changes: object) -> VAEConfig:

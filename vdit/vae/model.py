@@ -47,11 +47,12 @@ class Encoder(nn.Module):
     def __call__(self, x: Array, cache: PyTree = None) -> tuple[Array, PyTree]:
         config, old, new = self.config, cache or {}, {}
         options = conv_options(config)
+        edge = {"kernel": config.edge_kernel, **options}
         if cache is None and config.patch_frames > 1:
             # The first frame fills its group alone, so that an image is a group too.
             x = jnp.concatenate([jnp.repeat(x[:, :1], config.patch_frames - 1, axis=1), x], axis=1)
         x = fold(x, config.patch_frames, config.patch).astype(options["dtype"])
-        x, new["conv_in"] = CausalConv(config.widths[0], name="conv_in", **options)(x, old.get("conv_in"))
+        x, new["conv_in"] = CausalConv(config.widths[0], name="conv_in", **edge)(x, old.get("conv_in"))
         block = nn.remat(ResidualBlock) if config.remat else ResidualBlock
         for level, width in enumerate(config.widths):
             for i in range(config.blocks_per_level):
@@ -65,7 +66,7 @@ class Encoder(nn.Module):
             x, new["middle"] = Middle(config, name="middle")(x, old.get("middle"))
         x = nn.silu(RMSNorm(config.norm_eps, "conv_out", name="norm_out")(x))
         channels = 2 * config.latent_channels
-        x, new["conv_out"] = CausalConv(channels, name="conv_out", **options)(x, old.get("conv_out"))
+        x, new["conv_out"] = CausalConv(channels, name="conv_out", **edge)(x, old.get("conv_out"))
         return Conv(channels, (1, 1, 1), name="quant", **options)(x), new
 
 
@@ -78,8 +79,9 @@ class Decoder(nn.Module):
     def __call__(self, z: Array, cache: PyTree = None) -> tuple[Array, PyTree]:
         config, old, new = self.config, cache or {}, {}
         options = conv_options(config)
+        edge = {"kernel": config.edge_kernel, **options}
         x = Conv(config.latent_channels, (1, 1, 1), name="post_quant", **options)(z.astype(options["dtype"]))
-        x, new["conv_in"] = CausalConv(config.widths[-1], name="conv_in", **options)(x, old.get("conv_in"))
+        x, new["conv_in"] = CausalConv(config.widths[-1], name="conv_in", **edge)(x, old.get("conv_in"))
         if config.middle != "none":
             x, new["middle"] = Middle(config, name="middle")(x, old.get("middle"))
         block = nn.remat(ResidualBlock) if config.remat else ResidualBlock
@@ -93,7 +95,7 @@ class Decoder(nn.Module):
                 x, new[up.name] = up(x, old.get(up.name))
         x = nn.silu(RMSNorm(config.norm_eps, "conv_out", name="norm_out")(x))
         channels = 3 * config.patch_frames * config.patch**2
-        x, new["conv_out"] = CausalConv(channels, name="conv_out", **options)(x, old.get("conv_out"))
+        x, new["conv_out"] = CausalConv(channels, name="conv_out", **edge)(x, old.get("conv_out"))
         x = unfold(x, config.patch_frames, config.patch)
         return (x[:, config.patch_frames - 1 :] if cache is None else x), new
 
