@@ -15,8 +15,8 @@ def init(key):
     """Boxed parameters: {"up": {"kernel", "bias"}, "down": {...}}."""
     x = jnp.zeros((1, WIDTH))
     up = Linear(features=HIDDEN, kernel_axes=("embed", "mlp")).init(key, x)["params"]
-    down = Linear(features=WIDTH, kernel_axes=("mlp", "embed")).init(jax.random.fold_in(key, 1), jnp.zeros((1, HIDDEN)))
-    return {"up": up, "down": down["params"]}
+    down = Linear(features=WIDTH, kernel_axes=("mlp", "embed"))
+    return {"up": up, "down": down.init(jax.random.fold_in(key, 1), jnp.zeros((1, HIDDEN)))["params"]}
 
 
 def predict(params, x):

@@ -54,13 +54,13 @@ def group_norms(config: OptimizerConfig, tree: PyTree) -> dict[str, jax.Array]:
     """The global norm of each group that `lr_scale` names; "" is everything else."""
     named = {group for group, _ in config.lr_scale}
     if not named:
-        return {"": optax.global_norm(tree)}
+        return {"": optax.tree.norm(tree)}
     missing = sorted(named - set(tree))
     if missing:
         raise ConfigError(f"lr_scale names {missing}: the parameters have the top-level keys {sorted(tree)}")
-    norms = {group: optax.global_norm(tree[group]) for group in sorted(named)}
+    norms = {group: optax.tree.norm(tree[group]) for group in sorted(named)}
     rest = {key: branch for key, branch in tree.items() if key not in named}
-    return norms | ({"": optax.global_norm(rest)} if rest else {})
+    return norms | ({"": optax.tree.norm(rest)} if rest else {})
 
 
 def _clip_groups(config: OptimizerConfig) -> optax.GradientTransformation:

@@ -93,11 +93,11 @@ def _gradients(loss_fn: LossFn, state: TrainState, batch: PyTree, key: jax.Array
     def weighted(piece, piece_key):
         (loss, metrics), grads = grad_fn(state.params, piece, piece_key, state.step)
         weight = jnp.asarray(metrics.get("weight", 1.0), jnp.float32)
-        scaled = {
-            name: jnp.asarray(value, jnp.float32) * (1.0 if name in SUMMED else weight)
-            for name, value in metrics.items()
-        }
-        return jax.tree.map(lambda g: g * weight, grads), loss * weight, weight, scaled
+        # a piece that is all padding has weight 0, and may well be 0/0
+        times = lambda x: jnp.where(weight == 0, 0.0, x * weight)  # noqa: E731
+        metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+        scaled = {name: value if name in SUMMED else times(value) for name, value in metrics.items()}
+        return jax.tree.map(times, grads), times(loss), weight, scaled
 
     if pieces == 1:
         (loss, metrics), grads = grad_fn(state.params, batch, key, state.step)

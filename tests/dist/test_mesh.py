@@ -1,0 +1,85 @@
+"""Sizes of the mesh and the table of rules, without devices."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from vdit.dist.mesh import AXES, MeshConfig, make_mesh
+from vdit.dist.multihost import HostConfig, any_host, from_environment, initialize
+from vdit.dist.rules import RULES, constrain, partition_spec
+from vdit.errors import ConfigError
+
+SIZES = {"data": 2, "fsdp": 4, "sequence": 2, "tensor": 2}
+
+
+def test_the_free_axis_takes_the_devices_that_are_left():
+    assert MeshConfig(fsdp=2, tensor=2).shape(16) == (4, 2, 1, 2)
+    assert MeshConfig(data=1, fsdp=-1).shape(8) == (1, 8, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: MeshConfig(fsdp=0), "mesh.fsdp=0"),
+        (lambda: MeshConfig(fsdp=-1), "all -1"),
+        (lambda: MeshConfig(fsdp=3).shape(8), "does not fit 8 devices"),
+        (lambda: MeshConfig(data=2).shape(8), "does not fit 8 devices"),
+        (lambda: MeshConfig(fsdp=16).shape(8), "does not fit 8 devices"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(make, words):
+    with pytest.raises(ConfigError, match=words):
+        make()
+
+
+def test_axes_are_auto():
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    assert mesh.axis_names == AXES
+    assert set(mesh.axis_types) == {AxisType.Auto}
+
+
+def test_the_table_names_mesh_axes_only():
+    assert {axis for axes in RULES.values() for axis in axes} <= set(AXES)
+
+
+def test_a_mesh_axis_serves_the_first_dimension_that_asks():
+    spec, notes = partition_spec(("batch", "tokens", "embed"), (8, 6, 16), SIZES)
+    assert (spec, notes) == (P(("data", "fsdp"), ("sequence",), None), [])
+    assert partition_spec(("embed", "mlp"), (16, 64), SIZES)[0] == P(("fsdp",), ("tensor",))
+    assert partition_spec(("embed", "embed"), (16, 16), SIZES)[0] == P(("fsdp",), None)
+
+
+def test_a_dimension_takes_the_mesh_axes_that_divide_it_and_says_so():
+    spec, notes = partition_spec(("batch", None), (6, 3), SIZES)
+    assert spec == P(("data",), None)
+    assert notes == ["batch of size 6 is not divisible by data*fsdp=8"]
+
+
+def test_an_unknown_axis_or_a_wrong_number_of_names_is_refused():
+    with pytest.raises(ConfigError, match="'tokenz'"):
+        partition_spec(("tokenz",), (4,), SIZES)
+    with pytest.raises(ConfigError, match="must name each dimension"):
+        partition_spec(("tokens",), (4, 4), SIZES)
+
+
+def test_constrain_adds_nothing_without_a_mesh():
+    jaxpr = jax.make_jaxpr(lambda x: constrain(x, ("batch", "embed")))(jnp.zeros((2, 2)))
+    assert not jaxpr.eqns
+
+
+def test_one_process_neither_starts_nor_waits_for_others():
+    assert initialize() is False
+    assert any_host(True) is True
+    assert any_host(False) is False
+
+
+def test_hosts_come_from_the_environment_as_a_whole():
+    given = {"VDIT_COORDINATOR": "first:1234", "VDIT_PROCESSES": "2", "VDIT_PROCESS_ID": "1"}
+    assert from_environment(given) == HostConfig(coordinator="first:1234", processes=2, process_id=1)
+    assert from_environment({}) is None
+    with pytest.raises(ConfigError, match="VDIT_PROCESS_ID"):
+        from_environment({key: given[key] for key in ("VDIT_COORDINATOR", "VDIT_PROCESSES")})
+    with pytest.raises(ConfigError, match="process_id=1"):
+        from_environment(given | {"VDIT_PROCESSES": "1"})

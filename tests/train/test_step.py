@@ -1,0 +1,202 @@
+"""One step: pieces of a batch, the average, clipping, warm-up, groups, steps that are not finite."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.train import toy
+from vdit.errors import ConfigError
+from vdit.train.config import OptimizerConfig, TrainConfig
+from vdit.train.loop import Feed
+from vdit.train.optimizer import decayed, learning_rate, make_optimizer
+from vdit.train.state import plan_state
+from vdit.train.step import ema_decay, make_train_step
+
+
+def steps_of(step, batches, each=None):
+    """Trains from one start on a list of batches; returns (state, list of metrics as floats)."""
+    state = step.plan.create(jax.random.key(0))
+    feed = Feed(iter(batches), step, remaining=len(batches))
+    metrics = []
+    for _ in batches:
+        state, values = step(state, feed.take()[0])
+        metrics.append({name: float(value) for name, value in values.items()})
+        if each is not None:
+            each(state)
+    return state, metrics
+
+
+def leaves_of(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def poisoned(params, batch, key, step):
+    """The toy's loss, not a number where the batch says so; also tells what the key draws."""
+    loss, metrics = toy.quiet_loss_fn(params, batch, key, step)
+    return loss + jnp.where(batch["bad"].any(), jnp.nan, 0.0), metrics | {"draw": jax.random.uniform(key)}
+
+
+@pytest.fixture(scope="module")
+def three_batches():
+    return [with_bad(toy.batch_of(8, start), False) for start in (0, 8, 16)]
+
+
+@pytest.fixture(scope="module")
+def step():
+    return make_train_step(poisoned, plan_state(toy.init, toy.config()))
+
+
+@pytest.fixture(scope="module")
+def whole(step, three_batches):
+    return steps_of(step, three_batches)
+
+
+def test_pieces_of_a_batch_make_the_step_of_the_whole(whole, three_batches):
+    weights = np.concatenate([batch["mask"].reshape(4, -1).sum(axis=1) for batch in three_batches])
+    assert set(weights) == {0, 1, 2}, "the pieces must weigh differently, and one be all padding"
+    pieces = make_train_step(toy.quiet_loss_fn, plan_state(toy.init, toy.config(accumulation=4)))
+    state, metrics = steps_of(pieces, [{k: v for k, v in b.items() if k != "bad"} for b in three_batches])
+    for got, want in zip(metrics, whole[1]):
+        for name in ("loss", "grad_norm", "tokens", "weight"):
+            assert got[name] == pytest.approx(want[name], rel=2e-6), name
+    for got, want in zip(leaves_of(state.params), leaves_of(whole[0].params)):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_the_average_forgets_its_start_and_follows_the_parameters(step, three_batches):
+    average = leaves_of(step.plan.create(jax.random.key(0)).params)
+
+    def follow(state):
+        nonlocal average
+        decay = int(state.step) / (9 + int(state.step))
+        average = [decay * a + (1 - decay) * p for a, p in zip(average, leaves_of(state.params))]
+        for got, want in zip(leaves_of(state.ema), average):
+            np.testing.assert_allclose(got, want, atol=1e-6)
+
+    steps_of(step, three_batches, follow)
+
+
+def test_the_average_warms_up_to_its_decay():
+    config = toy.config(ema_decay=0.9)
+    assert float(ema_decay(config, jnp.asarray(0))) == pytest.approx(0.1)
+    assert float(ema_decay(config, jnp.asarray(1000))) == pytest.approx(0.9)
+    cold = dataclasses.replace(config, ema_warmup=False)
+    assert float(ema_decay(cold, jnp.asarray(0))) == pytest.approx(0.9)
+
+
+def test_without_an_average_none_is_kept():
+    plan = plan_state(toy.init, toy.config(ema_decay=None))
+    state, _ = jax.eval_shape(make_train_step(toy.loss_fn, plan).jitted, plan.abstract, toy.batch_of())
+    assert state.ema is None
+    assert "ema" not in state.trees()
+
+
+def with_bad(batch, bad):
+    return batch | {"bad": np.full(8, bad)}
+
+
+def test_steps_that_are_not_finite_change_nothing_but_the_counters(step, three_batches, whole):
+    good, bad = three_batches, with_bad(three_batches[0], True)
+    mixed, metrics = steps_of(step, [good[0], bad, bad, good[1], good[2]])
+    for name in ("params", "ema", "opt_state"):
+        for got, want in zip(leaves_of(getattr(mixed, name)), leaves_of(getattr(whole[0], name))):
+            np.testing.assert_array_equal(got, want)
+    assert int(mixed.step) == 5
+    assert [m["skipped"] for m in metrics] == [0, 1, 2, 2, 2]
+    assert [m["skipped_in_a_row"] for m in metrics] == [0, 1, 2, 0, 0]
+    assert not np.isfinite(metrics[1]["loss"])
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is(three_batches):
+    def steep(params, batch, key, step):
+        loss, metrics = toy.quiet_loss_fn(params, batch, key, step)
+        return loss + jnp.sqrt(jnp.sum(params["up"]["bias"] ** 2)), metrics  # slope of 0/0 at the zero bias
+
+    state, metrics = steps_of(make_train_step(steep, plan_state(toy.init, toy.config())), three_batches[:1])
+    assert np.isfinite(metrics[0]["loss"])
+    assert int(state.skipped) == 1
+
+
+def test_each_step_draws_anew(whole):
+    assert len({metrics["draw"] for metrics in whole[1]}) == 3
+
+
+def test_warm_up_rises_to_the_peak_and_cosine_falls_to_the_end():
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=4, schedule="cosine", final_scale=0.1)
+    rates = [float(learning_rate(config, 12)(n)) for n in range(13)]
+    np.testing.assert_allclose(rates[:5], [0.25, 0.5, 0.75, 1.0, 1.0], rtol=1e-6)
+    assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
+    assert rates[12] == pytest.approx(0.1)
+    assert float(learning_rate(OptimizerConfig(learning_rate=2.0), 12)(0)) == 2.0
+
+
+def sgd_like(**changes):
+    """With b1 = b2 = 0, Adam's update is the sign of the gradient: the clip shows through eps only."""
+    return OptimizerConfig(learning_rate=1.0, b1=0.0, b2=0.0, eps=1.0, **changes)
+
+
+def update_of(config, grads, params, names=None):
+    optimizer = make_optimizer(config, 10, names)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    return updates
+
+
+def test_the_clip_bounds_the_global_norm_and_leaves_small_gradients_alone():
+    params = {"a": jnp.zeros((2, 2)), "b": jnp.zeros(3)}
+    big = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 100.0), params)
+    unit = jax.tree.map(lambda g: g / optax.tree.norm(big), big)
+    got = update_of(sgd_like(clip_norm=1.0), big, params)
+    want = update_of(sgd_like(clip_norm=None), unit, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, want)
+    small = jax.tree.map(lambda g: g * 0.5, unit)
+    got, want = (update_of(sgd_like(clip_norm=c), small, params) for c in (1.0, None))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_a_group_has_its_own_rate_and_its_own_clip():
+    params = {"vae": {"w": jnp.zeros((2, 2))}, "disc": {"w": jnp.zeros((2, 2))}}
+    grads = {"vae": {"w": jnp.full((2, 2), 0.25)}, "disc": {"w": jnp.full((2, 2), 1e6)}}
+    got = update_of(sgd_like(clip_norm=1.0, lr_scale=(("disc", 0.5),)), grads, params)
+    alone = update_of(sgd_like(clip_norm=1.0), {"vae": grads["vae"]}, {"vae": params["vae"]})
+    np.testing.assert_allclose(got["vae"]["w"], alone["vae"]["w"], rtol=1e-6)
+    # clipped to norm 1 each entry is 1/2, Adam with eps 1 makes it (1/2) / (1/2 + 1), the group halves it
+    np.testing.assert_allclose(got["disc"]["w"], np.full((2, 2), -0.5 / 3), rtol=1e-5)
+
+
+def test_a_group_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match=r"\['discriminator'\].*\['a'\]"):
+        update_of(sgd_like(lr_scale=(("discriminator", 1.0),)), {"a": jnp.ones(2)}, {"a": jnp.ones(2)})
+
+
+def test_weight_decay_spares_biases_and_norms_in_a_stack_of_layers_too():
+    params = {"kernel": jnp.ones((3, 4, 4)), "bias": jnp.ones((3, 4)), "scale": jnp.ones(4)}
+    names = {"kernel": ("layers", "embed", "mlp"), "bias": ("layers", "mlp"), "scale": None}
+    assert decayed(params, names) == {"kernel": True, "bias": False, "scale": False}
+    assert decayed(params) == {"kernel": True, "bias": True, "scale": False}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    got = update_of(sgd_like(weight_decay=0.1), zero, params, names)
+    np.testing.assert_allclose(got["kernel"], -0.1 * np.ones((3, 4, 4)), rtol=1e-6)
+    np.testing.assert_array_equal(got["bias"], np.zeros((3, 4)))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: OptimizerConfig(learning_rate=0.0), r"learning_rate=0.0: must be above 0"),
+        (lambda: OptimizerConfig(schedule="linear"), "schedule='linear'"),
+        (lambda: OptimizerConfig(clip_norm=-1.0), "clip_norm=-1.0"),
+        (lambda: OptimizerConfig(lr_scale=(("a", 1.0), ("a", 2.0))), "lr_scale"),
+        (lambda: TrainConfig(steps=0, batch_size=1), "steps=0"),
+        (lambda: TrainConfig(steps=1, batch_size=6, accumulation=4), "batch_size=6 must be a multiple"),
+        (lambda: TrainConfig(steps=1, batch_size=1, ema_decay=1.0), r"ema_decay=1.0: must be in \[0, 1\)"),
+        (lambda: toy.config(optimizer=OptimizerConfig(warmup_steps=99)), "warmup_steps=99: .* at most"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(make, words):
+    with pytest.raises(ConfigError, match=words):
+        make()
