@@ -10,11 +10,21 @@ import difflib
 
 from vdit.errors import ConfigError
 from vdit.samplers.base import Denoise, Project, Sampler
+from vdit.samplers.ddim import DDIM
+from vdit.samplers.ddpm import DDPM
+from vdit.samplers.dpmpp2m import DPMpp2M
 from vdit.samplers.euler import Euler
 from vdit.samplers.grid import Grid
+from vdit.samplers.heun import Heun
+from vdit.samplers.unipc import UniPC
 
 SAMPLERS: dict[str, type] = {
+    "ddpm": DDPM,
+    "ddim": DDIM,
     "euler": Euler,
+    "heun": Heun,
+    "dpmpp2m": DPMpp2M,
+    "unipc": UniPC,
 }
 
 

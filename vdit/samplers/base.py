@@ -144,3 +144,44 @@ def need_key(key: Array | None, name: str) -> Array:
     if key is None:
         raise ConfigError(f"sampler {name!r} adds noise at each step: give it key=jax.random.key(seed)")
     return key
+
+
+class Posterior(NamedTuple):
+    """q(x_next | x, x0), Gaussian, for each step, float64 [n]; holds for any schedule, not only VP ones.
+
+    Its mean is from_x0 * x0 + from_x * x, its variance `variance`: the least a step can have. `largest` is
+    the variance of x_next given x where the data are a unit Gaussian: beta, in a DDPM.
+    """
+
+    from_x0: np.ndarray
+    from_x: np.ndarray
+    variance: np.ndarray
+    largest: np.ndarray
+
+
+def posterior(problem: Problem) -> Posterior:
+    """The posterior of each step of a run."""
+    ratio = problem.alpha / problem.alpha_next
+    forward = problem.sigma**2 - (ratio * problem.sigma_next) ** 2
+    share = forward / problem.sigma**2
+    power = problem.alpha**2 + problem.sigma**2
+    power_next = problem.alpha_next**2 + problem.sigma_next**2
+    return Posterior(
+        from_x0=problem.alpha_next * share,
+        from_x=ratio * (problem.sigma_next / problem.sigma) ** 2,
+        variance=share * problem.sigma_next**2,
+        largest=forward * power_next / power,
+    )
+
+
+def straight_frame(problem: Problem) -> dict[str, np.ndarray]:
+    """Columns of a step along the slope noise - x0: x_next = keep * x + move * slope, float64 [n].
+
+    With y = x / (alpha + sigma) and s = sigma / (alpha + sigma), every schedule becomes a straight path
+    y = (1 - s) x0 + s noise, whose slope is finite at both ends. For a flow y is x itself.
+    """
+    total, total_next = problem.alpha + problem.sigma, problem.alpha_next + problem.sigma_next
+    return {
+        "keep": total_next / total,
+        "move": total_next * (problem.sigma_next / total_next - problem.sigma / total),
+    }
