@@ -194,9 +194,7 @@ def _grid() -> np.ndarray:
 def _name_shape(cover: np.ndarray, centre: np.ndarray, area: float) -> tuple[str, float, float]:
     """The best shape for coverage [t h w] seen around its centres, its match and its lead."""
     step = _grid() * math.sqrt(area)
-    outline = np.median(
-        [_sample(frame, x + step, y + step) for frame, (x, y) in zip(cover, centre)], axis=0
-    )
+    outline = np.median([_sample(frame, x + step, y + step) for frame, (x, y) in zip(cover, centre)], axis=0)
     outline = outline - outline.mean()
     outline /= np.linalg.norm(outline) + 1e-6
     matches = {name: float((outline * template).sum()) for name, template in _templates().items()}

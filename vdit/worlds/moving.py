@@ -19,7 +19,7 @@ _LARGE = 0.17
 _SPEEDS = (0.15, 0.40)
 _FAST = 0.22
 _MIN_TRAVEL = 0.12  # of a short side, so that even a very short clip shows where it goes
-_MARGIN = 0.02
+_MARGIN = 0.03
 
 _GREYS = (28.0, 92.0)
 _GREY = 60.0  # lighter than this is "grey", darker is "dark grey"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -34,8 +35,9 @@ class Orbit(World):
     solids: the least and the most of them. kinds: what they may be.
     meta's camera has centre [t 3], intrinsics [3 3] (pixels) and extrinsics [t 4 4] (world to camera: x
     right, y down, z forward), and degrees_per_second, positive when the camera moves to its right.
-    Each solid is in sight in the first frame, at least in part. Objects have position [t 3] (the centre), projected [t 2] (x, y in pixels), depth [t] along the
-    camera's axis, yaw in radians, and visibility [t], as rendered.
+    Objects have position [t 3] (the centre), projected [t 2] (x, y in pixels), depth [t] along the
+    camera's axis, yaw in radians, and visibility [t], as rendered. In the first frame every solid is in
+    sight, at least in part.
     """
 
     solids: tuple[int, int] = (2, 4)
@@ -66,22 +68,6 @@ class Orbit(World):
         floor = float(random.uniform(*_FLOORS))
         video, visibility = draw_scene(camera, solids, [COLOURS[c] for c in colours], floor, _TILE)
         short, detailed = _captions(solids, colours, speed if view.frames > 1 else 0.0)
-        objects = []
-        for k, (solid, colour) in enumerate(zip(solids, colours)):
-            pixels, depth = camera.project(np.array(solid.centre))
-            objects.append(
-                {
-                    "colour": colour,
-                    "shape": solid.kind,
-                    "size": solid.size,
-                    "yaw": solid.yaw,
-                    "position": np.tile(np.array(solid.centre), (view.frames, 1)),
-                    "velocity": np.zeros((view.frames, 3)),
-                    "projected": pixels,
-                    "depth": depth,
-                    "visibility": visibility[:, k],
-                }
-            )
         return WorldSample(
             video=to_uint8(video),
             fps=view.fps,
@@ -101,9 +87,29 @@ class Orbit(World):
                     "elevation": elevation,
                     "degrees_per_second": speed,
                 },
-                objects=objects,
+                objects=[
+                    _facts(camera, solid, colour, seen)
+                    for solid, colour, seen in zip(solids, colours, visibility.T)
+                ],
             ),
         )
+
+
+def _facts(camera: Camera, solid: Solid, colour: str, visibility: np.ndarray) -> dict[str, Any]:
+    """What meta says of one solid."""
+    frames = len(camera.centre)
+    projected, depth = camera.project(np.array(solid.centre))
+    return {
+        "colour": colour,
+        "shape": solid.kind,
+        "size": solid.size,
+        "yaw": solid.yaw,
+        "position": np.tile(np.array(solid.centre), (frames, 1)),
+        "velocity": np.zeros((frames, 3)),
+        "projected": projected,
+        "depth": depth,
+        "visibility": visibility,
+    }
 
 
 def _place(random: np.random.Generator, count: int, kinds: tuple[str, ...]) -> list[Solid]:
