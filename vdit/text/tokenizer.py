@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import io
 import os
-import tempfile
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -95,10 +94,9 @@ class SentencePieceTokenizer:
         path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            with os.fdopen(handle, "wb") as file:
-                file.write(self.model)
-            os.replace(temporary, path)
+            part = path.with_name(f".{path.name}.{os.getpid()}.part")
+            part.write_bytes(self.model)
+            os.replace(part, path)
         except OSError as error:
             raise TextError(f"{path}: cannot write the tokenizer: {error.strerror}") from None
 
