@@ -51,8 +51,10 @@ _INRADIUS = 0.68  # an equilateral triangle, point up, a little smaller than the
 
 
 def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    side = np.abs(x) * (math.sqrt(3) / 2) - y * 0.5
-    return np.maximum(side, y) - _INRADIUS
+    x = np.abs(x)
+    sides = np.maximum(x * (math.sqrt(3) / 2) - y * 0.5, y) - _INRADIUS
+    # The bounding box keeps the soft edge of a sharp corner from reaching far beyond the corner.
+    return np.maximum(sides, np.maximum(x - math.sqrt(3) * _INRADIUS, -y - 2 * _INRADIUS))
 
 
 _ARM, _ARM_HALF_WIDTH = 1.15, 0.4
