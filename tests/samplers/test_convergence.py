@@ -83,8 +83,7 @@ def measured_order(sampler, parts, schedule, prediction, span, spacing, steps):
 
 
 
-CASES = [
-    # sampler, options, spacing, steps, order
+CASES = [  # sampler, options, spacing, steps, order
     ("euler", {}, "level", 40, 1),
     ("ddim", {}, "level", 40, 1),
     ("heun", {}, "level", 40, 2),
@@ -97,7 +96,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("kind", ["flow", "linear"])
 @pytest.mark.parametrize(("name", "options", "spacing", "steps", "order"), CASES)
 def test_halving_the_step_divides_the_error_by_two_to_the_order(kind, name, options, spacing, steps, order):
     # One prediction here: that all four give the same numbers is a test of its own.
@@ -189,7 +188,7 @@ def test_stochastic_samplers_converge_to_the_data_distribution(kind, name, optio
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_ddpm_with_the_exact_learned_variance_is_exact_in_four_steps(kind):
-    """Gaussian data make every reverse step Gaussian: with its true variance, few steps are as good as many."""
+    """Gaussian data make every reverse step Gaussian: with its true variance, few steps are enough."""
     schedule, (_, mean, std) = SCHEDULES[kind], GAUSSIAN[0]
     levels = np.array([1.0, 0.7, 0.4, 0.15, 0.05])
     problem = lay_out(schedule, "sample", levels)

@@ -46,7 +46,7 @@ def test_the_network_is_traced_once_however_many_steps(name):
     assert traces[0] == traces[1] <= (6 if name == "heun" else 3)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", ["ddpm", "heun", "unipc"])
 def test_memory_does_not_grow_with_steps(name):
     x = jnp.zeros((512, 1024))
 

@@ -52,6 +52,8 @@ class DiffusionConfig:
                 raise ConfigError(f"diffusion {field} is {getattr(self, field)}: it must be above 0")
         if self.steps < 2:
             raise ConfigError(f"diffusion steps is {self.steps}: a discrete process needs 2 or more")
+        if self.kind == "ddpm" and self.beta_schedule == "linear" and self.steps <= 20:
+            raise ConfigError(f"diffusion steps is {self.steps}: linear betas reach 1 below 21")
         if self.kind == "flow" and self.learn_variance:
             raise ConfigError("learn_variance is True with kind='flow': only kind='ddpm' has a variance")
         if self.kind == "ddpm" and self.shift != 1:
