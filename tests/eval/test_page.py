@@ -193,7 +193,8 @@ def test_values_that_cannot_be_drawn_are_gaps():
 @pytest.mark.parametrize("log_y", [False, True])
 @pytest.mark.parametrize(("xs", "ys"), [
     ([], []), ([1], [np.nan]), ([3], [4.0]), ([3, 3], [4, 4]), ([0, 1], [0, 0]), ([0, 1], [-5, -5]),
-    ([0, 1], [1e-300, 1e300]), ([0, 1e9], [1e9, 1e9 + 1]), ([np.nan, 1], [1, 2]),
+    ([0, 1], [np.nextafter(1e-3, 0), 1e-2]), ([0, 1], [1e-300, 1e300]), ([0, 1e9], [1e9, 1e9 + 1]),
+    ([np.nan, 1], [1, 2]),
 ])  # fmt: skip
 def test_degenerate_curves_still_give_a_sound_svg(xs, ys, log_y):
     svg = svg_curves({"a": (xs, ys)}, log_y=log_y)

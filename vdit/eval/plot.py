@@ -150,7 +150,8 @@ def _log_ticks(low: float, high: float) -> list[float]:
     bottom, top = math.log10(low), math.log10(high)
     steps = (1, 2, 5) if top - bottom < 2 else (1,)
     stride = max(1, math.ceil((top - bottom) / 6))
-    exponents = range(math.floor(bottom), math.ceil(top) + stride + 1, stride)
+    # A hair lower, lest log10 rounds up to the power just above `low`.
+    exponents = range(math.floor(bottom - 1e-9), math.ceil(top) + stride + 1, stride)
     ticks = [m * 10.0 ** min(e, 307) for e in exponents for m in steps]  # 1e308 is where floats end
     first = max(t for t in ticks if t <= low)
     last = min(t for t in ticks if t >= high and t > first)
