@@ -68,7 +68,7 @@ class DataConfig:
     row_text: int = 256
     row_slots: int = 128
     row_clips: int = 32
-    buffer_rows: int = 16
+    buffer_rows: int = 64
     buffer_clips: int = 256
 
     epochs: int = 0

@@ -57,7 +57,8 @@ def _record(item: Sample, dtype: str, number: int) -> tuple[bytes, np.ndarray]:
     latent = np.asarray(item["latent"])
     if latent.ndim != 4:
         raise DataError(f"latent {name!r} has shape {latent.shape}: give [t h w c]")
-    stored = np.ascontiguousarray(latent.astype(DTYPES[dtype]))
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        stored = np.ascontiguousarray(latent.astype(DTYPES[dtype]))
     if not np.isfinite(stored.astype(np.float32)).all():
         raise DataError(f"latent {name!r} has values that are not finite as {dtype}: check the VAE, or "
                         "store float32")

@@ -60,7 +60,7 @@ class PackedRowsIterator(grain.DatasetIterator):
         groups: list[list[TokenClip]] = []
         while len(groups) < self._dataset.batch_rows and self._fill():
             needs = np.asarray([clip.needs for clip in self._buffer], np.int32)
-            chosen = choose(needs, (limits.tokens, limits.text, limits.slots, limits.clips))
+            chosen = choose(needs, limits.each())
             groups.append([self._buffer[i] for i in chosen])
             for i in reversed(chosen):
                 del self._buffer[i]

@@ -2,8 +2,9 @@
 
 A row is chosen by looking ahead: the clip that has waited longest always goes in, and the rest of the
 row is filled by a subset of the waiting clips whose sizes add up to the row exactly, or as nearly as
-they can. Among subsets that fill a row equally, the one that spends least of the other budgets (text,
-noise levels, clips) wins; it has the fewest and largest clips, so small ones remain to fill later rows.
+they can (a subset-sum table over the waiting clips, oldest first, until a subset fills the row). Of the
+subsets with equal tokens, the one that spends least of the other budgets (text, noise levels, clips) is
+kept: it has the fewest and largest clips, so small ones remain to fill later rows.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ class RowLimits:
     text: int
     slots: int
     clips: int
+
+    def each(self) -> tuple[int, int, int, int]:
+        """The four limits, in the order of TokenClip.needs."""
+        return self.tokens, self.text, self.slots, self.clips
 
     @staticmethod
     def of(config: DataConfig) -> RowLimits:
@@ -101,9 +106,11 @@ def choose(needs: np.ndarray, limits: Sequence[int]) -> list[int]:
         np.copyto(cost[tokens:], price, where=better)
         np.copyto(spent[:, tokens:], total, where=better)
         taken.append(better)
+        if np.isfinite(cost[row]):
+            break  # full: clips that came later can wait, and may be needed by later rows
     at = int(np.flatnonzero(np.isfinite(cost))[-1])
     picked = []
-    for i in range(len(needs) - 1, 0, -1):
+    for i in range(len(taken) - 1, 0, -1):
         tokens = int(needs[i, 0])
         if taken[i] is not None and at >= tokens and taken[i][at - tokens]:
             picked.append(i)
@@ -131,9 +138,9 @@ def build_rows(groups: Sequence[Sequence[TokenClip]], limits: RowLimits) -> Row:
         n = m = k = 0
         for number, clip in enumerate(group, start=1):
             tokens, text, slots, _ = clip.needs
-            if n + tokens > limits.tokens or m + text > limits.text or k + slots > limits.slots:
-                raise DataError(f"clip {clip.name!r} overflows row {b}: {n + tokens} tokens, {m + text} text "
-                                f"tokens, {k + slots} noise levels against {limits}")
+            total = RowLimits(tokens=n + tokens, text=m + text, slots=k + slots, clips=number)
+            if any(have > most for have, most in zip(total.each(), limits.each())):
+                raise DataError(f"clip {clip.name!r} overflows row {b}: {total} against {limits}")
             position = grid_position(clip.grid)
             rows.values[b, n : n + tokens] = clip.values
             rows.position[b, n : n + tokens] = position

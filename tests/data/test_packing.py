@@ -1,0 +1,125 @@
+"""Rows: the invariants of vdit.types.Row, nothing lost, and how full they are."""
+
+import importlib.util
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import grain
+import numpy as np
+import pytest
+
+from vdit.data.config import DataConfig
+from vdit.data.packer import PackedRows
+from vdit.data.packing import RowLimits, TokenClip, build_rows, check_fits, choose
+from vdit.errors import DataError
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMITS = RowLimits(tokens=100, text=40, slots=24, clips=12)
+
+
+def clips_of(count, seed=0, width=2):
+    """Clips whose values and text are all different numbers, so that each can be told."""
+    rng = np.random.default_rng(seed)
+    clips, token = [], 1
+    for i in range(count):
+        grid = tuple(int(v) for v in (rng.integers(1, 5), rng.integers(1, 5), rng.integers(1, 5)))
+        n = int(np.prod(grid))
+        values = np.arange(token, token + n, dtype=np.float32)[:, None].repeat(width, 1)
+        text = 1000 * i + np.arange(int(rng.integers(1, 9)), dtype=np.int32)
+        clips.append(TokenClip(values=values, grid=grid, text=text, label=i + 1, place=i, name=f"c{i}"))
+        token += n
+    return clips
+
+
+def packed(clips, limits=LIMITS, batch_rows=3, buffer_rows=8, buffer_clips=32):
+    stream = grain.MapDataset.range(len(clips)).map(lambda i: clips[int(i)])
+    return PackedRows(stream, limits, batch_rows=batch_rows, buffer_rows=buffer_rows,
+                      buffer_clips=buffer_clips, threads=2, read_ahead=4, identity={})
+
+
+def test_every_token_is_in_exactly_one_row_once_and_rows_keep_their_invariants():
+    clips = clips_of(300)
+    seen = Counter()
+    for rows, b in itertools.product(packed(clips), range(3)):
+        clip, slot_clip, text_clip = rows.clip[b], rows.slot_clip[b], rows.text_clip[b]
+        padding = clip == 0
+        assert not rows.values[b][padding].any()
+        assert not rows.position[b][padding].any()
+        assert not rows.slot[b][padding].any()
+        assert not rows.text[b][text_clip == 0].any()
+        assert not rows.text_position[b][text_clip == 0].any()
+        assert (slot_clip[rows.slot[b]][~padding] == clip[~padding]).all()
+        count = int(clip.max())
+        assert not rows.label[b][count:].any()
+        for number in range(1, count + 1):
+            original = clips[rows.label[b, number - 1] - 1]
+            mine = clip == number
+            np.testing.assert_array_equal(rows.values[b][mine], original.values)
+            expected = np.stack(np.unravel_index(np.arange(len(original.values)), original.grid), 1)
+            np.testing.assert_array_equal(rows.position[b][mine], expected)
+            slots = rows.slot[b][mine]
+            assert (slots - slots.min() == expected[:, 0]).all()
+            assert (slot_clip == number).sum() == original.grid[0]
+            np.testing.assert_array_equal(rows.text[b][text_clip == number], original.text)
+            np.testing.assert_array_equal(rows.text_position[b][text_clip == number],
+                                          np.arange(len(original.text)))
+            seen[original.place] += 1
+    assert seen == Counter(range(len(clips)))
+
+
+def test_no_clip_waits_for_more_rows_than_the_buffer_holds_clips():
+    waiting = set(range(400))
+    for rows in packed(clips_of(400, seed=1), batch_rows=1, buffer_clips=16):
+        places = set((rows.label[0][rows.label[0] > 0] - 1).tolist())
+        assert min(waiting) in places  # the oldest leaves with every row ...
+        assert max(places) < 400 - len(waiting) + 16  # ... and at most 16 wait
+        waiting -= places
+    assert not waiting
+
+
+def test_the_longest_waiting_clip_goes_first_and_the_row_is_filled_by_a_subset():
+    needs = np.array([[30, 1, 1, 1], [50, 1, 1, 1], [45, 1, 1, 1], [25, 1, 1, 1]])
+    assert choose(needs, (100, 40, 24, 12)) == [0, 2, 3]
+
+
+def test_the_other_budgets_are_kept_even_when_tokens_would_fit():
+    needs = np.array([[10, 20, 1, 1], [90, 21, 1, 1], [80, 20, 1, 1], [10, 1, 24, 1]])
+    assert choose(needs, (100, 40, 24, 12)) == [0, 2]
+    assert choose(np.array([[10, 1, 1, 1]] * 5), (100, 40, 24, 3)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_row_is_as_full_as_the_best_subset_that_holds_the_first_clip(seed):
+    rng = np.random.default_rng(seed)
+    needs = np.stack([rng.integers(5, 60, 9), rng.integers(1, 3, 9), rng.integers(1, 3, 9), np.ones(9, int)], 1)
+    limits = np.array((100, 40, 24, 12))
+    best = max(total[0] for r in range(9) for rest in itertools.combinations(range(1, 9), r)
+               if ((total := needs[[0, *rest]].sum(0)) <= limits).all())
+    assert needs[choose(needs, limits.tolist())].sum(0)[0] == best
+
+
+def test_a_clip_that_no_row_holds_is_refused_with_its_sizes():
+    clip = TokenClip(values=np.zeros((120, 2)), grid=(2, 6, 10), text=np.ones(3, np.int32), name="long.mp4")
+    with pytest.raises(DataError, match=r"'long.mp4' has 120 tokens \(2 x 6 x 10\).*row holds 100.*row_tokens to 120"):
+        check_fits(clip, LIMITS)
+    with pytest.raises(DataError, match="120 tokens"):
+        next(iter(packed([clip])))
+    with pytest.raises(DataError, match="overflows row 0"):
+        build_rows([[clip]], LIMITS)
+
+
+@pytest.fixture(scope="module")
+def bench():
+    spec = importlib.util.spec_from_file_location("bench_packing", ROOT / "tools" / "bench" / "packing.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("row_tokens", [4096, 8192])
+def test_rows_of_a_realistic_mix_are_over_98_percent_useful(bench, row_tokens):
+    config = DataConfig(row_tokens=row_tokens, row_text=row_tokens // 4, row_slots=512, row_clips=128)
+    clips = bench.mix(700, row_tokens, width=1)
+    useful, _, _ = bench.ours(clips, RowLimits.of(config), config)
+    assert useful > 0.98
