@@ -97,7 +97,7 @@ def test_more_characters_than_room_still_train():
 
 @pytest.mark.parametrize(("captions", "size", "message"), [
     ([], 512, "no caption with a letter"),
-    (["", "\x00"], 512, "no caption with a letter"),
+    (["", "\x00", "▁▁"], 512, "no caption with a letter"),
     (["a cat"], 259, "vocab_size 259 must be at least 263"),
 ])
 def test_what_cannot_be_trained_on_is_one_line(captions, size, message):
