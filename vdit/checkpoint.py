@@ -26,6 +26,7 @@ from vdit.errors import CheckpointError
 from vdit.types import PyTree
 
 MANIFEST = "sha256.json"
+META = "meta.json"
 _SHOWN = 4
 
 
@@ -66,8 +67,8 @@ class Checkpointer:
         """
         self.wait()
         parts: dict[str, Any] = {name: _without_keys(tree) for name, tree in trees.items()}
-        parts["data"] = _Place(place)
-        parts["meta"] = _Json(self._meta)
+        parts["data"] = _File(_place_file(), _to_json(place), every_host=True)
+        parts["meta"] = _File(META, self._meta, every_host=False)
         # force: without it, a save is silently dropped while another one is under way
         response = self._manager.save_checkpointables_async(step, parts, force=True)
         self._sealing = threading.Thread(target=self._seal, args=(response, step), daemon=True)
@@ -81,12 +82,9 @@ class Checkpointer:
         abstract: name -> tree of ShapeDtypeStructs, with their shardings where they matter.
         """
         self.wait()
-        place = _Place(None)
-        trees = load_trees(self.directory, abstract, step=step, place=place)
+        trees = load_trees(self.directory, abstract, step=step)
         if data is not None:
-            if place.value is None:
-                raise CheckpointError(f"{self.directory}: holds no place in the data; start the data anew")
-            data.set_state(place.value)
+            data.set_state(_read_place(find_step(self.directory, step)))
         return trees
 
     def latest_step(self) -> int | None:
@@ -147,25 +145,19 @@ def load_meta(directory: str | Path, *, step: int | None = None) -> dict[str, An
     """The plain JSON values stored with a step: its config and what else the run said of itself."""
     folder = find_step(Path(directory).absolute(), step)
     try:
-        return json.loads((folder / "meta" / _Json.FILE).read_text())
+        return json.loads((folder / "meta" / META).read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: no readable meta data ({error}); take another step") from None
 
 
 def load_trees(
-    directory: str | Path,
-    abstract: Mapping[str, PyTree],
-    *,
-    step: int | None = None,
-    place: _Place | None = None,
+    directory: str | Path, abstract: Mapping[str, PyTree], *, step: int | None = None
 ) -> dict[str, PyTree]:
     """The named trees of a step, laid out as `abstract` says, after a check of the files and the shapes."""
     folder = find_step(Path(directory).absolute(), step)
     _check_manifest(folder)
     _check_shapes(folder, abstract)
-    wanted: dict[str, Any] = {name: _without_keys(tree) for name, tree in abstract.items()}
-    if place is not None:
-        wanted["data"] = place
+    wanted = {name: _without_keys(tree) for name, tree in abstract.items()}
     try:
         loaded = ocp.load_checkpointables(folder, wanted)
     except (OSError, ValueError, KeyError) as error:
@@ -276,57 +268,46 @@ def _with_keys(tree: PyTree, abstract: PyTree) -> PyTree:
     return jax.tree.map(typed, tree, abstract)
 
 
-class _Json:
-    """Plain JSON values as a part of a checkpoint, in a file that needs no Orbax to be read."""
+class _File:
+    """A part of a checkpoint that is one small file of JSON, to be read without Orbax."""
 
-    FILE = "meta.json"
-
-    def __init__(self, value: Any):
-        self._text = json.dumps(value, indent=1)
+    def __init__(self, name: str, value: Any, *, every_host: bool):
+        self._name = name
+        self._text = json.dumps(value, indent=1)  # now: the value may change while the save runs
+        self._writes = every_host or jax.process_index() == 0
 
     async def save(self, directory):
+        """What Orbax calls: returns what it is to run in the background."""
+
         async def write():
             folder = await directory.await_creation()
-            if jax.process_index() == 0:
-                (folder / self.FILE).write_text(self._text)
+            if self._writes:
+                (folder / self._name).write_text(self._text)
 
         return write()
 
     async def load(self, directory):
-        raise NotImplementedError("read by load_meta")
+        """Part of Orbax's protocol; `load_meta` and `_read_place` read the files themselves."""
+        raise NotImplementedError
 
 
-class _Place:
-    """The data iterator's place as a part of a checkpoint: one file for each host."""
+def _place_file() -> str:
+    return f"host_{jax.process_index()}_of_{jax.process_count()}.json"
 
-    def __init__(self, value: dict | bytes | None):
-        self.value = value
 
-    @property
-    def _file(self) -> str:
-        return f"host_{jax.process_index()}_of_{jax.process_count()}.json"
-
-    async def save(self, directory):
-        text = json.dumps(_to_json(self.value))  # now: the iterator moves on while the save runs
-
-        async def write():
-            folder = await directory.await_creation()
-            (folder / self._file).write_text(text)
-
-        return write()
-
-    async def load(self, directory):
-        async def read():
-            file = directory / self._file
-            if not file.exists():
-                there = sorted(entry.name for entry in directory.iterdir() if entry.name.startswith("host_"))
-                raise CheckpointError(
-                    f"{directory}: the place in the data is of {there}, this run needs {self._file}: "
-                    "resume on as many hosts, or start the data anew"
-                )
-            self.value = _from_json(json.loads(file.read_text()))
-
-        return read()
+def _read_place(folder: Path) -> dict | bytes:
+    """This host's place in the data."""
+    file = folder / "data" / _place_file()
+    if not file.exists():
+        there = sorted(entry.name for entry in (folder / "data").glob("host_*"))
+        raise CheckpointError(
+            f"{folder}: the place in the data is of {there}, this run needs {file.name}: "
+            "resume on as many hosts, or start the data anew"
+        )
+    value = json.loads(file.read_text())
+    if value is None:
+        raise CheckpointError(f"{folder}: holds no place in the data; start the data anew")
+    return base64.b64decode(value["bytes"]) if "bytes" in value else value["dict"]
 
 
 def _to_json(place: dict | bytes | None) -> Any:
@@ -334,12 +315,6 @@ def _to_json(place: dict | bytes | None) -> Any:
         return {"bytes": base64.b64encode(place).decode()}
     plain = jax.tree.map(lambda leaf: leaf.item() if isinstance(leaf, np.generic) else leaf, place)
     return None if place is None else {"dict": plain}
-
-
-def _from_json(value: Any) -> dict | bytes | None:
-    if value is None:
-        return None
-    return base64.b64decode(value["bytes"]) if "bytes" in value else value["dict"]
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -48,7 +48,7 @@ class JsonLines:
         partial = self.path.with_name(self.path.name + ".partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         partial.replace(self.path)
-        self._file = self.path.open("a")
+        self._file = self.path.open("a", buffering=1)  # a line at a time, to be watched
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")

@@ -1,0 +1,203 @@
+"""Checkpoints: what comes back, what is kept, what is refused and in which words."""
+
+import json
+import os
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdit.checkpoint import Checkpointer, check_config, load_meta, load_params, load_trees
+from vdit.errors import CheckpointError
+
+
+class Source:
+    """An iterator whose place is a dict or bytes."""
+
+    def __init__(self, place=None):
+        self.place = place
+
+    def get_state(self):
+        return self.place
+
+    def set_state(self, place):
+        self.place = place
+
+
+def trees(scale=1.0):
+    params = {"layer": {"kernel": scale * jnp.arange(12.0).reshape(3, 4), "bias": jnp.ones(4, jnp.bfloat16)}}
+    moments = (jnp.zeros((), jnp.int32), {"mu": jax.tree.map(lambda leaf: leaf * 2, params)})
+    progress = {"step": jnp.asarray(3), "key": jax.random.key(7)}
+    average = jax.tree.map(lambda leaf: -leaf, params)
+    return {"params": params, "optimizer": moments, "progress": progress, "ema": average}
+
+
+def abstract(tree):
+    return jax.eval_shape(lambda: tree)
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+        assert x.dtype == y.dtype
+        x, y = (jax.random.key_data(k) if jnp.issubdtype(k.dtype, jax.dtypes.prng_key) else k for k in (x, y))
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run with steps 1 to 3, of which 2 and 3 are kept; each holds its own numbers."""
+    directory = tmp_path_factory.mktemp("run")
+    with Checkpointer(directory, keep=2, meta={"config": {"dit": {"depth": 4}}}) as checkpointer:
+        for step in (1, 2, 3):
+            checkpointer.save(step, trees(step), place={"next_index": 10 * step})
+    return directory
+
+
+@pytest.fixture
+def copied(saved, tmp_path):
+    """A copy to break."""
+    shutil.copytree(saved, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_everything_comes_back_with_its_type_and_the_data_at_its_place(saved):
+    source = Source()
+    with Checkpointer(saved) as checkpointer:
+        assert checkpointer.latest_step() == 3
+        assert_same(checkpointer.restore(abstract(trees()), data=source), trees(3))
+        assert source.place == {"next_index": 30}
+        assert_same(checkpointer.restore(abstract(trees()), step=2, data=source), trees(2))
+        assert source.place == {"next_index": 20}
+
+
+def test_only_the_last_steps_are_kept(saved):
+    assert sorted(entry.name for entry in saved.iterdir()) == ["2", "3"]
+
+
+def test_a_save_is_of_the_moment_it_was_asked_for(tmp_path):
+    """The next step overwrites the donated arrays and the iterator moves on while the save is written."""
+    step = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    tree, place = {"w": jnp.zeros((512, 1024))}, {"next_index": 1, "inner": {"n": [1]}}
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {"params": tree}, place=place)
+        place["inner"]["n"][0] = 99
+        for _ in range(20):
+            tree = step(tree)
+        source = Source()
+        got = checkpointer.restore({"params": abstract(tree)}, data=source)
+    np.testing.assert_array_equal(np.asarray(got["params"]["w"]), 0.0)
+    assert source.place == {"next_index": 1, "inner": {"n": [1]}}
+
+
+def test_a_place_in_bytes_comes_back_as_bytes(tmp_path):
+    source = Source()
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {"params": {"w": jnp.ones(2)}}, place=b"\x00\xff")
+        checkpointer.restore({"params": {"w": jax.ShapeDtypeStruct((2,), jnp.float32)}}, data=source)
+    assert source.place == b"\x00\xff"
+
+
+def test_inference_reads_the_average_and_knows_nothing_of_the_optimizer(saved):
+    assert_same(load_params(saved), trees(3)["ema"])
+    assert_same(load_params(saved, ema=False, step=2), trees(2)["params"])
+    assert_same(load_params(saved, abstract=abstract(trees()["ema"])), trees(3)["ema"])
+    assert load_meta(saved) == {"config": {"dit": {"depth": 4}}}
+
+
+def test_without_an_average_inference_reads_the_parameters(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(5, {"params": {"w": jnp.full(2, 5.0)}})
+    np.testing.assert_array_equal(load_params(tmp_path)["w"], 5.0)
+
+
+def test_a_save_cut_short_is_passed_over_and_cleared(copied):
+    shutil.copytree(copied / "3", copied / "4.orbax-checkpoint-tmp")
+    os.remove(copied / "4.orbax-checkpoint-tmp" / "commit_success.txt")
+    assert_same(load_params(copied), trees(3)["ema"])
+    with Checkpointer(copied) as checkpointer:
+        assert checkpointer.latest_step() == 3
+    assert not (copied / "4.orbax-checkpoint-tmp").exists()
+
+
+@pytest.mark.parametrize("part", ["params", "data"])
+def test_a_flipped_bit_is_noticed(copied, part):
+    files = [file for file in (copied / "3" / part).rglob("*") if file.is_file()]
+    file = max(files, key=lambda file: file.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{part}/.* is damaged \(1 file in all\); take another step"):
+        load_params(copied)
+    assert_same(load_params(copied, step=2), trees(2)["ema"])
+
+
+def test_a_missing_file_is_noticed(copied):
+    os.remove(copied / "3" / "params" / "manifest.ocdbt")
+    with pytest.raises(CheckpointError, match=r"params/manifest.ocdbt is damaged"):
+        load_params(copied)
+
+
+def test_a_step_without_its_manifest_is_complete(copied):
+    """The process may be killed after the save and before the sums of its files are written."""
+    os.remove(copied / "3" / "sha256.json")
+    assert_same(load_params(copied), trees(3)["ema"])
+
+
+def test_arrays_that_do_not_fit_are_named(saved):
+    wanted = abstract(trees())
+    wanted["params"]["layer"]["kernel"] = jax.ShapeDtypeStruct((3, 8), jnp.float32)
+    wanted["params"]["extra"] = jax.ShapeDtypeStruct((2,), jnp.float32)
+    del wanted["ema"]
+    words = "params/extra is absent, must be (2,); params/layer/kernel is (3, 4), must be (3, 8); use the"
+    with pytest.raises(CheckpointError, match=re.escape(words)):
+        load_trees(saved, wanted)
+
+
+def test_a_part_that_was_not_saved_is_named(saved):
+    with pytest.raises(CheckpointError, match=r"has no \['moments'\], only \['ema', 'optimizer', 'params'"):
+        load_trees(saved, {"moments": {}})
+
+
+def test_no_directory_no_step_and_no_such_step_are_told_apart(saved, tmp_path):
+    with pytest.raises(CheckpointError, match="no such checkpoint directory"):
+        load_params(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+        load_params(tmp_path)
+    with pytest.raises(CheckpointError, match=r"no step 9; there are \[2, 3\]"):
+        load_params(saved, step=9)
+
+
+def test_a_place_of_another_number_of_hosts_is_refused(copied):
+    file = copied / "3" / "data" / "host_0_of_1.json"
+    file.rename(file.with_name("host_0_of_2.json"))
+    os.remove(copied / "3" / "sha256.json")
+    with (
+        Checkpointer(copied) as checkpointer,
+        pytest.raises(CheckpointError, match=r"host_0_of_2.json.*resume on as many hosts"),
+    ):
+        checkpointer.restore(abstract(trees()), data=Source())
+
+
+def test_a_checkpoint_without_a_place_cannot_place_the_data(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {"params": {"w": jnp.ones(2)}})
+        with pytest.raises(CheckpointError, match="holds no place in the data"):
+            checkpointer.restore({"params": {"w": jax.ShapeDtypeStruct((2,), jnp.float32)}}, data=Source())
+
+
+def test_another_config_is_refused_by_the_keys_that_changed():
+    saved = {"dit": {"depth": 4, "width": 64}, "train": {"steps": 10}}
+    now = {"dit": {"depth": 6, "width": 64}, "train": {"steps": 20}}
+    with pytest.raises(CheckpointError, match=r"dit.depth was 4, is 6; set them back"):
+        check_config(saved, now, may_change=("train",))
+    check_config(saved, now, may_change=("train.steps", "dit.depth"))
+    with pytest.raises(CheckpointError, match=r"train\.steps"):
+        check_config(saved, now, may_change=("dit", "tra"))
+
+
+def test_the_meta_data_is_plain_json(saved):
+    assert json.loads((saved / "3" / "meta" / "meta.json").read_text())["config"]["dit"]["depth"] == 4
