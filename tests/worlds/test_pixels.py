@@ -136,9 +136,11 @@ def test_nearer_solids_hide_farther_ones():
         video = sample.video.astype(float)
         mask = colourful(sample.video) > 60
         alike = np.stack([video @ c / np.linalg.norm(c) for c in colours])
-        near, far = np.argsort([thing["depth"].mean() for thing in sample.meta["objects"]])
-        for k in (near, far):
-            thing, other = sample.meta["objects"][k], 1 - k
+        eye = sample.meta["camera"]["centre"]
+        reach = [np.linalg.norm(thing["position"] - eye, axis=1) for thing in sample.meta["objects"]]
+        for k, (thing, other) in enumerate(zip(sample.meta["objects"], (1, 0))):
+            clearly_nearer = reach[k] < reach[other] - 0.2
+            np.testing.assert_allclose(thing["visibility"][clearly_nearer], 1, atol=1e-6)
             area = (mask & (alike[k] > alike[other])).sum((1, 2))
             focal = sample.meta["camera"]["intrinsics"][0, 0]
             full = np.pi * (focal * thing["size"] / thing["depth"]) ** 2

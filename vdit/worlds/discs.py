@@ -16,6 +16,7 @@ _WALL = 0.03  # thickness of the box's walls, in short sides of the frame
 _WALL_LEVEL = 150.0
 _RADII = (0.08, 0.14)
 _LARGE = 0.11
+_REST = 0.02  # seconds of fall: slower contacts than that keep their speed, see Discs
 _GREYS = (28.0, 84.0)
 _WALL_NAMES = {
     "left": "the left wall",
@@ -117,7 +118,7 @@ class Bounce(_Balls):
         detailed = [
             f"{words.sentence(words.balls(colours, _sizes(scene)))} {words.join(doings)} inside a grey box "
             "without gravity.",
-            *_facts(motion, colours),
+            *_facts(scene, motion, colours),
             "No energy is lost.",
         ]
         return short, " ".join(detailed)
@@ -153,6 +154,7 @@ class Collide(_Balls):
             velocity=velocity,
             box=box,
             gravity=self.gravity,
+            rest_speed=_REST * self.gravity,
             restitution=drawn if self.restitution is None else self.restitution,
         )
 
@@ -169,7 +171,7 @@ class Collide(_Balls):
         detailed = [
             f"{words.sentence(words.balls(colours, _sizes(scene)))} {words.join(doings)} under gravity "
             "inside a grey box.",
-            *_facts(motion, colours),
+            *_facts(scene, motion, colours),
             loss,
         ]
         return short, " ".join(detailed)
@@ -204,11 +206,11 @@ def _sizes(scene: Discs) -> list[str]:
     return ["large" if radius >= _LARGE else "small" for radius in scene.radius]
 
 
-def _facts(motion: Motion, colours: list[str]) -> list[str]:
+def _facts(scene: Discs, motion: Motion, colours: list[str]) -> list[str]:
     """What happens, as sentences: how often each ball hits the walls, and which pairs meet."""
     sentences = []
     for k, colour in enumerate(colours):
-        hits = [c for c in motion.contacts if c.kind == "wall" and c.objects == (k,) and _seen(c)]
+        hits = [c for c in motion.contacts if c.kind == "wall" and c.objects == (k,) and _seen(c, scene.rest_speed)]
         if hits:
             walls = [name for name in WALLS if any(c.wall == name for c in hits)]
             named = words.join([_WALL_NAMES[name] for name in walls])
@@ -219,6 +221,6 @@ def _facts(motion: Motion, colours: list[str]) -> list[str]:
     return sentences
 
 
-def _seen(contact: Contact) -> bool:
-    """Whether a contact is more than the trembling of a ball at rest."""
-    return contact.kind == "pair" or abs(np.dot(contact.before[0], contact.normal)) >= 0.03
+def _seen(contact: Contact, rest_speed: float) -> bool:
+    """Whether a contact with a wall is more than the trembling of a ball at rest."""
+    return abs(np.dot(contact.before[0], contact.normal)) >= rest_speed
