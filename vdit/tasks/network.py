@@ -23,8 +23,9 @@ class Network:
     text: TextConfig | None
     dit: DiTConfig
 
-    def init(self, key: Array, row: Row) -> PyTree:
-        """Parameters for rows like `row`, in boxes that carry their logical axes."""
+    def init(self, key: Array) -> PyTree:
+        """Fresh parameters, in boxes that carry their logical axes."""
+        row = _smallest_row(self.dit.token_values)
         time = jnp.zeros(row.slot_clip.shape, jnp.float32)
         params = {}
         if self.uses_text:
@@ -57,6 +58,23 @@ class Network:
     @property
     def uses_text(self) -> bool:
         return self.text is not None and self.dit.text != "none"
+
+
+def _smallest_row(p: int) -> Row:
+    """A row of one clip of one token with one token of text; parameters do not depend on sizes."""
+    one = jnp.ones((1, 1), jnp.int32)
+    zero = jnp.zeros((1, 1), jnp.int32)
+    return Row(
+        values=jnp.zeros((1, 1, p), jnp.float32),
+        position=jnp.zeros((1, 1, 3), jnp.int32),
+        clip=one,
+        slot=zero,
+        slot_clip=one,
+        text=zero,
+        text_clip=one,
+        text_position=zero,
+        label=zero,
+    )
 
 
 def _dit_inputs(row: Row, time: Array) -> dict[str, Array]:

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
+import jax
 import jax.numpy as jnp
 
-from vdit.tasks.canvas import Canvas
+from vdit.errors import ShapeError
+from vdit.tasks.canvas import Canvas, Prompts
+from vdit.tasks.generate import Method, fill
+from vdit.tasks.network import Network
+from vdit.types import Array, PyTree
+from vdit.vae.config import VAEConfig
+from vdit.vae.model import VAE
+from vdit.vae.statistics import denormalise
 
 
 def blank(batch: int, latent_shape: tuple[int, int, int, int]) -> Canvas:
@@ -12,3 +23,57 @@ def blank(batch: int, latent_shape: tuple[int, int, int, int]) -> Canvas:
     return Canvas(
         latents=jnp.zeros((batch, *latent_shape), jnp.float32), known=jnp.zeros((batch, latent_shape[0]), bool)
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextToVideo:
+    """From prompts to videos of one size: a pure function, to be jitted once for each of its values.
+
+    frames: 1 + a multiple of the VAE's stride in time (times the DiT's patch in time). size: (height, width).
+    """
+
+    network: Network
+    vae: VAEConfig
+    method: Method
+    frames: int
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        patch = self.network.dit.patch
+        _check_multiple("height", self.size[0], self.vae.spatial_stride * patch[1])
+        _check_multiple("width", self.size[1], self.vae.spatial_stride * patch[2])
+        stride = self.vae.temporal_stride
+        latent_frames = 1 + (self.frames - 1) // stride
+        if self.frames < 1 or (self.frames - 1) % stride or latent_frames % patch[0]:
+            low = max(1, self.frames - 1) // (stride * patch[0]) * stride * patch[0] + 1 + (patch[0] - 1) * stride
+            raise ShapeError(
+                f"frames={self.frames} must be 1 + a multiple of {stride} (the VAE's stride in time), with latent "
+                f"frames a multiple of the DiT's patch {patch[0]}: use {low} or {low + stride * patch[0]}"
+            )
+
+    def __call__(
+        self, params: PyTree, vae_params: PyTree, statistics: PyTree, prompts: Prompts, negative: Prompts, key: Array
+    ) -> Array:
+        """Videos float32 [b t h w 3] in [-1, 1].
+
+        params: {"text", "dit"}; vae_params: the VAE's; statistics: {"mean": [c], "std": [c]} of its latents.
+        """
+        shape = self.vae.latent_shape(self.frames, *self.size)
+        canvas = blank(prompts.ids.shape[0], shape)
+        latents = fill(self.network, params, canvas, prompts, negative, key, self.method)
+        video = VAE(self.vae).apply({"params": vae_params}, denormalise(latents, statistics), method="decode")
+        return jnp.clip(video.astype(jnp.float32), -1.0, 1.0)
+
+
+@functools.lru_cache(maxsize=32)
+def compiled(task: TextToVideo, out_sharding: jax.sharding.Sharding | None = None):
+    """`jax.jit(task)`, the same one for equal tasks, so that nothing compiles twice."""
+    return jax.jit(task) if out_sharding is None else jax.jit(task, out_shardings=out_sharding)
+
+
+def _check_multiple(name: str, value: int, multiple: int) -> None:
+    if value < 1 or value % multiple:
+        low = max(multiple, value // multiple * multiple)
+        raise ShapeError(
+            f"{name}={value} must be a multiple of {multiple} (VAE stride x DiT patch): use {low} or {low + multiple}"
+        )

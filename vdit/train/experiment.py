@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
+from vdit import samplers
 from vdit.data.config import DataConfig
-from vdit.diffusion.config import DiffusionConfig
+from vdit.diffusion import DiffusionConfig, Guidance, make_schedule
 from vdit.dist.mesh import MeshConfig
 from vdit.dit.config import DiTConfig
 from vdit.errors import ConfigError
+from vdit.samplers.grid import Grid
+from vdit.tasks.generate import Method
 from vdit.tasks.network import Network
 from vdit.text.config import TextConfig
 from vdit.train.config import TrainConfig
@@ -123,3 +126,15 @@ class Experiment:
     @property
     def network(self) -> Network:
         return Network(text=None if self.dit.text == "none" else self.text, dit=self.dit)
+
+
+def sample_method(experiment: Experiment, **changes: Any) -> Method:
+    """How the experiment samples (`experiment.sample`), with changes to single fields."""
+    sample = dataclasses.replace(experiment.sample, **changes)
+    return Method(
+        schedule=make_schedule(experiment.diffusion),
+        prediction=experiment.diffusion.prediction,
+        sampler=samplers.make(sample.sampler),
+        grid=Grid(steps=sample.steps, ceiling=1.0 if experiment.diffusion.kind == "flow" else 0.999),
+        guidance=Guidance(scale=sample.guidance, interval=tuple(sample.interval), rescale=sample.rescale),
+    )

@@ -127,6 +127,15 @@ def plan_state(
     )
 
 
+def abstract_params(init: Callable[[jax.Array], PyTree], mesh: Mesh) -> PyTree:
+    """Shapes of `init(key)`'s parameters with their place on the mesh: what to load parameters into."""
+    boxed = jax.eval_shape(init, jax.random.key(0))
+    shapes = nn.meta.unbox(boxed)
+    placed, _ = named_shardings(mesh, shapes, logical_axes(boxed))
+    struct = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
+    return jax.tree.map(struct, shapes, placed)
+
+
 def logical_axes(boxed: PyTree) -> PyTree:
     """The tree of parameters with each array replaced by its tuple of logical axes, or by None."""
     is_box = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)  # noqa: E731

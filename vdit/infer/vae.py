@@ -1,0 +1,88 @@
+"""Encode and decode videos of any length with a trained VAE."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdit.errors import ShapeError
+from vdit.types import Array, PyTree
+from vdit.vae.config import VAEConfig
+from vdit.vae.model import VAE
+from vdit.vae.statistics import denormalise, normalise
+from vdit.vae.streaming import decode_stream, encode_stream
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoVAE:
+    """A VAE with its parameters and the statistics of its latents.
+
+    statistics: {"mean": [c], "std": [c]}; latents given out and taken in are normalised by them.
+    """
+
+    config: VAEConfig
+    params: PyTree
+    statistics: PyTree
+
+    def encode(self, video: Array, *, latent_frames: int | None = None) -> Array:
+        """Videos to latents: float in [-1, 1] or uint8 [b t h w 3] -> float32 [b t' h' w' c], the mean.
+
+        t must be 1 + a multiple of the stride in time, h and w multiples of the stride in space
+        (ShapeError). latent_frames: work through so many latent frames at a time, in flat device memory.
+        """
+        video = _as_float(video)
+        if latent_frames is None:
+            return _encode(self.config)(self.params, self.statistics, video)
+        chunk = functools.partial(_encode_chunk(self.config), self.params)
+        parts = [g.mean for g in encode_stream(chunk, self.config, video, latent_frames=latent_frames)]
+        return normalise(jnp.concatenate(parts, 1), self.statistics)
+
+    def decode(self, latents: Array, *, latent_frames: int | None = None) -> Array:
+        """Latents to videos: float32 [b t' h' w' c] -> float32 [b t h w 3] in [-1, 1]."""
+        latents = jnp.asarray(latents, jnp.float32)
+        if latent_frames is None:
+            return _decode(self.config)(self.params, self.statistics, latents)
+        chunk = functools.partial(_decode_chunk(self.config), self.params)
+        latents = denormalise(latents, self.statistics)
+        parts = decode_stream(chunk, self.config, latents, latent_frames=latent_frames)
+        return jnp.clip(jnp.concatenate(list(parts), 1), -1.0, 1.0)
+
+
+def _as_float(video: Array) -> Array:
+    if np.ndim(video) != 5 or np.shape(video)[-1] != 3:
+        raise ShapeError(f"video of shape {np.shape(video)} must be [b t h w 3]: add the batch axis with video[None]")
+    if video.dtype == np.uint8:
+        return jnp.asarray(video, jnp.float32) / 127.5 - 1.0
+    return jnp.asarray(video, jnp.float32)
+
+
+@functools.cache
+def _encode(config: VAEConfig):
+    def encode(params, statistics, video):
+        mean = VAE(config).apply({"params": params}, video, method="encode").mean
+        return normalise(mean.astype(jnp.float32), statistics)
+
+    return jax.jit(encode)
+
+
+@functools.cache
+def _decode(config: VAEConfig):
+    def decode(params, statistics, latents):
+        video = VAE(config).apply({"params": params}, denormalise(latents, statistics), method="decode")
+        return jnp.clip(video.astype(jnp.float32), -1.0, 1.0)
+
+    return jax.jit(decode)
+
+
+@functools.cache
+def _encode_chunk(config: VAEConfig):
+    return jax.jit(lambda params, chunk, cache: VAE(config).apply({"params": params}, chunk, cache, method="encode_chunk"))
+
+
+@functools.cache
+def _decode_chunk(config: VAEConfig):
+    return jax.jit(lambda params, chunk, cache: VAE(config).apply({"params": params}, chunk, cache, method="decode_chunk"))

@@ -1,0 +1,306 @@
+"""The stages of a run, each resumable: VAE, latents, tokenizer, DiT.
+
+    train_vae         videos -> vae/
+    encode_latents    videos and VAE -> latents/, statistics.json
+    train_tokenizer   captions -> tokenizer.model
+    train_dit         latents and captions -> dit/
+
+A stage that is complete is skipped, one that was interrupted goes on where its last checkpoint stands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from vdit import config as config_tools
+from vdit.checkpoint import Checkpointer, check_config, load_meta, load_params
+from vdit.data.encode import encode_clips
+from vdit.data.latents import LatentStore
+from vdit.data.open import open_source
+from vdit.data.pipeline import row_iterator, video_batches
+from vdit.dist.mesh import make_mesh
+from vdit.errors import ConfigError
+from vdit.infer.vae import VideoVAE
+from vdit.tasks.canvas import tokenize
+from vdit.tasks.sample import TextToVideo, compiled
+from vdit.text import fit_vocabulary, load_tokenizer
+from vdit.text import train_tokenizer as train_pieces
+from vdit.train.config import TrainConfig
+from vdit.train.denoising import DenoisingLoss
+from vdit.train.experiment import Experiment, sample_method
+from vdit.train.loop import SampleHook, TrainResult, start, train
+from vdit.train.metrics import JsonLines, TensorBoard, WandB, Writer
+from vdit.train.progress import make_display
+from vdit.train.state import plan_state
+from vdit.train.step import make_train_step
+from vdit.train.workspace import Workspace
+from vdit.types import Array, PyTree
+from vdit.vae import make_loss
+
+STAGES = ("vae", "latents", "tokenizer", "dit")
+# What a resumed run may change without becoming another run.
+MAY_CHANGE = tuple(
+    f"{stage}.{field}" for stage in ("vae_train", "dit_train")
+    for field in ("steps", "save_every", "keep", "log_every", "sample_every", "max_nonfinite")
+) + ("sample", "mesh", "data.threads", "data.read_ahead", "data.prefetch")  # fmt: skip
+CAPTIONS_FOR_TOKENIZER = 100_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Logging:
+    """Where figures go beside the JSON lines. wandb: options of wandb.init, or None for no W&B."""
+
+    tensorboard: bool = True
+    wandb: dict | None = None
+    console: Console | None = None
+
+
+def run(
+    experiment: Experiment, workspace: Workspace, *, stages: Sequence[str] = STAGES, logging: Logging | None = None
+) -> Experiment:
+    """Run the named stages in their order; returns the experiment as resolved (vocabulary fitted)."""
+    logging = logging or Logging()
+    unknown = sorted(set(stages) - set(STAGES))
+    if unknown:
+        raise ConfigError(f"stage {unknown[0]!r} is unknown: use some of {', '.join(STAGES)}")
+    say = (logging.console or Console()).print
+    if not (workspace.root / "experiment.json").exists():
+        workspace.save_experiment(experiment)
+    for stage in STAGES:
+        if stage not in stages:
+            continue
+        if stage == "vae":
+            train_vae(experiment, workspace, logging)
+        elif stage == "latents":
+            encode_latents(experiment, workspace, logging)
+        elif stage == "tokenizer" and experiment.dit.text != "none":
+            experiment = train_tokenizer(experiment, workspace)
+            say(f"tokenizer: {experiment.text.vocab_size} pieces")
+        elif stage == "dit":
+            experiment = with_tokenizer(experiment, workspace)
+            train_dit(experiment, workspace, logging)
+    workspace.save_experiment(experiment)
+    return experiment
+
+
+def train_vae(experiment: Experiment, workspace: Workspace, logging: Logging) -> TrainResult | None:
+    """Train the VAE on windows of the videos. Returns None if it is trained already."""
+    config, clips = experiment.vae_train, experiment.vae_clips
+    if _complete(workspace.vae, config, experiment):
+        return None
+    source = open_source(experiment.data, seed=experiment.seed, exclude=experiment.holdout)
+    _report_skipped(source, logging)
+    data = video_batches(
+        experiment.data,
+        source,
+        size=clips.size,
+        frames=clips.frames,
+        batch_size=config.batch_size // jax.process_count(),
+        seed=experiment.seed,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+    )
+    loss = make_loss(experiment.vae, experiment.vae_loss, experiment.discriminator)
+    video = np.zeros((1, clips.frames, *clips.size, 3), np.uint8)
+    plan = plan_state(lambda key: loss.init(key, video, boxed=True), config, mesh=make_mesh(experiment.mesh))
+    result = _train("vae", experiment, workspace.vae, workspace, plan, loss, data, logging)
+    _report_skipped(source, logging)
+    return result
+
+
+def encode_latents(experiment: Experiment, workspace: Workspace, logging: Logging) -> None:
+    """Encode the videos with the trained VAE. Latents of another VAE or another choice of clips are refused."""
+    params = load_params(workspace.vae)["vae"]
+    identity = _fingerprint(params, experiment)
+    if (workspace.latents / "index.json").exists():
+        if LatentStore(workspace.latents).index["vae"] == identity:
+            return
+        raise ConfigError(
+            f"{workspace.latents} was encoded with another VAE or another data config: remove that folder to encode again"
+        )
+    source = open_source(experiment.data, seed=experiment.seed, exclude=experiment.holdout)
+    channels = experiment.vae.latent_channels
+    plain = {"mean": np.zeros(channels, np.float32), "std": np.ones(channels, np.float32)}
+    vae = VideoVAE(config=experiment.vae, params=params, statistics=plain)
+    samples = experiment.latents.samples or len(source)
+    display = make_display("latents", samples, 0, console=logging.console)
+    try:
+        index = encode_clips(
+            source,
+            vae.encode,
+            workspace.latents,
+            samples=samples,
+            vae=identity,
+            dtype=experiment.latents.dtype,
+            threads=experiment.data.threads,
+            progress=lambda done, total: display.update(done, {}),
+        )
+    finally:
+        display.close()
+    _report_skipped(source, logging)
+    workspace.save_statistics(index["mean"], index["std"])
+
+
+def train_tokenizer(experiment: Experiment, workspace: Workspace) -> Experiment:
+    """Give the run its tokenizer: the experiment's own model, or one trained from the captions."""
+    if not workspace.tokenizer.exists():
+        if experiment.text.tokenizer is not None:
+            load_tokenizer(experiment.text.tokenizer).save(workspace.tokenizer)
+        else:
+            store = LatentStore(workspace.latents)
+            count = min(len(store), CAPTIONS_FOR_TOKENIZER)
+            captions = itertools.chain.from_iterable(store[i]["captions"] for i in range(count))
+            train_pieces(captions, workspace.tokenizer, vocab_size=experiment.text.vocab_size)
+    return with_tokenizer(experiment, workspace)
+
+
+def with_tokenizer(experiment: Experiment, workspace: Workspace) -> Experiment:
+    """The experiment with an embedding table of the tokenizer's size."""
+    if experiment.dit.text == "none":
+        return experiment
+    tokenizer = load_tokenizer(workspace.tokenizer, max_length=experiment.text.max_length)
+    return dataclasses.replace(experiment, text=fit_vocabulary(experiment.text, tokenizer))
+
+
+def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) -> TrainResult | None:
+    """Train text encoder and DiT on packed rows of latents. Returns None if it is trained already."""
+    config = experiment.dit_train
+    if _complete(workspace.dit, config, experiment):
+        return None
+    store = LatentStore(workspace.latents)
+    tokenizer = load_tokenizer(workspace.tokenizer, max_length=experiment.text.max_length)
+    statistics = workspace.statistics()
+    data = row_iterator(
+        experiment.data,
+        store,
+        tokenizer,
+        experiment.dit.patch,
+        seed=experiment.seed,
+        batch_rows=config.batch_size // jax.process_count(),
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+        mean=statistics["mean"],
+        std=statistics["std"],
+    )
+    plan = plan_state(experiment.network.init, config, mesh=make_mesh(experiment.mesh))
+    hooks = [_sample_hook(experiment, workspace, tokenizer)] if config.sample_every and experiment.sample.prompts else []
+    rows = config.batch_size * experiment.data.row_tokens
+    flops = 3 * experiment.dit.flops(rows, _mean_tokens(store, experiment), experiment.text.max_length / 2)
+    loss = DenoisingLoss(experiment=experiment)
+    return _train("dit", experiment, workspace.dit, workspace, plan, loss, data, logging, hooks=hooks, flops=flops)
+
+
+def _train(
+    stage: str, experiment: Experiment, folder, workspace: Workspace, plan, loss: Callable, data, logging: Logging,
+    *, hooks: Sequence = (), flops: float | None = None,
+) -> TrainResult:  # fmt: skip
+    meta = {"stage": stage, "config": config_tools.to_dict(experiment)}
+    with Checkpointer(folder, keep=plan.config.keep, meta=meta) as checkpointer:
+        state = start(plan, jax.random.key(experiment.seed), checkpointer, data)
+        step = int(state.step)
+        writers = _writers(stage, workspace, logging, step)
+        try:
+            return train(
+                state,
+                make_train_step(loss, plan),
+                data,
+                name=stage,
+                checkpointer=checkpointer,
+                writers=writers,
+                hooks=hooks,
+                flops_per_step=flops,
+                console=logging.console,
+            )
+        finally:
+            for writer in writers:
+                writer.close()
+
+
+def _writers(stage: str, workspace: Workspace, logging: Logging, step: int) -> list[Writer]:
+    if jax.process_index() != 0:
+        return []
+    writers: list[Writer] = [JsonLines(workspace.logs / f"{stage}.jsonl", resume_step=step)]
+    if logging.tensorboard:
+        writers.append(TensorBoard(workspace.logs / stage, resume_step=step))
+    if logging.wandb is not None:
+        writers.append(WandB(**{"group": workspace.root.name, "job_type": stage, **logging.wandb}))
+    return writers
+
+
+def _sample_hook(experiment: Experiment, workspace: Workspace, tokenizer) -> SampleHook:
+    """Videos of the experiment's prompts, by the averaged parameters, while training goes."""
+    sample = experiment.sample
+    task = TextToVideo(
+        network=experiment.network,
+        vae=experiment.vae,
+        method=sample_method(experiment),
+        frames=sample.frames,
+        size=sample.size,
+    )
+    length = experiment.text.max_length
+    prompts = tokenize(tokenizer, list(sample.prompts), length=length)
+    negative = tokenize(tokenizer, [""] * len(sample.prompts), length=length)
+    vae_params = load_params(workspace.vae)["vae"]
+    statistics = workspace.statistics()
+
+    def draw(step: int, state) -> dict[str, Array]:
+        params = state.params if state.ema is None else state.ema
+        key = jax.random.key(experiment.seed)  # the same noise each time: what changes is the model
+        return {"samples": compiled(task)(params, vae_params, statistics, prompts, negative, key)}
+
+    return SampleHook(every=experiment.dit_train.sample_every, draw=draw, fps=sample.fps)
+
+
+def _complete(folder, config: TrainConfig, experiment: Experiment) -> bool:
+    """Whether a stage has done its steps; refuses to go on with a run of another config."""
+    if not folder.is_dir():
+        return False
+    with Checkpointer(folder, keep=config.keep) as checkpointer:
+        step = checkpointer.latest_step()
+    if step is None:
+        return False
+    check_config(load_meta(folder)["config"], config_tools.to_dict(experiment), may_change=_free(folder.name))
+    return step >= config.steps
+
+
+def _free(stage: str) -> tuple[str, ...]:
+    """Keys that a finished or resumed stage does not depend on."""
+    later = ("latents", "text", "text_dropout", "dit", "dit_train", "diffusion", "per_frame_noise", "data")
+    earlier = ("vae_train", "vae_loss", "discriminator", "vae_clips")
+    return MAY_CHANGE + (later if stage == "vae" else earlier)
+
+
+def _fingerprint(params: PyTree, experiment: Experiment) -> str:
+    """Changes with the VAE's weights and with the choice of clips to encode."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    names = ("areas", "size_multiple", "frames", "fps", "aspects", "hflip", "source", "path", "captions",
+             "world", "world_count", "world_options")  # fmt: skip
+    chosen = {name: getattr(experiment.data, name) for name in names}
+    digest.update(json.dumps([chosen, experiment.seed, experiment.holdout, experiment.latents.samples]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _mean_tokens(store: LatentStore, experiment: Experiment, clips: int = 64) -> float:
+    """Tokens of a clip, on the average over tokens (what attention costs by)."""
+    shapes = [store[i]["latent"].shape for i in range(min(clips, len(store)))]
+    tokens = np.array([np.prod(shape[:3]) / np.prod(experiment.dit.patch) for shape in shapes])
+    return float((tokens**2).sum() / tokens.sum())
+
+
+def _report_skipped(source, logging: Logging) -> None:
+    skipped = source.report()
+    if skipped:
+        say = (logging.console or Console()).print
+        say(f"skipped {len(skipped)} file(s) that cannot be read:")
+        for name, reason in list(skipped.items())[:20]:
+            say(f"  {name}: {reason}", markup=False)

@@ -1,0 +1,85 @@
+"""Where a run keeps its things: one folder, and what each file in it is."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from vdit.config import from_json, to_json
+from vdit.errors import CheckpointError
+from vdit.train.experiment import Experiment
+
+
+class Workspace:
+    """A run's folder.
+
+    experiment.json   the resolved experiment: what `vdit.load` rebuilds the model from
+    tokenizer.model   sentencepiece
+    vae/, dit/        checkpoints of the two networks
+    statistics.json   mean and standard deviation of the VAE's latents, by channel
+    latents/          encoded videos
+    logs/             metrics (vae.jsonl, dit.jsonl), TensorBoard events
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.root / "tokenizer.model"
+
+    @property
+    def vae(self) -> Path:
+        return self.root / "vae"
+
+    @property
+    def dit(self) -> Path:
+        return self.root / "dit"
+
+    @property
+    def latents(self) -> Path:
+        return self.root / "latents"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    def experiment(self) -> Experiment:
+        """The experiment as it was saved; CheckpointError if the folder holds no run."""
+        path = self.root / "experiment.json"
+        try:
+            return from_json(Experiment, path.read_text())
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"{self.root} holds no trained model (experiment.json is missing): give the folder of a vdit run"
+            ) from None
+        except UnicodeDecodeError:
+            raise CheckpointError(f"{path} is damaged (not text): restore it, or train again") from None
+
+    def save_experiment(self, experiment: Experiment) -> None:
+        _write(self.root / "experiment.json", to_json(experiment) + "\n")
+
+    def statistics(self) -> dict[str, np.ndarray] | None:
+        """{"mean": float32 [c], "std": float32 [c]} of the VAE's latents; None before they are measured."""
+        path = self.root / "statistics.json"
+        if not path.exists():
+            return None
+        try:
+            data = json.loads(path.read_text())
+            return {name: np.asarray(data[name], np.float32) for name in ("mean", "std")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}): encode the latents again") from None
+
+    def save_statistics(self, mean: list[float], std: list[float]) -> None:
+        _write(self.root / "statistics.json", json.dumps({"mean": mean, "std": std}, indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write all of a file or nothing of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
