@@ -210,7 +210,11 @@ def _facts(scene: Discs, motion: Motion, colours: list[str]) -> list[str]:
     """What happens, as sentences: how often each ball hits the walls, and which pairs meet."""
     sentences = []
     for k, colour in enumerate(colours):
-        hits = [c for c in motion.contacts if c.kind == "wall" and c.objects == (k,) and _seen(c, scene.rest_speed)]
+        hits = [
+            c
+            for c in motion.contacts
+            if c.kind == "wall" and c.objects == (k,) and _seen(c, scene.rest_speed)
+        ]
         if hits:
             walls = [name for name in WALLS if any(c.wall == name for c in hits)]
             named = words.join([_WALL_NAMES[name] for name in walls])

@@ -191,10 +191,15 @@ def _cast(camera: Camera, solid: Solid) -> tuple[np.ndarray, np.ndarray, np.ndar
     ray = camera.rays(first[:, :1] + step, first[:, 1:] + step)
     origin = (camera.centre - np.array(solid.centre)).astype(np.float32)
     hit, light = (_sphere if solid.kind == "sphere" else _cube)(solid, origin, ray)
-    fine = (len(first), count, _RAYS, count, _RAYS)
-    hits = hit.reshape(fine).sum((2, 4), dtype=np.float32)
-    light = np.where(hit, light, 0).reshape(fine).sum((2, 4)) / np.maximum(hits, 1)
-    return first, hits / _RAYS**2, light
+    hit = hit.astype(np.float32)
+    hits = _pool(hit)
+    return first, hits / _RAYS**2, _pool(hit * light) / np.maximum(hits, 1)
+
+
+def _pool(x: np.ndarray) -> np.ndarray:
+    """The sum over each pixel's rays: [t r c] -> [t r/RAYS c/RAYS]."""
+    rows = sum(x[:, k::_RAYS] for k in range(_RAYS))
+    return sum(rows[:, :, k::_RAYS] for k in range(_RAYS))
 
 
 def _shade(normal: np.ndarray) -> np.ndarray:
