@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from vdit.config import diff
@@ -50,11 +52,11 @@ class Checkpointer:
     def __init__(self, directory: str | Path, *, keep: int = 2, meta: Mapping[str, Any] | None = None):
         self.directory = Path(directory).absolute()
         self.directory.mkdir(parents=True, exist_ok=True)
+        _clear_cut_short(self.directory)
         self._meta = dict(meta or {})
         self._manager = ocp.training.Checkpointer(
             self.directory,
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
         )
         self._sealing: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -135,8 +137,7 @@ def load_params(
     folder = find_step(root, step)
     name = "ema" if ema and (folder / "ema").is_dir() else "params"
     if abstract is None:
-        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        struct = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
+        struct = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)  # noqa: E731
         abstract = jax.tree.map(struct, _stored(folder)[name])
     return load_trees(root, {name: abstract}, step=int(folder.name))[name]
 
@@ -157,7 +158,7 @@ def load_trees(
     folder = find_step(Path(directory).absolute(), step)
     _check_manifest(folder)
     _check_shapes(folder, abstract)
-    wanted = {name: _without_keys(tree) for name, tree in abstract.items()}
+    wanted = {name: _placed(_without_keys(tree)) for name, tree in abstract.items()}
     try:
         loaded = ocp.load_checkpointables(folder, wanted)
     except (OSError, ValueError, KeyError) as error:
@@ -204,6 +205,15 @@ def _steps(directory: Path) -> list[int]:
     return [int(folder.name) for folder in folders if (folder / "_CHECKPOINT_METADATA").exists()]
 
 
+def _clear_cut_short(directory: Path) -> None:
+    """Removes what a killed save left. (Orbax's own clearing runs on behind one's back.)"""
+    if jax.process_index() == 0:
+        for folder in directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(folder)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("vdit_clear_cut_short")
+
+
 def _stored(folder: Path) -> dict[str, PyTree]:
     """Name -> tree of what the step's files say of their arrays (.shape, .dtype)."""
     names = [entry.name for entry in folder.iterdir() if (entry / "_METADATA").exists()]
@@ -240,6 +250,13 @@ def _path(path) -> str:
 
 def _is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _placed(abstract: PyTree) -> PyTree:
+    """Shapes without a sharding get the first device: else Orbax takes the one they were saved from."""
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    place = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=s.sharding or first)  # noqa: E731
+    return jax.tree.map(place, abstract)
 
 
 def _without_keys(tree: PyTree) -> PyTree:

@@ -79,7 +79,9 @@ class Source:
             raise VideoError(f"{self.name}: no decoder for its video codec is in this build of PyAV")
         if context.width * context.height > MAX_FRAME_PIXELS:
             declared = f"{context.width}x{context.height}"
-            raise VideoError(f"{self.name}: declares frames of {declared}, at most {MAX_FRAME_PIXELS} pixels are read")
+            raise VideoError(
+                f"{self.name}: declares frames of {declared}, the most is {MAX_FRAME_PIXELS} pixels"
+            )
         context.thread_count = self._threads
         context.thread_type = "AUTO"
         self._decoder = _alpha_decoder(stream) or context
@@ -162,7 +164,8 @@ class _Reading:
         try:
             for frame in source._decoded():
                 if frame.is_corrupt and not self._keep:
-                    raise VideoError(f"{source.name}: {count} frames were read, then one that the decoder flags as damaged; {_MEND}")
+                    damage = f"{count} frames were read, then one that the decoder flags as damaged"
+                    raise VideoError(f"{source.name}: {damage}; {_MEND}")
                 if frame.pts is None:
                     time = sought if before is None else before + self._step
                 else:

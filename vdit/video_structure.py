@@ -49,11 +49,9 @@ def _matroska(file: BinaryIO, total: int) -> str | None:
         ident = _element_number(file, keep_marker=True)
         size = _element_number(file, keep_marker=False)
         if size is None:
-            if ident != 0x18538067:
-                return None
-            continue  # a segment of unknown size: its parts may tell
+            continue  # live recordings leave segments and clusters open: their parts tell
         if file.tell() + size > total:
-            return f"its segment would end at byte {file.tell() + size} of {total}"
+            return f"its last element would end at byte {file.tell() + size} of {total}"
         if ident == 0x18538067:  # what may follow the segment matters no more
             return None
         file.seek(size, io.SEEK_CUR)

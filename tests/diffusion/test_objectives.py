@@ -93,11 +93,14 @@ def test_clips_are_independent_and_each_is_uniform(per_frame):
     assert np.abs(correlation[~same]).max() < 0.07
 
 
-def test_stratified_draws_are_even_in_a_batch_and_uniform_alone():
-    levels = many_draws(DiffusionConfig(timestep_sampling="uniform", stratified=True), SLOTS)
-    clips = np.concatenate([levels[:, 0, [0, 3, 5]], levels[:, 1]], axis=1)
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_stratified_draws_are_even_in_a_batch_and_uniform_alone(per_frame):
+    config = DiffusionConfig(timestep_sampling="uniform", stratified=True)
+    levels = many_draws(config, SLOTS, per_frame=per_frame)
+    owners = [0, 1, 2, 3, 4, 5] if per_frame else [0, 3, 5]
+    clips = np.concatenate([levels[:, 0, owners], levels[:, 1]], axis=1)
     gaps = np.diff(np.sort(clips, axis=1), axis=1)
-    np.testing.assert_allclose(gaps, 1 / 11, atol=1e-5)
+    np.testing.assert_allclose(gaps, 1 / clips.shape[1], atol=1e-5)
     for each in clips.T:
         np.testing.assert_allclose(np.quantile(each, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.03)
 

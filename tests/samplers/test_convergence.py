@@ -84,8 +84,9 @@ def measured_order(sampler, parts, schedule, prediction, span, spacing, steps):
 
 
 CASES = [  # sampler, options, spacing, steps, order
-    ("euler", {}, "level", 40, 1),
-    ("ddim", {}, "level", 40, 1),
+    # At first order an error of 1% in a coefficient hides behind the method's own until steps are small.
+    ("euler", {}, "level", 400, 1),
+    ("ddim", {}, "level", 400, 1),
     ("heun", {}, "level", 40, 2),
     ("heun", {"frame": "exploding"}, "level", 40, 2),
     ("dpmpp2m", {"lower_order_final": False}, "log_snr", 40, 2),

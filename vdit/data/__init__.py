@@ -23,6 +23,7 @@ _HOME = {
     "open_source": "open",
     "patchify": "patches",
     "row_iterator": "pipeline",
+    "row_use": "pipeline",
     "token_grid": "patches",
     "unpatchify": "patches",
     "useful": "pipeline",

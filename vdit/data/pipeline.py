@@ -166,3 +166,11 @@ class Prefetch(grain.experimental.ThreadPrefetchDatasetIterator):
 def useful(rows: Row) -> float:
     """Share of the tokens of rows [b ...] that belong to a clip."""
     return float((np.asarray(rows.clip) > 0).mean())
+
+
+def row_use(rows: Row) -> dict[str, float]:
+    """Share of each budget of rows [b ...] in use: where tokens are low, the fullest other one binds."""
+    clips = np.asarray(rows.clip).max(axis=1)
+    return {"tokens": useful(rows), "text": float((np.asarray(rows.text_clip) > 0).mean()),
+            "slots": float((np.asarray(rows.slot_clip) > 0).mean()),
+            "clips": float(clips.mean() / rows.label.shape[1])}

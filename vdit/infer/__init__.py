@@ -1,6 +1,6 @@
 """From a trained checkpoint to videos."""
 
 from vdit.infer.generator import Generator, load, load_vae
-from vdit.infer.vae import VideoVAE
+from vdit.vae.video import VideoVAE
 
 __all__ = ["Generator", "VideoVAE", "load", "load_vae"]

@@ -20,7 +20,6 @@ from vdit.checkpoint import load_params
 from vdit.dist.mesh import make_mesh
 from vdit.dist.rules import batch_sharding, batch_ways, replicated
 from vdit.errors import ConfigError, ShapeError
-from vdit.infer.vae import VideoVAE
 from vdit.tasks.canvas import Prompts, tokenize
 from vdit.tasks.generate import Method
 from vdit.tasks.sample import TextToVideo, compiled
@@ -29,6 +28,7 @@ from vdit.train.experiment import Experiment, sample_method
 from vdit.train.state import abstract_params
 from vdit.train.workspace import Workspace
 from vdit.types import Array, PyTree
+from vdit.vae.video import VideoVAE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,6 @@ def tokenize(tokenizer, prompts: list[str], *, length: int) -> Prompts:
 def dense_rows(values: Array, grid: tuple[int, int, int], prompts: Prompts, label: Array | None = None) -> Row:
     """One clip a row: values float [b n p] on a token grid (t, h, w), with a slot for each latent frame."""
     b, n, _ = values.shape
-    t, h, w = grid
     if max(grid) > MAX_POSITION:
         raise ShapeError(f"a grid of {grid} tokens is too large: positions go to {MAX_POSITION} along each axis")
     position = jnp.asarray(grid_position(grid))
@@ -66,7 +65,7 @@ def dense_rows(values: Array, grid: tuple[int, int, int], prompts: Prompts, labe
         position=jnp.broadcast_to(position, (b, n, 3)),
         clip=jnp.ones((b, n), jnp.int32),
         slot=jnp.broadcast_to(position[:, 0], (b, n)),
-        slot_clip=jnp.ones((b, t), jnp.int32),
+        slot_clip=jnp.ones((b, grid[0]), jnp.int32),
         text=prompts.ids,
         text_clip=(index < prompts.length[:, None]).astype(jnp.int32),
         text_position=jnp.broadcast_to(index, prompts.ids.shape),

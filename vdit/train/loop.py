@@ -243,7 +243,7 @@ class _Log:
 
 
 def _should_stop(stop: threading.Event, step: int, config: TrainConfig) -> bool:
-    """Whether to end after this step. Several hosts must agree, which costs a wait: they ask when they log."""
+    """Whether to end after this step. Several hosts must agree, which costs a wait: they ask as they log."""
     if jax.process_count() == 1:
         return stop.is_set()
     return step % config.log_every == 0 and any_host(stop.is_set())

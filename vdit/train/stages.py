@@ -28,7 +28,6 @@ from vdit.data.open import open_source
 from vdit.data.pipeline import row_iterator, video_batches
 from vdit.dist.mesh import make_mesh
 from vdit.errors import ConfigError
-from vdit.infer.vae import VideoVAE
 from vdit.tasks.canvas import tokenize
 from vdit.tasks.sample import TextToVideo, compiled
 from vdit.text import fit_vocabulary, load_tokenizer
@@ -44,6 +43,7 @@ from vdit.train.step import make_train_step
 from vdit.train.workspace import Workspace
 from vdit.types import Array, PyTree
 from vdit.vae import make_loss
+from vdit.vae.video import VideoVAE
 
 STAGES = ("vae", "latents", "tokenizer", "dit")
 # What a resumed run may change without becoming another run.

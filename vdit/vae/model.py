@@ -16,6 +16,8 @@ from vdit.types import Array, PyTree
 from vdit.vae.blocks import Downsample, Middle, ResidualBlock, Upsample, conv_options, fold, unfold
 from vdit.vae.config import VAEConfig
 
+INITIAL_LOGVAR = -4.0
+
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["mean", "logvar"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,10 @@ class Encoder(nn.Module):
         x = nn.silu(RMSNorm(config.norm_eps, "conv_out", name="norm_out")(x))
         channels = 2 * config.latent_channels
         x, new["conv_out"] = CausalConv(channels, name="conv_out", **edge)(x, old.get("conv_out"))
-        return Conv(channels, (1, 1, 1), name="quant", **options)(x), new
+        # Training starts with little noise on the latents: the decoder cannot learn from noise.
+        quiet = jnp.repeat(jnp.array([0.0, INITIAL_LOGVAR]), config.latent_channels)
+        quant = Conv(channels, (1, 1, 1), bias_init=lambda *_: quiet, name="quant", **options)
+        return quant(x), new
 
 
 class Decoder(nn.Module):
