@@ -92,7 +92,8 @@ def test_the_other_budgets_are_kept_even_when_tokens_would_fit():
 @pytest.mark.parametrize("seed", range(5))
 def test_a_row_is_as_full_as_the_best_subset_that_holds_the_first_clip(seed):
     rng = np.random.default_rng(seed)
-    needs = np.stack([rng.integers(5, 60, 9), rng.integers(1, 3, 9), rng.integers(1, 3, 9), np.ones(9, int)], 1)
+    sizes = [rng.integers(5, 60, 9), rng.integers(1, 3, 9), rng.integers(1, 3, 9), np.ones(9, int)]
+    needs = np.stack(sizes, axis=1)
     limits = np.array((100, 40, 24, 12))
     best = max(total[0] for r in range(9) for rest in itertools.combinations(range(1, 9), r)
                if ((total := needs[[0, *rest]].sum(0)) <= limits).all())
@@ -101,7 +102,8 @@ def test_a_row_is_as_full_as_the_best_subset_that_holds_the_first_clip(seed):
 
 def test_a_clip_that_no_row_holds_is_refused_with_its_sizes():
     clip = TokenClip(values=np.zeros((120, 2)), grid=(2, 6, 10), text=np.ones(3, np.int32), name="long.mp4")
-    with pytest.raises(DataError, match=r"'long.mp4' has 120 tokens \(2 x 6 x 10\).*row holds 100.*row_tokens to 120"):
+    message = r"'long.mp4' has 120 tokens \(2 x 6 x 10\).*row holds 100.*row_tokens to 120"
+    with pytest.raises(DataError, match=message):
         check_fits(clip, LIMITS)
     with pytest.raises(DataError, match="120 tokens"):
         next(iter(packed([clip])))

@@ -78,7 +78,8 @@ def grains(clips: list[TokenClip], limits: RowLimits, packer: type) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200, help="about how many rows to pack for each size")
     parser.add_argument("--row-tokens", type=int, nargs="+", default=[4096, 8192, 16384])
     parser.add_argument("--width", type=int, default=64, help="values of a token")

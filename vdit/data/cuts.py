@@ -162,7 +162,7 @@ def apply_cut(footage: Footage, cut: Cut) -> Shot:
 
 
 def may_flip(captions: Sequence[str]) -> bool:
-    """Whether no caption names a side, a direction or writing."""
+    """Whether no caption names a side, a direction or writing (when in doubt, it may not)."""
     return not any(SIDED.search(caption) for caption in captions)
 
 

@@ -59,7 +59,12 @@ class FolderLibrary:
         self.path = Path(path)
         if not self.path.is_dir():
             raise DataError(f"{self.path} is not a folder: data.path must name a folder of video files")
-        entries = [e for e in read_entries(self.path, captions) if e.file not in set(exclude)]
+        entries = read_entries(self.path, captions)
+        unknown = sorted(set(exclude) - {entry.file for entry in entries})
+        if unknown:
+            raise DataError(f"{unknown[0]!r} is to be excluded, but {self.path} has no such entry: check the "
+                            "spelling, or nothing is held out")
+        entries = [entry for entry in entries if entry.file not in exclude]
         self.broken: dict[str, str] = {}
         with ThreadPoolExecutor(max(1, threads)) as pool:
             opened = list(pool.map(self._probe, entries))
