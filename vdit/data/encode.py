@@ -15,7 +15,7 @@ from vdit.data.latents import write_latents
 from vdit.data.sources import Sample
 from vdit.types import Array
 
-# float32 [1 t h w 3] in [-1, 1] -> the latent's mean [1 t' h' w' c].
+# uint8 [1 t h w 3] -> the latent's mean [1 t' h' w' c]. Bytes, so that they are scaled on the device.
 Encode = Callable[[Array], Array]
 Progress = Callable[[int, int], None]
 
@@ -46,7 +46,7 @@ def _encoded(clips: grain.IterDataset, encode: Encode) -> Iterator[Sample]:
     pending: deque[tuple[Sample, Array]] = deque()
     for sample in clips:
         video = sample.pop("video")
-        pending.append((sample, encode((video.astype(np.float32) / 127.5 - 1.0)[None])))
+        pending.append((sample, encode(video[None])))
         if len(pending) > 1:
             yield _fetch(*pending.popleft())
     while pending:

@@ -1,0 +1,77 @@
+"""Encode videos to latents on disk with the VAE of a run, for instance a data set too large for `vdit train`.
+
+    python data_pipelines/encode_latents.py runs/clips latents/clips --samples 100000 \\
+        --data.source=folder --data.path=videos --data.threads=16
+
+What is drawn of each video (sizes, durations, frame rates) is as in the run's experiment, changed by
+--data.KEY=VALUE. The result is read by vdit.data.LatentStore. Files that cannot be read are skipped and listed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vdit.config import apply_overrides
+from vdit.data import encode_clips, open_source
+from vdit.data.config import DataConfig
+from vdit.errors import ConfigError, VditError
+
+
+def load(run: str) -> tuple[Any, DataConfig, int]:
+    """(VideoVAE that gives latents as they are, data config, seed) of a run."""
+    from vdit.infer.generator import load_vae
+    from vdit.train.workspace import Workspace
+
+    vae, experiment = load_vae(run), Workspace(run).experiment()
+    channels = experiment.vae.latent_channels
+    plain = {"mean": np.zeros(channels, np.float32), "std": np.ones(channels, np.float32)}
+    return dataclasses.replace(vae, statistics=plain), experiment.data, experiment.seed
+
+
+def digest(params: Any) -> str:
+    """Names a VAE by its weights."""
+    sha = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        sha.update(np.ascontiguousarray(leaf).tobytes())
+    return sha.hexdigest()[:16]
+
+
+def main(arguments: Sequence[str] | None = None, load: Callable[[str], tuple[Any, DataConfig, int]] = load) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="folder of the run that trained the VAE")
+    parser.add_argument("out", help="new folder for the latents")
+    parser.add_argument("--samples", type=int, default=0, help="cuts to encode; 0: each video once")
+    parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"])
+    args, rest = parser.parse_known_args(arguments)
+    vae, data, seed = load(args.run)
+    unknown = [text for text in rest if not text.startswith("--data.") or "=" not in text]
+    if unknown:
+        raise ConfigError(f"{unknown[0]!r} is not understood: settings are given as --data.KEY=VALUE")
+    data = apply_overrides(data, [text.removeprefix("--data.") for text in rest])
+    source = open_source(data, seed=seed)
+
+    def progress(done: int, total: int) -> None:
+        print(f"\r{done} of {total}", end="", file=sys.stderr, flush=True)
+
+    index = encode_clips(source, vae.encode, Path(args.out), samples=args.samples, vae=digest(vae.params),
+                         dtype=args.dtype, threads=data.threads, progress=progress)
+    print(f"\n{args.out}: {index['count']} latents in {len(index['shards'])} file(s)")
+    for name, reason in source.report().items():
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except VditError as error:
+        print(f"encode_latents: {error}", file=sys.stderr)
+        sys.exit(2)
