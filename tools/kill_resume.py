@@ -120,8 +120,9 @@ def kill(directory: Path, args: argparse.Namespace, aim: str, rng: random.Random
     process = launch(directory, args)
     lines = directory / "metrics.jsonl"
     old = lines.stat().st_ino if lines.exists() else None
-    wait = rng.uniform(0.0, 2.5 * args.save_every * args.pause)
-    spare, saves = rng.randrange(3), set()  # how many saves to let pass, those seen
+    leg = 1.2 * args.steps / (args.kills + 1)  # steps that a child may reach at most
+    wait = rng.uniform(0.0, leg * args.pause)
+    spare, saves = rng.randrange(1 + int(leg / args.save_every)), set()  # saves to let pass, those seen
     began, hit_at, size = time.monotonic(), None, None
     while process.poll() is None:
         now = time.monotonic()
