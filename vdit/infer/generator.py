@@ -103,7 +103,9 @@ class Generator:
         return tokenize(self.tokenizer, prompts, length=self.experiment.text.max_length)
 
 
-def load(checkpoint_dir: str | Path, *, mesh: Mesh | None = None, ema: bool = True, step: int | None = None) -> Generator:
+def load(
+    checkpoint_dir: str | Path, mesh: Mesh | None = None, *, ema: bool = True, step: int | None = None
+) -> Generator:
     """Load what `vdit train` wrote into a folder, onto a mesh (all devices, if None).
 
     ema: take the averaged parameters. step: of the DiT's checkpoint; the last one if None.

@@ -28,6 +28,7 @@ from vdit.data.open import open_source
 from vdit.data.pipeline import row_iterator, video_batches
 from vdit.dist.mesh import make_mesh
 from vdit.errors import ConfigError
+from vdit.nn.conv import compiler_options
 from vdit.tasks.canvas import tokenize
 from vdit.tasks.sample import TextToVideo, compiled
 from vdit.text import fit_vocabulary, load_tokenizer
@@ -111,7 +112,9 @@ def train_vae(experiment: Experiment, workspace: Workspace, logging: Logging) ->
     loss = make_loss(experiment.vae, experiment.vae_loss, experiment.discriminator)
     video = np.zeros((1, clips.frames, *clips.size, 3), np.uint8)
     plan = plan_state(lambda key: loss.init(key, video, boxed=True), config, mesh=make_mesh(experiment.mesh))
-    result = _train("vae", experiment, workspace.vae, workspace, plan, loss, data, logging)
+    result = _train(
+        "vae", experiment, workspace.vae, workspace, plan, loss, data, logging, compiler_options=compiler_options()
+    )
     _report_skipped(source, logging)
     return result
 
@@ -124,7 +127,8 @@ def encode_latents(experiment: Experiment, workspace: Workspace, logging: Loggin
         if LatentStore(workspace.latents).index["vae"] == identity:
             return
         raise ConfigError(
-            f"{workspace.latents} was encoded with another VAE or another data config: remove that folder to encode again"
+            f"{workspace.latents} was encoded with another VAE or another data config: remove that folder to "
+            "encode again"
         )
     source = open_source(experiment.data, seed=experiment.seed, exclude=experiment.holdout)
     channels = experiment.vae.latent_channels
@@ -191,16 +195,20 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
         std=statistics["std"],
     )
     plan = plan_state(experiment.network.init, config, mesh=make_mesh(experiment.mesh))
-    hooks = [_sample_hook(experiment, workspace, tokenizer)] if config.sample_every and experiment.sample.prompts else []
+    hooks = []
+    if config.sample_every and experiment.sample.prompts:
+        hooks.append(_sample_hook(experiment, workspace, tokenizer))
     rows = config.batch_size * experiment.data.row_tokens
     flops = 3 * experiment.dit.flops(rows, _mean_tokens(store, experiment), experiment.text.max_length / 2)
     loss = DenoisingLoss(experiment=experiment)
-    return _train("dit", experiment, workspace.dit, workspace, plan, loss, data, logging, hooks=hooks, flops=flops)
+    return _train(
+        "dit", experiment, workspace.dit, workspace, plan, loss, data, logging, hooks=hooks, flops=flops
+    )
 
 
 def _train(
     stage: str, experiment: Experiment, folder, workspace: Workspace, plan, loss: Callable, data, logging: Logging,
-    *, hooks: Sequence = (), flops: float | None = None,
+    *, hooks: Sequence = (), flops: float | None = None, compiler_options: dict | None = None,
 ) -> TrainResult:  # fmt: skip
     meta = {"stage": stage, "config": config_tools.to_dict(experiment)}
     with Checkpointer(folder, keep=plan.config.keep, meta=meta) as checkpointer:
@@ -210,7 +218,7 @@ def _train(
         try:
             return train(
                 state,
-                make_train_step(loss, plan),
+                make_train_step(loss, plan, compiler_options=compiler_options),
                 data,
                 name=stage,
                 checkpointer=checkpointer,

@@ -80,9 +80,15 @@ def _decode(config: VAEConfig):
 
 @functools.cache
 def _encode_chunk(config: VAEConfig):
-    return jax.jit(lambda params, chunk, cache: VAE(config).apply({"params": params}, chunk, cache, method="encode_chunk"))
+    def encode_chunk(params, chunk, cache):
+        return VAE(config).apply({"params": params}, chunk, cache, method="encode_chunk")
+
+    return jax.jit(encode_chunk)
 
 
 @functools.cache
 def _decode_chunk(config: VAEConfig):
-    return jax.jit(lambda params, chunk, cache: VAE(config).apply({"params": params}, chunk, cache, method="decode_chunk"))
+    def decode_chunk(params, latents, cache):
+        return VAE(config).apply({"params": params}, latents, cache, method="decode_chunk")
+
+    return jax.jit(decode_chunk)
