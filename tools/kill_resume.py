@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -172,7 +173,9 @@ def compare(one: Path, other: Path) -> list[str]:
 
         folder = find_step(directory / "checkpoints")
         names = [entry.name for entry in folder.iterdir() if (entry / "_METADATA").exists()]
-        loaded = ocp.load_checkpointables(folder, dict.fromkeys(names))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Orbax warns that it restores onto the devices of the save
+            loaded = ocp.load_checkpointables(folder, dict.fromkeys(names))
         leaves = jax.tree_util.tree_leaves_with_path(loaded)
         return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
 
