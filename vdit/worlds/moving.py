@@ -51,6 +51,22 @@ def combinations() -> tuple[Combo, ...]:
     return tuple(itertools.product(COLOURS, SHAPES, DIRECTIONS))
 
 
+def subset(name: str) -> tuple[Combo, ...]:
+    """The combinations of a named subset: "all", "train" or "held_out".
+
+    A combination is held out if the numbers of its colour, shape and direction in their tables add up
+    to a multiple of four. That is one in four, laid out like a Latin square: every pair (colour and
+    shape, colour and direction, shape and direction) still occurs among those left to train on.
+    """
+    if name == "all":
+        return combinations()
+    if name not in ("train", "held_out"):
+        raise ConfigError(f"subset is {name!r}; choose all, train or held_out")
+    places = itertools.product(*(range(len(table)) for table in (COLOURS, SHAPES, DIRECTIONS)))
+    held_out = [sum(place) % 4 == 0 for place in places]
+    return tuple(c for c, held in zip(combinations(), held_out) if held == (name == "held_out"))
+
+
 def caption(colour: str, shape: str, direction: str | None) -> str:
     """The short caption; direction None is a still image."""
     article = "an" if colour[0] in "aeiou" else "a"
@@ -63,24 +79,27 @@ class Moving(World):
     """One shape, whole in every frame, at constant velocity.
 
     combos: the (colour, shape, direction) to draw from, so that others can be held out; each block
-    of len(combos) samples has every one of them once. The speed is drawn per second and held to what
-    the frame has room for, so a longer clip may need a slower shape.
+    of len(combos) samples has every one of them once. subset: keeps of those what is in the named
+    subset ("all", "train", "held_out"). The speed is drawn per second and held to what the frame has
+    room for, so a longer clip may need a slower shape.
     """
 
     combos: tuple[Combo, ...] = combinations()
+    subset: str = "all"
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.combos:
-            raise ConfigError("combos is empty; a world needs something to show: give one or more")
+        known, kept = set(combinations()), set(subset(self.subset))
         object.__setattr__(self, "combos", tuple(tuple(combo) for combo in self.combos))
-        known = set(combinations())
         for combo in self.combos:
             if combo not in known:
                 raise ConfigError(
                     f"combo {combo} is unknown; give (colour, shape, direction) from {', '.join(COLOURS)}; "
                     f"{', '.join(SHAPES)}; {', '.join(DIRECTIONS)}"
                 )
+        object.__setattr__(self, "combos", tuple(combo for combo in self.combos if combo in kept))
+        if not self.combos:
+            raise ConfigError("combos is empty; a world needs something to show: give one or more of the subset")
 
     def _render(self, i: int, view: View) -> WorldSample:
         block, place = divmod(i, len(self.combos))

@@ -1,0 +1,89 @@
+"""What the quickstart trains, and what it is asked afterwards."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from vdit.data.config import DataConfig
+from vdit.dit.config import preset as dit_preset
+from vdit.text.config import TextConfig
+from vdit.train.config import OptimizerConfig, TrainConfig
+from vdit.train.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
+from vdit.vae.config import preset as vae_preset
+from vdit.worlds.moving import Moving
+
+HELD_OUT_SEED = 1  # of the scenes that are held out; training draws its own from the experiment's seed
+
+
+class Wanted(NamedTuple):
+    """A prompt, and what a video of it must show."""
+
+    colour: str
+    shape: str
+    direction: str
+    prompt: str
+
+
+def experiment() -> Experiment:
+    """One moving shape, as images and clips of three aspect ratios, packed in rows. For two CPU cores."""
+    return Experiment(
+        name="quickstart",
+        data=DataConfig(
+            source="worlds",
+            world="moving",
+            world_count=2000,
+            world_options=("subset=train",),
+            areas=(64 * 64,),
+            frames=(1, 17),
+            aspects=(1.0, 1.5, 0.66),
+            row_tokens=320,
+            row_text=256,
+            row_slots=40,
+            row_clips=20,
+            threads=2,
+        ),
+        vae=vae_preset("tiny"),
+        vae_clips=VAETrainConfig(frames=17, size=(64, 64)),
+        vae_train=TrainConfig(
+            steps=500,
+            batch_size=4,
+            ema_decay=0.99,
+            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=20, schedule="cosine"),
+        ),
+        latents=LatentsConfig(samples=2000),
+        text=TextConfig(width=128, depth=1, heads=4, max_length=48, vocab_size=300),
+        dit=dit_preset("tiny", in_channels=8, width=192, depth=6, heads=6),
+        dit_train=TrainConfig(
+            steps=700,
+            batch_size=8,
+            ema_decay=0.995,
+            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, schedule="cosine", b2=0.99),
+        ),
+        sample=SampleConfig(
+            prompts=("a red circle moves to the left", "a blue cross moves up"),
+            frames=17,
+            size=(64, 64),
+            fps=8.0,
+            steps=20,
+            guidance=3.0,
+        ),
+    )
+
+
+def held_out_world(of: Experiment, count: int = 64) -> Moving:
+    """Scenes of the combinations that training never shows: see vdit.worlds.moving.subset."""
+    sample = of.sample
+    return Moving(
+        seed=HELD_OUT_SEED, count=count, size=sample.size, frames=sample.frames, fps=sample.fps, subset="held_out"
+    )
+
+
+def held_out(of: Experiment | None = None, count: int = 64) -> list[Wanted]:
+    """A prompt for each scene of `held_out_world`: all 32 combinations in turn, once in short, once in detail."""
+    world = held_out_world(experiment() if of is None else of, count)
+    wanted = []
+    for index in range(count):
+        scene = world[index]
+        in_detail = index // len(world.combos) % 2
+        wanted.append(Wanted(*scene.meta["combo"], scene.detailed if in_detail else scene.caption))
+    return wanted
