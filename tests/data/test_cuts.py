@@ -112,6 +112,12 @@ def test_crops_are_windows_of_the_size_asked_even_of_small_videos():
     assert len(offsets) > 10
 
 
+def test_a_short_video_gives_its_own_frames_to_a_crop():
+    cut = draw_crop(film(frames=9), dataclasses.replace(CONFIG, fps=(5.0,)), np.random.default_rng(0),
+                    size=(32, 32), frames=9)
+    assert (cut.fps, cut.start) == (10.0, 0.0)
+
+
 def test_a_video_too_short_for_a_crop_is_skipped_and_reported():
     clips = Clips(Films(footage=[film(frames=3), film()]), CONFIG, seed=1)
     assert clips.crop(0, size=(32, 32), frames=9)["video"].shape[0] == 9

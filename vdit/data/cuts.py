@@ -63,6 +63,8 @@ class Footage(Protocol):
         """`frames` frames at `fps` from `start` seconds on, the whole picture resized to size (h, w)."""
 
 
+SLACK = 5e-3  # seconds; containers round times to ticks of up to this
+
 # A picture's share that is cut off weighs this much more than a share of the pixel budget left unused.
 CROP_WEIGHT = 3.0
 
@@ -113,12 +115,19 @@ def draw_cut(footage: Footage, config: DataConfig, rng: np.random.Generator) -> 
 
 def draw_crop(footage: Footage, config: DataConfig, rng: np.random.Generator, *, size: tuple[int, int],
               frames: int) -> Cut:
-    """A random window of `size` (h, w) and `frames` from the picture at one of the areas it allows."""
-    only = dataclasses.replace(config, frames=(frames,), frame_multiple=1)
-    fps, frames_drawn, start = _draw_time(footage, only, rng)
-    if frames_drawn != frames:
-        raise DataError(f"video {footage.id!r} is too short for {frames} frames at {fps:g} fps "
-                        f"({footage.seconds:.2f} s)")
+    """A random window of `size` (h, w) and `frames` from the picture at one of the areas it allows.
+
+    A video too short for every frame rate of the config gives its own frames one by one.
+    """
+    span = _span(footage)
+    rates = [rate for rate in _rates(footage, config) if (frames - 1) / rate <= span]
+    if not rates and (frames - 1) / footage.fps <= span:
+        rates = [footage.fps]
+    if not rates:
+        raise DataError(f"video {footage.id!r} is too short for {frames} frames ({footage.seconds:.2f} s at "
+                        f"{footage.fps:g} fps)")
+    fps = float(rng.choice(rates))
+    start = _draw_start(footage, span, (frames - 1) / fps, rng)
     height, width = footage.height, footage.width
     allowed = [area for area in config.areas if footage.elastic or area <= height * width]
     scale = math.sqrt(int(rng.choice(allowed or [height * width])) / (height * width))
@@ -129,23 +138,34 @@ def draw_crop(footage: Footage, config: DataConfig, rng: np.random.Generator, *,
     return Cut(start=start, fps=fps, frames=frames, resize=resize, offset=offset, size=size)
 
 
-def _draw_time(footage: Footage, config: DataConfig, rng: np.random.Generator) -> tuple[float, int, float]:
-    """(fps, frames, start) that the footage has room for.
-
-    A frame rate above the video's own would only repeat frames, so it is taken only when all are above.
-    """
+def _rates(footage: Footage, config: DataConfig) -> list[float]:
+    """The frame rates to draw from: one above the video's own would only repeat frames, so it is taken
+    only when all are above."""
     rates = [rate for rate in config.fps if footage.elastic or rate <= footage.fps * 1.01]
-    fps = float(rng.choice(rates)) if rates else float(min(config.fps))
-    # From the first frame to the last; a hair of slack for durations rounded down in the file.
-    span = math.inf if footage.elastic else max(0.0, footage.seconds - 1 / footage.fps) + 1e-3
+    return rates or [min(config.fps)]
+
+
+def _span(footage: Footage) -> float:
+    """Seconds from the first frame to the last, and a hair more for durations that files round down."""
+    return math.inf if footage.elastic else max(0.0, footage.seconds - 1 / footage.fps) + SLACK
+
+
+def _draw_start(footage: Footage, span: float, length: float, rng: np.random.Generator) -> float:
+    room = 0.0 if footage.elastic else max(0.0, span - SLACK - length)
+    return float(rng.uniform(0.0, room)) if room else 0.0
+
+
+def _draw_time(footage: Footage, config: DataConfig, rng: np.random.Generator) -> tuple[float, int, float]:
+    """(fps, frames, start) that the footage has room for."""
+    fps = float(rng.choice(_rates(footage, config)))
+    span = _span(footage)
     counts = [count for count in config.frames if (count - 1) / fps <= span]
     if counts:
         frames = int(rng.choice(counts))
     else:
-        frames = 1 + int(span * fps) // config.frame_multiple * config.frame_multiple
-        frames = min(frames, max(config.frames))
-    room = 0.0 if footage.elastic else max(0.0, span - 1e-3 - (frames - 1) / fps)
-    return fps, frames, float(rng.uniform(0.0, room)) if room else 0.0
+        most = 1 + int(span * fps) // config.frame_multiple * config.frame_multiple
+        frames = min(most, max(config.frames))
+    return fps, frames, _draw_start(footage, span, (frames - 1) / fps, rng)
 
 
 def apply_cut(footage: Footage, cut: Cut) -> Shot:
