@@ -154,8 +154,8 @@ def test_rows_of_two_hosts_hold_every_item_once(store):
 
 
 def test_captions_begin_with_bos_are_cut_to_the_limit_and_vary(store):
-    texts = Counter()
-    for rows in take(rows_of(store), 20):
+    texts, iterator = Counter(), rows_of(store)
+    for rows in take(iterator, 20):
         starts = rows.text_position == 0
         assert (rows.text[starts & (rows.text_clip > 0)] == 1).all()
         for b in range(2):
@@ -163,6 +163,7 @@ def test_captions_begin_with_bos_are_cut_to_the_limit_and_vary(store):
                 texts[int((rows.text_clip[b] == number).sum())] += 1
     assert max(texts) == Letters.max_length  # the long caption, cut
     assert min(texts) < 6  # the short one
+    assert iterator.truncated >= texts[Letters.max_length] > 0
 
 
 def test_latents_are_normalised_by_the_given_statistics(store):

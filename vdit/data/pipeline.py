@@ -112,7 +112,7 @@ class Order:
 
 def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch: Patch, *, seed: int,
                  batch_rows: int, shard_index: int = 0, shard_count: int = 1,
-                 mean: np.ndarray | None = None, std: np.ndarray | None = None) -> grain.DatasetIterator:
+                 mean: np.ndarray | None = None, std: np.ndarray | None = None) -> RowIterator:
     """Iterator of packed rows: vdit.types.Row of NumPy arrays [batch_rows ...].
 
     source: gives latents, for instance LatentStore.
@@ -133,7 +133,7 @@ def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch
     rows = PackedRows(clips, limits, batch_rows=batch_rows, buffer_rows=config.buffer_rows,
                       buffer_clips=config.buffer_clips, threads=config.threads,
                       read_ahead=config.read_ahead, identity=identity)
-    return Prefetch(iter(rows), config.prefetch)
+    return RowIterator(iter(rows), config.prefetch, convert)
 
 
 def video_batches(config: DataConfig, source: Clips, *, size: tuple[int, int], frames: int, batch_size: int,
@@ -161,6 +161,19 @@ class Prefetch(grain.experimental.ThreadPrefetchDatasetIterator):
     def close(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not finalizing():
             super().close()
+
+
+class RowIterator(Prefetch):
+    """What row_iterator returns."""
+
+    def __init__(self, rows: grain.DatasetIterator, prefetch: int, convert: ToTokenClip):
+        super().__init__(rows, prefetch)
+        self._convert = convert
+
+    @property
+    def truncated(self) -> int:
+        """Captions cut so far to the tokenizer's max_length (or to data.row_text)."""
+        return self._convert.truncated
 
 
 def useful(rows: Row) -> float:
