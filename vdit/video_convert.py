@@ -89,8 +89,8 @@ def check_size(size: Size | None, fit: str) -> None:
     """Raises VideoError unless size and fit are ones that the converter takes."""
     if fit not in ("cover", "stretch"):
         raise VideoError(f'fit is {fit!r}, must be "cover" or "stretch"')
-    sides = (size,) if isinstance(size, int) else size
-    if size is not None and (len(sides) > 2 or not all(isinstance(n, int) and n > 0 for n in sides)):
+    sides = tuple(size) if isinstance(size, tuple | list) and len(size) == 2 else (size,)
+    if size is not None and not all(isinstance(n, int) and n > 0 for n in sides):
         raise VideoError(f"size is {size!r}, must be (height, width) or the shorter side, in pixels above 0")
 
 
