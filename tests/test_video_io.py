@@ -6,9 +6,9 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+
 from tests.data_paths import DATA, shared_data
 from tools import odd_videos
-
 from vdit import video_io
 from vdit.errors import VideoError
 from vdit.video_convert import Orientation, scaled_size, tone_map
