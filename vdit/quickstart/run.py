@@ -1,0 +1,179 @@
+"""`vdit quickstart`: from nothing to a trained, sampled and measured text-to-video model, and its page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from vdit.data.latents import LatentStore
+from vdit.errors import ConfigError
+from vdit.infer import Generator, load
+from vdit.quickstart import config
+from vdit.quickstart.clock import Clock, clock_face, expected_seconds
+from vdit.quickstart.report import write_report
+from vdit.quickstart.score import PARTS, Measured, Samples, measure, sample_videos
+from vdit.train.experiment import Experiment
+from vdit.train.metrics import read_json_lines
+from vdit.train.progress import make_display
+from vdit.train.stages import STAGES, Logging, run
+from vdit.train.workspace import Workspace
+
+BAR = 0.8  # share of right videos that counts as success, for each of colour, shape and direction
+STEPS = (*STAGES, "samples", "page")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result(Measured):
+    """What a quickstart measured. seconds: by step. figures: sizes and speeds by name. page: the report."""
+
+    seconds: dict[str, float]
+    figures: dict[str, float]
+    page: Path
+
+    @property
+    def passed(self) -> bool:
+        """Whether each of the three shares reaches the bar."""
+        return all(self.shares[part] >= BAR for part in PARTS)
+
+
+def quickstart(
+    workdir: str | Path,
+    experiment: Experiment | None = None,
+    *,
+    count: int = 64,
+    batch: int = 16,
+    logging: Logging | None = None,
+) -> Result:
+    """Train on the embedded worlds, sample `count` held-out prompts, measure, and write report.html.
+
+    workdir: the run's folder; a quickstart that was interrupted there goes on where it stopped.
+    experiment: of the world "moving"; None is vdit.quickstart.config.experiment(). batch: videos sampled at once.
+    """
+    experiment = config.experiment() if experiment is None else experiment
+    _check(experiment, count)
+    logging = logging or Logging()
+    console = logging.console or Console()
+    space = Workspace(workdir)
+    space.root.mkdir(parents=True, exist_ok=True)
+    clock = Clock(space.root / "seconds.json", expected_seconds(experiment, count))
+    guide = _Guide(console, experiment, clock, count)
+    guide.welcome(space)
+
+    for stage in STAGES:
+        guide.announce(stage)
+        with clock.step(stage):
+            run(experiment, space, stages=(stage,), logging=logging)
+    guide.announce("samples")
+    wanted = config.held_out(experiment, count)
+    with clock.step("samples"):
+        generator = load(space.root)
+        display = make_display("samples", count, console=console)
+        prompts = [each.prompt for each in wanted]
+        videos = sample_videos(generator, prompts, batch=batch, progress=lambda done: display.update(done, {}))
+        display.close()
+    guide.announce("page")
+    with clock.step("page"):
+        world = config.held_out_world(experiment, count)
+        rendered = np.stack([world[i].video for i in range(count)])
+        measured, samples = measure(generator, wanted, videos, rendered, batch=batch)
+
+    figures = _figures(generator, space, clock.seconds, count)
+    page = space.root / "report.html"
+    write_report(page, measured, samples, space=space, experiment=experiment, figures=figures, seconds=clock.seconds)
+    result = Result(**vars(measured), seconds=dict(clock.seconds), figures=figures, page=page)
+    _save(result, samples, space.root / "results.json")
+    guide.summary(result)
+    return result
+
+
+def _check(experiment: Experiment, count: int) -> None:
+    if experiment.data.source != "worlds" or experiment.data.world != "moving":
+        raise ConfigError(
+            f"data.source={experiment.data.source!r}, data.world={experiment.data.world!r}: the quickstart measures "
+            "the world 'moving' only; for other data use vdit train"
+        )
+    if count < 2:
+        raise ConfigError(f"count={count}: must be at least 2, to hold videos against each other's prompts")
+
+
+class _Guide:
+    """Says in plain words what happens, and how long all of the rest will take."""
+
+    def __init__(self, console: Console, experiment: Experiment, clock: Clock, count: int):
+        self._console, self._clock = console, clock
+        e = experiment
+        self._words = {
+            "vae": f"Train a video VAE: {e.vae_train.steps} steps on clips rendered on the fly.",
+            "latents": f"Encode {e.latents.samples or e.data.world_count} clips and images into latents.",
+            "tokenizer": "Train a tokenizer on their captions.",
+            "dit": f"Train a diffusion transformer: {e.dit_train.steps} steps on packed rows of latents.",
+            "samples": f"Sample {count} prompts whose combination of colour, shape and direction it never saw.",
+            "page": "Detect what the samples show, and write the page.",
+        }
+
+    def welcome(self, space: Workspace) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self._say(f"vdit quickstart: a text-to-video model from scratch, in {space.root}")
+        device = jax.devices()[0]
+        self._say(f"on {device.platform} ({cores} CPU cores), in all about {clock_face(self._clock.left())} min")
+
+    def announce(self, step: str) -> None:
+        left = clock_face(self._clock.left())
+        self._say(f"\n[{STEPS.index(step) + 1}/{len(STEPS)}] {self._words[step]}  (about {left} left in all)")
+
+    def summary(self, result: Result) -> None:
+        rows = (
+            ("samples of held-out prompts", result.shares),
+            ("real videos through the VAE", result.rendered),
+            ("samples, prompts shuffled", result.shuffled),
+            ("(chance)", result.chance),
+        )
+        self._say(f"\n{'share of videos with the right':32}" + "".join(f"{part:>11}" for part in (*PARTS, "all")))
+        for name, shares in rows:
+            self._say(f"{name:32}" + "".join(f"{shares[part]:11.1%}" for part in (*PARTS, "all")))
+        total = clock_face(sum(result.seconds.values()))
+        self._say(f"\nVAE {result.psnr:.1f} dB; {total} min in all. Open {result.page}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _figures(generator: Generator, space: Workspace, seconds: dict[str, float], count: int) -> dict[str, float]:
+    """Sizes and speeds, by name."""
+    logs = {stage: read_json_lines(space.logs / f"{stage}.jsonl") for stage in ("vae", "dit")}
+    experiment = generator.experiment
+    speed = {stage: _median(lines, "speed/steps_per_second") for stage, lines in logs.items()}
+    clips = len(LatentStore(space.latents))
+    figures = {
+        "VAE parameters": _parameters(generator.vae.params),
+        "text encoder parameters": _parameters(generator.params["text"]),
+        "DiT parameters": _parameters(generator.params["dit"]),
+        "VAE clips/s, training": speed["vae"] * experiment.vae_train.batch_size,
+        "clips/s, encoding": clips / max(seconds["latents"], 1e-9),
+        "DiT tokens/s, training": _median(logs["dit"], "speed/tokens_per_second"),
+        "share of useful tokens": float(np.mean([line["useful"] for line in logs["dit"]])),
+        "videos/s, sampling": count / max(seconds["samples"], 1e-9),
+    }
+    return {name: value for name, value in figures.items() if np.isfinite(value)}
+
+
+def _median(lines: list[dict], key: str) -> float:
+    values = [line[key] for line in lines if key in line]
+    return float(np.median(values)) if values else float("nan")
+
+
+def _parameters(tree) -> int:
+    return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))
+
+
+def _save(result: Result, samples: Samples, path: Path) -> None:
+    right = [dict(zip(PARTS, row)) for row in samples.right.tolist()]
+    rows = [{**each._asdict(), "right": row} for each, row in zip(samples.wanted, right)]
+    values = vars(result) | {"page": result.page.name, "passed": result.passed, "samples": rows}
+    path.write_text(json.dumps(values, indent=1) + "\n")
