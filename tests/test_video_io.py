@@ -191,6 +191,15 @@ def test_seeking_gives_the_frames_of_reading_through(tmp_path, suffix):
         read_video(path, start=14)
 
 
+@pytest.mark.parametrize("file", ["exo_sample_h263.ts", "tc_discard_first_keyframe.mp4", "tc_av1_video.mkv"])
+def test_seeking_in_real_files_gives_the_frames_of_reading_through(file):
+    path = shared_data("odd_videos", file)
+    whole = read_video(path, size=32)
+    for first in range(1, len(whole.frames), len(whole.frames) // 4):
+        part = read_video(path, size=32, start=float(whole.times[first]), max_frames=2)
+        np.testing.assert_array_equal(part.frames, whole.frames[first : first + 2])
+
+
 def test_times_that_repeat_or_step_back_still_rise(tmp_path):
     images = [av.VideoFrame.from_ndarray(np.ascontiguousarray(f), format="rgb24") for f in _levels(4)]
     with av.open(str(tmp_path / "a.avi"), "w") as out:
@@ -534,3 +543,10 @@ def test_missing_files_folders_and_rubbish_are_named(tmp_path):
         read_video(tmp_path / "list.mp4")
     with pytest.raises(VideoError, match="0 bytes"):
         probe(b"")
+
+
+def test_frames_flagged_as_damaged_are_not_handed_out_in_silence():
+    path = shared_data("odd_videos", "derived_bitflips400.mp4")
+    with pytest.raises(VideoError, match="0 frames were read, then one that the decoder flags as damaged"):
+        read_video(path, size=16, max_frames=5)
+    assert len(read_video(path, size=16, max_frames=5, on_error="keep").frames) == 5
