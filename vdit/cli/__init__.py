@@ -1,0 +1,1 @@
+"""The command line: thin commands, one file each; nothing here starts jax before a command runs."""

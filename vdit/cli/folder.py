@@ -1,0 +1,61 @@
+"""The experiment behind `vdit train --data FOLDER`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from vdit.data.config import DataConfig
+from vdit.data.folder import read_entries
+from vdit.dit.config import DiTConfig
+from vdit.errors import DataError
+from vdit.text.config import TextConfig
+from vdit.train.config import OptimizerConfig, TrainConfig
+from vdit.train.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
+from vdit.vae.config import preset
+
+CUTS = 2000  # latents to encode at least: a small folder gives several cuts of each video
+
+
+def folder_experiment(path: str | Path) -> Experiment:
+    """A small model on a folder of videos, sized for a laptop; every value can be overridden."""
+    videos = _count(path)
+    return Experiment(
+        name=Path(path).resolve().name or "folder",
+        data=DataConfig(
+            source="folder",
+            path=str(path),
+            areas=(64 * 64, 96 * 96, 128 * 128),
+            frames=(1, 9, 17),
+            fps=(8.0, 12.0),
+            hflip=0.5,
+            row_tokens=512,
+            row_text=256,
+            row_slots=64,
+            row_clips=24,
+        ),
+        vae=preset("small"),
+        vae_clips=VAETrainConfig(frames=9, size=(64, 64)),
+        vae_train=TrainConfig(steps=2000, batch_size=8, ema_decay=0.99, optimizer=_optimizer(1e-3)),
+        latents=LatentsConfig(samples=-(-CUTS // videos) * videos),
+        text=TextConfig(vocab_size=2048, width=128, depth=2, heads=4),
+        dit=DiTConfig(width=256, depth=8, heads=4),
+        dit_train=TrainConfig(steps=5000, batch_size=8, optimizer=_optimizer(5e-4)),
+        sample=SampleConfig(frames=17, size=(96, 96), fps=8.0, steps=25, guidance=3.0),
+    )
+
+
+def on_folder(experiment: Experiment, path: str | Path) -> Experiment:
+    """The same experiment on another folder of videos, none of it held out."""
+    data = dataclasses.replace(experiment.data, source="folder", path=str(path), captions=None)
+    return dataclasses.replace(experiment, data=data, holdout=())
+
+
+def _optimizer(learning_rate: float) -> OptimizerConfig:
+    return OptimizerConfig(learning_rate=learning_rate, warmup_steps=100, schedule="cosine", final_scale=0.05)
+
+
+def _count(path: str | Path) -> int:
+    if not Path(path).is_dir():
+        raise DataError(f"{path} is not a folder: --data must name a folder of video files")
+    return max(len(read_entries(Path(path))), 1)

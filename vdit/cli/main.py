@@ -1,0 +1,92 @@
+"""`vdit`: finds the command, runs it, and turns what a user can mend into one line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+import vdit
+from vdit.cli import quickstart, reconstruct, sample, train
+from vdit.cli.parser import Parser, UsageError, nearest, refuse_unknown, take_overrides
+from vdit.errors import VditError
+
+COMMANDS = {"quickstart": quickstart, "train": train, "sample": sample, "reconstruct": reconstruct}
+
+DESCRIPTION = """\
+Train, sample and measure video diffusion transformers.
+
+A run is a folder: `vdit train` fills it (VAE, latents, tokenizer, diffusion transformer), `vdit sample`
+and `vdit reconstruct` read it. `vdit quickstart` does all of it on embedded data."""
+
+EPILOG = """\
+examples:
+  vdit quickstart                                    from nothing to a measured model, in minutes
+  vdit train --data my_videos --workdir runs/mine    a folder of video files with captions
+  vdit train experiments/clips.py --cfg.dit.depth=4  an experiment file, one value changed
+  vdit sample runs/mine "a dog runs" --out dog.mp4
+  vdit reconstruct runs/mine video.mp4 --out check
+
+`vdit COMMAND --help` says more. Errors that you can mend are one line, with exit code 2. Programs compiled
+once can be kept between commands: set JAX_COMPILATION_CACHE_DIR to a folder."""
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    show_traceback = "--traceback" in arguments
+    try:
+        return _run([item for item in arguments if item != "--traceback"])
+    except SystemExit as stop:  # argparse after --help and --version
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        print("vdit: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
+    except VditError as error:
+        return _refuse(str(error), show_traceback)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _refuse(f"{error.filename}: {error.strerror}", show_traceback)
+
+
+def _run(arguments: list[str]) -> int:
+    parser = _parser()
+    rest, overrides = take_overrides(arguments)
+    name = next((item for item in rest if not item.startswith("-")), None)
+    if name is not None and name not in COMMANDS:
+        raise UsageError(f"unknown command {name!r}{nearest(name, COMMANDS)} (commands: {', '.join(COMMANDS)})")
+    options, unknown = parser.parse_known_args(rest)
+    if options.command is None:
+        refuse_unknown(unknown, parser)
+        parser.print_help()
+        return 2
+    refuse_unknown(unknown, options.parser)
+    if overrides and not options.takes_overrides:
+        raise UsageError(f"--cfg.{overrides[0].split('=')[0]}: vdit {options.command} takes no overrides")
+    return options.run(options, overrides)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="vdit", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"vdit {vdit.__version__}")
+    parser.add_argument("--traceback", action="store_true", help="with an error, show where it was raised")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=Parser)
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(name, help=module.SUMMARY, description=module.DESCRIPTION, epilog=module.EPILOG)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run, parser=command, takes_overrides=module.TAKES_OVERRIDES)
+    return parser
+
+
+def _refuse(message: str, show_traceback: bool) -> int:
+    if show_traceback:
+        traceback.print_exc()
+    print(f"vdit: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Parsing that helps: one-line errors, the nearest name, and --cfg overrides from anywhere in the line."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
+
+from vdit.errors import VditError
+
+OVERRIDE = "--cfg."
+
+
+class UsageError(VditError):
+    """The command line cannot be understood."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError instead of printing usage and exiting; keeps the line breaks of help texts."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Leaves room for the names of options, so that few of them take a line of their own."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32)
+
+
+def take_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits --cfg.key=value and --cfg.key value off: (the other arguments, ["key=value", ...])."""
+    rest, overrides = [], []
+    items = iter(arguments)
+    for item in items:
+        if item == "--":
+            return [*rest, item, *items], overrides
+        if not item.startswith(OVERRIDE):
+            rest.append(item)
+            continue
+        override = item.removeprefix(OVERRIDE)
+        if "=" not in override:
+            value = next(items, None)
+            if value is None or value.startswith("--"):
+                raise UsageError(f"{item} needs a value: write {item}=VALUE")
+            override = f"{override}={value}"
+        overrides.append(override)
+    return rest, overrides
+
+
+def refuse_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """UsageError that names the first argument nobody asked for, and the option nearest to it."""
+    if not unknown:
+        return
+    name = unknown[0].split("=")[0]
+    if not name.startswith("-"):
+        raise UsageError(
+            f"unexpected argument {unknown[0]!r}: quote texts with spaces, and put them before the options "
+            f"(see {parser.prog} --help)"
+        )
+    known = [option for action in parser._actions for option in action.option_strings]
+    raise UsageError(f"unknown option {name}{nearest(name, known)} (see {parser.prog} --help)")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """"; nearest: ..." or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; nearest: {near[0]}" if near else ""
+
+
+def size(text: str) -> tuple[int, int]:
+    """"64x96" -> (64, 96), height and width."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise UsageError(f"size {text!r} cannot be read: write HEIGHTxWIDTH in pixels, as in 64x96")
+    return int(parts[0]), int(parts[1])
+
+
+def at_least(least: float, kind: type = int):
+    """A type for add_argument: a number of `kind` from `least` up."""
+
+    def read(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not least <= value < float("inf"):
+            word = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} must be {word} from {least} up")
+        return value
+
+    return read

@@ -1,0 +1,124 @@
+"""`vdit reconstruct`: ordinary video files through a run's VAE and back, measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from vdit.cli.parser import UsageError, at_least
+from vdit.errors import VditError
+
+SUMMARY = "pass video files through a run's VAE and back, and measure what is lost"
+DESCRIPTION = """\
+Encodes and decodes each file with the VAE of a run (the transformer need not be trained yet), prints PSNR and
+SSIM, and writes OUT/NAME.mp4 with the original at the left and the reconstruction at the right, and
+OUT/reconstruct.json. A file keeps its own aspect ratio, by this rule: it is scaled to cover the height and
+width, multiples of the VAE's stride, that suit its shape best within --area pixels (never above its own), and
+the overhang, less than one stride, is cut off evenly. Its frame rate is its own unless --fps is given. Frames
+after the last whole group of the VAE's stride in time are left out. Memory does not grow with the duration."""
+EPILOG = """\
+examples:
+  vdit reconstruct runs/mine holiday.mp4 --out check
+  vdit reconstruct runs/mine clips/*.mp4 --out check --area 16384 --fps 12 --frames 65
+
+A file that cannot be read is named, the others are still done, and the exit code is 2."""
+TAKES_OVERRIDES = False
+
+CHUNK = 4  # latent frames at a time
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folder", metavar="RUN", help="the folder that vdit train filled")
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a video file, or a folder of them")
+    parser.add_argument("--out", default="reconstructions", metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--area", type=at_least(64), metavar="PIXELS", help="height x width at most; default: the run's largest"
+    )
+    parser.add_argument("--fps", type=at_least(0.1, float), help="resample to this rate; default: the file's own")
+    parser.add_argument("--frames", type=at_least(1), metavar="N", help="only the first N frames; default: all")
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    files = [file for name in options.videos for file in _files(Path(name))]
+
+    from vdit.infer.generator import load_vae
+    from vdit.train.workspace import Workspace
+
+    area = options.area or max(Workspace(options.run_folder).experiment().data.areas)
+    vae = load_vae(options.run_folder)
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    rows, failed = [], 0
+    for file, target in zip(files, _targets(files, out)):
+        try:
+            row = _reconstruct(vae, file, target, area=area, fps=options.fps, frames=options.frames)
+        except VditError as error:
+            failed += 1
+            print(f"vdit: {error}", file=sys.stderr, flush=True)
+            continue
+        rows.append(row)
+        print(_line(row["file"], row), flush=True)
+    if rows:
+        mean = {name: sum(row[name] for row in rows) / len(rows) for name in ("psnr", "ssim")}
+        print(_line(f"mean of {len(rows)}", mean))
+        (out / "reconstruct.json").write_text(json.dumps({"mean": mean, "files": rows}, indent=1) + "\n")
+    return 2 if failed else 0
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    from vdit.data.folder import SUFFIXES
+
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise UsageError(f"{path}: is a folder without video files ({', '.join(SUFFIXES)})")
+    return files
+
+
+def _targets(files: list[Path], out: Path) -> list[Path]:
+    """OUT/NAME.mp4, numbered where two files have the same name."""
+    targets: list[Path] = []
+    for file in files:
+        target, number = out / f"{file.stem}.mp4", 2
+        while target in targets:
+            target, number = out / f"{file.stem}-{number}.mp4", number + 1
+        targets.append(target)
+    return targets
+
+
+def _reconstruct(vae, file: Path, target: Path, *, area: int, fps: float | None, frames: int | None) -> dict:
+    import numpy as np
+
+    from vdit.data.cuts import fit_size
+    from vdit.eval.metrics import psnr, ssim
+    from vdit.video_io import probe, read_video, write_video
+
+    info = probe(file)
+    stride = vae.config.spatial_stride
+    size = fit_size(info.height, info.width, max(min(area, info.height * info.width), stride**2), stride)
+    clip = read_video(file, fps=fps, max_frames=frames, size=size)
+    whole = 1 + (len(clip.frames) - 1) // vae.config.temporal_stride * vae.config.temporal_stride
+    video = clip.frames[:whole]
+    latents = vae.encode(video[None], latent_frames=CHUNK)
+    again = np.asarray(vae.decode(latents, latent_frames=CHUNK))[0]
+    again = np.round((again + 1) * 127.5).astype(np.uint8)
+    write_video(target, np.concatenate([video, again], axis=2), fps=clip.fps)
+    return {
+        "file": str(file),
+        "height": size[0],
+        "width": size[1],
+        "frames": len(video),
+        "fps": clip.fps,
+        "psnr": psnr(video, again),
+        "ssim": ssim(video, again) if min(size) >= 11 else float("nan"),
+        "video": target.name,
+    }
+
+
+def _line(name: str, row: dict) -> str:
+    what = f"  {row['width']}x{row['height']}, {row['frames']} frames" if "frames" in row else ""
+    return f"{name}  PSNR {row['psnr']:.2f} dB  SSIM {row['ssim']:.4f}{what}"

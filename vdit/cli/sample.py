@@ -1,0 +1,123 @@
+"""`vdit sample`: videos from prompts, by a trained run."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from vdit.cli.parser import UsageError, at_least, nearest, size
+from vdit.cli.prompts import read_prompts
+
+SUMMARY = "make videos of prompts with a trained run"
+DESCRIPTION = """\
+Loads the run's averaged parameters and writes one video for each prompt. What is not given (frames, size, steps,
+guidance, sampler) is as in the run's own `sample` config. The same seed, prompts and sizes give the same videos;
+each number of prompts at once, size and duration compiles once."""
+EPILOG = """\
+examples:
+  vdit sample runs/mine "a dog runs" --out dog.mp4
+  vdit sample runs/mine "a dog runs" "a cat sleeps" --out samples --frames 33 --size 64x96
+  vdit sample runs/mine --prompts prompts.txt --out samples --guidance 5 --negative "blurred" --steps 50
+  vdit sample runs/mine "a dog" --frames 1 --out dog.png
+
+--out is a file for one prompt (.mp4, .webm, .gif; .png for one frame), or a folder."""
+TAKES_OVERRIDES = False
+
+VIDEO, IMAGE = (".mp4", ".webm", ".gif"), (".png", ".jpg")
+# As in vdit.samplers, which is not imported here: help must be quick. A test compares them.
+SAMPLERS = ("ddim", "ddpm", "dpmpp2m", "euler", "heun", "unipc")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folder", metavar="RUN", help="the folder that vdit train filled")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="a text; quote it")
+    parser.add_argument("--prompts", dest="file", metavar="FILE", help="prompts, as .txt (one a line), .jsonl or .csv")
+    parser.add_argument("--out", default="samples", metavar="PATH", help="a file or a folder; default: %(default)s")
+    parser.add_argument("--frames", type=at_least(1), metavar="N", help="1 + a multiple of the VAE's stride in time")
+    parser.add_argument("--size", metavar="HxW", help="height x width in pixels, as in 64x96")
+    parser.add_argument("--fps", type=at_least(0.1, float), help="of the files; default: the run's own")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="default: 0")
+    parser.add_argument("--steps", type=at_least(1), metavar="N", help="sampler steps")
+    parser.add_argument("--guidance", type=at_least(0, float), metavar="SCALE", help="1 for none")
+    parser.add_argument("--negative", default="", metavar="TEXT", help="a prompt to guide away from")
+    parser.add_argument("--sampler", metavar="NAME", help=f"one of {', '.join(SAMPLERS)}")
+    parser.add_argument("--batch", type=at_least(1), default=8, metavar="N", help="videos made at once; default: 8")
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    prompts = [*options.prompts, *(read_prompts(options.file) if options.file else ())]
+    if not prompts:
+        raise UsageError("nothing to sample: give a PROMPT, or --prompts FILE (see vdit sample --help)")
+    if options.sampler is not None and options.sampler not in SAMPLERS:
+        hint = nearest(options.sampler, SAMPLERS)
+        raise UsageError(f"sampler {options.sampler!r} is unknown{hint} (samplers: {', '.join(SAMPLERS)})")
+    wanted_size = None if options.size is None else size(options.size)
+    _check_out(Path(options.out), len(prompts), options.frames)
+
+    from vdit.infer import load
+
+    generator = load(options.run_folder)
+    defaults = generator.experiment.sample
+    frames = options.frames or defaults.frames
+    paths = _paths(Path(options.out), prompts, frames)
+    batch = min(options.batch, len(prompts))
+    for start in range(0, len(prompts), batch):
+        texts = prompts[start : start + batch]
+        padded = texts + [""] * (batch - len(texts))  # one compilation serves the last batch too
+        videos = generator(
+            padded,
+            frames=frames,
+            size=wanted_size,
+            seed=options.seed + start,
+            steps=options.steps,
+            guidance=options.guidance,
+            negative=options.negative,
+            sampler=options.sampler,
+        )
+        for path, video in zip(paths[start:], videos[: len(texts)]):
+            _write(path, video, options.fps or defaults.fps)
+            print(path, flush=True)
+    return 0
+
+
+def _check_out(out: Path, count: int, frames: int | None) -> None:
+    """Before anything is loaded: can the prompts go there?"""
+    if not out.suffix or out.is_dir():
+        return
+    if out.suffix.lower() not in VIDEO + IMAGE:
+        raise UsageError(f"--out {out}: ends in {out.suffix!r}; use {', '.join(VIDEO + IMAGE)}, or a folder")
+    if count > 1:
+        raise UsageError(f"--out {out}: is one file for {count} prompts; give a folder")
+    if out.suffix.lower() in IMAGE and frames != 1:
+        raise UsageError(f"--out {out}: is an image; add --frames 1, or use {', '.join(VIDEO)}")
+
+
+def _paths(out: Path, prompts: list[str], frames: int) -> list[Path]:
+    """A file for each prompt, in a folder that exists by now."""
+    if out.suffix and not out.is_dir():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return [out]
+    out.mkdir(parents=True, exist_ok=True)
+    suffix = ".png" if frames == 1 else ".mp4"
+    return [out / f"{number:03}-{_slug(prompt)}{suffix}" for number, prompt in enumerate(prompts)]
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48].strip("-") or "empty"
+
+
+def _write(path: Path, video, fps: float) -> None:
+    """video: float32 [t h w 3] in [-1, 1]."""
+    import numpy as np
+
+    from vdit.video_io import write_video
+
+    video = np.asarray(video)
+    if path.suffix.lower() not in IMAGE:
+        write_video(path, video, fps=fps)
+        return
+    from PIL import Image
+
+    Image.fromarray(np.round((video[0] + 1) * 127.5).astype(np.uint8)).save(path)

@@ -1,0 +1,97 @@
+"""`vdit train`: run an experiment, from videos to a model that samples."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vdit.cli.parser import UsageError, nearest
+
+SUMMARY = "train VAE, tokenizer and diffusion transformer on an experiment's data or a folder of videos"
+DESCRIPTION = """\
+Runs the stages of an experiment in their order: the video VAE (vae), encoding the videos with it (latents), the
+tokenizer of the captions (tokenizer), the diffusion transformer (dit). A stage that is complete is skipped, one
+that was interrupted goes on from its last checkpoint, so the same command starts and resumes a run.
+
+An experiment is a Python file with a function config() that returns a vdit Experiment; those in experiments/
+are meant to be read. A run's folder also stands for its experiment. Without one, --data trains a small default
+on a folder of ordinary video files, with captions in captions.jsonl or captions.csv ("file" and "caption") or
+in a .txt file beside each video. Files that cannot be read are skipped, counted and named."""
+EPILOG = """\
+examples:
+  vdit train --data my_videos --workdir runs/mine
+  vdit train experiments/clips.py --workdir runs/clips --cfg.dit.depth=4 --cfg.data.areas=(9216,16384)
+  vdit train experiments/clips.py --help-config      lists every --cfg key with its type and value
+  vdit train runs/clips --stage dit --cfg.dit_train.steps=20000      goes on with a run, longer
+
+On several hosts, start the same command on each: TPU pods and Slurm are found by jax itself; elsewhere set
+VDIT_COORDINATOR (host:port of the first), VDIT_PROCESSES and VDIT_PROCESS_ID."""
+TAKES_OVERRIDES = True
+
+STAGES = ("vae", "latents", "tokenizer", "dit")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "experiment", nargs="?", metavar="EXPERIMENT", help="a .py file, a module's dotted name, or a run's folder"
+    )
+    parser.add_argument(
+        "--workdir", "--out", metavar="RUN", help="the run's folder; default: runs/NAME, or the run given as EXPERIMENT"
+    )
+    parser.add_argument("--data", metavar="FOLDER", help="train on this folder of videos (nothing of it is held out)")
+    parser.add_argument(
+        "--stage", action="append", metavar="STAGE", help=f"only this one of {', '.join(STAGES)}; may be repeated"
+    )
+    parser.add_argument("--wandb", metavar="PROJECT", help="also log to this Weights & Biases project")
+    parser.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard events")
+    parser.add_argument("--help-config", action="store_true", help="list every --cfg key, its type and value, and stop")
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    stages = _stages(options.stage)
+    from vdit.cli.show import show_config
+    from vdit.config import apply_overrides
+
+    experiment = apply_overrides(_experiment(options.experiment, options.data), overrides)
+    if options.help_config:
+        show_config(experiment)
+        return 0
+    from vdit.dist.multihost import initialize
+    from vdit.train import stages as training
+    from vdit.train.workspace import Workspace
+
+    initialize()
+    space = Workspace(options.workdir or _default_folder(options.experiment, experiment.name))
+    wandb = {"project": options.wandb, "name": space.root.name} if options.wandb else None
+    logging = training.Logging(tensorboard=not options.no_tensorboard, wandb=wandb)
+    training.run(experiment, space, stages=stages, logging=logging)
+    if "dit" in stages:
+        print(f'\nTrained: {space.root}. Next: vdit sample {space.root} "a prompt" --out sample.mp4')
+    return 0
+
+
+def _stages(named: list[str] | None) -> tuple[str, ...]:
+    for stage in named or ():
+        if stage not in STAGES:
+            raise UsageError(f"stage {stage!r} is unknown{nearest(stage, STAGES)} (stages: {', '.join(STAGES)})")
+    return STAGES if not named else tuple(stage for stage in STAGES if stage in named)
+
+
+def _experiment(source: str | None, data: str | None):
+    from vdit.cli.folder import folder_experiment, on_folder
+    from vdit.config import load_config
+    from vdit.train.experiment import Experiment
+    from vdit.train.workspace import Workspace
+
+    if source is None:
+        if data is None:
+            raise UsageError("nothing to train: give an EXPERIMENT.py, or --data FOLDER (see vdit train --help)")
+        return folder_experiment(data)
+    experiment = Workspace(source).experiment() if Path(source).is_dir() else load_config(source)
+    if not isinstance(experiment, Experiment):
+        raise UsageError(f"{source}: config() returned {type(experiment).__name__}, vdit train needs an Experiment")
+    return experiment if data is None else on_folder(experiment, data)
+
+
+def _default_folder(source: str | None, name: str) -> Path:
+    return Path(source) if source is not None and Path(source).is_dir() else Path("runs") / name
