@@ -1,0 +1,71 @@
+"""DiT-XL for text to video on a pod: parameters sharded by eight, rows of 16k tokens, bf16, remat.
+
+    vdit train experiments/dit_xl_pod.py --out gs://bucket/xl --cfg.data.path=VIDEOS
+
+Hardware: 8 chips or any multiple of 8 (TPU v5p, v6e, or H200). Expected: not measured yet.
+
+The same command on every host (see experiments/launch). Mesh: parameters and optimizer state over
+`fsdp`, the batch over `data` and `fsdp`; for longer rows give --cfg.mesh.sequence=4, for wider
+models --cfg.mesh.tensor=2. Smaller: --cfg.dit.width=768 --cfg.dit.depth=12 --cfg.dit.heads=12 is DiT-B.
+"""
+
+from vdit.data.config import DataConfig
+from vdit.diffusion import DiffusionConfig
+from vdit.dist.mesh import MeshConfig
+from vdit.dit.config import preset as dit_preset
+from vdit.text.config import TextConfig
+from vdit.train.config import OptimizerConfig, TrainConfig
+from vdit.train.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
+from vdit.vae.config import DiscriminatorConfig, VAELossConfig
+from vdit.vae.config import preset as vae_preset
+
+
+def config() -> Experiment:
+    return Experiment(
+        name="dit_xl_pod",
+        mesh=MeshConfig(data=-1, fsdp=8),
+        data=DataConfig(
+            source="folder",
+            path="videos",
+            areas=(192 * 320, 256 * 448, 480 * 832),
+            size_multiple=16,
+            frames=(1, 17, 33, 65),
+            fps=(12.0, 24.0),
+            hflip=0.5,
+            # 65 frames at the middle area are 17 x 448 = 7,616 tokens: two fit with room for images.
+            row_tokens=32_768,
+            row_text=2048,
+            row_slots=512,
+            row_clips=64,
+            buffer_rows=16,
+            threads=16,
+            read_ahead=64,
+        ),
+        vae=vae_preset("base", base_channels=96, dtype="bfloat16", remat=True),
+        vae_loss=VAELossConfig(kl_weight=1e-5, adversarial_weight=0.05, adversarial_start=50_000),
+        discriminator=DiscriminatorConfig(dtype="bfloat16"),
+        vae_clips=VAETrainConfig(frames=17, size=(192, 192)),
+        vae_train=TrainConfig(
+            steps=100_000,
+            batch_size=64,
+            optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=1000, schedule="cosine", final_scale=0.1),
+            save_every=5000,
+        ),
+        latents=LatentsConfig(samples=0, dtype="bfloat16"),
+        text=TextConfig(vocab_size=32_000, max_length=128, width=768, depth=6, heads=12, dtype="bfloat16"),
+        dit=dit_preset("XL", dtype="bfloat16", remat="full"),
+        diffusion=DiffusionConfig(kind="flow", prediction="velocity", timestep_sampling="logit_normal", shift=3.0),
+        per_frame_noise=0.25,
+        dit_train=TrainConfig(
+            steps=400_000,
+            batch_size=64,
+            optimizer=OptimizerConfig(
+                learning_rate=1e-4, warmup_steps=5000, weight_decay=0.01, b2=0.95, schedule="constant"
+            ),
+            ema_decay=0.9999,
+            save_every=2000,
+            keep=3,
+            log_every=50,
+        ),
+        sample=SampleConfig(frames=65, size=(256, 448), fps=24.0, sampler="unipc", steps=30, guidance=5.0),
+    )
