@@ -27,8 +27,9 @@ examples:
   vdit sample runs/mine "a dog runs" --out dog.mp4
   vdit reconstruct runs/mine video.mp4 --out check
 
-`vdit COMMAND --help` says more. Errors that you can mend are one line, with exit code 2. Programs compiled
-once can be kept between commands: set JAX_COMPILATION_CACHE_DIR to a folder."""
+`vdit COMMAND --help` says more. Errors that you can mend are one line, with exit code 2. What jax compiles is
+kept in ~/.cache/vdit for the next command (JAX_COMPILATION_CACHE_DIR: another folder;
+JAX_ENABLE_COMPILATION_CACHE=false: nowhere)."""
 
 INTERRUPTED = 130
 

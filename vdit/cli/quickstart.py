@@ -37,7 +37,9 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.help_config:
         show_config(chosen)
         return 0
+    from vdit.cli.cache import keep_compiled
     from vdit.quickstart.run import quickstart
 
+    keep_compiled()
     quickstart(options.workdir, chosen, count=options.prompts, batch=options.batch)
     return 0

@@ -44,9 +44,11 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     files = [file for name in options.videos for file in _files(Path(name))]
 
+    from vdit.cli.cache import keep_compiled
     from vdit.infer.generator import load_vae
     from vdit.train.workspace import Workspace
 
+    keep_compiled()
     area = options.area or max(Workspace(options.run_folder).experiment().data.areas)
     vae = load_vae(options.run_folder)
     out = Path(options.out)

@@ -56,8 +56,10 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     wanted_size = None if options.size is None else size(options.size)
     _check_out(Path(options.out), len(prompts), options.frames)
 
+    from vdit.cli.cache import keep_compiled
     from vdit.infer import load
 
+    keep_compiled()
     generator = load(options.run_folder)
     defaults = generator.experiment.sample
     frames = options.frames or defaults.frames

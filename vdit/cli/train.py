@@ -56,11 +56,13 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.help_config:
         show_config(experiment)
         return 0
+    from vdit.cli.cache import keep_compiled
     from vdit.dist.multihost import initialize
     from vdit.train import stages as training
     from vdit.train.workspace import Workspace
 
     initialize()
+    keep_compiled()
     space = Workspace(options.workdir or _default_folder(options.experiment, experiment.name))
     wandb = {"project": options.wandb, "name": space.root.name} if options.wandb else None
     logging = training.Logging(tensorboard=not options.no_tensorboard, wandb=wandb)

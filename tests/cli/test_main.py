@@ -1,0 +1,154 @@
+"""The command line says what is wrong in one line, and teaches."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import vdit
+from vdit.cli import main as cli
+from vdit.cli.main import main
+from vdit.cli.parser import UsageError, size, take_overrides
+
+COMMANDS = ("quickstart", "train", "sample", "reconstruct")
+
+
+def refused(capsys, *arguments):
+    """The one line on stderr that the arguments are refused with."""
+    assert main([str(argument) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("vdit: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches(capsys, command):
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text
+    assert f"vdit {command}" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_help_names_every_command(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(re.search(rf"^    {command}\s", text, re.MULTILINE) for command in COMMANDS)
+
+
+def test_no_command_prints_the_help(capsys):
+    assert main([]) == 2
+    assert "examples:" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vdit {vdit.__version__}\n"
+
+
+def test_help_starts_nothing_heavy():
+    code = "import sys; from vdit.cli.main import main; main(['sample', '--help']); " \
+           "sys.exit(any(name in sys.modules for name in ('jax', 'numpy', 'av')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("arguments", "named"), [
+    (["sampel"], "nearest: sample"),
+    (["--vresion"], "nearest: --version"),
+    (["sample", "run", "a", "--guidence=3"], "nearest: --guidance"),
+    (["sample", "run", "a", "--seed", "1", "b"], "unexpected argument 'b'"),
+    (["sample"], "RUN"),
+    (["sample", "run"], "nothing to sample"),
+    (["sample", "run", "a", "--size", "64"], "HEIGHTxWIDTH"),
+    (["sample", "run", "a", "--size", "0x64"], "HEIGHTxWIDTH"),
+    (["sample", "run", "a", "--steps", "0"], "'0' must be a whole number from 1 up"),
+    (["sample", "run", "a", "--guidance", "nan"], "'nan' must be a number"),
+    (["sample", "run", "a", "--sampler", "eulr"], "nearest: euler"),
+    (["sample", "run", "a", "b", "--out", "x.mp4"], "one file for 2 prompts"),
+    (["sample", "run", "a", "--out", "x.avi"], "'.avi'"),
+    (["sample", "run", "a", "--out", "x.png"], "--frames 1"),
+    (["sample", "no-such-run", "a"], "no-such-run holds no trained model"),
+    (["sample", "run", "a", "--cfg.dit.depth=3"], "takes no overrides"),
+    (["sample", "run", "--prompts", "none.txt"], "none.txt cannot be read"),
+    (["reconstruct", "no-such-run", "x.mp4"], "no-such-run holds no trained model"),
+    (["reconstruct", "run"], "VIDEO"),
+    (["train"], "give an EXPERIMENT.py, or --data FOLDER"),
+    (["train", "none.py"], "none.py: no such experiment file"),
+    (["train", "--data", "no-such-folder"], "no-such-folder is not a folder"),
+    (["train", "x.py", "--stage", "veo"], "stage 'veo' is unknown; nearest: vae"),
+    (["quickstart", "--cfg.dit.dept=4"], "nearest: dit.depth"),
+    (["quickstart", "--cfg.dit.depth=four"], "'four' is not of type int"),
+    (["quickstart", "--cfg.dit.depth"], "needs a value"),
+    (["quickstart", "--cfg.data.world=orbit"], "the world 'moving' only"),
+    (["quickstart", "--cfg.dit_train.steps=3"], "warmup_steps"),
+])  # fmt: skip
+def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    assert named in refused(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_place_of_a_folder_is_one_line(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "file" in refused(capsys, "quickstart", tmp_path / "file" / "run")
+
+
+def test_an_experiment_that_fails_names_its_line(capsys, tmp_path):
+    (tmp_path / "mine.py").write_text("def config():\n    return 1 / 0\n")
+    assert "mine.py: line 2: ZeroDivisionError" in refused(capsys, "train", tmp_path / "mine.py")
+    (tmp_path / "other.py").write_text("from vdit.dit.config import DiTConfig\ndef config():\n    return DiTConfig()\n")
+    assert "DiTConfig, vdit train needs an Experiment" in refused(capsys, "train", tmp_path / "other.py")
+
+
+def test_traceback_on_request(capsys):
+    assert main(["--traceback", "train"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_bug_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(cli.train, "run", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "x.py"])
+
+
+def test_interrupted_is_130(capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.train, "run", interrupt)
+    assert main(["train", "x.py"]) == 130
+    assert "goes on from the last checkpoint" in capsys.readouterr().err
+
+
+def test_overrides_may_stand_anywhere():
+    rest, overrides = take_overrides(["train", "--cfg.a.b=(1,2)", "x.py", "--cfg.c", "3", "--", "--cfg.d=1"])
+    assert rest == ["train", "x.py", "--", "--cfg.d=1"]
+    assert overrides == ["a.b=(1,2)", "c=3"]
+
+
+def test_sizes():
+    assert size("64x96") == size("64X96") == (64, 96)
+    for wrong in ("64", "64x", "64x96x3", "-64x96", "axb", "²x4"):
+        with pytest.raises(UsageError, match="HEIGHTxWIDTH"):
+            size(wrong)
+
+
+def test_help_config_lists_keys_that_overrides_take(capsys):
+    assert main(["quickstart", "--help-config", "--cfg.dit.depth=9"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split() == ["--cfg.dit.depth", "int", "9"] for line in lines)
+    assert all(line.startswith("--cfg.") for line in lines)
+
+
+def test_command_line_says_what_the_library_does():
+    from vdit import samplers
+    from vdit.cli.sample import SAMPLERS
+    from vdit.cli.train import STAGES
+    from vdit.train import stages
+
+    assert set(SAMPLERS) == set(samplers.SAMPLERS)
+    assert STAGES == stages.STAGES

@@ -1,0 +1,64 @@
+"""What several test files share: one run, trained once by the smallest quickstart there is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The smallest VAE and DiT, on the smallest clips; what the command line and the notebook tests train.
+TINY = (
+    "vae.latent_channels=8", "vae.base_channels=8", "vae.channel_mults=(1,)", "vae.spatial_down=()",
+    "vae.temporal_down=()", "vae.patch=8", "vae.patch_frames=4", "vae.blocks_per_level=1", "vae.middle=none",
+    "vae.decoder_extra_blocks=0", "vae.block_kernel=(1,1,1)", "vae.edge_kernel=(1,1,1)",
+    "vae_clips.frames=5", "vae_clips.size=(32,32)", "vae_train.steps=2", "vae_train.batch_size=2",
+    "vae_train.log_every=1", "vae_train.ema_decay=0.9", "vae_train.optimizer.warmup_steps=0",
+    "vae_train.optimizer.learning_rate=0.001", "vae_train.optimizer.final_scale=0",
+    "data.world_count=12", "latents.samples=12", "data.areas=1024", "data.aspects=1.0", "data.frames=(1,5)",
+    "data.row_tokens=16", "data.row_slots=8", "data.row_clips=4", "data.row_text=96", "data.buffer_rows=4",
+    "data.buffer_clips=8", "text.width=16", "text.heads=1", "text.depth=1", "text.max_length=48", "text.vocab_size=300",
+    "dit.in_channels=8", "dit.width=16", "dit.depth=1", "dit.heads=1", "dit_train.steps=2", "dit_train.batch_size=1",
+    "dit_train.log_every=1", "dit_train.sample_every=0", "dit_train.ema_decay=0.9",
+    "dit_train.optimizer.warmup_steps=0", "dit_train.optimizer.learning_rate=0.001",
+    "dit_train.optimizer.final_scale=0", "dit_train.optimizer.b2=0.99",
+    "sample.frames=5", "sample.size=(32,32)", "sample.steps=1",
+)  # fmt: skip
+
+
+def run_vdit(*arguments: str, cache: Path, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    """`vdit ...` in its own process; `cache` is where programs that others compiled are found."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", "vdit.cli.main", *map(str, arguments)]
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="session")
+def compile_cache(tmp_path_factory) -> Path:
+    """A folder in which the processes that tests start share what they compile."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="session")
+def tiny_quickstart(tmp_path_factory, compile_cache) -> tuple[Path, str]:
+    """The folder and the output of `vdit quickstart`, shrunk to a few steps."""
+    folder = tmp_path_factory.mktemp("quickstart") / "run"
+    overrides = [f"--cfg.{override}" for override in TINY]
+    done = run_vdit("quickstart", folder, "--prompts", 4, "--batch", 2, *overrides, cache=compile_cache)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_quickstart) -> Path:
+    """The folder of a trained run: 32x32 pixels, 1 or 5 frames. Read it; do not write to it."""
+    return tiny_quickstart[0]
