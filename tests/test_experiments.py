@@ -1,0 +1,196 @@
+"""Every experiment, shrunk: trains VAE and DiT two steps, saves, restores, goes on, and samples."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+import vdit
+from vdit.config import apply_overrides, load_config
+from vdit.dist.mesh import MeshConfig
+from vdit.infer.generator import load_vae
+from vdit.train.experiment import Experiment
+from vdit.train.stages import Logging, run
+from vdit.train.workspace import Workspace
+from vdit.vae.config import preset as vae_preset
+from vdit.video_io import write_video
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
+STEPS = 2
+VIDEOS = {"wide.mp4": (48, 80), "tall.mp4": (80, 48), "square.mp4": (64, 64), "held_out.mp4": (48, 64)}
+FRAMES = 20
+
+
+def shrink(experiment: Experiment, data: str) -> Experiment:
+    """The same structure at a size that trains in seconds: one width, one depth, sizes, steps.
+
+    Kept: stages, source, objective, prediction, modulation, positions, classes, packing, sampler, losses, types
+    of the arithmetic. The VAE is the smallest preset (each has its own tests) with the same strides.
+    data: the folder or data set that stands in for the experiment's own.
+    """
+    e = experiment
+    stride, multiple = e.vae.temporal_stride, e.size_multiple
+    frames = (1,) if e.data.frames == (1,) else (1, 1 + stride)
+    optimizer = {"learning_rate": 1e-3, "warmup_steps": 1}
+    train = {"steps": STEPS, "batch_size": 2, "save_every": 1, "log_every": 1, "sample_every": 0, "keep": 2}
+    changed = dataclasses.replace(
+        e,
+        mesh=MeshConfig(),
+        holdout=("held_out.mp4",) if e.holdout else (),
+        data=dataclasses.replace(
+            e.data,
+            path=data,
+            world_count=12,
+            size_multiple=multiple,
+            areas=((2 * multiple) ** 2, (3 * multiple) ** 2)[: len(e.data.areas)],
+            frames=frames,
+            row_tokens=64,
+            row_text=128,
+            row_slots=24,
+            row_clips=8,
+            buffer_rows=4,
+            threads=1,
+            read_ahead=2,
+        ),
+        vae=vae_preset("tiny", latent_channels=4, base_channels=8, dtype=e.vae.dtype, remat=e.vae.remat),
+        vae_loss=dataclasses.replace(e.vae_loss, adversarial_start=min(1, e.vae_loss.adversarial_start)),
+        discriminator=dataclasses.replace(
+            e.discriminator, base_channels=8, patch=4, channel_mults=(1,), temporal_down=(True,)
+        ),
+        vae_clips=dataclasses.replace(e.vae_clips, frames=min(e.vae_clips.frames, 1 + stride), size=(32, 32)),
+        latents=dataclasses.replace(e.latents, samples=6),
+        text=dataclasses.replace(e.text, vocab_size=300, max_length=24, width=32, depth=1, heads=2),
+        dit=dataclasses.replace(
+            e.dit, in_channels=4, width=32, depth=2, heads=2, mlp_width=None, classes=min(e.dit.classes, 10)
+        ),
+        sample=dataclasses.replace(e.sample, frames=frames[-1], size=(multiple, 2 * multiple), steps=2),
+    )
+    stages = {
+        name: dataclasses.replace(
+            getattr(e, name), **train, optimizer=dataclasses.replace(getattr(e, name).optimizer, **optimizer)
+        )
+        for name in ("vae_train", "dit_train")
+    }
+    return dataclasses.replace(changed, **stages)
+
+
+def video(number: int, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [t h w 3]: a slope of colour that drifts."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    waves = [127 + 120 * np.sin((x + k * y) / 9 + np.arange(FRAMES)[:, None, None] / 5 + number) for k in range(3)]
+    return np.stack(waves, axis=-1).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    """Four small videos of different shapes, with captions."""
+    path = tmp_path_factory.mktemp("videos")
+    lines = []
+    for number, (name, size) in enumerate(VIDEOS.items()):
+        write_video(path / name, video(number, size), fps=24)
+        lines.append(json.dumps({"file": name, "caption": f"colours drift over a {name.split('.')[0]} picture"}))
+    (path / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def tfds_folder(path: Path, experiment: Experiment) -> str:
+    """A TFDS data set with the features that the experiment's config names."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("importlib_resources", reason="tensorflow_datasets needs it to prepare a data set")
+    data = experiment.data
+    features = {data.video_feature: tfds.features.Tensor(shape=(None, 48, 64, 3), dtype=np.uint8)}
+    if data.caption_feature:
+        features[data.caption_feature] = tfds.features.Text()
+    if data.label_feature:
+        features[data.label_feature] = tfds.features.Scalar(dtype=np.int64)
+
+    class Drifting(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {data.split: self._generate_examples()}
+
+        def _generate_examples(self):
+            for number in range(6):
+                values = {data.video_feature: video(number, (48, 64)), data.caption_feature: f"colours drift, {number}",
+                          data.label_feature: number + 1}  # fmt: skip
+                yield number, {name: values[name] for name in features}
+
+    builder = Drifting(data_dir=str(path), file_format="array_record")
+    builder.download_and_prepare()
+    return str(builder.data_path)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def trained(request, tmp_path_factory, folder) -> tuple[Experiment, Path]:
+    """A shrunk experiment, trained for two steps."""
+    full = load_config(ROOT / "experiments" / f"{request.param}.py")
+    data = ""
+    if full.data.source == "folder":
+        data = folder
+    elif full.data.source == "tfds":
+        data = tfds_folder(tmp_path_factory.mktemp("tfds"), full)
+    workdir = tmp_path_factory.mktemp(request.param)
+    return run(shrink(full, data), Workspace(workdir), logging=quiet()), workdir
+
+
+def quiet() -> Logging:
+    return Logging(tensorboard=False, console=Console(file=io.StringIO()))
+
+
+def log(workdir: Path, stage: str) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "logs" / f"{stage}.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_says_how_it_is_run(name):
+    text = (ROOT / "experiments" / f"{name}.py").read_text()
+    for needed in (f"vdit train experiments/{name}.py", "Hardware:", "Expected:"):
+        assert needed in text.split('"""')[1]
+    assert load_config(ROOT / "experiments" / f"{name}.py").name == name
+
+
+def test_it_trains(trained):
+    _, workdir = trained
+    for stage in ("vae", "dit"):
+        lines = log(workdir, stage)
+        assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+        assert all(np.isfinite(line["loss"]) and line["skipped"] == 0 for line in lines)
+
+
+def test_it_restores_and_goes_on(trained):
+    experiment, workdir = trained
+    longer = apply_overrides(experiment, [f"dit_train.steps={STEPS + 1}"])
+    before = (workdir / "logs" / "vae.jsonl").read_text()
+    run(longer, Workspace(workdir), logging=quiet())
+    assert [line["step"] for line in log(workdir, "dit")] == list(range(1, STEPS + 2))
+    assert np.isfinite(log(workdir, "dit")[-1]["loss"])
+    assert (workdir / "logs" / "vae.jsonl").read_text() == before  # what is complete is left alone
+
+
+def test_it_samples(trained):
+    experiment, workdir = trained
+    wanted = experiment.sample
+    videos = vdit.load(workdir)("colours drift over a wide picture", guidance=2.0)
+    assert videos.shape == (1, wanted.frames, *wanted.size, 3)
+    assert bool(np.isfinite(videos).all())
+    assert np.ptp(videos) > 0
+
+
+def test_its_vae_restores(trained):
+    experiment, workdir = trained
+    vae = load_vae(workdir)
+    shape = (1, 1, *experiment.sample.size, 3)
+    latents = vae.encode(np.zeros(shape, np.uint8))
+    assert latents.shape == (1, *experiment.vae.latent_shape(*shape[1:4]))
+    assert vae.decode(latents).shape == shape
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(vae.params))
