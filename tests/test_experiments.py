@@ -87,6 +87,14 @@ def video(number: int, size: tuple[int, int]) -> np.ndarray:
     return np.stack(waves, axis=-1).astype(np.uint8)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Nearly all the time here is XLA's: ask it for less."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> str:
     """Four small videos of different shapes, with captions."""
