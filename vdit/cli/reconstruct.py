@@ -64,7 +64,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         rows.append(row)
         print(_line(row["file"], row), flush=True)
     if rows:
-        mean = {name: sum(row[name] for row in rows) / len(rows) for name in ("psnr", "ssim")}
+        mean = {name: _mean([row[name] for row in rows]) for name in ("psnr", "ssim")}
         print(_line(f"mean of {len(rows)}", mean))
         (out / "reconstruct.json").write_text(json.dumps({"mean": mean, "files": rows}, indent=1) + "\n")
     return 2 if failed else 0
@@ -96,7 +96,7 @@ def _reconstruct(vae, file: Path, target: Path, *, area: int, fps: float | None,
     import numpy as np
 
     from vdit.data.cuts import fit_size
-    from vdit.eval.metrics import psnr, ssim
+    from vdit.eval.metrics import WINDOW, psnr, ssim
     from vdit.video_io import probe, read_video, write_video
 
     info = probe(file)
@@ -116,11 +116,17 @@ def _reconstruct(vae, file: Path, target: Path, *, area: int, fps: float | None,
         "frames": len(video),
         "fps": clip.fps,
         "psnr": psnr(video, again),
-        "ssim": ssim(video, again) if min(size) >= 11 else float("nan"),
+        "ssim": ssim(video, again) if min(size) >= WINDOW else None,
         "video": target.name,
     }
 
 
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
 def _line(name: str, row: dict) -> str:
+    ssim = "too small for SSIM" if row["ssim"] is None else f"SSIM {row['ssim']:.4f}"
     what = f"  {row['width']}x{row['height']}, {row['frames']} frames" if "frames" in row else ""
-    return f"{name}  PSNR {row['psnr']:.2f} dB  SSIM {row['ssim']:.4f}{what}"
+    return f"{name}  PSNR {row['psnr']:.2f} dB  {ssim}{what}"

@@ -11,10 +11,10 @@ from pathlib import Path
 from vdit.train.experiment import Experiment
 
 # Seconds on two cores of a 2020s server, by unit of work; only their ratios matter after the first step.
-_PER_PIXEL_TRAINED = 1.0e-6
+_PER_PIXEL_TRAINED = 6.5e-7
 _PER_PIXEL_ENCODED = 2.5e-7
-_PER_GFLOP = 0.012
-_COMPILE = 12.0
+_PER_GFLOP = 0.02
+_COMPILE = 10.0
 
 
 class Clock:

@@ -55,7 +55,7 @@ def experiment() -> Experiment:
         dit=dit_preset("tiny", in_channels=8, width=192, depth=6, heads=6),
         dit_train=TrainConfig(
             steps=700,
-            batch_size=8,
+            batch_size=4,
             ema_decay=0.995,
             optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, schedule="cosine", b2=0.99),
         ),
