@@ -1,6 +1,7 @@
 """Every experiment, shrunk: trains VAE and DiT two steps, saves, restores, goes on, and samples."""
 
 import dataclasses
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -202,3 +203,23 @@ def test_its_vae_restores(trained):
     assert latents.shape == (1, *experiment.vae.latent_shape(*shape[1:4]))
     assert vae.decode(latents).shape == shape
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(vae.params))
+
+
+def test_the_report_on_clips(trained):
+    experiment, workdir = trained
+    if experiment.name != "clips":
+        pytest.skip("the report is on runs over a folder of clips")
+    spec = importlib.util.spec_from_file_location("clips_report", ROOT / "tools" / "clips_report.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    result = tool.report(str(workdir), frames=5, rows=5, samples=1)
+
+    assert {row["clip"] for row in result["clips"]} == set(VIDEOS)
+    assert {row["clip"] for row in result["clips"] if not row["seen"]} == {"held_out.mp4"}
+    assert all(np.isfinite([row["psnr"], row["ssim"]]).all() for row in result["clips"])
+    shapes = {row["clip"]: tuple(map(int, row["size"].split("x"))) for row in result["clips"]}
+    assert shapes["wide.mp4"][0] > shapes["wide.mp4"][1]  # each keeps its own aspect ratio
+    assert shapes["tall.mp4"][0] < shapes["tall.mp4"][1]
+    assert 0 < result["token_use"]["tokens"] <= 1
+    assert json.loads((workdir / "report.json").read_text())["mean"] == pytest.approx(result["mean"])
+    assert (workdir / "report.html").read_text().count("<video") == 8  # real and made, for one seen and one left out
