@@ -26,7 +26,7 @@ def write_report(
     page = Page("vdit quickstart", f"A text-to-video model trained from scratch in {total} minutes.")
     page.figures({f"right {part}": f"{measured.shares[part]:.0%}" for part in PARTS}
                  | {"all three right": f"{measured.shares['all']:.0%}", "VAE": f"{measured.psnr:.1f} dB"})
-    page.videos(_samples(samples, range(min(HERO, count))), fps, title="Samples of prompts it never saw")
+    page.videos(_samples(samples, range(min(HERO, count))), fps, title="Samples of prompts it never saw", columns=6)
     page.text(
         f"The first {min(HERO, count)} of {count} prompts, not the best. No video of these combinations of colour, "
         "shape and direction was ever shown in training. **ok** means that an exact detector finds all three."
