@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vdit.nn.conv import CausalConv, Conv, upsample_nearest
+from vdit.nn.conv import CausalConv, Conv, kernel_init, upsample_nearest
 from vdit.nn.norm import RMSNorm
 from vdit.types import Array, PyTree
 from vdit.vae.config import VAEConfig
@@ -35,7 +35,9 @@ class ResidualBlock(nn.Module):
         h = x
         for i in (1, 2):
             h = nn.silu(RMSNorm(config.norm_eps, "conv_out", name=f"norm{i}")(h))
-            conv = CausalConv(self.features, config.block_kernel, name=f"conv{i}", **options)
+            # The second convolution starts at zero, the block as its shortcut: deep stacks learn sooner.
+            init = kernel_init if i == 1 else nn.initializers.zeros_init()
+            conv = CausalConv(self.features, config.block_kernel, kernel_init=init, name=f"conv{i}", **options)
             h, new[conv.name] = conv(h, old.get(conv.name))
         if x.shape[-1] != self.features:
             x = Conv(self.features, (1, 1, 1), name="shortcut", **options)(x)

@@ -26,6 +26,8 @@ class VAEConfig:
     edge_kernel: likewise of the first and last convolution of the encoder and the decoder.
     middle: "attention" is residual block, attention within each frame, residual block (Wan); "blocks"
         leaves the attention out; "none" leaves out all three.
+    norm_out: also normalise before the last convolution of the encoder and the decoder. Without, small
+        networks learn several times sooner: how bright a place is need not be told by direction alone.
     norm_eps: added to the mean square under the root.
     dtype: type of the convolutions; norms and softmax stay float32.
     conv: how convolutions are computed (vdit/nn/conv.py).
@@ -44,6 +46,7 @@ class VAEConfig:
     block_kernel: tuple[int, int, int] = (3, 3, 3)
     edge_kernel: tuple[int, int, int] = (3, 3, 3)
     middle: Literal["attention", "blocks", "none"] = "attention"
+    norm_out: bool = True
     norm_eps: float = 1e-6
     dtype: Literal["float32", "bfloat16"] = "float32"
     conv: Literal["auto", "taps", "native"] = "auto"
@@ -186,6 +189,9 @@ PRESETS: dict[str, dict[str, object]] = {
         "base_channels": 64,
         "patch": 4,
         "patch_frames": 4,
+        "block_kernel": (1, 3, 3),
+        "edge_kernel": (1, 1, 1),
+        "norm_out": False,
         "channel_mults": (1, 2),
         "spatial_down": (True,),
         "temporal_down": (False,),

@@ -66,7 +66,7 @@ class Encoder(nn.Module):
                 x, new[down.name] = down(x, old.get(down.name))
         if config.middle != "none":
             x, new["middle"] = Middle(config, name="middle")(x, old.get("middle"))
-        x = nn.silu(RMSNorm(config.norm_eps, "conv_out", name="norm_out")(x))
+        x = nn.silu(RMSNorm(config.norm_eps, "conv_out", name="norm_out")(x) if config.norm_out else x)
         channels = 2 * config.latent_channels
         x, new["conv_out"] = CausalConv(channels, name="conv_out", **edge)(x, old.get("conv_out"))
         # Training starts with little noise on the latents: the decoder cannot learn from noise.
@@ -98,7 +98,7 @@ class Decoder(nn.Module):
                 space, time = config.spatial_down[level - 1], config.temporal_down[level - 1]
                 up = Upsample(config, space, time, name=f"up{level}")
                 x, new[up.name] = up(x, old.get(up.name))
-        x = nn.silu(RMSNorm(config.norm_eps, "conv_out", name="norm_out")(x))
+        x = nn.silu(RMSNorm(config.norm_eps, "conv_out", name="norm_out")(x) if config.norm_out else x)
         channels = 3 * config.patch_frames * config.patch**2
         x, new["conv_out"] = CausalConv(channels, name="conv_out", **edge)(x, old.get("conv_out"))
         x = unfold(x, config.patch_frames, config.patch)
