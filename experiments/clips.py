@@ -80,7 +80,7 @@ def config() -> Experiment:
         latents=LatentsConfig(samples=21 * 12),
         text=TextConfig(vocab_size=512, max_length=64, width=128, depth=1, heads=4),
         dit=DiTConfig(width=256, depth=8, heads=4),
-        diffusion=DiffusionConfig(kind="flow", prediction="velocity", timestep_sampling="logit_normal", stratified=True),
+        diffusion=DiffusionConfig(kind="flow", prediction="velocity", stratified=True),
         dit_train=TrainConfig(
             steps=dit_steps,
             batch_size=2,

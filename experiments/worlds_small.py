@@ -52,7 +52,7 @@ def config() -> Experiment:
         latents=LatentsConfig(samples=60_000),
         text=TextConfig(vocab_size=2048, max_length=64, width=256, depth=2, heads=4),
         dit=dit_preset("S", dtype="bfloat16"),
-        diffusion=DiffusionConfig(kind="flow", prediction="velocity", timestep_sampling="logit_normal", stratified=True),
+        diffusion=DiffusionConfig(kind="flow", prediction="velocity", stratified=True),
         # A quarter of the clips learn to go on from frames that are clean already (rollouts, connecting).
         per_frame_noise=0.25,
         dit_train=TrainConfig(

@@ -120,6 +120,7 @@ def tfds_folder(path: Path, experiment: Experiment) -> str:
         features[data.label_feature] = tfds.features.Scalar(dtype=np.int64)
 
     class Drifting(tfds.core.GeneratorBasedBuilder):
+        name = f"drifting_{experiment.name}"
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
@@ -189,7 +190,8 @@ def test_it_restores_and_goes_on(trained):
 def test_it_samples(trained):
     experiment, workdir = trained
     wanted = experiment.sample
-    videos = vdit.load(workdir)("colours drift over a wide picture", guidance=2.0)
+    prompt = "7" if experiment.dit.classes else "colours drift over a wide picture"
+    videos = vdit.load(workdir)(prompt, guidance=2.0)
     assert videos.shape == (1, wanted.frames, *wanted.size, 3)
     assert bool(np.isfinite(videos).all())
     assert np.ptp(videos) > 0
