@@ -207,10 +207,9 @@ def test_its_vae_restores(trained):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(vae.params))
 
 
+@pytest.mark.parametrize("trained", ["clips"], indirect=True)
 def test_the_report_on_clips(trained):
-    experiment, workdir = trained
-    if experiment.name != "clips":
-        pytest.skip("the report is on runs over a folder of clips")
+    _, workdir = trained
     spec = importlib.util.spec_from_file_location("clips_report", ROOT / "tools" / "clips_report.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
