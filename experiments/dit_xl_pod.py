@@ -1,4 +1,4 @@
-"""DiT-XL for text to video on a pod: parameters sharded by eight, rows of 16k tokens, bf16, remat.
+"""DiT-XL for text to video on a pod: parameters sharded by eight, rows of 32k tokens, bf16, remat.
 
     vdit train experiments/dit_xl_pod.py --out gs://bucket/xl --cfg.data.path=VIDEOS
 
@@ -32,7 +32,7 @@ def config() -> Experiment:
             frames=(1, 17, 33, 65),
             fps=(12.0, 24.0),
             hflip=0.5,
-            # 65 frames at the middle area are 17 x 448 = 7,616 tokens: two fit with room for images.
+            # 65 frames at the largest area are 17 x 1,560 = 26,520 tokens; the packer fills up with shorter clips.
             row_tokens=32_768,
             row_text=2048,
             row_slots=512,
