@@ -51,7 +51,7 @@ def hinge_generator_loss(fake: Array) -> Array:
     return -jnp.mean(fake)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)  # hashed by identity: it holds arrays
 class VAELoss:
     """`loss(params, batch, key, step) -> (scalar, metrics)`, to be differentiated in `params`.
 
