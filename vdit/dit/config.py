@@ -17,7 +17,8 @@ class DiTConfig:
     patch: latent frames, rows and columns folded into one token.
     modulation: "block", an adaLN-Zero projection in each block (Peebles and Xie, 2023), or "shared", one
         projection for all blocks plus a learned table in each (Wan, PixArt-alpha).
-    position: "rope" turns queries and keys in 3D; "sincos" adds fixed embeddings at the input.
+    position: "rope" turns queries and keys in 3D; "sincos" adds fixed embeddings at the input; "both" does
+        both: small models place things much sooner when tokens know where they are.
     qk_norm: RMS norm of queries and keys over the "full" width (Wan), over each "head", or "none".
     text: "cross" adds text cross-attention to each block; "none" leaves it out.
     text_pool: also add the caption's mean text embedding to the time embedding (as SDXL does); small
@@ -37,7 +38,7 @@ class DiTConfig:
     heads: int = 6
     mlp_width: int | None = None
     modulation: Literal["block", "shared"] = "shared"
-    position: Literal["rope", "sincos"] = "rope"
+    position: Literal["rope", "sincos", "both"] = "rope"
     qk_norm: Literal["none", "full", "head"] = "head"
     text: Literal["none", "cross"] = "cross"
     text_pool: bool = True
@@ -52,11 +53,11 @@ class DiTConfig:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ConfigError(f"dit.width={self.width} must be a multiple of dit.heads={self.heads}")
-        if self.position == "rope" and self.head_dim % 2:
+        if self.position != "sincos" and self.head_dim % 2:
             raise ConfigError(
                 f"dit.width/dit.heads={self.head_dim} must be even for rotary positions: change dit.heads"
             )
-        if self.position == "sincos" and self.width % 4:
+        if self.position != "rope" and self.width % 4:
             raise ConfigError(f"dit.width={self.width} must be a multiple of 4 for sin-cos positions")
         for name in ("in_channels", "width", "depth", "heads"):
             if getattr(self, name) < 1:

@@ -48,10 +48,8 @@ class DiT(nn.Module):
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
         x = Linear(cfg.width, ("patch", "embed"), dtype=dtype, name="patch_embed")(values)
-        rotation = None
-        if cfg.position == "rope":
-            rotation = rotations(position, cfg.head_dim)
-        else:
+        rotation = None if cfg.position == "sincos" else rotations(position, cfg.head_dim)
+        if cfg.position != "rope":
             x = x + sincos_position(position, cfg.width).astype(dtype)
         x = constrain(x, ACTIVATION)
 

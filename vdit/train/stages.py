@@ -216,7 +216,7 @@ def _train(
         step = int(state.step)
         writers = _writers(stage, workspace, logging, step)
         try:
-            return train(
+            result = train(
                 state,
                 make_train_step(loss, plan, compiler_options=compiler_options),
                 data,
@@ -230,6 +230,9 @@ def _train(
         finally:
             for writer in writers:
                 writer.close()
+    if result.stopped:  # by a signal, with a checkpoint: the next stage must not build on half a stage
+        raise KeyboardInterrupt
+    return result
 
 
 def _writers(stage: str, workspace: Workspace, logging: Logging, step: int) -> list[Writer]:
