@@ -23,7 +23,7 @@ from vdit.errors import ConfigError, ShapeError
 from vdit.tasks.canvas import Prompts, tokenize
 from vdit.tasks.generate import Method
 from vdit.tasks.sample import TextToVideo, compiled
-from vdit.text import Tokenizer, load_tokenizer
+from vdit.text import Tokenizer
 from vdit.train.experiment import Experiment, sample_method
 from vdit.train.state import abstract_params
 from vdit.train.workspace import Workspace
@@ -59,6 +59,8 @@ class Generator:
         rescale: float | None = None,
     ) -> Array:
         """Videos for prompts: float32 [b t h w 3] in [-1, 1], one for each prompt.
+
+        A model of classes takes class numbers as its prompts: "7".
 
         frames: 1 + a multiple of the VAE's stride in time; 1 makes images. size: (height, width) in
         pixels, multiples of VAE stride x patch. What is None is as in the experiment's `sample`.
@@ -119,7 +121,7 @@ def load(
         experiment=experiment,
         params=load_params(space.dit, ema=ema, step=step, abstract=abstract),
         vae=load_vae(checkpoint_dir, mesh=mesh),
-        tokenizer=load_tokenizer(space.tokenizer, max_length=experiment.text.max_length),
+        tokenizer=space.open_tokenizer(experiment),
         mesh=mesh,
     )
 

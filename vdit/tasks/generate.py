@@ -37,15 +37,15 @@ def fill(
     """
     noise_key, sampler_key = jax.random.split(key)
     given, known, grid = canvas_tokens(canvas, network.dit.patch)
-    keep = known[:, dense_rows(given, grid, prompts).slot[0]][..., None]
+    row = _rows(network, given, grid, prompts)
+    keep = known[:, row.slot[0]][..., None]
     noise = jax.random.normal(noise_key, given.shape, jnp.float32)
     # The noisiest level of a schedule may hold a little data; from noise alone is where sampling starts.
     x = jnp.where(keep, given, noise)
 
     guided = method.guidance.needed
-    row = dense_rows(given, grid, prompts)
     if guided:
-        row = jax.tree.map(lambda *pair: jnp.concatenate(pair), row, dense_rows(given, grid, negative))
+        row = jax.tree.map(lambda *pair: jnp.concatenate(pair), row, _rows(network, given, grid, negative))
         known = jnp.concatenate([known, known])
     text = network.encode_text(params, row)
 
@@ -66,6 +66,11 @@ def fill(
         project=lambda x, t: jnp.where(keep, given, x),
     )
     return unpatchify(x, grid, network.dit.patch)
+
+
+def _rows(network: Network, values: Array, grid: tuple[int, int, int], prompts: Prompts) -> Row:
+    """A model without text is told a class: the one token of its prompts (vdit.text.labels)."""
+    return dense_rows(values, grid, prompts, None if network.uses_text else prompts.ids[:, :1])
 
 
 def _predict(

@@ -33,6 +33,7 @@ from vdit.tasks.canvas import tokenize
 from vdit.tasks.sample import TextToVideo, compiled
 from vdit.text import fit_vocabulary, load_tokenizer
 from vdit.text import train_tokenizer as train_pieces
+from vdit.text.labels import NoText
 from vdit.train.config import TrainConfig
 from vdit.train.denoising import DenoisingLoss
 from vdit.train.experiment import Experiment, sample_method
@@ -180,12 +181,12 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
     if _complete(workspace.dit, config, experiment):
         return None
     store = LatentStore(workspace.latents)
-    tokenizer = load_tokenizer(workspace.tokenizer, max_length=experiment.text.max_length)
+    tokenizer = workspace.open_tokenizer(experiment)
     statistics = workspace.statistics()
     data = row_iterator(
         experiment.data,
         store,
-        tokenizer,
+        tokenizer if experiment.network.uses_text else NoText(),
         experiment.dit.patch,
         seed=experiment.seed,
         batch_rows=config.batch_size // jax.process_count(),

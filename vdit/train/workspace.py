@@ -10,6 +10,8 @@ import numpy as np
 
 from vdit.config import from_json, to_json
 from vdit.errors import CheckpointError
+from vdit.text import Tokenizer, load_tokenizer
+from vdit.text.labels import LabelTokenizer
 from vdit.train.experiment import Experiment
 
 
@@ -61,6 +63,12 @@ class Workspace:
 
     def save_experiment(self, experiment: Experiment) -> None:
         _write(self.root / "experiment.json", to_json(experiment) + "\n")
+
+    def open_tokenizer(self, experiment: Experiment) -> Tokenizer:
+        """What turns prompts into tokens: texts, or class labels for a model without text."""
+        if not experiment.network.uses_text:
+            return LabelTokenizer(classes=experiment.dit.classes)
+        return load_tokenizer(self.tokenizer, max_length=experiment.text.max_length)
 
     def statistics(self) -> dict[str, np.ndarray] | None:
         """{"mean": float32 [c], "std": float32 [c]} of the VAE's latents; None before they are measured."""
