@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+from einops import rearrange
 
 from vdit.errors import ShapeError
 from vdit.types import Array
@@ -23,27 +24,22 @@ def token_grid(shape: tuple[int, ...], patch: Patch) -> tuple[int, int, int]:
 
 def patchify(latent: Array, patch: Patch) -> Array:
     """[... t h w c] -> [... n p]: tokens in t, h, w order, each flattened in (pt, ph, pw, c) order."""
-    gt, gh, gw = token_grid(latent.shape, patch)
+    token_grid(latent.shape, patch)
     pt, ph, pw = patch
-    lead, channels = latent.shape[:-4], latent.shape[-1]
-    k = len(lead)
-    split = latent.reshape(*lead, gt, pt, gh, ph, gw, pw, channels)
-    order = (*range(k), k, k + 2, k + 4, k + 1, k + 3, k + 5, k + 6)
-    return split.transpose(order).reshape(*lead, gt * gh * gw, pt * ph * pw * channels)
+    return rearrange(latent, "... (t pt) (h ph) (w pw) c -> ... (t h w) (pt ph pw c)", pt=pt, ph=ph, pw=pw)
 
 
 def unpatchify(values: Array, grid: tuple[int, int, int], patch: Patch) -> Array:
     """[... n p] -> [... t h w c], the inverse of patchify; grid: tokens along t, h, w."""
     gt, gh, gw = grid
     pt, ph, pw = patch
-    *lead, tokens, width = values.shape
+    *_, tokens, width = values.shape
     if tokens != gt * gh * gw or width % (pt * ph * pw):
         raise ShapeError(f"tokens of shape {values.shape} do not fill a grid of {grid} with patch {patch}: "
                          f"expected [... {gt * gh * gw} {pt * ph * pw}*c]")
-    k = len(lead)
-    split = values.reshape(*lead, gt, gh, gw, pt, ph, pw, width // (pt * ph * pw))
-    order = (*range(k), k, k + 3, k + 1, k + 4, k + 2, k + 5, k + 6)
-    return split.transpose(order).reshape(*lead, gt * pt, gh * ph, gw * pw, -1)
+    return rearrange(
+        values, "... (t h w) (pt ph pw c) -> ... (t pt) (h ph) (w pw) c", t=gt, h=gh, w=gw, pt=pt, ph=ph, pw=pw
+    )
 
 
 @functools.lru_cache(maxsize=512)

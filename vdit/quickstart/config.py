@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vdit.data.config import DataConfig
-from vdit.dit.config import preset as dit_preset
+from vdit.diffusion.config import DiffusionConfig
+from vdit.dit.config import DiTConfig
 from vdit.text.config import TextConfig
 from vdit.train.config import OptimizerConfig, TrainConfig
 from vdit.train.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
+from vdit.vae.config import VAELossConfig
 from vdit.vae.config import preset as vae_preset
 from vdit.worlds.moving import Moving
 
@@ -31,38 +33,43 @@ def experiment() -> Experiment:
         data=DataConfig(
             source="worlds",
             world="moving",
-            world_count=2000,
+            world_count=3000,
             world_options=("subset=train",),
-            areas=(64 * 64,),
-            frames=(1, 17),
-            aspects=(1.0, 1.5, 0.66),
-            row_tokens=320,
-            row_text=256,
+            areas=(48 * 48, 48 * 64),
+            frames=(1, 17, 17, 17),
+            aspects=(1.0, 4 / 3, 3 / 4),
+            row_tokens=180,
+            row_text=96,
             row_slots=40,
-            row_clips=20,
+            row_clips=16,
             threads=2,
         ),
         vae=vae_preset("tiny"),
-        vae_clips=VAETrainConfig(frames=17, size=(64, 64)),
+        vae_loss=VAELossConfig(reconstruction="mse", kl_weight=1e-4),
+        vae_clips=VAETrainConfig(frames=5, size=(48, 48)),
         vae_train=TrainConfig(
-            steps=500,
+            steps=1800,
             batch_size=4,
             ema_decay=0.99,
-            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=20, schedule="cosine"),
+            optimizer=OptimizerConfig(
+                learning_rate=1.5e-3, warmup_steps=50, schedule="cosine", final_scale=0.02, b2=0.95, clip_norm=0.3
+            ),
         ),
-        latents=LatentsConfig(samples=2000),
-        text=TextConfig(width=128, depth=1, heads=4, max_length=48, vocab_size=300),
-        dit=dit_preset("tiny", in_channels=8, width=192, depth=6, heads=6),
+        latents=LatentsConfig(samples=3000),
+        text=TextConfig(width=128, depth=0, heads=4, max_length=40, vocab_size=400),
+        # Small rows: many cheap steps teach a small model more than few large ones.
+        dit=DiTConfig(in_channels=8, width=192, depth=4, heads=3, position="both", scan=False),
+        diffusion=DiffusionConfig(shift=3.0, stratified=True),
         dit_train=TrainConfig(
-            steps=700,
-            batch_size=4,
+            steps=2700,
+            batch_size=2,
             ema_decay=0.995,
-            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, schedule="cosine", b2=0.99),
+            optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=100, schedule="cosine", final_scale=0.05, b2=0.95),
         ),
         sample=SampleConfig(
             prompts=("a red circle moves to the left", "a blue cross moves up"),
             frames=17,
-            size=(64, 64),
+            size=(48, 48),
             fps=8.0,
             steps=20,
             guidance=3.0,

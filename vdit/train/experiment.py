@@ -26,9 +26,12 @@ class LatentsConfig:
     samples: how many clips to encode; 0 is one pass over the source. With more samples than videos
         each pass draws other cuts (start, size, duration, frame rate).
     dtype: type on disk.
+    latent_frames: encode so many latent frames at a time; 0 is whole clips at once. 1 compiles two programs
+        for each height and width whatever the durations, and holds long clips in flat memory.
     """
 
     samples: int = 0
+    latent_frames: int = 0
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
 
 

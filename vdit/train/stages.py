@@ -11,6 +11,7 @@ A stage that is complete is skipped, one that was interrupted goes on where its 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -140,7 +141,7 @@ def encode_latents(experiment: Experiment, workspace: Workspace, logging: Loggin
     try:
         index = encode_clips(
             source,
-            vae.encode,
+            functools.partial(vae.encode, latent_frames=experiment.latents.latent_frames or None),
             workspace.latents,
             samples=samples,
             vae=identity,
