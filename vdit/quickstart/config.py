@@ -34,7 +34,7 @@ def experiment() -> Experiment:
             source="worlds",
             world="moving",
             world_count=3000,
-            world_options=("subset=train",),
+            world_options=("subset=train", "sizes=(0.22,0.30)"),
             areas=(48 * 48, 48 * 64),
             frames=(1, 17, 17, 17),
             aspects=(1.0, 4 / 3, 3 / 4),
@@ -59,7 +59,7 @@ def experiment() -> Experiment:
         text=TextConfig(width=128, depth=0, heads=4, max_length=40, vocab_size=400),
         # Small rows: many cheap steps teach a small model more than few large ones.
         dit=DiTConfig(in_channels=8, width=192, depth=4, heads=3, position="both", scan=False),
-        diffusion=DiffusionConfig(shift=3.0, stratified=True),
+        diffusion=DiffusionConfig(shift=1.5, stratified=True),
         dit_train=TrainConfig(
             steps=2700,
             batch_size=2,
@@ -79,9 +79,9 @@ def experiment() -> Experiment:
 
 def held_out_world(of: Experiment, count: int = 64) -> Moving:
     """Scenes of the combinations that training never shows: see vdit.worlds.moving.subset."""
-    sample = of.sample
+    sample, options = of.sample, of.data.world_arguments() | {"subset": "held_out"}
     return Moving(
-        seed=HELD_OUT_SEED, count=count, size=sample.size, frames=sample.frames, fps=sample.fps, subset="held_out"
+        seed=HELD_OUT_SEED, count=count, size=sample.size, frames=sample.frames, fps=sample.fps, **options
     )
 
 

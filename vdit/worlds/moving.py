@@ -14,8 +14,7 @@ from vdit.worlds.draw import COLOURS, SHAPES, canvas, grey, paint, to_uint8
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 # Lengths in short sides of the frame, speeds in short sides per second.
-_SIZES = (0.14, 0.20)
-_LARGE = 0.17
+_LARGEST = 0.36  # leaves room to move
 _SPEEDS = (0.15, 0.40)
 _FAST = 0.22
 _MIN_TRAVEL = 0.12  # of a short side, so that even a very short clip shows where it goes
@@ -80,15 +79,21 @@ class Moving(World):
 
     combos: the (colour, shape, direction) to draw from, so that others can be held out; each block
     of len(combos) samples has every one of them once. subset: keeps of those what is in the named
-    subset ("all", "train", "held_out"). The speed is drawn per second and held to what the frame has
+    subset ("all", "train", "held_out"). sizes: least and largest radius, in short sides. The speed is drawn per second and held to what the frame has
     room for, so a longer clip may need a slower shape.
     """
 
     combos: tuple[Combo, ...] = combinations()
     subset: str = "all"
+    sizes: tuple[float, float] = (0.14, 0.20)
 
     def __post_init__(self):
         super().__post_init__()
+        if not (len(self.sizes) == 2 and 0 < self.sizes[0] <= self.sizes[1] <= _LARGEST):
+            raise ConfigError(
+                f"sizes={self.sizes}: give the least and the largest radius, in short sides of the frame, "
+                f"above 0 and at most {_LARGEST}"
+            )
         known, kept = set(combinations()), set(subset(self.subset))
         object.__setattr__(self, "combos", tuple(tuple(combo) for combo in self.combos))
         for combo in self.combos:
@@ -107,7 +112,7 @@ class Moving(World):
         colour, shape, direction = self.combos[order[place]]
 
         random = self._random(0, i)
-        radius = random.uniform(*_SIZES)
+        radius = random.uniform(*self.sizes)
         level = random.uniform(*_GREYS)
         slope = random.uniform(-_SLOPE, _SLOPE, 2)
         start, velocity = _motion(random, shape, direction, radius, view)
@@ -118,7 +123,7 @@ class Moving(World):
 
         fast = float(np.abs(velocity).max()) >= _FAST
         words = {
-            "size": "large" if radius >= _LARGE else "small",
+            "size": "large" if radius >= sum(self.sizes) / 2 else "small",
             "manner": "quickly" if fast else "slowly",
             "pace": "quick" if fast else "slow",
             "background": "grey" if level >= _GREY else "dark grey",
