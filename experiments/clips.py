@@ -4,7 +4,7 @@
     vdit sample runs/clips "A black bear moves behind a wire fence in a zoo enclosure." --out bear.mp4
     python tools/clips_report.py runs/clips
 
-Hardware: 2 CPU cores, half an hour. Expected: not measured yet.
+Hardware: 2 CPU cores, about 20 minutes. Expected: not measured yet.
 
 Three areas, four durations and three frame rates are mixed in one batch; a clip keeps its aspect ratio.
 Six files are held out, one of a kind each, so that the report can tell seen from unseen. Any folder of
@@ -40,7 +40,7 @@ PROMPTS = (
 
 
 def config() -> Experiment:
-    vae_steps, dit_steps = 800, 400
+    vae_steps, dit_steps = 700, 300
     return Experiment(
         name="clips",
         data=DataConfig(
@@ -77,7 +77,7 @@ def config() -> Experiment:
             ema_decay=0.99,
             save_every=100,
         ),
-        latents=LatentsConfig(samples=21 * 12),
+        latents=LatentsConfig(samples=21 * 8, latent_frames=1),
         text=TextConfig(vocab_size=512, max_length=64, width=128, depth=1, heads=4),
         dit=DiTConfig(width=256, depth=8, heads=4),
         diffusion=DiffusionConfig(kind="flow", prediction="velocity", stratified=True),

@@ -170,6 +170,8 @@ def report(
     made = sampled(generator, chosen, captions)
     metrics = logs(workspace)
     took = {f"{stage} seconds of steps": seconds(lines) for stage, lines in metrics.items()}
+    for stage, cost in workspace.costs().items():
+        took |= {f"{stage} seconds": cost["seconds"], f"{stage} peak memory, GB": cost["peak_memory"] / 1e9}
     took |= {f"{stage} steps": lines[-1]["step"] for stage, lines in metrics.items() if lines}
     took["report seconds"] = time.time() - began
     result = {

@@ -100,9 +100,9 @@ def test_sizes_that_cannot_be_made_are_named():
     make = lambda frames, size: TextToVideo(network=NETWORK, vae=vae, method=method(), frames=frames, size=size)  # noqa: E731
     with pytest.raises(ShapeError, match=r"frames=6 must be 1 \+ a multiple of 4.*use 5 or 9"):
         make(6, (64, 64))
-    with pytest.raises(ShapeError, match="height=50 must be a multiple of 16.*use 48 or 64"):
+    with pytest.raises(ShapeError, match=r"height=50 must be a multiple of 16.*use 48 or 64"):
         make(5, (50, 64))
-    with pytest.raises(ShapeError, match="width=8 .*use 16 or 32"):
+    with pytest.raises(ShapeError, match=r"width=8 .*use 16 or 32"):
         make(5, (64, 8))
     task = make(5, (64, 64))
     assert compiled(task) is compiled(make(5, (64, 64)))

@@ -64,7 +64,9 @@ def experiment() -> Experiment:
             steps=2700,
             batch_size=2,
             ema_decay=0.995,
-            optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=100, schedule="cosine", final_scale=0.05, b2=0.95),
+            optimizer=OptimizerConfig(
+                learning_rate=1.5e-3, warmup_steps=100, schedule="cosine", final_scale=0.05, b2=0.95
+            ),
         ),
         sample=SampleConfig(
             prompts=("a red circle moves to the left", "a blue cross moves up"),

@@ -15,6 +15,9 @@ import functools
 import hashlib
 import itertools
 import json
+import resource
+import sys
+import time
 from collections.abc import Callable, Sequence
 
 import jax
@@ -80,6 +83,7 @@ def run(
     for stage in STAGES:
         if stage not in stages:
             continue
+        began = time.perf_counter()
         if stage == "vae":
             train_vae(experiment, workspace, logging)
         elif stage == "latents":
@@ -90,8 +94,16 @@ def run(
         elif stage == "dit":
             experiment = with_tokenizer(experiment, workspace)
             train_dit(experiment, workspace, logging)
+        if jax.process_index() == 0:
+            workspace.add_cost(stage, time.perf_counter() - began, peak_memory())
     workspace.save_experiment(experiment)
     return experiment
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held so far, in bytes (of the host, not of accelerators)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def train_vae(experiment: Experiment, workspace: Workspace, logging: Logging) -> TrainResult | None:

@@ -23,7 +23,7 @@ class Workspace:
     vae/, dit/        checkpoints of the two networks
     statistics.json   mean and standard deviation of the VAE's latents, by channel
     latents/          encoded videos
-    logs/             metrics (vae.jsonl, dit.jsonl), TensorBoard events
+    logs/             metrics (vae.jsonl, dit.jsonl), TensorBoard events, costs.json
     """
 
     def __init__(self, root: str | Path):
@@ -83,6 +83,22 @@ class Workspace:
 
     def save_statistics(self, mean: list[float], std: list[float]) -> None:
         _write(self.root / "statistics.json", json.dumps({"mean": mean, "std": std}, indent=1) + "\n")
+
+
+    def costs(self) -> dict[str, dict[str, float]]:
+        """Stage -> {"seconds": over all its runs, "peak_memory": bytes held by the process at most}."""
+        path = self.logs / "costs.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def add_cost(self, stage: str, seconds: float, peak_memory: int) -> None:
+        """Count what a stage, or a part of one that was resumed, has cost."""
+        costs = self.costs()
+        before = costs.get(stage, {"seconds": 0.0, "peak_memory": 0})
+        costs[stage] = {
+            "seconds": before["seconds"] + seconds,
+            "peak_memory": max(before["peak_memory"], peak_memory),
+        }
+        _write(self.logs / "costs.json", json.dumps(costs, indent=1) + "\n")
 
 
 def _write(path: Path, text: str) -> None:

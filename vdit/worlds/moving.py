@@ -79,8 +79,9 @@ class Moving(World):
 
     combos: the (colour, shape, direction) to draw from, so that others can be held out; each block
     of len(combos) samples has every one of them once. subset: keeps of those what is in the named
-    subset ("all", "train", "held_out"). sizes: least and largest radius, in short sides. The speed is drawn per second and held to what the frame has
-    room for, so a longer clip may need a slower shape.
+    subset ("all", "train", "held_out"). sizes: least and largest radius, in short sides of the frame.
+    The speed is drawn per second and held to what the frame has room for, so a longer clip may need a
+    slower shape.
     """
 
     combos: tuple[Combo, ...] = combinations()
