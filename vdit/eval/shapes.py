@@ -20,8 +20,8 @@ from vdit.worlds.draw import COLOURS, SHAPES
 # Distances between colours are Euclidean in RGB of 0..255; lengths are in short sides of the frame.
 _CONTRAST = 45.0  # from the background, of a pixel that is not background; the palette keeps 100
 _COLOUR_LIMIT = 90.0  # from the palette, of a colour that still has a name; its colours are 90 apart
-_WINDOW = 0.34  # half the window around the object; the world's largest reaches 0.29
-_AREA = (0.02, 0.28)  # of a short side squared; the world's shapes have 0.047 to 0.126
+_WINDOW = 0.48  # half the window around the object; the largest of the sizes below reaches 0.45
+_AREA = (0.02, 0.36)  # of a short side squared; radii of 0.14 to 0.3 have 0.047 to 0.283
 _FRAMES_SEEN = 0.6  # share of frames that must show the object
 _MATCH_LIMIT = 0.6  # correlation of outline and best template; noise alone reaches 0.55
 _TRAVEL_LIMIT = 0.06  # over the clip; the world moves at least 0.12

@@ -33,11 +33,11 @@ def experiment() -> Experiment:
         data=DataConfig(
             source="worlds",
             world="moving",
-            world_count=3000,
-            world_options=("subset=train", "sizes=(0.22,0.30)"),
-            areas=(48 * 48, 48 * 64),
+            world_count=6000,
+            world_options=("subset=train", "sizes=(0.20,0.28)"),
+            areas=(48 * 48, 48 * 48, 48 * 48, 48 * 64),
             frames=(1, 17, 17, 17),
-            aspects=(1.0, 4 / 3, 3 / 4),
+            aspects=(1.0, 1.0, 4 / 3, 3 / 4),
             row_tokens=180,
             row_text=96,
             row_slots=40,
@@ -48,20 +48,20 @@ def experiment() -> Experiment:
         vae_loss=VAELossConfig(reconstruction="mse", kl_weight=1e-4),
         vae_clips=VAETrainConfig(frames=5, size=(48, 48)),
         vae_train=TrainConfig(
-            steps=1800,
+            steps=3000,
             batch_size=4,
             ema_decay=0.99,
             optimizer=OptimizerConfig(
                 learning_rate=1.5e-3, warmup_steps=50, schedule="cosine", final_scale=0.02, b2=0.95, clip_norm=0.3
             ),
         ),
-        latents=LatentsConfig(samples=3000),
+        latents=LatentsConfig(samples=6000),
         text=TextConfig(width=128, depth=0, heads=4, max_length=40, vocab_size=400),
         # Small rows: many cheap steps teach a small model more than few large ones.
         dit=DiTConfig(in_channels=8, width=192, depth=4, heads=3, position="both", scan=False),
-        diffusion=DiffusionConfig(shift=1.5, stratified=True),
+        diffusion=DiffusionConfig(stratified=True),
         dit_train=TrainConfig(
-            steps=2700,
+            steps=4000,
             batch_size=2,
             ema_decay=0.995,
             optimizer=OptimizerConfig(

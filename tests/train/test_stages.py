@@ -1,0 +1,82 @@
+"""The stages on real sources: a run that is stopped and resumed is the run that was not."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tests.conftest import TINY
+from vdit.checkpoint import load_params
+from vdit.config import apply_overrides
+from vdit.errors import ConfigError
+from vdit.quickstart.config import experiment as quickstart_experiment
+from vdit.train.stages import Logging, run
+from vdit.train.workspace import Workspace
+
+OVERRIDES = (
+    *TINY, "dit_train.optimizer.schedule=constant", "vae_train.optimizer.schedule=constant", "dit_train.save_every=2",
+    "dit_train.keep=9", "dit_train.batch_size=2",
+)  # fmt: skip
+LOGGING = Logging(tensorboard=False, console=Console(quiet=True))
+
+
+def with_steps(experiment, steps):
+    return dataclasses.replace(experiment, dit_train=dataclasses.replace(experiment.dit_train, steps=steps))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """(a run of 4 steps, the same run stopped after 2 and resumed), both on the same latents."""
+    experiment = apply_overrides(quickstart_experiment(), OVERRIDES)
+    whole = Workspace(tmp_path_factory.mktemp("stages") / "whole")
+    resumed = Workspace(tmp_path_factory.mktemp("stages") / "resumed")
+    for space in (whole, resumed):
+        run(experiment, space, stages=("vae", "latents", "tokenizer"), logging=LOGGING)
+    run(with_steps(experiment, 4), whole, stages=("dit",), logging=LOGGING)
+    for steps in (2, 4):
+        run(with_steps(experiment, steps), resumed, stages=("dit",), logging=LOGGING)
+    return experiment, whole, resumed
+
+
+def losses(space):
+    return [json.loads(line)["loss"] for line in (space.logs / "dit.jsonl").read_text().splitlines()]
+
+
+def test_resumed_run_is_the_uninterrupted_run_bit_for_bit(runs):
+    _, whole, resumed = runs
+    assert len(losses(whole)) == 4
+    assert losses(whole) == losses(resumed)
+    for ema in (False, True):
+        a, b = (jax.tree.leaves(load_params(space.dit, ema=ema)) for space in (whole, resumed))
+        for x, y in zip(a, b):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_a_complete_stage_is_not_run_again(runs):
+    experiment, whole, _ = runs
+    before = losses(whole)
+    run(with_steps(experiment, 4), whole, logging=LOGGING)
+    assert losses(whole) == before
+
+
+def test_another_model_in_the_same_folder_is_refused(runs):
+    experiment, whole, _ = runs
+    other = dataclasses.replace(experiment, dit=dataclasses.replace(experiment.dit, depth=2))
+    with pytest.raises(Exception, match=r"dit\.depth was 1, is 2"):
+        run(with_steps(other, 6), whole, stages=("dit",), logging=LOGGING)
+
+
+def test_costs_of_stages_are_kept(runs):
+    _, whole, _ = runs
+    costs = whole.costs()
+    assert {"vae", "latents", "tokenizer", "dit"} <= set(costs)
+    assert all(cost["seconds"] > 0 and cost["peak_memory"] > 50e6 for cost in costs.values())
+
+
+def test_unknown_stages_are_named(runs):
+    experiment, whole, _ = runs
+    with pytest.raises(ConfigError, match="'dits' is unknown: use some of vae"):
+        run(experiment, whole, stages=("dits",), logging=LOGGING)

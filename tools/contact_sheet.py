@@ -1,0 +1,49 @@
+"""A picture of what a quickstart's model makes: frames of held-out prompts, with the prompts.
+
+    python tools/contact_sheet.py runs/quickstart docs/quickstart.png
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+import vdit
+from vdit.quickstart.config import held_out
+
+SCALE, GAP, TEXT = 2, 4, 20
+
+
+def sheet(videos: np.ndarray, captions: list[str], *, shown: int = 5, columns: int = 2) -> Image.Image:
+    """videos float [b t h w 3] in [-1, 1]: `shown` frames of each in a row, its caption above."""
+    frames = np.linspace(0, videos.shape[1] - 1, shown).astype(int)
+    height, width = (side * SCALE for side in videos.shape[2:4])
+    cell = ((width + GAP) * shown + 3 * GAP, height + TEXT + GAP)
+    rows = -(-len(videos) // columns)
+    page = Image.new("RGB", (cell[0] * columns, cell[1] * rows), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=13)
+    for index, (video, caption) in enumerate(zip(videos, captions)):
+        left, top = index % columns * cell[0], index // columns * cell[1]
+        draw.text((left + GAP, top + 2), caption, fill="black", font=font)
+        for place, frame in enumerate(frames):
+            pixels = np.round((video[frame] + 1) * 127.5).astype(np.uint8)
+            image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+            page.paste(image, (left + GAP + place * (width + GAP), top + TEXT))
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="folder that vdit quickstart filled")
+    parser.add_argument("out", help="the picture, .png")
+    parser.add_argument("--count", type=int, default=12, help="prompts to show, the first of the held-out ones")
+    options = parser.parse_args()
+    generator = vdit.load(options.run)
+    prompts = [wanted.prompt for wanted in held_out(generator.experiment)[: options.count]]
+    sheet(np.asarray(generator(prompts)), prompts).save(options.out, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
