@@ -34,12 +34,12 @@ def experiment() -> Experiment:
             source="worlds",
             world="moving",
             world_count=6000,
-            world_options=("subset=train", "sizes=(0.20,0.28)"),
+            world_options=("subset=train", "sizes=(0.22,0.30)"),
             areas=(48 * 48, 48 * 48, 48 * 48, 48 * 64),
             frames=(1, 17, 17, 17),
             aspects=(1.0, 1.0, 4 / 3, 3 / 4),
             row_tokens=180,
-            row_text=96,
+            row_text=128,
             row_slots=40,
             row_clips=16,
             threads=2,
@@ -61,7 +61,7 @@ def experiment() -> Experiment:
         dit=DiTConfig(in_channels=8, width=192, depth=4, heads=3, position="both", scan=False),
         diffusion=DiffusionConfig(stratified=True),
         dit_train=TrainConfig(
-            steps=4000,
+            steps=4400,
             batch_size=2,
             ema_decay=0.995,
             optimizer=OptimizerConfig(
