@@ -18,7 +18,7 @@ CUTS = 2000  # latents to encode at least: a small folder gives several cuts of 
 
 
 def folder_experiment(path: str | Path) -> Experiment:
-    """A small model on a folder of videos, sized for a laptop; every value can be overridden."""
+    """A small model on a folder of videos, for one GPU or a patient CPU; every value can be overridden."""
     videos = _count(path)
     return Experiment(
         name=Path(path).resolve().name or "folder",
@@ -37,9 +37,9 @@ def folder_experiment(path: str | Path) -> Experiment:
         vae=preset("small"),
         vae_clips=VAETrainConfig(frames=9, size=(64, 64)),
         vae_train=TrainConfig(steps=2000, batch_size=8, ema_decay=0.99, optimizer=_optimizer(1e-3)),
-        latents=LatentsConfig(samples=-(-CUTS // videos) * videos),
+        latents=LatentsConfig(samples=-(-CUTS // videos) * videos, latent_frames=1),
         text=TextConfig(vocab_size=2048, width=128, depth=2, heads=4),
-        dit=DiTConfig(width=256, depth=8, heads=4),
+        dit=DiTConfig(width=256, depth=8, heads=4, position="both"),
         dit_train=TrainConfig(steps=5000, batch_size=8, optimizer=_optimizer(5e-4)),
         sample=SampleConfig(frames=17, size=(96, 96), fps=8.0, steps=25, guidance=3.0),
     )

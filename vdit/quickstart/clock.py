@@ -11,9 +11,9 @@ from pathlib import Path
 from vdit.train.experiment import Experiment
 
 # Seconds on two cores of a 2020s server, by unit of work; only their ratios matter after the first step.
-_PER_PIXEL_TRAINED = 6.5e-7
-_PER_PIXEL_ENCODED = 2.5e-7
-_PER_GFLOP = 0.02
+_PER_PIXEL_TRAINED = 4.2e-7
+_PER_PIXEL_ENCODED = 4e-8
+_PER_GFLOP = 0.016
 _COMPILE = 10.0
 
 
@@ -66,7 +66,7 @@ def expected_seconds(experiment: Experiment, samples: int) -> dict[str, float]:
         "tokenizer": 1.0,
         "dit": _COMPILE + _PER_GFLOP * experiment.dit_train.steps * 3 * gflop(rows),
         "samples": _COMPILE + _PER_GFLOP * calls * gflop(tokens),
-        "page": 3.0 + 2 * _PER_PIXEL_ENCODED * samples * video,
+        "page": 4.0 + 2 * _PER_PIXEL_ENCODED * samples * video,
     }
 
 
