@@ -30,7 +30,7 @@ TINY = (
 )  # fmt: skip
 
 
-def run_vdit(*arguments: str, cache: Path, cwd: Path | None = None) -> subprocess.CompletedProcess:
+def run_vdit(*arguments: str, cache: Path, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess:
     """`vdit ...` in its own process; `cache` is where programs that others compiled are found."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -39,7 +39,7 @@ def run_vdit(*arguments: str, cache: Path, cwd: Path | None = None) -> subproces
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, "-m", "vdit.cli.main", *map(str, arguments)]
-    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -14,3 +16,11 @@ def test_a_killed_run_is_the_undisturbed_run():
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 kills" in done.stdout
     assert "bit for bit the undisturbed run" in done.stdout
+
+
+@pytest.mark.slow
+def test_many_kills_at_any_moment():
+    command = [sys.executable, str(ROOT / "tools/kill_resume.py"), "--kills", "20", "--steps", "300"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "20 kills" in done.stdout

@@ -1,0 +1,47 @@
+"""The layers on a GPU give what they give on a CPU: pytest -m gpu."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdit.nn.attention import attention
+from vdit.nn.conv import conv
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    """Products in full float32: a GPU rounds their inputs to TF32 by default."""
+    if jax.default_backend() != "gpu":
+        pytest.skip(f"jax's default backend is {jax.default_backend()!r}: no GPU here")
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def on_both(function, *arguments):
+    """Values and gradients on the GPU and on the CPU."""
+    run = jax.jit(jax.value_and_grad(lambda *x: jnp.sum(jnp.sin(function(*x))), argnums=(0, 1)))
+    results = []
+    for device in (jax.devices("gpu")[0], jax.devices("cpu")[0]):
+        results.append(jax.device_get(run(*jax.device_put(arguments, device))))
+    return results
+
+
+@pytest.mark.parametrize("kernel", ["dense", "chunked"])
+def test_attention(kernel):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, 300, 4, 64)).astype(np.float32) for _ in range(3))
+    clip = np.sort(rng.integers(0, 4, (2, 300)))
+    gpu, cpu = on_both(lambda q, k: attention(q, k, v, clip, clip, implementation=kernel), q, k)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3), gpu, cpu)
+
+
+@pytest.mark.parametrize("formulation", ["native", "taps"])
+def test_convolution(formulation):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 7, 16, 16, 8)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 3, 8, 8)).astype(np.float32) / 15
+    gpu, cpu = on_both(lambda x, k: conv(x, k, padding=((1, 1), (1, 1)), formulation=formulation), x, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3), gpu, cpu)
