@@ -30,7 +30,9 @@ TINY = (
 )  # fmt: skip
 
 
-def run_vdit(*arguments: str, cache: Path, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess:
+def run_vdit(
+    *arguments: str, cache: Path, cwd: Path | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess:
     """`vdit ...` in its own process; `cache` is where programs that others compiled are found."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -39,7 +41,8 @@ def run_vdit(*arguments: str, cache: Path, cwd: Path | None = None, timeout: flo
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, "-m", "vdit.cli.main", *map(str, arguments)]
-    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+    options = {"env": environment, "cwd": cwd, "capture_output": True, "text": True, "timeout": timeout}
+    return subprocess.run(command, check=False, **options)
 
 
 @pytest.fixture(scope="session")
