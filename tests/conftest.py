@@ -26,7 +26,7 @@ TINY = (
     "dit_train.log_every=1", "dit_train.sample_every=0", "dit_train.ema_decay=0.9",
     "dit_train.optimizer.warmup_steps=0", "dit_train.optimizer.learning_rate=0.001",
     "dit_train.optimizer.final_scale=0", "dit_train.optimizer.b2=0.99",
-    "sample.frames=5", "sample.size=(32,32)", "sample.steps=1",
+    "sample.frames=5", "sample.size=(32,32)", "sample.steps=1", "sample.sampler=euler",
 )  # fmt: skip
 
 

@@ -73,8 +73,11 @@ def experiment() -> Experiment:
             frames=17,
             size=(48, 48),
             fps=8.0,
+            # Guidance where shapes are decided, not where place is.
+            sampler="heun",
             steps=20,
-            guidance=3.0,
+            guidance=4.0,
+            interval=(0.0, 0.7),
         ),
     )
 
