@@ -40,7 +40,7 @@ PROMPTS = (
 
 
 def config() -> Experiment:
-    vae_steps, dit_steps = 700, 300
+    vae_steps, dit_steps = 700, 120
     return Experiment(
         name="clips",
         data=DataConfig(
@@ -87,7 +87,7 @@ def config() -> Experiment:
             optimizer=OptimizerConfig(learning_rate=6e-4, warmup_steps=50, schedule="cosine", final_scale=0.1),
             ema_decay=0.99,
             save_every=100,
-            sample_every=200,
+            sample_every=60,
         ),
         sample=SampleConfig(prompts=PROMPTS, frames=17, size=(96, 160), fps=12.0, steps=25, guidance=3.0),
     )
