@@ -3,7 +3,7 @@
     vdit train experiments/worlds_small.py --out runs/collide
     vdit sample runs/collide "a red ball and a blue ball collide" --out collide.mp4
 
-Hardware: one GPU of 24 GB or more, about two hours. Expected: not measured yet.
+Hardware: one GPU of 24 GB or more. Expected: not measured yet.
 
 Other worlds by override:
     --cfg.data.world=occluder

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -32,9 +33,8 @@ def runs(tmp_path_factory):
     """(a run of 4 steps, the same run stopped after 2 and resumed), both on the same latents."""
     experiment = apply_overrides(quickstart_experiment(), OVERRIDES)
     whole = Workspace(tmp_path_factory.mktemp("stages") / "whole")
-    resumed = Workspace(tmp_path_factory.mktemp("stages") / "resumed")
-    for space in (whole, resumed):
-        run(experiment, space, stages=("vae", "latents", "tokenizer"), logging=LOGGING)
+    run(experiment, whole, stages=("vae", "latents", "tokenizer"), logging=LOGGING)
+    resumed = Workspace(shutil.copytree(whole.root, whole.root.with_name("resumed")))
     run(with_steps(experiment, 4), whole, stages=("dit",), logging=LOGGING)
     for steps in (2, 4):
         run(with_steps(experiment, steps), resumed, stages=("dit",), logging=LOGGING)
