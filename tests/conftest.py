@@ -65,3 +65,16 @@ def tiny_quickstart(tmp_path_factory, compile_cache) -> tuple[Path, str]:
 def tiny_run(tiny_quickstart) -> Path:
     """The folder of a trained run: 32x32 pixels, 1 or 5 frames. Read it; do not write to it."""
     return tiny_quickstart[0]
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """The parity table: what tests/pretrained compared with the reference, from every worker."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
+    rows = [value.split("|") for report in reports for name, value in report.user_properties if name == "parity"]
+    if not rows:
+        return
+    rows = [("module", "shape", "max abs", "relative", "bound"), *sorted(rows)]
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    terminalreporter.section("parity with the reference, float32")
+    for row in rows:
+        terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCANNED = ("vdit", "experiments", "data_pipelines")
 
 BASE = {"types", "config", "errors"}
-MODELS = BASE | {"dist", "nn", "vae", "text", "dit"}
+MODELS = BASE | {"dist", "nn", "vae", "text", "dit", "vision"}
 # What each part of vdit may import of vdit. "video" stands for vdit/video_*.py.
 MAY_IMPORT = {
     "errors": set(),
@@ -29,10 +29,11 @@ MAY_IMPORT = {
     "vae": BASE | {"dist", "nn"},
     "text": BASE | {"dist", "nn"},
     "dit": BASE | {"dist", "nn"},
-    "pretrained": MODELS,
     "samplers": BASE | {"diffusion"},
     "tasks": MODELS | {"diffusion", "samplers", "data"},
     "train": MODELS | {"diffusion", "samplers", "data", "tasks", "checkpoint", "video"},
+    "vision": BASE | {"dist", "nn"},
+    "pretrained": MODELS | {"diffusion", "samplers", "data", "tasks", "checkpoint", "train"},
     "infer": MODELS | {"diffusion", "samplers", "data", "tasks", "checkpoint", "video", "train", "pretrained"},
 }
 MAY_IMPORT["quickstart"] = set(MAY_IMPORT)
@@ -40,7 +41,7 @@ MAY_IMPORT["cli"] = set(MAY_IMPORT)
 
 # The only places (parts of vdit, or files) that may import each outside package.
 ONLY_IN = {
-    "flax": {"nn", "vae", "text", "dit", "vdit/train/state.py"},
+    "flax": {"nn", "vae", "text", "dit", "vision", "vdit/train/state.py"},
     "optax": {"train"},
     "grain": {"data"},
     "tensorflow_datasets": {"data"},

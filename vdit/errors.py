@@ -33,5 +33,9 @@ class CheckpointError(VditError):
     """A checkpoint is missing, incomplete, or does not fit what it is restored into."""
 
 
+class WeightsError(VditError):
+    """A public checkpoint cannot be read, or does not hold what its model needs."""
+
+
 class TrainingError(VditError):
     """Training cannot go on, for instance after too many non-finite steps."""
