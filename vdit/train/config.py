@@ -93,3 +93,27 @@ class TrainConfig:
         _require("ema_decay", decay, decay is None or 0 <= decay < 1, "in [0, 1), or none")
         warmup = self.optimizer.warmup_steps
         _require("optimizer.warmup_steps", warmup, warmup <= self.steps, f"at most steps={self.steps}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Low-rank adaptation of the DiT (Hu et al., 2021): y = x W + (alpha / rank) x A B, with W frozen.
+
+    rank: columns of A, rows of B. alpha: weight of the product; None is `rank`, so a factor of 1.
+    targets: patterns (`*`, `?`, `[...]`) of the dense layers that are adapted, as they are called inside a block
+        ("attention/q", "cross_attention/k", "mlp/up") or, outside of blocks, in the DiT ("time_projection").
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+    targets: tuple[str, ...] = ("attention/*", "cross_attention/*", "mlp/*")
+
+    def __post_init__(self):
+        _require("lora.rank", self.rank, self.rank >= 1, "1 or more")
+        _require("lora.alpha", self.alpha, self.alpha is None or self.alpha > 0, "above 0, or none for the rank")
+        _require("lora.targets", self.targets, len(self.targets) > 0, "at least one pattern")
+
+    @property
+    def scale(self) -> float:
+        """Factor on the product of A and B."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank

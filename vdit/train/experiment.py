@@ -15,8 +15,9 @@ from vdit.samplers.grid import Grid
 from vdit.tasks.generate import Method
 from vdit.tasks.network import Network
 from vdit.text.config import TextConfig
-from vdit.train.config import TrainConfig
+from vdit.train.config import LoRAConfig, TrainConfig
 from vdit.vae.config import DiscriminatorConfig, VAEConfig, VAELossConfig
+from vdit.vision import CLIPVisionConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,8 @@ class Experiment:
     holdout: ids of videos (file names in a folder) that nothing is trained on.
     text_dropout: share of captions replaced by the empty prompt, for classifier-free guidance.
     per_frame_noise: share of clips whose latent frames each get a noise level of their own.
+    start_from: folder of the model whose weights the DiT's training starts from; its VAE and tokenizer are used.
+    lora: train low-rank additions to that model instead of its weights.
     """
 
     name: str
@@ -88,10 +91,16 @@ class Experiment:
 
     text: TextConfig = TextConfig()
     text_dropout: float = 0.1
+    vision: CLIPVisionConfig | None = None
     dit: DiTConfig = DiTConfig()
+    expert_boundary: float | None = None
+    first_label: int = 1
+    label_names: tuple[str, ...] = ()
     diffusion: DiffusionConfig = DiffusionConfig()
     per_frame_noise: float = 0.0
     dit_train: TrainConfig = TrainConfig(steps=1000, batch_size=8)
+    start_from: str | None = None
+    lora: LoRAConfig | None = None
 
     sample: SampleConfig = SampleConfig()
 
@@ -116,6 +125,8 @@ class Experiment:
         for name in ("text_dropout", "per_frame_noise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: a probability, give 0 to 1")
+        if self.lora is not None and self.start_from is None:
+            raise ConfigError("lora is added to a trained model: name its folder in start_from, or set lora=none")
         if self.data.row_text < self.text.max_length and self.dit.text != "none":
             raise ConfigError(
                 f"data.row_text={self.data.row_text} must hold one caption of text.max_length={self.text.max_length}"
@@ -128,7 +139,8 @@ class Experiment:
 
     @property
     def network(self) -> Network:
-        return Network(text=None if self.dit.text == "none" else self.text, dit=self.dit)
+        text = None if self.dit.text == "none" else self.text
+        return Network(text=text, dit=self.dit, vision=self.vision, boundary=self.expert_boundary)
 
 
 def sample_method(experiment: Experiment, **changes: Any) -> Method:
