@@ -29,9 +29,9 @@ def take_slots(x: Array, slot: Array) -> Array:
     return jnp.einsum("bnk,bkd->bnd", onehot, flat).reshape(*slot.shape, *x.shape[2:])
 
 
-def modulate(x: Array, shift: Array, scale: Array) -> Array:
+def modulate(x: Array, shift: Array, scale: Array, eps: float) -> Array:
     """`norm(x) * (1 + scale) + shift` in float32 (adaLN), returned in x's type."""
-    y = layer_norm(x.astype(jnp.float32))
+    y = layer_norm(x.astype(jnp.float32), eps)
     return (y * (1 + scale) + shift).astype(x.dtype)
 
 
@@ -53,19 +53,29 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention from a clip's tokens to its caption: `[b n d], [b m d] -> [b n d]`."""
+    """Attention from a clip's tokens to its caption, and to its images where there are some.
+
+    `[b n d]`, text `[b m d]`, image `[b mi d]` -> `[b n d]`. Images have keys and values of their own, and
+    what is read from them is added before the output product (Wan 2.1, after IP-Adapter; Ye et al. 2023).
+    """
 
     config: DiTConfig
 
     @nn.compact
-    def __call__(self, x: Array, clip: Array, text: Array, text_clip: Array) -> Array:
+    def __call__(
+        self, x: Array, clip: Array, text: Array, text_clip: Array, image: Array | None, image_clip: Array | None
+    ) -> Array:
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
-        q = Linear(cfg.width, ("embed", "heads"), dtype=dtype, name="q")(x)
-        k = Linear(cfg.width, ("embed", "heads"), dtype=dtype, name="k")(text)
-        v = Linear(cfg.width, ("embed", "heads"), dtype=dtype, name="v")(text)
+        split = lambda y: y.reshape(*y.shape[:2], cfg.heads, cfg.head_dim)  # noqa: E731
+        project = lambda name: Linear(cfg.width, ("embed", "heads"), dtype=dtype, name=name)  # noqa: E731
+        q, k, v = project("q")(x), project("k")(text), project("v")(text)
         q, k = QKNorm(cfg, name="norm")(q, k)
-        q, k, v = (y.reshape(*y.shape[:2], cfg.heads, cfg.head_dim) for y in (q, k, v))
-        y = attention(q, k, v, clip, text_clip)
+        q = split(q)
+        y = attention(q, split(k), split(v), clip, text_clip)
+        if image is not None:
+            k, v = project("image_k")(image), project("image_v")(image)
+            k = RMSNorm(cfg.norm_eps, axis=None, name="image_norm")(k)
+            y = y + attention(q, split(k), split(v), clip, image_clip)
         return Linear(cfg.width, ("heads", "embed"), dtype=dtype, name="out")(y.reshape(x.shape))
 
 
@@ -101,17 +111,21 @@ class Block(nn.Module):
         rotation: tuple[Array, Array] | None,
         text: Array | None,
         text_clip: Array | None,
+        image: Array | None,
+        image_clip: Array | None,
     ) -> tuple[Array, None]:
         cfg = self.config
+        mlp_eps = cfg.norm_eps if cfg.mlp_norm_eps is None else cfg.mlp_norm_eps
         modulation = Modulation(cfg, parts=6, name="modulation")(condition, slot)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
 
-        y = SelfAttention(cfg, name="attention")(modulate(x, shift, scale), clip, rotation)
+        y = SelfAttention(cfg, name="attention")(modulate(x, shift, scale, cfg.norm_eps), clip, rotation)
         x = constrain(_add_gated(x, gate, y), ACTIVATION)
         if text is not None:
             y = LayerNorm(cfg.norm_eps, name="cross_norm")(x)
-            x = x + CrossAttention(cfg, name="cross_attention")(y, clip, text, text_clip)
-        y = MLP(cfg.hidden, cfg.width, jnp.dtype(cfg.dtype), name="mlp")(modulate(x, mlp_shift, mlp_scale))
+            x = x + CrossAttention(cfg, name="cross_attention")(y, clip, text, text_clip, image, image_clip)
+        y = modulate(x, mlp_shift, mlp_scale, mlp_eps)
+        y = MLP(cfg.hidden, cfg.width, jnp.dtype(cfg.dtype), name="mlp")(y)
         return constrain(_add_gated(x, mlp_gate, y), ACTIVATION), None
 
 

@@ -9,8 +9,10 @@ from flax import linen as nn
 from vdit.dist.rules import constrain
 from vdit.dit.blocks import ACTIVATION, Block, modulate, take_slots
 from vdit.dit.config import DiTConfig
+from vdit.errors import ShapeError
 from vdit.nn.embedding import Embed, sincos_position, sinusoid
 from vdit.nn.linear import MLP, Linear
+from vdit.nn.norm import LayerNorm
 from vdit.nn.rope import rotations
 from vdit.types import Array
 
@@ -38,15 +40,23 @@ class DiT(nn.Module):
         text: Array | None = None,
         text_clip: Array | None = None,
         label: Array | None = None,
+        condition: Array | None = None,
+        image: Array | None = None,
+        image_clip: Array | None = None,
     ) -> Array:
         """Denoise rows of tokens; shapes as in vdit.types.Row.
 
         values: [b n p]; time: float [b k], the noise level of each slot in 0..1000 (schedule.time);
-        text: [b m e], encoded captions, with text_clip int [b m]; label: int [b s].
+        text: [b m e], encoded captions, with text_clip int [b m]; label: int [b s];
+        condition: [b n pc], what is known beside the noisy latents, folded to tokens as values are;
+        image: [b mi e], encoded images, with image_clip int [b mi], the clip that each token belongs to.
         Returns float32 [b n p], or [b n 2p] if the variance is learned.
         """
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
+        _check_inputs(cfg, text=text, condition=condition, image=image)
+        if condition is not None:
+            values = jnp.concatenate([values, condition.astype(values.dtype)], -1)
         x = Linear(cfg.width, ("patch", "embed"), dtype=dtype, name="patch_embed")(values)
         rotation = None if cfg.position == "sincos" else rotations(position, cfg.head_dim)
         if cfg.position != "rope":
@@ -58,18 +68,20 @@ class DiT(nn.Module):
             text = MLP(cfg.width, cfg.width, dtype, name="text_embed")(text)
         else:
             text = text_clip = None
+        if image is not None:
+            image = ImageEmbed(cfg, name="image_embed")(image, image_clip)
         if cfg.modulation == "block":
-            condition = nn.silu(embedding)
+            modulation = nn.silu(embedding)
         else:
             project = Linear(6 * cfg.width, ("embed", "mlp"), kernel_init=_zeros, name="time_projection")
-            condition = project(nn.silu(embedding))
-        x = self._blocks(x, condition, slot, clip, rotation, text, text_clip)
+            modulation = project(nn.silu(embedding))
+        x = self._blocks(x, modulation, slot, clip, rotation, text, text_clip, image, image_clip)
         return self._head(x, embedding, slot)
 
     def _condition(self, time, slot_clip, text, text_clip, label) -> Array:
         """Embedding of noise level, class and pooled caption for each slot: float32 [b k d]."""
         cfg = self.config
-        embedding = sinusoid(time, cfg.time_features)
+        embedding = sinusoid(time, cfg.time_features, shift=cfg.time_frequency_shift)
         embedding = Linear(cfg.width, (None, "embed"), name="time_in")(embedding)
         embedding = Linear(cfg.width, (None, "embed"), name="time_out")(nn.silu(embedding))
         if cfg.classes:
@@ -84,13 +96,12 @@ class DiT(nn.Module):
             embedding = embedding + MLP(cfg.width, cfg.width, name="text_pool")(pooled)
         return embedding
 
-    def _blocks(self, x, condition, slot, clip, rotation, text, text_clip) -> Array:
+    def _blocks(self, x, *shared) -> Array:
         cfg = self.config
         block = Block
         if cfg.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if cfg.remat == "dots" else None
             block = nn.remat(Block, policy=policy, prevent_cse=not cfg.scan)
-        shared = (condition, slot, clip, rotation, text, text_clip)
         if cfg.scan:
             scanned = nn.scan(
                 block,
@@ -114,7 +125,43 @@ class DiT(nn.Module):
             init = nn.with_logical_partitioning(_zeros, (None, "embed"))
             table = self.param("head_table", init, (2, cfg.width))
             shift, scale = embedding + table[0], embedding + table[1]
-        x = modulate(x, *(take_slots(y, slot) for y in (shift, scale)))
+        x = modulate(x, *(take_slots(y, slot) for y in (shift, scale)), cfg.norm_eps)
         features = cfg.token_values * (2 if cfg.learn_variance else 1)
         head = Linear(features, ("embed", "patch"), dtype=jnp.dtype(cfg.dtype), kernel_init=_zeros, name="head")
         return head(x).astype(jnp.float32)
+
+
+class ImageEmbed(nn.Module):
+    """Encoded images to tokens that the blocks attend to: `[b mi e]`, int `[b mi]` -> `[b mi d]` (Wan 2.1)."""
+
+    config: DiTConfig
+
+    @nn.compact
+    def __call__(self, image: Array, image_clip: Array) -> Array:
+        cfg, dtype, eps = self.config, jnp.dtype(self.config.dtype), 1e-5  # Wan leaves torch's default here
+        if cfg.image_positions:
+            init = nn.with_logical_partitioning(_zeros, (None, "embed"))
+            table = self.param("position", init, (cfg.image_positions, cfg.image_width))
+            image = image + jnp.take(table, _index_in_clip(image_clip), axis=0)
+        x = LayerNorm(eps, name="norm_in")(image)
+        x = Linear(cfg.image_width, ("embed", "mlp"), dtype=dtype, name="up")(x)
+        x = Linear(cfg.width, ("mlp", "embed"), dtype=dtype, name="down")(nn.gelu(x, approximate=False))
+        return LayerNorm(eps, name="norm_out")(x)
+
+
+def _index_in_clip(clip: Array) -> Array:
+    """Index of each token inside its clip, from 0: int `[b m] -> [b m]`; a clip's tokens lie side by side."""
+    first = jnp.argmax(clip[:, :, None] == clip[:, None], axis=-1)
+    return jnp.arange(clip.shape[1]) - first
+
+
+def _check_inputs(cfg: DiTConfig, **given: Array | None) -> None:
+    """Each optional input is there exactly where the config asks for it, and of its width."""
+    widths = {"condition": cfg.condition_values, "image": cfg.image_width}
+    if cfg.text == "cross":
+        widths["text"] = cfg.text_width or (1 if given["text"] is None else given["text"].shape[-1])
+    for name, width in widths.items():
+        x = given[name]
+        found = 0 if x is None else x.shape[-1]
+        if found != width:
+            raise ShapeError(f"DiT: {name} is {found} wide where the config says {width}: give it that (0 is none)")

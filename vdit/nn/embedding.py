@@ -22,13 +22,13 @@ class Embed(nn.Module):
         return jnp.take(self.param("embedding", init, (self.count, self.features)), ids, axis=0)
 
 
-def sinusoid(x: Array, width: int, *, max_period: float = 10_000.0) -> Array:
+def sinusoid(x: Array, width: int, *, max_period: float = 10_000.0, shift: int = 0) -> Array:
     """`[cos | sin]` features of a scalar: float `[...] -> float32 [... width]` (DiT, Wan: time embedding).
 
-    Frequencies fall geometrically from 1 to about 1 / max_period.
+    Frequencies fall geometrically from 1 to about 1 / max_period; with shift 1 the last is exactly that.
     """
     half = width // 2
-    frequency = np.exp(-np.log(max_period) * np.arange(half, dtype=np.float64) / half)
+    frequency = np.exp(-np.log(max_period) * np.arange(half, dtype=np.float64) / (half - shift))
     angle = jnp.asarray(x, jnp.float32)[..., None] * jnp.asarray(frequency, jnp.float32)
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
 
