@@ -40,6 +40,9 @@ class Linear(nn.Module):
     """`[... i] -> [... features]`; parameters in float32, the product in `dtype`.
 
     kernel_axes: logical names of the kernel's two axes (see vdit/dist/rules.py).
+    Parameters that are there beside `kernel` and `bias` are used, so that a model is the same module however its
+    weights are held: a quantised kernel's factors `kernel_scale` [features] (vdit/nn/quantise.py), and a low-rank
+    addition `lora_a` [i r], `lora_b` [r features], `lora_scale` [] (vdit/nn/lora.py).
     """
 
     features: int
@@ -52,7 +55,14 @@ class Linear(nn.Module):
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.with_logical_partitioning(self.kernel_init, self.kernel_axes), shape)
-        y = matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+        x = x.astype(self.dtype)
+        y = matmul(x, kernel.astype(self.dtype))
+        if self.has_variable("params", "kernel_scale"):
+            y = (y * self.get_variable("params", "kernel_scale")).astype(self.dtype)
+        if self.has_variable("params", "lora_a"):
+            a, b, scale = (self.get_variable("params", f"lora_{name}") for name in ("a", "b", "scale"))
+            low = matmul(matmul(x, a.astype(self.dtype)), b.astype(self.dtype))
+            y = y + (low * scale).astype(self.dtype)
         if self.use_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.kernel_axes[1:])
             y = y + self.param("bias", init, (self.features,)).astype(self.dtype)

@@ -106,7 +106,7 @@ class LoRAConfig:
 
     rank: int = 16
     alpha: float | None = None
-    targets: tuple[str, ...] = ("attention/*", "cross_attention/*", "mlp/*")
+    targets: tuple[str, ...] = ("*attention/*", "mlp/*")
 
     def __post_init__(self):
         _require("lora.rank", self.rank, self.rank >= 1, "1 or more")
