@@ -158,10 +158,9 @@ def _index_in_clip(clip: Array) -> Array:
 def _check_inputs(cfg: DiTConfig, **given: Array | None) -> None:
     """Each optional input is there exactly where the config asks for it, and of its width."""
     widths = {"condition": cfg.condition_values, "image": cfg.image_width}
-    if cfg.text == "cross":
-        widths["text"] = cfg.text_width or (1 if given["text"] is None else given["text"].shape[-1])
+    if cfg.text == "cross" and (given["text"] is None or cfg.text_width):
+        widths["text"] = cfg.text_width or "the encoder's width"
     for name, width in widths.items():
-        x = given[name]
-        found = 0 if x is None else x.shape[-1]
+        found = 0 if given[name] is None else given[name].shape[-1]
         if found != width:
-            raise ShapeError(f"DiT: {name} is {found} wide where the config says {width}: give it that (0 is none)")
+            raise ShapeError(f"DiT: {name} has width {found}, the config asks for {width} (0 is none): pass it so")

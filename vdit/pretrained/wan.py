@@ -1,0 +1,296 @@
+"""Wan 2.1 and 2.2 transformers: configs and weight maps, of diffusers folders and of Wan's own checkpoints."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from vdit.dit.config import WAN, DiTConfig
+from vdit.errors import WeightsError
+from vdit.nn.rope import MAX_POSITION
+from vdit.pretrained.options import read_options
+from vdit.pretrained.weights import Layout, Rule, linear, reshaped, rule
+
+# Options of diffusers' WanTransformer3DModel that we read, and their defaults.
+_DIFFUSERS = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 40,
+    "attention_head_dim": 128,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 4096,
+    "freq_dim": 256,
+    "ffn_dim": 13824,
+    "num_layers": 40,
+    "eps": 1e-6,
+    "image_dim": None,
+    "added_kv_proj_dim": None,
+    "rope_max_seq_len": MAX_POSITION,
+    "pos_embed_seq_len": None,
+}
+# Options of which we can do one value alone.
+_DIFFUSERS_FIXED = {"cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "window_size": (-1, -1)}
+# The same of Wan's own config.json.
+_ORIGINAL = {
+    "model_type": "t2v",
+    "patch_size": (1, 2, 2),
+    "dim": 2048,
+    "num_heads": 16,
+    "in_dim": 16,
+    "out_dim": 16,
+    "text_dim": 4096,
+    "freq_dim": 256,
+    "ffn_dim": 8192,
+    "num_layers": 32,
+    "eps": 1e-6,
+    "text_len": 512,
+}
+_ORIGINAL_FIXED = {"cross_attn_norm": True, "qk_norm": True, "window_size": (-1, -1)}
+# Of Wan 2.1's image-to-video: width of CLIP ViT-H, and its 257 tokens for each of the first and last frame.
+_IMAGE_WIDTH, _FIRST_LAST_TOKENS = 1280, 2 * 257
+
+
+def wan_config(json: Mapping[str, Any]) -> DiTConfig:
+    """The config of diffusers' WanTransformer3DModel (transformer/config.json) -> ours."""
+    values = read_options(json, "WanTransformer3DModel", _DIFFUSERS, _DIFFUSERS_FIXED)
+    width = values["num_attention_heads"] * values["attention_head_dim"]
+    if values["rope_max_seq_len"] > MAX_POSITION:
+        raise WeightsError(
+            f"rope_max_seq_len={values['rope_max_seq_len']} in config.json is more than the {MAX_POSITION} positions "
+            "an axis has here: use a model with fewer"
+        )
+    if values["added_kv_proj_dim"] not in (None, width) or bool(values["image_dim"]) != bool(
+        values["added_kv_proj_dim"]
+    ):
+        raise WeightsError(
+            f"added_kv_proj_dim={values['added_kv_proj_dim']} in config.json must be the width {width} where "
+            f"image_dim={values['image_dim']} is set, and null where it is not"
+        )
+    return _config(
+        patch=values["patch_size"],
+        heads=values["num_attention_heads"],
+        width=width,
+        channels=(values["in_channels"], values["out_channels"] or values["in_channels"]),
+        text_width=values["text_dim"],
+        time_features=values["freq_dim"],
+        mlp_width=values["ffn_dim"],
+        depth=values["num_layers"],
+        norm_eps=values["eps"],
+        image_width=values["image_dim"] or 0,
+        image_positions=values["pos_embed_seq_len"] or 0,
+    )
+
+
+def wan_json(config: DiTConfig) -> dict[str, Any]:
+    """Our config -> that of diffusers' WanTransformer3DModel, the inverse of wan_config."""
+    _check_is_wan(config)
+    return {
+        "_class_name": "WanTransformer3DModel",
+        "added_kv_proj_dim": config.width if config.image_width else None,
+        "attention_head_dim": config.head_dim,
+        "cross_attn_norm": True,
+        "eps": config.norm_eps,
+        "ffn_dim": config.hidden,
+        "freq_dim": config.time_features,
+        "image_dim": config.image_width or None,
+        "in_channels": config.in_channels + config.condition_channels,
+        "num_attention_heads": config.heads,
+        "num_layers": config.depth,
+        "out_channels": config.in_channels,
+        "patch_size": list(config.patch),
+        "pos_embed_seq_len": config.image_positions or None,
+        "qk_norm": "rms_norm_across_heads",
+        "rope_max_seq_len": MAX_POSITION,
+        "text_dim": config.text_width,
+    }
+
+
+def original_config(json: Mapping[str, Any], names: Collection[str] | None = None) -> DiTConfig:
+    """The config.json of Wan's own repositories -> ours.
+
+    names: names of the checkpoint's tensors. Image-to-video needs them: Wan 2.1 and 2.2 both call theirs
+    "i2v", and only 2.1 has an image embedding.
+    """
+    values = read_options(json, "WanModel", _ORIGINAL, _ORIGINAL_FIXED)
+    kind = values["model_type"]
+    if kind not in ("t2v", "i2v", "ti2v", "flf2v"):
+        raise WeightsError(f"model_type={kind!r} in config.json is not supported: use t2v, i2v, ti2v or flf2v")
+    if kind == "i2v" and names is None:
+        raise WeightsError("model_type='i2v' in config.json is Wan 2.1's and 2.2's: give the tensors' names as well")
+    image = kind == "flf2v" or (kind == "i2v" and any(name.startswith("img_emb.") for name in names))
+    return _config(
+        patch=values["patch_size"],
+        heads=values["num_heads"],
+        width=values["dim"],
+        channels=(values["in_dim"], values["out_dim"]),
+        text_width=values["text_dim"],
+        time_features=values["freq_dim"],
+        mlp_width=values["ffn_dim"],
+        depth=values["num_layers"],
+        norm_eps=values["eps"],
+        image_width=_IMAGE_WIDTH if image else 0,
+        image_positions=_FIRST_LAST_TOKENS if kind == "flf2v" else 0,
+    )
+
+
+def diffusers_rules(config: DiTConfig) -> list[Rule]:
+    """The map from diffusers' names."""
+    embedder = "condition_embedder"
+    names = {
+        "patch_embed": "patch_embedding",
+        "time_in": f"{embedder}.time_embedder.linear_1",
+        "time_out": f"{embedder}.time_embedder.linear_2",
+        "time_projection": f"{embedder}.time_proj",
+        "text_embed/up": f"{embedder}.text_embedder.linear_1",
+        "text_embed/down": f"{embedder}.text_embedder.linear_2",
+        "image_embed/position": f"{embedder}.image_embedder.pos_embed",
+        "image_embed/norm_in": f"{embedder}.image_embedder.norm1",
+        "image_embed/up": f"{embedder}.image_embedder.ff.net.0.proj",
+        "image_embed/down": f"{embedder}.image_embedder.ff.net.2",
+        "image_embed/norm_out": f"{embedder}.image_embedder.norm2",
+        "head_table": "scale_shift_table",
+        "head": "proj_out",
+        "modulation/table": "scale_shift_table",
+        "attention": "attn1",
+        "cross_attention": "attn2",
+        "q": "to_q",
+        "k": "to_k",
+        "v": "to_v",
+        "out": "to_out.0",
+        "image_k": "add_k_proj",
+        "image_v": "add_v_proj",
+        "image_norm": "norm_added_k",
+        "cross_norm": "norm2",
+        "mlp/up": "ffn.net.0.proj",
+        "mlp/down": "ffn.net.2",
+    }
+    return _rules(config, names)
+
+
+def original_rules(config: DiTConfig) -> list[Rule]:
+    """The map from the names of Wan's own checkpoints; their norm3 is diffusers' norm2."""
+    names = {
+        "patch_embed": "patch_embedding",
+        "time_in": "time_embedding.0",
+        "time_out": "time_embedding.2",
+        "time_projection": "time_projection.1",
+        "text_embed/up": "text_embedding.0",
+        "text_embed/down": "text_embedding.2",
+        "image_embed/position": "img_emb.emb_pos",
+        "image_embed/norm_in": "img_emb.proj.0",
+        "image_embed/up": "img_emb.proj.1",
+        "image_embed/down": "img_emb.proj.3",
+        "image_embed/norm_out": "img_emb.proj.4",
+        "head_table": "head.modulation",
+        "head": "head.head",
+        "modulation/table": "modulation",
+        "attention": "self_attn",
+        "cross_attention": "cross_attn",
+        "q": "q",
+        "k": "k",
+        "v": "v",
+        "out": "o",
+        "image_k": "k_img",
+        "image_v": "v_img",
+        "image_norm": "norm_k_img",
+        "cross_norm": "norm3",
+        "mlp/up": "ffn.0",
+        "mlp/down": "ffn.2",
+    }
+    return _rules(config, names)
+
+
+def patch_kernel(patch: tuple[int, int, int], channels: tuple[int, ...]) -> Layout:
+    """A patch convolution [d c t h w] and our kernel [p d].
+
+    channels: groups of input channels that become tokens one after the other, each in (pt ph pw c) order.
+    """
+    total, pixels = sum(channels), math.prod(patch)
+    bounds = np.cumsum((0, *channels))
+    rows = np.arange(pixels * total).reshape(pixels, total)
+    order = np.concatenate([rows[:, first:last].ravel() for first, last in itertools.pairwise(bounds)])
+    back = np.argsort(order)
+    return Layout(
+        read=lambda x: x.transpose(2, 3, 4, 1, 0).reshape(pixels * total, x.shape[0])[order],
+        write=lambda x: x[back].reshape(*patch, total, x.shape[1]).transpose(4, 3, 0, 1, 2),
+    )
+
+
+def _config(*, channels: tuple[int, int], patch: tuple[int, ...], **options: Any) -> DiTConfig:
+    """channels: those that go in and those that come out; more in than out are a condition."""
+    total, out = channels
+    if total < out:
+        raise WeightsError(f"in_channels={total} in config.json is less than out_channels={out}: not a Wan model")
+    return DiTConfig(**{**WAN, **options, "in_channels": out, "condition_channels": total - out, "patch": tuple(patch)})
+
+
+def _check_is_wan(config: DiTConfig) -> None:
+    """A config that no Wan transformer has cannot be exported as one."""
+    wanted = {name: value for name, value in WAN.items() if name != "text_width"}
+    wanted |= {"classes": 0, "learn_variance": False, "time_frequency_shift": 0}
+    for name, value in wanted.items():
+        if getattr(config, name) != value:
+            raise WeightsError(
+                f"dit.{name}={getattr(config, name)!r} is not Wan's {value!r}: export it in another form"
+            )
+    if config.mlp_norm_eps not in (None, config.norm_eps):
+        raise WeightsError(f"dit.mlp_norm_eps={config.mlp_norm_eps} is not Wan's {config.norm_eps}, one for all norms")
+    if config.text_width is None:
+        raise WeightsError("dit.text_width=None does not say how wide captions are: set it to the encoder's width")
+
+
+def _rules(config: DiTConfig, names: Mapping[str, str]) -> list[Rule]:
+    """names: ours -> theirs, of a layer or of a part of its path."""
+    d = config.width
+    groups = (config.in_channels, *([config.condition_channels] if config.condition_channels else []))
+    embed = names["patch_embed"]
+    rules = [
+        rule(f"{embed}.weight", "patch_embed/kernel", patch_kernel(config.patch, groups)),
+        rule(f"{embed}.bias", "patch_embed/bias"),
+        rule(names["head_table"], "head_table", reshaped((1, 2, d), (2, d))),
+    ]
+    for path in ("time_in", "time_out", "time_projection", "text_embed/up", "text_embed/down", "head"):
+        rules += linear(names[path], path)
+    if config.image_width:
+        for path in ("image_embed/up", "image_embed/down"):
+            rules += linear(names[path], path)
+        for path in ("image_embed/norm_in", "image_embed/norm_out"):
+            rules += _layer_norm(names[path], path)
+    if config.image_positions:
+        shape = (config.image_positions, config.image_width)
+        rules.append(rule(names["image_embed/position"], "image_embed/position", reshaped((1, *shape), shape)))
+    for i in range(config.depth):
+        rules += _block_rules(config, names, i)
+    return rules
+
+
+def _block_rules(config: DiTConfig, names: Mapping[str, str], i: int) -> list[Rule]:
+    ours, layer = ("blocks", i) if config.scan else (f"block_{i}", None)
+    theirs, d = f"blocks.{i}", config.width
+    table = reshaped((1, 6, d), (6, d))
+    rules = [rule(f"{theirs}.{names['modulation/table']}", f"{ours}/modulation/table", table, layer=layer)]
+    for path in ("mlp/up", "mlp/down"):
+        rules += linear(f"{theirs}.{names[path]}", f"{ours}/{path}", layer=layer)
+    rules += _layer_norm(f"{theirs}.{names['cross_norm']}", f"{ours}/cross_norm", layer=layer)
+    for kind in ("attention", "cross_attention"):
+        head = f"{theirs}.{names[kind]}"
+        image = config.image_width and kind == "cross_attention"
+        for part in ("q", "k", "v", "out", *(("image_k", "image_v") if image else ())):
+            rules += linear(f"{head}.{names[part]}", f"{ours}/{kind}/{part}", layer=layer)
+        for part in ("q", "k"):
+            rules.append(rule(f"{head}.norm_{part}.weight", f"{ours}/{kind}/norm/{part}/scale", layer=layer))
+        if image:
+            rules.append(rule(f"{head}.{names['image_norm']}.weight", f"{ours}/{kind}/image_norm/scale", layer=layer))
+    return rules
+
+
+def _layer_norm(name: str, path: str, *, layer: int | None = None) -> list[Rule]:
+    """torch's LayerNorm (.weight, .bias) is ours (/scale, /bias)."""
+    return [
+        rule(f"{name}.weight", f"{path}/scale", layer=layer),
+        rule(f"{name}.bias", f"{path}/bias", layer=layer),
+    ]
