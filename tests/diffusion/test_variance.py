@@ -34,7 +34,7 @@ def test_binned_likelihoods_sum_to_one_and_keep_their_digits_in_the_tail():
 
 
 def test_posterior_tables_are_bayes_rule_and_the_samplers_own():
-    tables = posterior_tables("linear", 50)
+    tables = posterior_tables(SCHEDULE)
     steps = posterior(lay_out(SCHEDULE, "noise", LEVELS))
     np.testing.assert_allclose(tables["from_x0"][::-1], steps.from_x0, rtol=1e-9)
     np.testing.assert_allclose(tables["from_x"][::-1], steps.from_x, atol=1e-12)
@@ -67,7 +67,7 @@ def test_bound_terms_are_the_kl_in_bits(prediction):
     x0, noise, level, output = example(prediction)
     got = bound_terms(SCHEDULE, prediction, output, x0=x0, noise=noise, level=level)
     assert got.shape == (2, 3)
-    t = posterior_tables("linear", 50)
+    t = posterior_tables(SCHEDULE)
     alpha, sigma = SCHEDULE.alpha(0.2), SCHEDULE.sigma(0.2)
     # An error of 0.3 in the prediction, as an error of the estimated data.
     off = {"noise": -sigma / alpha, "v": -sigma, "velocity": -sigma / (alpha + sigma), "sample": 1.0}
@@ -85,7 +85,7 @@ def test_a_perfect_network_with_the_small_variance_has_no_bound_but_at_time_zero
         output = output.at[..., :4].add(-0.3).at[..., 4:].set(-1.0)
         got = bound_terms(SCHEDULE, "noise", output, x0=x0, noise=noise, level=level)
         if wanted is None:
-            std = np.exp(0.5 * posterior_tables("linear", 50)["log_small"][0])
+            std = np.exp(0.5 * posterior_tables(SCHEDULE)["log_small"][0])
             wanted = -np.log2(2 * norm.cdf(BIN / 2 / std) - 1)
         np.testing.assert_allclose(got, wanted, atol=1e-4, rtol=1e-4)
 

@@ -9,7 +9,8 @@ from vdit.errors import ConfigError
 
 Kind = Literal["flow", "ddpm"]
 Prediction = Literal["velocity", "noise", "v", "sample"]
-BetaSchedule = Literal["linear", "cosine"]
+BetaSchedule = Literal["linear", "scaled_linear", "cosine"]
+Interpolation = Literal["log_alpha", "sigma"]
 TimestepSampling = Literal["logit_normal", "uniform"]
 
 
@@ -22,7 +23,12 @@ class DiffusionConfig:
     shift: moves training draws and sampling grids towards noise (flow only; 1 does nothing).
     timestep_sampling, logit_mean, logit_std: how training draws levels, before the shift.
     stratified: spread one batch's draws evenly over the levels; each draw alone is distributed the same.
-    beta_schedule, steps: the discrete process (ddpm only).
+    whole_time: cut the network's time to whole numbers, as Wan's samplers do (flow only; ddpm's are whole).
+    beta_schedule, steps: the discrete process (ddpm only). "scaled_linear" is even in the root of beta.
+    beta_start, beta_end: the first and last beta of the linear ones at 1000 steps; at another number of steps
+        they grow or shrink so that as much noise comes together (Improved DDPM).
+    interpolation: what is even between the process's own levels: "log_alpha", or "sigma", which is
+        sigma / alpha, as samplers after Karras et al. have it (ddpm only).
     learn_variance: the network also gives a variance, in as many channels again (ddpm only).
     """
 
@@ -33,8 +39,12 @@ class DiffusionConfig:
     logit_mean: float = 0.0
     logit_std: float = 1.0
     stratified: bool = False
+    whole_time: bool = False
     beta_schedule: BetaSchedule = "linear"
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
     steps: int = 1000
+    interpolation: Interpolation = "log_alpha"
     learn_variance: bool = False
 
     def __post_init__(self):
@@ -43,6 +53,7 @@ class DiffusionConfig:
             ("prediction", Prediction),
             ("timestep_sampling", TimestepSampling),
             ("beta_schedule", BetaSchedule),
+            ("interpolation", Interpolation),
         ):
             value = getattr(self, field)
             if value not in get_args(choices):
@@ -52,12 +63,17 @@ class DiffusionConfig:
                 raise ConfigError(f"diffusion {field} is {getattr(self, field)}: it must be above 0")
         if self.steps < 2:
             raise ConfigError(f"diffusion steps is {self.steps}: a discrete process needs 2 or more")
-        if self.kind == "ddpm" and self.beta_schedule == "linear" and self.steps <= 20:
-            raise ConfigError(f"diffusion steps is {self.steps}: linear betas reach 1 below 21")
+        if not 0 < self.beta_start <= self.beta_end:
+            raise ConfigError(f"diffusion beta_start is {self.beta_start}: it must be in (0, beta_end={self.beta_end}]")
+        largest = self.beta_end * 1000 / self.steps
+        if self.kind == "ddpm" and self.beta_schedule != "cosine" and largest >= 1:
+            raise ConfigError(f"diffusion steps is {self.steps}: betas grow to {largest:.3g} there, give more steps")
         if self.kind == "flow" and self.learn_variance:
             raise ConfigError("learn_variance is True with kind='flow': only kind='ddpm' has a variance")
         if self.kind == "ddpm" and self.shift != 1:
             raise ConfigError(f"shift is {self.shift} with kind='ddpm': only kind='flow' shifts; set 1")
+        if self.kind == "ddpm" and self.whole_time:
+            raise ConfigError("whole_time is True with kind='ddpm': its times are whole already; set False")
         if self.kind == "flow" and self.prediction == "noise":
             raise ConfigError(
                 "prediction is 'noise' with kind='flow': pure noise says nothing of the data there, "

@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdit.diffusion.config import BetaSchedule, DiffusionConfig
+from vdit.diffusion.config import BetaSchedule, DiffusionConfig, Interpolation
 from vdit.errors import ConfigError
 from vdit.types import Array
 
 MAX_TIME = 1000.0  # the network's time at level 1, in the units that published models use
 MAX_BETA = 0.999  # the cosine schedule's last step would otherwise destroy everything at once
 COSINE_OFFSET = 0.008
+WHOLE_MARGIN = 1e-4  # float32 tells times near 1000 apart by 6e-5
 
 
 class Schedule(Protocol):
@@ -42,6 +43,10 @@ class Schedule(Protocol):
 
     def time(self, t: Array | float) -> Array:
         """The network's time input, 0..1000."""
+        ...
+
+    def rounding(self, t: np.ndarray) -> np.ndarray:
+        """Levels, next to t, that float32 may round without changing their time. t: numpy."""
         ...
 
     def log_snr(self, t: Array | float) -> Array:
@@ -97,8 +102,17 @@ class Flow:
 
     def time(self, t):
         xp, t = _numpy_or_jax(t)
+        if not self.whole_time:
+            return MAX_TIME * t
         # The margin keeps a whole number whole when float32 has rounded the level down.
-        return xp.floor(MAX_TIME * t + 1e-4) if self.whole_time else MAX_TIME * t
+        return xp.floor(MAX_TIME * t + (0.0 if xp is np else WHOLE_MARGIN))
+
+    def rounding(self, t):
+        if not self.whole_time:
+            return t
+        # A time just below a whole number would be rounded up to it, or be lifted over it by the margin.
+        below = np.floor(MAX_TIME * t) + 1.0 - 3 * WHOLE_MARGIN
+        return np.minimum(t, below / MAX_TIME)
 
     def log_snr(self, t):
         return log_snr(self.alpha(t), self.sigma(t))
@@ -108,16 +122,20 @@ class Flow:
 
 
 @functools.lru_cache(maxsize=16)
-def log_alpha_bar_table(beta_schedule: BetaSchedule, steps: int) -> np.ndarray:
+def log_alpha_bar_table(
+    beta_schedule: BetaSchedule, steps: int, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> np.ndarray:
     """float64 [steps + 1]: log of the cumulative product of (1 - beta) after 0, 1, ..., steps steps."""
     if beta_schedule == "linear":
-        betas = np.linspace(1e-4, 0.02, steps, dtype=np.float64) * 1000.0 / steps
+        betas = np.linspace(beta_start, beta_end, steps, dtype=np.float64) * 1000.0 / steps
+    elif beta_schedule == "scaled_linear":
+        betas = np.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=np.float64) ** 2 * 1000.0 / steps
     elif beta_schedule == "cosine":
         points = np.arange(steps + 1, dtype=np.float64) / steps
         wanted = np.cos((points + COSINE_OFFSET) / (1 + COSINE_OFFSET) * np.pi / 2) ** 2
         betas = np.minimum(1.0 - wanted[1:] / wanted[:-1], MAX_BETA)
     else:
-        raise ConfigError(f"beta_schedule is {beta_schedule!r}: use 'linear' or 'cosine'")
+        raise ConfigError(f"beta_schedule is {beta_schedule!r}: use 'linear', 'scaled_linear' or 'cosine'")
     if not 0 < betas.max() < 1:
         raise ConfigError(f"steps is {steps} with a {beta_schedule} schedule: betas reach 1, use more steps")
     table = np.concatenate([[0.0], np.cumsum(np.log1p(-betas))])
@@ -130,15 +148,23 @@ class DDPM:
     """The discrete variance-preserving process: alpha^2 + sigma^2 = 1.
 
     The network knows the times 0 .. steps-1; time i is the level t = (i + 1) / steps, and level 0 is clean.
-    At those levels alpha^2 is the cumulative product of (1 - beta); between them its logarithm is
-    interpolated linearly, so that samplers may step anywhere. A level below the first has time 0.
+    At those levels alpha^2 is the cumulative product of (1 - beta); between them its logarithm
+    (interpolation="log_alpha"), or sigma / alpha ("sigma"), is interpolated linearly, so that samplers may
+    step anywhere. A level below the first has time 0. The rest: see DiffusionConfig.
     """
 
     beta_schedule: BetaSchedule = "linear"
     steps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    interpolation: Interpolation = "log_alpha"
 
     def __post_init__(self):
-        log_alpha_bar_table(self.beta_schedule, self.steps)
+        self.table()
+
+    def table(self) -> np.ndarray:
+        """log(alpha^2) at levels 0, 1/steps, ..., 1: float64 [steps + 1]."""
+        return log_alpha_bar_table(self.beta_schedule, self.steps, self.beta_start, self.beta_end)
 
     @property
     def discrete_steps(self) -> int:
@@ -147,8 +173,11 @@ class DDPM:
     def log_alpha_bar(self, t):
         """log(alpha^2) [...]."""
         xp, t = _numpy_or_jax(t)
-        table = xp.asarray(log_alpha_bar_table(self.beta_schedule, self.steps))
-        return xp.interp(t * self.steps, xp.arange(self.steps + 1.0), table)
+        place, known = t * self.steps, xp.arange(self.steps + 1.0)
+        if self.interpolation == "sigma":
+            ratio = np.sqrt(np.expm1(-self.table()))
+            return -xp.log1p(xp.interp(place, known, xp.asarray(ratio)) ** 2)
+        return xp.interp(place, known, xp.asarray(self.table()))
 
     def alpha(self, t):
         xp, _ = _numpy_or_jax(t)
@@ -165,6 +194,9 @@ class DDPM:
         whole = xp.round(time)
         return xp.maximum(xp.where(xp.abs(time - whole) < 1e-3, whole, time), 0.0)
 
+    def rounding(self, t):
+        return t
+
     def log_snr(self, t):
         return log_snr(self.alpha(t), self.sigma(t))
 
@@ -175,5 +207,11 @@ class DDPM:
 def make_schedule(config: DiffusionConfig) -> Schedule:
     """The schedule that a configuration asks for."""
     if config.kind == "flow":
-        return Flow(shift=config.shift)
-    return DDPM(beta_schedule=config.beta_schedule, steps=config.steps)
+        return Flow(shift=config.shift, whole_time=config.whole_time)
+    return DDPM(
+        beta_schedule=config.beta_schedule,
+        steps=config.steps,
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
+        interpolation=config.interpolation,
+    )

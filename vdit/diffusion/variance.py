@@ -13,22 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
 
-from vdit.diffusion.config import BetaSchedule, Prediction
+from vdit.diffusion.config import Prediction
 from vdit.diffusion.predictions import expand_like, to_clean_and_noise
-from vdit.diffusion.schedules import DDPM, log_alpha_bar_table
+from vdit.diffusion.schedules import DDPM
 from vdit.types import Array
 
 BIN = 2.0 / 255.0  # the grain at which data are told apart in the last step's likelihood
 
 
 @functools.lru_cache(maxsize=16)
-def posterior_tables(beta_schedule: BetaSchedule, steps: int) -> dict[str, np.ndarray]:
+def posterior_tables(schedule: DDPM) -> dict[str, np.ndarray]:
     """Of q(x_{i-1} | x_i, x_0) at times i = 0..steps-1, float64 [steps] each.
 
     from_x0, from_x: the mean's coefficients. log_small: log of its variance, the smallest sensible one
     (time 0's is 0, so time 1's stands in). log_large: log(beta), the largest sensible one.
     """
-    table = log_alpha_bar_table(beta_schedule, steps)
+    table = schedule.table()
     before, after = table[:-1], table[1:]
     beta = -np.expm1(after - before)
     noise_before, noise_after = -np.expm1(before), -np.expm1(after)
@@ -76,7 +76,7 @@ def bound_terms(
     """
     values, raw = jnp.split(output.astype(jnp.float32), 2, axis=-1)
     index = jnp.clip(jnp.round(level * schedule.steps).astype(jnp.int32) - 1, 0, schedule.steps - 1)
-    tables = posterior_tables(schedule.beta_schedule, schedule.steps)
+    tables = posterior_tables(schedule)
     at = {name: expand_like(jnp.asarray(table, x0.dtype)[index], x0) for name, table in tables.items()}
     alpha, sigma = expand_like(schedule.alpha(level), x0), expand_like(schedule.sigma(level), x0)
     x = alpha * x0 + sigma * noise
