@@ -49,3 +49,25 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         init = nn.with_logical_partitioning(nn.initializers.ones_init(), (self.axis,))
         return rms_norm(x, self.param("scale", init, (x.shape[-1],)), self.eps)
+
+
+class GroupNorm(nn.Module):
+    """Normalises each group of channels over the places of a frame (Wu and He, 2018): `[... h w c]`, same shape.
+
+    With learned scale and shift. groups: equal pieces of the channels, in order.
+    """
+
+    groups: int = 32
+    eps: float = 1e-6
+    axis: str | None = "embed"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        *_, height, width, channels = x.shape
+        shape, axes = x.shape[-1:], (self.axis,)
+        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones_init(), axes), shape)
+        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros_init(), axes), shape)
+        y = x.astype(jnp.float32).reshape(-1, height * width, self.groups, channels // self.groups)
+        y = y - jnp.mean(y, (1, 3), keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), (1, 3), keepdims=True) + self.eps)
+        return (y.reshape(x.shape) * scale + bias).astype(x.dtype)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vdit.nn.conv import CausalConv, Conv, kernel_init, upsample_nearest
-from vdit.nn.norm import RMSNorm
+from vdit.nn.norm import GroupNorm, RMSNorm
 from vdit.types import Array, PyTree
 from vdit.vae.config import VAEConfig
 
@@ -20,6 +20,13 @@ from vdit.vae.config import VAEConfig
 def conv_options(config: VAEConfig) -> dict:
     """What every convolution of the model is given."""
     return {"dtype": jnp.dtype(config.dtype), "formulation": config.conv}
+
+
+def norm(config: VAEConfig, name: str) -> nn.Module:
+    """The normalisation of the model, float32 inside: `[b t h w c]`, same shape."""
+    if config.norm == "group":
+        return GroupNorm(config.norm_groups, config.norm_eps, "conv_out", name=name)
+    return RMSNorm(config.norm_eps, "conv_out", name=name)
 
 
 class ResidualBlock(nn.Module):
@@ -34,7 +41,7 @@ class ResidualBlock(nn.Module):
         options = conv_options(config)
         h = x
         for i in (1, 2):
-            h = nn.silu(RMSNorm(config.norm_eps, "conv_out", name=f"norm{i}")(h))
+            h = nn.silu(norm(config, f"norm{i}")(h))
             # The second convolution starts at zero, the block as its shortcut: deep stacks learn sooner.
             init = kernel_init if i == 1 else nn.initializers.zeros_init()
             conv = CausalConv(self.features, config.block_kernel, kernel_init=init, name=f"conv{i}", **options)
@@ -53,7 +60,7 @@ class FrameAttention(nn.Module):
     def __call__(self, x: Array) -> Array:
         b, t, h, w, c = x.shape
         options = conv_options(self.config)
-        y = RMSNorm(self.config.norm_eps, "conv_out", name="norm")(x)
+        y = norm(self.config, "norm")(x)
         qkv = Conv(3 * c, (1, 1, 1), name="qkv", **options)(y).reshape(b * t, h * w, 3, c)
         q, k, v = (qkv[:, :, i] for i in range(3))
         scores = jnp.einsum("fqc,fkc->fqk", q, k, preferred_element_type=jnp.float32) * c**-0.5
@@ -113,7 +120,8 @@ class Upsample(nn.Module):
     """Doubles time, then space, where asked: `[b t h w c] -> [b t' h' w' c']`.
 
     In time, the clip's first frame passes as it is and each other one becomes two, by a causal
-    convolution that never sees the first: 1 + k frames give 1 + 2k. The step in space halves the channels.
+    convolution that never sees the first: 1 + k frames give 1 + 2k. The step in space halves the channels,
+    where config.up_channels says so.
     """
 
     config: VAEConfig
@@ -137,8 +145,35 @@ class Upsample(nn.Module):
                 rest = jnp.moveaxis(rest.reshape(b, t, h, w, 2, width), 4, 2).reshape(b, 2 * t, h, w, width)
                 x = jnp.concatenate([first, rest], axis=1)
         if self.space:
-            x = Conv(width // 2, (1, 3, 3), name="space", **options)(upsample_nearest(x))
+            features = width // 2 if self.config.up_channels == "halve" else width
+            x = Conv(features, (1, 3, 3), name="space", **options)(upsample_nearest(x))
         return x, new
+
+
+def mean_shortcut(x: Array, features: int, change: tuple[int, int]) -> Array:
+    """Means of groups of neighbours, as Wan 2.2's AvgDown3D: `[b t h w c] -> [b t/f h/s w/s features]`.
+
+    change: (f, s), what time and each side of space are divided by. The values of a block of f x s x s places
+    are put in the order of channel, frame, row, column, and each `features`-th part of them is averaged.
+    A clip's first frame fills its block with zeros before it.
+    """
+    f, s = change
+    x = jnp.pad(x, ((0, 0), (-x.shape[1] % f, 0), (0, 0), (0, 0), (0, 0)))
+    b, t, h, w, c = x.shape
+    x = x.reshape(b, t // f, f, h // s, s, w // s, s, c).transpose(0, 1, 3, 5, 7, 2, 4, 6)
+    return x.reshape(b, t // f, h // s, w // s, features, -1).mean(-1)
+
+
+def repeat_shortcut(x: Array, features: int, change: tuple[int, int], *, start: bool) -> Array:
+    """Values repeated over neighbours, as Wan 2.2's DupUp3D: `[b t h w c] -> [b t*f h*s w*s features]`.
+
+    The counterpart of `mean_shortcut`. start: the chunk holds a clip's first frame, which gives one frame.
+    """
+    f, s = change
+    b, t, h, w, c = x.shape
+    x = jnp.repeat(x, features * f * s * s // c, axis=-1).reshape(b, t, h, w, features, f, s, s)
+    x = x.transpose(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, t * f, h * s, w * s, features)
+    return x[:, f - 1 :] if start else x
 
 
 def fold(x: Array, frames: int, patch: int) -> Array:

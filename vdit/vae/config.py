@@ -10,15 +10,21 @@ from vdit.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAEConfig:
-    """One causal 3D VAE for Wan 2.1's and vdit's own.
+    """One causal 3D VAE for Wan 2.1's, Wan 2.2's, Stable Diffusion's and vdit's own.
 
     Pixels are folded into channels (`patch`, `patch_frames`), then each level works at its own width and
     a change of level halves the size in space, in time, or in both.
 
     latent_channels: channels of the latents.
     base_channels, channel_mults: width of each level, from the pixels inwards.
+    decoder_base_channels: likewise of the decoder; None takes base_channels.
     blocks_per_level: residual blocks of each encoder level; the decoder has `decoder_extra_blocks` more.
-    spatial_down, temporal_down: what each change of level halves; one entry less than levels.
+    spatial_down, temporal_down: what each change of level halves; one entry less than levels. With nothing
+        halved in time and kernels of one frame, the VAE is one of images, and a clip is coded frame by frame.
+    up_channels: "halve": a step up in space halves the channels (Wan 2.1); "keep" leaves them to the next
+        level's first block (Wan 2.2, Stable Diffusion).
+    level_shortcut: a shortcut without parameters past each level and its change of size: means of groups of
+        values on the way down, repeats on the way up (Wan 2.2).
     patch: side of the square of pixels folded into channels before the first convolution. Most of the
         work is then at low resolution, which is what makes small networks cheap.
     patch_frames: frames folded into channels likewise; the first frame stands alone.
@@ -26,9 +32,12 @@ class VAEConfig:
     edge_kernel: likewise of the first and last convolution of the encoder and the decoder.
     middle: "attention" is residual block, attention within each frame, residual block (Wan); "blocks"
         leaves the attention out; "none" leaves out all three.
+    norm: "rms" over the channels of each place, or "group": over `norm_groups` groups of channels and all
+        places of a frame, with learned scale and shift (Wu and He, 2018; Stable Diffusion).
     norm_out: also normalise before the last convolution of the encoder and the decoder. Without, small
         networks learn several times sooner: how bright a place is need not be told by direction alone.
-    norm_eps: added to the mean square under the root.
+    norm_eps: added to the mean square, or the variance, under the root.
+    quant: a 1x1x1 convolution of the latents after the encoder and one before the decoder.
     dtype: type of the convolutions; norms and softmax stay float32.
     conv: how convolutions are computed (vdit/nn/conv.py).
     remat: recompute each residual block in the backward.
@@ -36,23 +45,47 @@ class VAEConfig:
 
     latent_channels: int = 16
     base_channels: int = 96
+    decoder_base_channels: int | None = None
     channel_mults: tuple[int, ...] = (1, 2, 4, 4)
     blocks_per_level: int = 2
     decoder_extra_blocks: int = 1
     spatial_down: tuple[bool, ...] = (True, True, True)
     temporal_down: tuple[bool, ...] = (False, True, True)
+    up_channels: Literal["halve", "keep"] = "halve"
+    level_shortcut: bool = False
     patch: int = 1
     patch_frames: int = 1
     block_kernel: tuple[int, int, int] = (3, 3, 3)
     edge_kernel: tuple[int, int, int] = (3, 3, 3)
     middle: Literal["attention", "blocks", "none"] = "attention"
+    norm: Literal["rms", "group"] = "rms"
+    norm_groups: int = 32
     norm_out: bool = True
     norm_eps: float = 1e-6
+    quant: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
     conv: Literal["auto", "taps", "native"] = "auto"
     remat: bool = False
 
     def __post_init__(self) -> None:
+        self._check_levels()
+        for name in ("latent_channels", "base_channels", "blocks_per_level", "patch", "patch_frames", "norm_groups"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"vae.{name}={getattr(self, name)} must be at least 1")
+        for name in ("block_kernel", "edge_kernel"):
+            sizes = getattr(self, name)
+            if len(sizes) != 3 or any(size < 1 or size % 2 == 0 for size in sizes):
+                raise ConfigError(f"vae.{name}={sizes} must be three odd numbers: (t, h, w)")
+        if self.decoder_base_channels is not None and self.decoder_base_channels < 1:
+            raise ConfigError(f"vae.decoder_base_channels={self.decoder_base_channels} must be at least 1, or None")
+        if self.decoder_extra_blocks < 0:
+            raise ConfigError(f"vae.decoder_extra_blocks={self.decoder_extra_blocks} must not be negative")
+        widths = set(self.widths + self.decoder_widths)
+        if self.norm == "group" and any(width % self.norm_groups for width in widths):
+            raise ConfigError(f"vae widths {sorted(widths)} must be multiples of vae.norm_groups={self.norm_groups}")
+        self._check_steps()
+
+    def _check_levels(self) -> None:
         changes = len(self.channel_mults) - 1
         for name in ("spatial_down", "temporal_down"):
             if len(getattr(self, name)) != changes:
@@ -63,28 +96,47 @@ class VAEConfig:
         for level, halves in enumerate(zip(self.spatial_down, self.temporal_down)):
             if not any(halves):
                 raise ConfigError(f"vae change of level {level} halves nothing: drop the level")
-        for name in ("latent_channels", "base_channels", "blocks_per_level", "patch", "patch_frames"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"vae.{name}={getattr(self, name)} must be at least 1")
         if min(self.channel_mults, default=0) < 1:
             raise ConfigError(f"vae.channel_mults={self.channel_mults} must be numbers from 1")
-        for name in ("block_kernel", "edge_kernel"):
-            sizes = getattr(self, name)
-            if len(sizes) != 3 or any(size < 1 or size % 2 == 0 for size in sizes):
-                raise ConfigError(f"vae.{name}={sizes} must be three odd numbers: (t, h, w)")
-        if self.decoder_extra_blocks < 0:
-            raise ConfigError(f"vae.decoder_extra_blocks={self.decoder_extra_blocks} must not be negative")
-        for level, down in enumerate(self.spatial_down):
-            if down and self.widths[level + 1] % 2:
+
+    def _check_steps(self) -> None:
+        """Channels must divide where a step up halves them, or a shortcut regroups them."""
+        for level, space in enumerate(self.spatial_down):
+            width = self.decoder_widths[level + 1]
+            if space and self.up_channels == "halve" and width % 2:
                 raise ConfigError(
-                    f"vae width {self.widths[level + 1]} of level {level + 1} must be even, as the decoder "
+                    f"vae width {width} of level {level + 1} must be even, as the decoder "
                     f"halves it: change vae.base_channels={self.base_channels}"
+                )
+        if not self.level_shortcut:
+            return
+        if self.up_channels == "halve":
+            raise ConfigError("vae.level_shortcut=True needs vae.up_channels='keep'")
+        inwards = [(self.widths[max(i - 1, 0)], self.widths[i], self.change(i)) for i in range(len(self.widths))]
+        wide = (*self.decoder_widths, self.decoder_widths[-1])
+        outwards = [(wide[i], wide[i + 1], self.change(i - 1)) for i in range(1, len(self.widths))]
+        for fewer, more, (time, space) in inwards + outwards:
+            if fewer * time * space**2 % more:
+                raise ConfigError(
+                    f"vae.level_shortcut cannot regroup {fewer} channels x {time * space**2} into {more}: "
+                    f"change vae.channel_mults={self.channel_mults}"
                 )
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of each level."""
+        """Channels of each level of the encoder."""
         return tuple(self.base_channels * mult for mult in self.channel_mults)
+
+    @property
+    def decoder_widths(self) -> tuple[int, ...]:
+        """Channels of each level of the decoder, from the pixels inwards too."""
+        return tuple((self.decoder_base_channels or self.base_channels) * mult for mult in self.channel_mults)
+
+    def change(self, level: int) -> tuple[int, int]:
+        """By what the step from `level` inwards divides time and each side of space; (1, 1) of the last."""
+        if level == len(self.channel_mults) - 1:
+            return 1, 1
+        return 1 + self.temporal_down[level], 1 + self.spatial_down[level]
 
     @property
     def spatial_stride(self) -> int:
@@ -167,6 +219,24 @@ class VAELossConfig:
 
 PRESETS: dict[str, dict[str, object]] = {
     "wan21": {"norm_eps": 1e-24},
+    "wan22": {
+        "latent_channels": 48,
+        "base_channels": 160,
+        "decoder_base_channels": 256,
+        "patch": 2,
+        "up_channels": "keep",
+        "level_shortcut": True,
+        "norm_eps": 1e-24,
+    },
+    "sd": {
+        "latent_channels": 4,
+        "base_channels": 128,
+        "temporal_down": (False, False, False),
+        "up_channels": "keep",
+        "block_kernel": (1, 3, 3),
+        "edge_kernel": (1, 3, 3),
+        "norm": "group",
+    },
     "base": {
         "base_channels": 64,
         "patch": 2,
@@ -203,7 +273,11 @@ PRESETS: dict[str, dict[str, object]] = {
 
 
 def preset(name: str, **changes: object) -> VAEConfig:
-    """A named VAE, all 4x8x8: "wan21" (127 M parameters), "base", "small", or "tiny" (for the quickstart)."""
+    """A named VAE.
+
+    4x8x8: "wan21" (127 M parameters), "base", "small", "tiny" (for the quickstart). 4x16x16: "wan22" (705 M).
+    1x8x8, for images: "sd", Stable Diffusion's (84 M).
+    """
     if name not in PRESETS:
         raise ConfigError(f"VAE preset {name!r} is unknown: use one of {', '.join(PRESETS)}")
     return VAEConfig(**{**PRESETS[name], **changes})

@@ -11,9 +11,19 @@ from flax import linen as nn
 
 from vdit.errors import ShapeError
 from vdit.nn.conv import CausalConv, Conv
-from vdit.nn.norm import RMSNorm
 from vdit.types import Array, PyTree
-from vdit.vae.blocks import Downsample, Middle, ResidualBlock, Upsample, conv_options, fold, unfold
+from vdit.vae.blocks import (
+    Downsample,
+    Middle,
+    ResidualBlock,
+    Upsample,
+    conv_options,
+    fold,
+    mean_shortcut,
+    norm,
+    repeat_shortcut,
+    unfold,
+)
 from vdit.vae.config import VAEConfig
 
 INITIAL_LOGVAR = -4.0
@@ -57,6 +67,7 @@ class Encoder(nn.Module):
         x, new["conv_in"] = CausalConv(config.widths[0], name="conv_in", **edge)(x, old.get("conv_in"))
         block = nn.remat(ResidualBlock) if config.remat else ResidualBlock
         for level, width in enumerate(config.widths):
+            entered = x
             for i in range(config.blocks_per_level):
                 name = f"block{level}_{i}"
                 x, new[name] = block(config, width, name=name)(x, old.get(name))
@@ -64,11 +75,15 @@ class Encoder(nn.Module):
                 space, time = config.spatial_down[level], config.temporal_down[level]
                 down = Downsample(config, space, time, name=f"down{level}")
                 x, new[down.name] = down(x, old.get(down.name))
+            if config.level_shortcut:
+                x = x + mean_shortcut(entered, width, config.change(level))
         if config.middle != "none":
             x, new["middle"] = Middle(config, name="middle")(x, old.get("middle"))
-        x = nn.silu(RMSNorm(config.norm_eps, "conv_out", name="norm_out")(x) if config.norm_out else x)
+        x = nn.silu(norm(config, "norm_out")(x) if config.norm_out else x)
         channels = 2 * config.latent_channels
         x, new["conv_out"] = CausalConv(channels, name="conv_out", **edge)(x, old.get("conv_out"))
+        if not config.quant:
+            return x, new
         # Training starts with little noise on the latents: the decoder cannot learn from noise.
         quiet = jnp.repeat(jnp.array([0.0, INITIAL_LOGVAR]), config.latent_channels)
         quant = Conv(channels, (1, 1, 1), bias_init=lambda *_: quiet, name="quant", **options)
@@ -85,20 +100,25 @@ class Decoder(nn.Module):
         config, old, new = self.config, cache or {}, {}
         options = conv_options(config)
         edge = {"kernel": config.edge_kernel, **options}
-        x = Conv(config.latent_channels, (1, 1, 1), name="post_quant", **options)(z.astype(options["dtype"]))
-        x, new["conv_in"] = CausalConv(config.widths[-1], name="conv_in", **edge)(x, old.get("conv_in"))
+        x = z.astype(options["dtype"])
+        if config.quant:
+            x = Conv(config.latent_channels, (1, 1, 1), name="post_quant", **options)(x)
+        x, new["conv_in"] = CausalConv(config.decoder_widths[-1], name="conv_in", **edge)(x, old.get("conv_in"))
         if config.middle != "none":
             x, new["middle"] = Middle(config, name="middle")(x, old.get("middle"))
         block = nn.remat(ResidualBlock) if config.remat else ResidualBlock
-        for level in reversed(range(len(config.widths))):
+        for level, width in reversed(list(enumerate(config.decoder_widths))):
+            entered = x
             for i in range(config.blocks_per_level + config.decoder_extra_blocks):
                 name = f"block{level}_{i}"
-                x, new[name] = block(config, config.widths[level], name=name)(x, old.get(name))
+                x, new[name] = block(config, width, name=name)(x, old.get(name))
             if level > 0:
                 space, time = config.spatial_down[level - 1], config.temporal_down[level - 1]
                 up = Upsample(config, space, time, name=f"up{level}")
                 x, new[up.name] = up(x, old.get(up.name))
-        x = nn.silu(RMSNorm(config.norm_eps, "conv_out", name="norm_out")(x) if config.norm_out else x)
+                if config.level_shortcut:
+                    x = x + repeat_shortcut(entered, width, config.change(level - 1), start=cache is None)
+        x = nn.silu(norm(config, "norm_out")(x) if config.norm_out else x)
         channels = 3 * config.patch_frames * config.patch**2
         x, new["conv_out"] = CausalConv(channels, name="conv_out", **edge)(x, old.get("conv_out"))
         x = unfold(x, config.patch_frames, config.patch)
