@@ -14,6 +14,7 @@ from vdit.nn.embedding import Embed, sinusoid
 from vdit.nn.linear import MLP, Linear
 from vdit.nn.norm import LayerNorm
 from vdit.text.config import TextConfig
+from vdit.text.t5 import T5Encoder
 from vdit.types import Array
 
 ACTIVATION = ("batch", "text_tokens", "embed")
@@ -22,8 +23,8 @@ ACTIVATION = ("batch", "text_tokens", "embed")
 class TextEncoder(Protocol):
     """A Linen module from packed captions to features: what trained and pretrained encoders share.
 
-    A pretrained encoder (T5, umT5) is one more file in this folder with a module of this form, its
-    config and a weight map in vdit/pretrained; the DiT learns nothing of it but its width.
+    A pretrained encoder is one more file in this folder (as t5.py) with a module of this form, its config
+    and a weight map in vdit/pretrained; the DiT learns nothing of it but its width.
     """
 
     def __call__(self, text: Array, text_clip: Array, text_position: Array) -> Array:
@@ -71,6 +72,27 @@ class Block(nn.Module):
         return constrain(x + MLP(4 * cfg.width, cfg.width, dtype, name="mlp")(y), ACTIVATION)
 
 
+def make_encoder(config: TextConfig) -> nn.Module:
+    """The encoder that a config asks for: a module of the form of TextEncoder, [b m d] with d = config.width."""
+    return Encoder(config) if config.t5 is None else T5Encoder(config.t5)
+
+
+def drop_captions(
+    config: TextConfig, text: Array, text_clip: Array, text_position: Array, drop: Array
+) -> tuple[Array, Array]:
+    """Turns the captions of some clips into the empty prompt, for classifier-free guidance.
+
+    text, text_clip, text_position: int [b m]; drop: bool [b s], one for each of the clips 1, 2, ..., s of a
+    row. Returns text and text_clip, int [b m], as the config's tokenizer would have given them for "": the
+    small encoder's is its first token alone; T5's is an end token, and padding where captions are padded.
+    """
+    if config.t5 is None:
+        return text, drop_text(text_clip, text_position, drop)
+    empty = jnp.where(text_position == 0, config.t5.eos_id, config.t5.pad_id).astype(text.dtype)
+    text = jnp.where(_dropped(text_clip, drop), empty, text)
+    return text, text_clip if config.t5.pad else drop_text(text_clip, text_position, drop)
+
+
 def drop_text(text_clip: Array, text_position: Array, drop: Array) -> Array:
     """Empties the captions of some clips, for classifier-free guidance.
 
@@ -78,6 +100,10 @@ def drop_text(text_clip: Array, text_position: Array, drop: Array) -> Array:
     row. Returns text_clip [b m] in which all but the first token of each dropped caption is padding:
     the first token alone is how the empty prompt is encoded.
     """
+    return jnp.where(_dropped(text_clip, drop) & (text_position > 0), 0, text_clip)
+
+
+def _dropped(text_clip: Array, drop: Array) -> Array:
+    """Which tokens belong to a dropped clip: bool [b m]."""
     clips = jnp.arange(1, drop.shape[1] + 1)
-    dropped = jnp.any((text_clip[:, :, None] == clips) & drop[:, None, :], axis=-1)
-    return jnp.where(dropped & (text_position > 0), 0, text_clip)
+    return jnp.any((text_clip[:, :, None] == clips) & drop[:, None, :], axis=-1)

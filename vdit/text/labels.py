@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from vdit.errors import TextError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelTokenizer:
-    """A prompt is a class number, "1" to "classes"; "" is no class. Its one token is the label itself."""
+    """A prompt is a class: its number, or its name; "" is no class. Its one token is the label, from 1.
+
+    first: the number of the first class in prompts (ImageNet's classes count from 0).
+    names: of each class, in order; where a name has commas, each part is a name.
+    """
 
     classes: int
+    first: int = 1
+    names: tuple[str, ...] = ()
     max_length: int = 1
 
     @property
@@ -19,11 +26,21 @@ class LabelTokenizer:
         return self.classes + 1
 
     def encode(self, text: str) -> list[int]:
-        label = 0 if not text.strip() else int(text) if text.strip().isdecimal() else -1
-        if not 0 <= label <= self.classes or (label == 0 and text.strip()):
-            rule = f'this model is told a class, give "1" to "{self.classes}", or "" for none'
-            raise TextError(f"prompt {text!r}: {rule}")
+        prompt = text.strip()
+        if not prompt:
+            return [0]
+        label = int(prompt) - self.first + 1 if prompt.isdecimal() else self._labels.get(prompt.lower(), 0)
+        if not 1 <= label <= self.classes:
+            named = "or a class's name, " if self.names else ""
+            rule = f'give "{self.first}" to "{self.first + self.classes - 1}", {named}or "" for none'
+            raise TextError(f"prompt {text!r}: this model is told a class, {rule}")
         return [label]
+
+    @functools.cached_property
+    def _labels(self) -> dict[str, int]:
+        parts = [(part.strip().lower(), i + 1) for i, name in enumerate(self.names) for part in name.split(",")]
+        # The first class keeps a name that two of them share, so that a name means one class.
+        return dict(reversed(parts))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,133 @@
+"""T5 and umT5 encoders: configs and weight maps, of transformers' folders and of Wan's own checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from vdit.errors import ConfigError, WeightsError
+from vdit.pretrained.options import read_options
+from vdit.pretrained.weights import LINEAR, Rule, rule
+from vdit.text.config import T5Config
+
+# What the encoder has, by the names of T5Config and of the public config.json.
+_NAMES = {
+    "vocab_size": "vocab_size",
+    "width": "d_model",
+    "heads": "num_heads",
+    "head_dim": "d_kv",
+    "mlp": "d_ff",
+    "layers": "num_layers",
+    "buckets": "relative_attention_num_buckets",
+    "max_distance": "relative_attention_max_distance",
+    "eps": "layer_norm_epsilon",
+    "eos_id": "eos_token_id",
+    "pad_id": "pad_token_id",
+}
+_DEFAULTS = {
+    "d_kv": 64, "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-6, "eos_token_id": 1, "pad_token_id": 0,
+}  # fmt: skip
+# Options that say nothing of what an encoder computes: of training, of decoding, of the file.
+_NO_MATTER = (
+    "architectures", "bos_token_id", "classifier_dropout", "decoder_start_token_id", "dropout_rate", "dtype",
+    "gradient_checkpointing", "initializer_factor", "is_encoder_decoder", "model_type", "n_positions",
+    "num_decoder_layers", "output_past", "scalable_attention", "scale_decoder_outputs", "task_specific_params",
+    "tie_word_embeddings", "tokenizer_class", "torch_dtype", "transformers_version", "use_cache",
+)  # fmt: skip
+# feed_forward_proj -> (gated, activation). "gelu" alone is the exact one, but "gated-gelu" is the tanh one.
+_MLP = {
+    "relu": (False, "relu"),
+    "gated-relu": (True, "relu"),
+    "gelu_new": (False, "gelu_tanh"),
+    "gated-gelu": (True, "gelu_tanh"),
+    "gated-gelu_new": (True, "gelu_tanh"),
+}
+_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+# Of whole models, which public folders of encoders hold now and then: not read.
+UNUSED = ("decoder.block.", "decoder.final_layer_norm.", "lm_head.")
+
+
+def t5_config(json: Mapping[str, Any]) -> T5Config:
+    """The config.json of transformers' T5EncoderModel or UMT5EncoderModel -> ours."""
+    family = json.get("model_type")
+    if family not in ("t5", "umt5"):
+        raise WeightsError(f"model_type={family!r} in config.json is not that of a text encoder known here: t5 or umt5")
+    known = dict.fromkeys((*_NAMES.values(), *_NO_MATTER, "dense_act_fn", "is_gated_act")) | _DEFAULTS
+    # Absent, this is version 1.0 of T5, and umT5's gated.
+    known["feed_forward_proj"] = "relu" if family == "t5" else "gated-gelu"
+    values = read_options(json, json.get("_class_name", ""), known, {"is_decoder": False})
+    missing = [name for name in _NAMES.values() if values[name] is None]
+    if missing:
+        raise WeightsError(f"config.json lacks {', '.join(missing)}: it must say what the encoder is made of")
+    kind = values["feed_forward_proj"]
+    if kind not in _MLP:
+        raise WeightsError(f"feed_forward_proj={kind!r} in config.json is not supported: use one of {', '.join(_MLP)}")
+    gated, activation = _MLP[kind]
+    derived = {"is_gated_act": gated, "dense_act_fn": "relu" if activation == "relu" else "gelu_new"}
+    for name, value in derived.items():
+        if values[name] not in (None, value):
+            raise WeightsError(f"{name}={values[name]!r} in config.json contradicts feed_forward_proj={kind!r}")
+    fields = {ours: values[theirs] for ours, theirs in _NAMES.items()}
+    return T5Config(**fields, per_layer_bias=family == "umt5", gated=gated, activation=activation)
+
+
+def t5_json(config: T5Config) -> dict[str, Any]:
+    """Our config -> the config.json of T5EncoderModel or UMT5EncoderModel: the inverse of t5_config."""
+    kinds = {value: name for name, value in reversed(_MLP.items()) if name != "gated-gelu_new"}
+    umt5 = config.per_layer_bias
+    return {
+        "architectures": ["UMT5EncoderModel" if umt5 else "T5EncoderModel"],
+        "model_type": "umt5" if umt5 else "t5",
+        **{theirs: getattr(config, ours) for ours, theirs in _NAMES.items()},
+        "feed_forward_proj": kinds[config.gated, config.activation],
+        "is_encoder_decoder": False,
+        "tie_word_embeddings": True,
+        "use_cache": False,
+    }
+
+
+def diffusers_rules(config: T5Config, names: Collection[str] | None = None) -> list[Rule]:
+    """Map from transformers' names.
+
+    names: those of the checkpoint at hand. Its embedding table is under one name or under several that are
+    tied; None: under the one that transformers writes.
+    """
+    found = [name for name in _EMBEDDINGS if names is not None and name in names] or [_EMBEDDINGS[0]]
+    rules = [rule(found[0], "embed/embedding", copies=tuple(found[1:]))]
+    for i in range(config.layers):
+        theirs = f"encoder.block.{i}.layer"
+        attention = {name: f"{theirs}.0.SelfAttention.{name[0]}" for name in ("q", "k", "v", "out")}
+        mlp = {"gate": "wi_0", "up": "wi_1", "down": "wo"} if config.gated else {"up": "wi", "down": "wo"}
+        mlp = {name: f"{theirs}.1.DenseReluDense.{value}" for name, value in mlp.items()}
+        norms = {"attention_norm": f"{theirs}.0.layer_norm", "mlp_norm": f"{theirs}.1.layer_norm"}
+        bias = f"{theirs}.0.SelfAttention.relative_attention_bias.weight"
+        rules += _layer(config, i, attention | mlp, norms, bias)
+    return [*rules, rule("encoder.final_layer_norm.weight", "norm/scale")]
+
+
+def original_rules(config: T5Config) -> list[Rule]:
+    """Map from the names of Wan's own repositories (models_t5_umt5-xxl-enc-bf16.pth)."""
+    if not config.gated:
+        raise ConfigError("text.t5.gated=False has no names in Wan's own checkpoints: its T5 is gated")
+    rules = [rule("token_embedding.weight", "embed/embedding")]
+    for i in range(config.layers):
+        theirs = f"blocks.{i}"
+        linears = {name: f"{theirs}.attn.{name[0]}" for name in ("q", "k", "v", "out")}
+        linears |= {"gate": f"{theirs}.ffn.gate.0", "up": f"{theirs}.ffn.fc1", "down": f"{theirs}.ffn.fc2"}
+        norms = {"attention_norm": f"{theirs}.norm1", "mlp_norm": f"{theirs}.norm2"}
+        shared = "" if not config.per_layer_bias else f"{theirs}."
+        rules += _layer(config, i, linears, norms, f"{shared}pos_embedding.embedding.weight")
+    return [*rules, rule("norm.weight", "norm/scale")]
+
+
+def _layer(config: T5Config, i: int, linears: dict[str, str], norms: dict[str, str], bias: str) -> list[Rule]:
+    """Rules of layer i. linears, norms: our name in a block -> theirs; bias: their table of relative positions."""
+    block, layer = ("blocks", i) if config.scan else (f"block_{i}", None)
+    rules = [rule(f"{name}.weight", f"{block}/{ours}/kernel", LINEAR, layer=layer) for ours, name in linears.items()]
+    rules += [rule(f"{name}.weight", f"{block}/{ours}/scale", layer=layer) for ours, name in norms.items()]
+    if config.per_layer_bias:
+        rules.append(rule(bias, f"{block}/relative_bias", layer=layer))
+    elif i == 0:
+        rules.append(rule(bias, "relative_bias"))
+    return rules
