@@ -59,7 +59,11 @@ class Estimate(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """The table's common columns, all float64 [n]: this step's level and the next's."""
+    """The table's common columns, all float64 [n]: this step's level and the next's.
+
+    t and t_next are what the network and `project` are told: next to the levels, where these are not safe
+    to round to float32 (Schedule.rounding).
+    """
 
     t: np.ndarray
     t_next: np.ndarray
@@ -91,24 +95,28 @@ def lay_out(schedule: Schedule, prediction: Prediction, grid: Grid | np.ndarray 
             "prediction is 'noise' and the grid starts at pure noise, where it says nothing of the data: "
             "start lower, for instance Grid(..., ceiling=0.999)"
         )
-    return Problem(levels[:-1], levels[1:], alpha[:-1], alpha[1:], sigma[:-1], sigma[1:])
+    told = schedule.rounding(levels)
+    return Problem(told[:-1], told[1:], alpha[:-1], alpha[1:], sigma[:-1], sigma[1:])
 
 
-def estimate(denoise: Denoise, x: Array, row: dict[str, Array], prediction: Prediction) -> Estimate:
-    """Calls the network at this step's level."""
-    return estimate_at(denoise, x, row["t"], row["alpha"], row["sigma"], prediction)
-
-
-def estimate_at(
-    denoise: Denoise, x: Array, t: Array, alpha: Array, sigma: Array, prediction: Prediction
+def estimate(
+    denoise: Denoise, x: Array, row: dict[str, Array], prediction: Prediction, clip: float | None = None
 ) -> Estimate:
-    """x [... c]; t, alpha, sigma [] -> Estimate."""
-    output = denoise(x, t).astype(x.dtype)
+    """Calls the network at this step's level: x [... c] -> Estimate.
+
+    clip: x0 is held to [-clip, clip]; the noise stays what the network says.
+    """
+    output = denoise(x, row["t"]).astype(x.dtype)
     variance = None
     if output.shape != x.shape:
         output, variance = jnp.split(output, 2, axis=-1)
-    x0, noise = to_clean_and_noise(prediction, output, x, alpha, sigma)
-    return Estimate(x0, noise, variance)
+    x0, noise = to_clean_and_noise(prediction, output, x, row["alpha"], row["sigma"])
+    return Estimate(x0 if clip is None else jnp.clip(x0, -clip, clip), noise, variance)
+
+
+def check_clip(clip: float | None, name: str) -> None:
+    if clip is not None and not clip > 0:
+        raise ConfigError(f"{name} clip is {clip}: it must be above 0, or None for no limit")
 
 
 def run_steps(

@@ -11,7 +11,16 @@ import numpy as np
 
 from vdit.diffusion.variance import interpolate_log_variance
 from vdit.errors import ConfigError
-from vdit.samplers.base import estimate, lay_out, need_key, posterior, projected, run_steps, working
+from vdit.samplers.base import (
+    check_clip,
+    estimate,
+    lay_out,
+    need_key,
+    posterior,
+    projected,
+    run_steps,
+    working,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,13 +30,16 @@ class DDPM:
     variance: "small" is the posterior's, right for data that are one point; "large" (beta, in a DDPM) is
     right for data that are unit Gaussian; "learned" asks the network for a mix of the two; None is
     "learned" where the network gives one, and "small" otherwise.
+    clip: hold the estimated data to [-clip, clip], where data are known to lie there.
     """
 
     variance: Literal["small", "large", "learned"] | None = None
+    clip: float | None = None
 
     def __post_init__(self):
         if self.variance not in (None, "small", "large", "learned"):
             raise ConfigError(f"ddpm variance is {self.variance!r}: use small, large, learned or None")
+        check_clip(self.clip, "ddpm")
 
     def sample(self, denoise, x, *, schedule, prediction, grid, key=None, project=None):
         """See vdit.samplers.base.Sampler."""
@@ -45,7 +57,7 @@ class DDPM:
         }
 
         def step(x, row, step_key):
-            says = estimate(denoise, x, row, prediction)
+            says = estimate(denoise, x, row, prediction, self.clip)
             spread = row["noisy"] * jnp.exp(0.5 * self._log_variance(says.variance, row))
             x = row["from_x0"] * says.x0 + row["from_x"] * x
             x = x + spread * jax.random.normal(step_key, x.shape, x.dtype)

@@ -1,18 +1,21 @@
-"""Heun's method: second order, two calls a step (one on a step that ends at clean data)."""
+"""Heun's method: second order, two calls a step (one on a step that ends at clean data).
+
+Each call is a row of the table of its own, so that the compiled step holds the network once.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Literal
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vdit.errors import ConfigError
 from vdit.samplers.base import (
     Problem,
+    check_clip,
     estimate,
-    estimate_at,
     lay_out,
     projected,
     run_steps,
@@ -27,37 +30,51 @@ class Heun:
 
     frame: which curve counts as straight. "straight": y = x / (alpha + sigma), a flow's own; finite from
     pure noise to clean data. "exploding": y = x / alpha, as Karras et al. do for DDPM-trained networks.
+    clip: hold the estimated data to [-clip, clip], where data are known to lie there.
     """
 
     frame: Literal["straight", "exploding"] = "straight"
+    clip: float | None = None
 
     def __post_init__(self):
         if self.frame not in ("straight", "exploding"):
             raise ConfigError(f"heun frame is {self.frame!r}: use straight or exploding")
+        check_clip(self.clip, "heun")
 
     def sample(self, denoise, x, *, schedule, prediction, grid, key=None, project=None):
         """See vdit.samplers.base.Sampler."""
         problem = lay_out(schedule, prediction, grid)
         frame = straight_frame(problem) if self.frame == "straight" else _exploding_frame(problem)
-        columns = problem.columns() | frame | {"average": problem.sigma_next > 0}
 
-        def slope(says):
-            return says.noise - says.x0 if self.frame == "straight" else says.noise
+        def slope(x, row):
+            says = estimate(denoise, x, row, prediction, self.clip)
+            # A clipped estimate of the data implies another noise than the network's.
+            noise = says.noise if self.clip is None else (x - row["alpha"] * says.x0) / row["sigma"]
+            return noise - says.x0 if self.frame == "straight" else noise
 
-        def step(x, row, key):
-            first = slope(estimate(denoise, x, row, prediction))
-
-            def averaged():
-                there = projected(project, row["keep"] * x + row["move"] * first, row["t_next"])
-                level = row["t_next"], row["alpha_next"], row["sigma_next"]
-                return 0.5 * (first + slope(estimate_at(denoise, there, *level, prediction)))
-
-            # At clean data the second slope may divide by sigma = 0, and costs a call for nothing.
-            mean_slope = jax.lax.cond(row["average"] > 0, averaged, lambda: first)
-            return projected(project, row["keep"] * x + row["move"] * mean_slope, row["t_next"])
+        def call(carry, row, key):
+            """x: where the step began; there: where the network is called, x itself at first."""
+            x, there, first = carry
+            second = row["second"] > 0
+            here = slope(there, row)
+            mean_slope = jnp.where(second, 0.5 * (first + here), here)
+            there = projected(project, row["keep"] * x + row["move"] * mean_slope, row["t_next"])
+            return jnp.where(second, there, x), there, here
 
         x = working(x)
-        return run_steps(step, x, columns, dtype=x.dtype)
+        columns = _calls(problem.columns() | frame)
+        return run_steps(call, (x, x, jnp.zeros_like(x)), columns, dtype=x.dtype)[1]
+
+
+def _calls(steps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A table of steps, float64 [n] each, -> one of calls: at a step's own level, then (second) at the next's."""
+    columns = {name: np.repeat(column, 2) for name, column in steps.items()}
+    columns["second"] = np.tile([0.0, 1.0], len(steps["t"]))
+    for name in ("t", "alpha", "sigma"):
+        columns[name][1::2] = steps[f"{name}_next"]
+    # At clean data the second slope may divide by sigma = 0, and costs a call for nothing.
+    count = -1 if steps["sigma_next"][-1] == 0 else None
+    return {name: column[:count] for name, column in columns.items()}
 
 
 def _exploding_frame(problem: Problem) -> dict[str, np.ndarray]:
