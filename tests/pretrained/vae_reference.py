@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from load import fill
 
+from tests.pretrained.load import fill
 from vdit.vae import VAE, VAEConfig
 
 
@@ -15,7 +15,7 @@ def randomise(torch, module, seed: int = 0):
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if name.endswith("gamma") or (".norm" in name or "norm." in name or "norm_out." in name) and name.endswith("weight"):
+        if (parameter.ndim == 1 and "norm" in name and name.endswith("weight")) or name.endswith("gamma"):
             parameter.copy_(1 + 0.2 * noise)
         elif parameter.ndim > 1:
             parameter.copy_(noise * parameter[0].numel() ** -0.5)
@@ -39,18 +39,18 @@ class Ours:
     def _apply(self, params, x, cache, method):
         return self.vae.apply({"params": params}, x, cache, method=method)
 
-    def encode(self, video, splits: tuple[int, ...] = ()) -> np.ndarray:
+    def encode(self, video, splits: tuple[int, ...] = (), params=None) -> np.ndarray:
         """Mean and log variance, one after the other in channels; splits: frames at which a chunk begins."""
         parts, cache = [], None
         for chunk in np.split(_theirs_to_ours(video), splits, axis=1):
-            gaussian, cache = self._encode(self.params, chunk, cache)
+            gaussian, cache = self._encode(params or self.params, chunk, cache)
             parts.append(jnp.concatenate([gaussian.mean, gaussian.logvar], -1))
         return _ours_to_theirs(jnp.concatenate(parts, 1))
 
-    def decode(self, latents, splits: tuple[int, ...] = ()) -> np.ndarray:
+    def decode(self, latents, splits: tuple[int, ...] = (), params=None) -> np.ndarray:
         parts, cache = [], None
         for chunk in np.split(_theirs_to_ours(latents), splits, axis=1):
-            frames, cache = self._decode(self.params, chunk, cache)
+            frames, cache = self._decode(params or self.params, chunk, cache)
             parts.append(frames)
         return _ours_to_theirs(jnp.concatenate(parts, 1))
 

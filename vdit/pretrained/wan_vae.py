@@ -65,8 +65,17 @@ def vae_config(json: dict) -> VAEConfig:
     """The VAE that AutoencoderKLWan's config.json describes; WeightsError names an option that cannot be done."""
     sizes = ("in_channels", "out_channels", "scale_factor_temporal", "scale_factor_spatial")
     options = read_options(json, "AutoencoderKLWan", DEFAULTS | dict.fromkeys(sizes), FIXED)
+    config = _config(options)
+    # What the others imply has to agree with them.
+    values = 3 * config.patch**2
+    implied = dict(zip(sizes, (values, values, config.temporal_stride, config.spatial_stride), strict=True))
+    read_options(json, "AutoencoderKLWan", DEFAULTS, FIXED | implied)
+    return config
+
+
+def _config(options: dict) -> VAEConfig:
     levels = len(options["dim_mult"])
-    config = preset(
+    return preset(
         "wan21",
         latent_channels=options["z_dim"],
         base_channels=options["base_dim"],
@@ -79,11 +88,6 @@ def vae_config(json: dict) -> VAEConfig:
         up_channels="keep" if options["is_residual"] else "halve",
         level_shortcut=bool(options["is_residual"]),
     )
-    # What the others imply has to agree with them.
-    values = 3 * config.patch**2
-    implied = dict(zip(sizes, (values, values, config.temporal_stride, config.spatial_stride), strict=True))
-    read_options(json, "AutoencoderKLWan", DEFAULTS, FIXED | implied)
-    return config
 
 
 def vae_json(config: VAEConfig, statistics: dict[str, Array] | None = None) -> dict:
@@ -105,7 +109,8 @@ def vae_json(config: VAEConfig, statistics: dict[str, Array] | None = None) -> d
         "scale_factor_temporal": config.temporal_stride,
         "scale_factor_spatial": config.spatial_stride,
     }
-    same_config("AutoencoderKLWan", vae_config(json), config, apart=APART)
+    theirs = _config(read_options(json, "AutoencoderKLWan", json, {}))
+    same_config("AutoencoderKLWan", theirs, config, apart=APART)
     if statistics is not None:
         # The shortest decimals that give these float32 numbers back.
         json |= {f"latents_{name}": [float(str(x)) for x in np.float32(value)] for name, value in statistics.items()}
