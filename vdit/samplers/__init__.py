@@ -14,7 +14,7 @@ from vdit.samplers.ddim import DDIM
 from vdit.samplers.ddpm import DDPM
 from vdit.samplers.dpmpp2m import DPMpp2M
 from vdit.samplers.euler import Euler
-from vdit.samplers.grid import Grid
+from vdit.samplers.grid import Grid, GridOptions
 from vdit.samplers.heun import Heun
 from vdit.samplers.unipc import UniPC
 
@@ -44,4 +44,18 @@ def _nearest(name, known) -> str:
     return f": did you mean {close[0]!r}?" if close else f": use one of {', '.join(known) or 'none'}"
 
 
-__all__ = ["SAMPLERS", "Denoise", "Grid", "Project", "Sampler", "make"]
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "SAMPLERS",
+    "DPMpp2M",
+    "Denoise",
+    "Euler",
+    "Grid",
+    "GridOptions",
+    "Heun",
+    "Project",
+    "Sampler",
+    "UniPC",
+    "make",
+]

@@ -27,6 +27,7 @@ class GridOptions:
     high: the largest unshifted level.
     low: the smallest unshifted level that is spaced for; by default the schedule's first (0.001 without).
     open_end: linspace and leading space for one more level, and leave out the lowest.
+    snap: linspace keeps to the levels that the schedule was trained at.
     shift: in place of the schedule's own.
     ceiling: levels are held to this; just under 1 where a method must divide by alpha.
     last: the level that the last step reaches, in place of 0: some noise is then left in the result.
@@ -38,12 +39,14 @@ class GridOptions:
         flow Euler in diffusers          linspace, low=0.001 already shifted once: ends at 0.0089 (shift 3, 50 steps)
         DDIM and DDPM in diffusers       leading, linspace or trailing; steps_offset k is low = (k + 1) / 1000
         UniPC, DPM-Solver++ on betas     the same with open_end (trailing has none)
+        Heun on betas                    the same without snap
     """
 
     spacing: Spacing = "uniform"
     high: float = 1.0
     low: float | None = None
     open_end: bool = False
+    snap: bool = True
     shift: float | None = None
     ceiling: float = 1.0
     last: float = 0.0
@@ -121,7 +124,8 @@ def _linspace(grid: Grid, schedule: Schedule) -> np.ndarray:
     if count == 1:
         return _at_times(grid, schedule, np.array([n * high - 1.0]))
     # Upwards, so that the halves among them are exact, and are rounded as others round them.
-    return _at_times(grid, schedule, np.linspace(n * low - 1.0, n * high - 1.0, count)[::-1][: grid.steps])
+    times = np.linspace(n * low - 1.0, n * high - 1.0, count)[::-1][: grid.steps]
+    return _at_times(grid, schedule, times) if grid.snap else grid.shifted(schedule, (times + 1.0) / n)
 
 
 def _trailing(grid: Grid, schedule: Schedule) -> np.ndarray:

@@ -27,7 +27,7 @@ class UniPC:
     """Deterministic. With the corrector one order above `order`; first on a lowered last step.
 
     order: of the predictor, 1 to 3; the first steps are lower, having fewer estimates to look back on.
-    solver: B(h) is h ("bh1") or 1 - exp(-h) ("bh2"); of order 3 they are the same.
+    solver: B(h) is h ("bh1") or 1 - exp(-h) ("bh2").
     skip_corrections: the corrector redoes no step before this one; more is steadier under strong guidance.
     lower_order_final: order 1 in the last step, and at most 2 in the one before. A last step onto clean data
         is always first order. The corrector never redoes the last step.
