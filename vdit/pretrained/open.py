@@ -1,0 +1,136 @@
+"""Opens the tensors of a public checkpoint: a file, an index of shards, or a folder that holds one such set.
+
+    open_tensors("Wan2.1-T2V-14B/transformer")      a folder with one set of shards
+    open_tensors("models_t5_umt5-xxl-enc-bf16.pth") one file
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from vdit.errors import WeightsError
+from vdit.pretrained.safetensors_files import open_safetensors
+from vdit.pretrained.tensors import TensorFiles, listed, read_json
+from vdit.pretrained.torch_files import open_torch
+
+# Of several precisions of one model in a folder: the plain one, else the first of these.
+VARIANTS = ("fp32", "bf16", "fp16")
+# What training scripts leave beside the weights.
+NOT_WEIGHTS = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt"}
+
+
+def open_tensors(path: str | Path, *, key: str | None = None) -> TensorFiles:
+    """Opens a file of tensors, an index of shards, or a folder that holds one such set.
+
+    path: .safetensors, .safetensors.index.json, .bin.index.json; .pt .pth .bin .ckpt of torch.save; or a folder:
+        safetensors before torch files, the plain set before its precision variants (.fp16, .bf16).
+    key: where a torch file nests its tensors ("ema", "state_dict"; "a.b" for deeper); None: the only place there is.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _only_set(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file or folder; give the folder that holds the weights")
+    if path.name.endswith(".json"):
+        return _open_index(path, key)
+    return _open_file(path, key)
+
+
+def _open_file(path: Path, key: str | None) -> TensorFiles:
+    if path.suffix == ".safetensors":
+        return open_safetensors(path)
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
+        return open_torch(path, key=key)
+    raise WeightsError(f"{path}: is none of .safetensors .pt .pth .bin .ckpt; convert it to safetensors")
+
+
+def _open_index(path: Path, key: str | None) -> TensorFiles:
+    """Shards as an index says; every tensor in the shard that the index names, and none besides."""
+    places = _weight_map(path)
+    shards = {name: path.parent / name for name in sorted(set(places.values()))}
+    absent = [name for name, file in shards.items() if not file.is_file()]
+    if absent:
+        raise WeightsError(f"{path}: names shards that are not there: {listed(absent)}; download them")
+    opened = {name: _open_file(file, key) for name, file in shards.items()}
+    lost = [f"{name} (not in {shard})" for name, shard in places.items() if name not in opened[shard].info]
+    if lost:
+        raise WeightsError(f"{path}: the shards lack tensors that it names: {listed(lost)}; download them again")
+    unnamed = [f"{name} ({s})" for s, files in opened.items() for name in files.info if places.get(name) != s]
+    if unnamed:
+        raise WeightsError(f"{path}: does not name tensors of its shards: {listed(unnamed)}; download it again")
+    return TensorFiles(
+        path=path,
+        info={name: opened[shard].info[name] for name, shard in places.items()},
+        largest_file=max(files.largest_file for files in opened.values()),
+        reader=lambda name: opened[places[name]].read(name),
+    )
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    places = read_json(path).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise WeightsError(f"{path}: has no weight_map of names to shards; download it again")
+    for name, shard in places.items():
+        if not isinstance(shard, str) or shard in ("", ".", "..") or re.search(r"[/\\\0]", shard):
+            raise WeightsError(f"{path}: puts {name} into {shard!r}, which is no file of its folder; do not trust it")
+    return places
+
+
+class _Set(NamedTuple):
+    """Files of one folder that make one model."""
+
+    variant: str
+    stem: str
+    index: Path | None
+    files: list[Path]
+
+
+def _only_set(folder: Path) -> Path:
+    """The file or index to open for a folder."""
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    for suffixes in (("safetensors",), ("bin", "pth", "pt", "ckpt")):
+        sets = [found for suffix in suffixes for found in _sets(folder, names, suffix)]
+        for variant in ("", *VARIANTS):
+            of_variant = [found for found in sets if found.variant == variant]
+            if len(of_variant) > 1:
+                stems = listed(sorted(f.index.name if f.index else f.files[0].name for f in of_variant))
+                raise WeightsError(f"{folder}: holds several sets of weights: {stems}; give the one file itself")
+            if of_variant:
+                return _entrance(folder, of_variant[0])
+    raise WeightsError(f"{folder}: holds no weights (.safetensors .bin .pth .pt .ckpt); it has {listed(names)}")
+
+
+def _sets(folder: Path, names: list[str], suffix: str) -> list[_Set]:
+    variants = "|".join(VARIANTS)
+    file = re.compile(rf"(.+?)(?:\.({variants}))?(-\d+-of-\d+)?(?:\.({variants}))?\.{suffix}")
+    index = re.compile(rf"(.+?)(?:\.({variants}))?\.{suffix}\.index(?:\.({variants}))?\.json")
+    files: dict[tuple[str, str, bool], list[Path]] = {}
+    indices: dict[tuple[str, str], Path] = {}
+    for name in names:
+        if name in NOT_WEIGHTS:
+            continue
+        if match := file.fullmatch(name):
+            stem, before, number, after = match.groups()
+            files.setdefault((before or after or "", stem, number is not None), []).append(folder / name)
+        elif match := index.fullmatch(name):
+            stem, before, after = match.groups()
+            indices[before or after or "", stem] = folder / name
+    found = [_Set(v, s, indices.pop((v, s), None) if sharded else None, f) for (v, s, sharded), f in files.items()]
+    return found + [_Set(variant, stem, path, []) for (variant, stem), path in indices.items()]
+
+
+def _entrance(folder: Path, found: _Set) -> Path:
+    if found.index is not None:
+        stray = sorted({file.name for file in found.files} - set(_weight_map(found.index).values()))
+        if stray:
+            raise WeightsError(f"{found.index}: does not name the shards {listed(stray)}; remove what is stale")
+        return found.index
+    if len(found.files) > 1:
+        shards = listed(file.name for file in found.files)
+        raise WeightsError(f"{folder}: has shards without their index: {shards}; download {found.stem}...index.json")
+    file = found.files[0]
+    if (match := re.search(r"-(\d+)-of-(\d+)", file.name)) and int(match[2]) > 1:
+        raise WeightsError(f"{folder}: has {file.name} of {int(match[2])} shards and no index; download the rest")
+    return file
