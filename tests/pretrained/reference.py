@@ -18,7 +18,7 @@ def enliven(torch, module, seed: int = 0):
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if parameter.ndim >= 2 and "table" not in name and "modulation" not in name:
-            parameter.copy_(noise / math.sqrt(parameter[0].numel()))
+            parameter.copy_(0.7 * noise / math.sqrt(parameter[0].numel()))
         else:
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             parameter.copy_(centre + 0.3 * noise)
