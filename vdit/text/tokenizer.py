@@ -34,7 +34,7 @@ class Tokenizer(Protocol):
         """The most ids that `encode` returns."""
 
     def encode(self, text: str) -> list[int]:
-        """Between 1 and max_length ids; the first is the same for every text, and alone means ''."""
+        """Between 1 and max_length ids: what the text encoder sees. That of "" is the empty prompt."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class SentencePieceTokenizer:
         """Text to ids: `first`, then the pieces, at most max_length in all."""
         if not isinstance(text, str):
             raise TextError(f"a caption must be text, got {type(text).__name__}: {text!r:.80}")
-        return [self.first, *self._processor.encode(_valid(text))][: self.max_length]
+        return [self.first, *self._processor.encode(valid_text(text))][: self.max_length]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids to text, special tokens left out; the inverse of `encode` up to the model's normalisation."""
@@ -91,17 +91,22 @@ class SentencePieceTokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes the .model file, whole or not at all."""
-        path = Path(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.{os.getpid()}.part")
-            part.write_bytes(self.model)
-            os.replace(part, path)
-        except OSError as error:
-            raise TextError(f"{path}: cannot write the tokenizer: {error.strerror}") from None
+        write_model(self.model, path)
 
     def __getstate__(self) -> dict[str, object]:
         return {"model": self.model, "max_length": self.max_length}
+
+
+def write_model(model: bytes, path: str | Path) -> None:
+    """Writes a .model file, whole or not at all."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        part.write_bytes(model)
+        os.replace(part, path)
+    except OSError as error:
+        raise TextError(f"{path}: cannot write the tokenizer: {error.strerror}") from None
 
 
 def load_tokenizer(path: str | Path, *, max_length: int = 64) -> SentencePieceTokenizer:
@@ -166,18 +171,23 @@ def train_tokenizer(
 
 
 def fit_vocabulary(config: TextConfig, tokenizer: Tokenizer) -> TextConfig:
-    """The config with an embedding table of just the tokenizer's size."""
+    """The config with an embedding table of just the tokenizer's size; a T5's stays as its weights have it."""
+    if config.t5 is not None:
+        if tokenizer.vocab_size > config.t5.vocab_size:
+            rule = f"more than text.t5.vocab_size={config.t5.vocab_size}: it is another model's"
+            raise TextError(f"the tokenizer has {tokenizer.vocab_size} ids, {rule}")
+        return config
     return dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
 
 
-def _valid(text: str) -> str:
+def valid_text(text: str) -> str:
     """Half of a surrogate pair has no UTF-8 form; it becomes "?"."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _normal(caption: str) -> str:
     # Control characters and the library's own mark for a space are no use as pieces.
-    text = unicodedata.normalize("NFKC", _valid(caption)).replace("\u2581", " ")
+    text = unicodedata.normalize("NFKC", valid_text(caption)).replace("\u2581", " ")
     text = "".join(char if unicodedata.category(char) != "Cc" else " " for char in text)
     return " ".join(text.split())
 
