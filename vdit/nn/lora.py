@@ -111,6 +111,11 @@ def detach(params: PyTree) -> LoRA:
     return LoRA(layers=layers)
 
 
+def without_lora(params: PyTree) -> PyTree:
+    """The parameters without the LoRA that they hold apart."""
+    return unflatten_dict({path: leaf for path, leaf in flatten_dict(params).items() if path[-1] not in LEAVES})
+
+
 def init_lora(key: jax.Array, boxed: PyTree, *, targets: Sequence[str], rank: int) -> PyTree:
     """New factors for the dense layers of `boxed` that the patterns name, in boxes with their logical axes.
 
@@ -135,7 +140,7 @@ def init_lora(key: jax.Array, boxed: PyTree, *, targets: Sequence[str], rank: in
 
 def scales(lora: PyTree, scale: float) -> PyTree:
     """The `lora_scale` leaves that go with a tree of `lora_a` and `lora_b`: float32 [] or [layers]."""
-    flat = flatten_dict(lora)
+    flat = flatten_dict(nn.meta.unbox(lora))
     return unflatten_dict(
         {(*path, "lora_scale"): jnp.full(a.shape[:-2], scale, jnp.float32)
          for (*path, last), a in flat.items() if last == "lora_a"}

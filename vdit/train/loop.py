@@ -72,10 +72,14 @@ def start(
     key: jax.Array,
     checkpointer: Checkpointer | None = None,
     data: DataIterator | None = None,
+    params: PyTree | None = None,
 ) -> TrainState:
-    """The state to train from: the last checkpoint's, with `data` moved to its place, or a new one."""
+    """The state to train from: the last checkpoint's, with `data` moved to its place, or a new one.
+
+    params: what a new one begins with, donated; None makes fresh parameters.
+    """
     if checkpointer is None or checkpointer.latest_step() is None:
-        return plan.create(key)
+        return plan.create(key) if params is None else plan.adopt(params, key)
     return TrainState.from_trees(checkpointer.restore(plan.abstract.trees(), data=data))
 
 

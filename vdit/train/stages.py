@@ -5,7 +5,8 @@
     train_tokenizer   captions -> tokenizer.model
     train_dit         latents and captions -> dit/
 
-A stage that is complete is skipped, one that was interrupted goes on where its last checkpoint stands.
+A stage that is complete is skipped, one that was interrupted goes on where its last checkpoint stands. A run that
+starts from another model (`start_from`) has its VAE, the statistics of its latents and its tokenizer.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -33,11 +35,13 @@ from vdit.data.pipeline import row_iterator, video_batches
 from vdit.dist.mesh import make_mesh
 from vdit.errors import ConfigError
 from vdit.nn.conv import compiler_options
+from vdit.nn.lora import join
 from vdit.tasks.canvas import tokenize
 from vdit.tasks.sample import TextToVideo, compiled
 from vdit.text import fit_vocabulary, load_tokenizer
 from vdit.text import train_tokenizer as train_pieces
 from vdit.text.labels import NoText
+from vdit.train.base import adopt, base_identity, begin, check_base
 from vdit.train.config import TrainConfig
 from vdit.train.denoising import DenoisingLoss
 from vdit.train.experiment import Experiment, sample_method
@@ -56,7 +60,7 @@ STAGES = ("vae", "latents", "tokenizer", "dit")
 MAY_CHANGE = tuple(
     f"{stage}.{field}" for stage in ("vae_train", "dit_train")
     for field in ("steps", "save_every", "keep", "log_every", "sample_every", "max_nonfinite")
-) + ("sample", "mesh", "data.threads", "data.read_ahead", "data.prefetch")  # fmt: skip
+) + ("sample", "mesh", "start_from", "data.threads", "data.read_ahead", "data.prefetch")  # fmt: skip
 CAPTIONS_FOR_TOKENIZER = 100_000
 
 
@@ -80,6 +84,7 @@ def run(
     say = (logging.console or Console()).print
     if not (workspace.root / "experiment.json").exists():
         workspace.save_experiment(experiment)
+    adopt(experiment, workspace)
     for stage in STAGES:
         if stage not in stages:
             continue
@@ -107,9 +112,9 @@ def peak_memory() -> int:
 
 
 def train_vae(experiment: Experiment, workspace: Workspace, logging: Logging) -> TrainResult | None:
-    """Train the VAE on windows of the videos. Returns None if it is trained already."""
+    """Train the VAE on windows of the videos. Returns None if it is trained already, or the base's."""
     config, clips = experiment.vae_train, experiment.vae_clips
-    if _complete(workspace.vae, config, experiment):
+    if _has(experiment, "vae") or _complete(workspace.vae, config, experiment):
         return None
     source = open_source(experiment.data, seed=experiment.seed, exclude=experiment.holdout)
     _report_skipped(source, logging)
@@ -164,7 +169,8 @@ def encode_latents(experiment: Experiment, workspace: Workspace, logging: Loggin
     finally:
         display.close()
     _report_skipped(source, logging)
-    workspace.save_statistics(index["mean"], index["std"])
+    if not _has(experiment, "statistics.json"):
+        workspace.save_statistics(index["mean"], index["std"])
 
 
 def train_tokenizer(experiment: Experiment, workspace: Workspace) -> Experiment:
@@ -189,7 +195,10 @@ def with_tokenizer(experiment: Experiment, workspace: Workspace) -> Experiment:
 
 
 def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) -> TrainResult | None:
-    """Train text encoder and DiT on packed rows of latents. Returns None if it is trained already."""
+    """Train text encoder and DiT, or what of them is to be trained, on packed rows of latents.
+
+    Returns None if it is trained already.
+    """
     config = experiment.dit_train
     if _complete(workspace.dit, config, experiment):
         return None
@@ -208,31 +217,38 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
         mean=statistics["mean"],
         std=statistics["std"],
     )
-    plan = plan_state(experiment.network.init, config, mesh=make_mesh(experiment.mesh))
+    mesh = make_mesh(experiment.mesh)
+    beginning = begin(experiment, mesh, resumed=_started(workspace.dit))
+    plan = plan_state(beginning.init, config, mesh=mesh)
     hooks = []
     if config.sample_every and experiment.sample.prompts:
-        hooks.append(_sample_hook(experiment, workspace, tokenizer))
+        hooks.append(_sample_hook(experiment, workspace, tokenizer, beginning.frozen))
     rows = config.batch_size * experiment.data.row_tokens
-    flops = 3 * experiment.dit.flops(rows, _mean_tokens(store, experiment), experiment.text.max_length / 2)
+    forward = experiment.dit.flops(rows, _mean_tokens(store, experiment), experiment.text.max_length / 2)
+    flops = (3 if experiment.lora is None else 2) * forward  # the gradient of frozen weights is not taken
     loss = DenoisingLoss(experiment=experiment)
     return _train(
-        "dit", experiment, workspace.dit, workspace, plan, loss, data, logging, hooks=hooks, flops=flops
-    )
+        "dit", experiment, workspace.dit, workspace, plan, loss, data, logging, hooks=hooks, flops=flops,
+        params=beginning.params, frozen=beginning.frozen,
+    )  # fmt: skip
 
 
 def _train(
     stage: str, experiment: Experiment, folder, workspace: Workspace, plan, loss: Callable, data, logging: Logging,
     *, hooks: Sequence = (), flops: float | None = None, compiler_options: dict | None = None,
+    params: PyTree | None = None, frozen: PyTree | None = None,
 ) -> TrainResult:  # fmt: skip
     meta = {"stage": stage, "config": config_tools.to_dict(experiment)}
+    if stage == "dit" and experiment.start_from is not None:
+        meta["base"] = base_identity(experiment)
     with Checkpointer(folder, keep=plan.config.keep, meta=meta) as checkpointer:
-        state = start(plan, jax.random.key(experiment.seed), checkpointer, data)
+        state = start(plan, jax.random.key(experiment.seed), checkpointer, data, params)
         step = int(state.step)
         writers = _writers(stage, workspace, logging, step)
         try:
             result = train(
                 state,
-                make_train_step(loss, plan, compiler_options=compiler_options),
+                make_train_step(loss, plan, frozen=frozen, compiler_options=compiler_options),
                 data,
                 name=stage,
                 checkpointer=checkpointer,
@@ -260,7 +276,7 @@ def _writers(stage: str, workspace: Workspace, logging: Logging, step: int) -> l
     return writers
 
 
-def _sample_hook(experiment: Experiment, workspace: Workspace, tokenizer) -> SampleHook:
+def _sample_hook(experiment: Experiment, workspace: Workspace, tokenizer, frozen: PyTree | None) -> SampleHook:
     """Videos of the experiment's prompts, by the averaged parameters, while training goes."""
     sample = experiment.sample
     task = TextToVideo(
@@ -277,7 +293,7 @@ def _sample_hook(experiment: Experiment, workspace: Workspace, tokenizer) -> Sam
     statistics = workspace.statistics()
 
     def draw(step: int, state) -> dict[str, Array]:
-        params = state.params if state.ema is None else state.ema
+        params = join(frozen or {}, state.params if state.ema is None else state.ema)
         key = jax.random.key(experiment.seed)  # the same noise each time: what changes is the model
         return {"samples": compiled(task)(params, vae_params, statistics, prompts, negative, key)}
 
@@ -292,8 +308,24 @@ def _complete(folder, config: TrainConfig, experiment: Experiment) -> bool:
         step = checkpointer.latest_step()
     if step is None:
         return False
-    check_config(load_meta(folder)["config"], config_tools.to_dict(experiment), may_change=_free(folder.name))
+    meta = load_meta(folder)
+    check_config(meta["config"], config_tools.to_dict(experiment), may_change=_free(folder.name))
+    if folder.name == "dit":
+        check_base(experiment, meta.get("base"))
     return step >= config.steps
+
+
+def _started(folder: Path) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    if not folder.is_dir():
+        return False
+    with Checkpointer(folder) as checkpointer:
+        return checkpointer.latest_step() is not None
+
+
+def _has(experiment: Experiment, name: str) -> bool:
+    """Whether the model that the run starts from brings this part along."""
+    return experiment.start_from is not None and (Path(experiment.start_from) / name).exists()
 
 
 def _free(stage: str) -> tuple[str, ...]:

@@ -66,7 +66,8 @@ class StatePlan:
 
     abstract: TrainState of ShapeDtypeStructs that carry their sharding: what a checkpoint restores into.
     shardings: TrainState of NamedShardings. report: a line for each dimension left whole against
-    the table of vdit/dist/rules.py. create(key) makes the state, each device its own part only.
+    the table of vdit/dist/rules.py. create(key) makes the state, each device its own part only;
+    adopt(params, key) makes it of parameters that are there already, which are donated.
     """
 
     config: TrainConfig
@@ -76,6 +77,7 @@ class StatePlan:
     shardings: TrainState
     report: tuple[str, ...]
     create: Callable[[jax.Array], TrainState]
+    adopt: Callable[[PyTree, jax.Array], TrainState]
 
 
 def plan_state(
@@ -90,18 +92,24 @@ def plan_state(
     names = logical_axes(boxed)
     optimizer = make_optimizer(config.optimizer, config.steps, names)
 
-    def create(key: jax.Array) -> TrainState:
-        init_key, run_key = jax.random.split(key)
-        params = nn.meta.unbox(init(init_key))
+    def begin(params: PyTree, key: jax.Array) -> TrainState:
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             ema=None if config.ema_decay is None else jax.tree.map(jnp.copy, params),
             opt_state=optimizer.init(params),
-            key=run_key,
+            key=key,
             skipped=jnp.zeros((), jnp.int32),
             skipped_in_a_row=jnp.zeros((), jnp.int32),
         )
+
+    def create(key: jax.Array) -> TrainState:
+        init_key, run_key = jax.random.split(key)
+        return begin(nn.meta.unbox(init(init_key)), run_key)
+
+    def adopt(params: PyTree, key: jax.Array) -> TrainState:
+        params = jax.tree.map(lambda leaf, made: leaf.astype(made.dtype), params, abstract.params)
+        return begin(params, jax.random.split(key)[1])
 
     abstract = jax.eval_shape(create, jax.random.key(0))
     placed, report = named_shardings(mesh, abstract.params, names)
@@ -124,6 +132,7 @@ def plan_state(
         shardings=shardings,
         report=tuple(report),
         create=jax.jit(create, out_shardings=shardings),
+        adopt=jax.jit(adopt, in_shardings=(placed, whole), out_shardings=shardings, donate_argnums=0),
     )
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from vdit.dist.rules import batch_sharding, replicated
+from vdit.nn.lora import join
 from vdit.train.config import TrainConfig
 from vdit.train.optimizer import group_norms, learning_rate
 from vdit.train.state import StatePlan, TrainState
@@ -36,6 +37,7 @@ class LossFn(Protocol):
 class TrainStep:
     """`step(state, batch) -> (state, metrics)`; the state given is donated: do not use it again.
 
+    frozen: parameters that the loss takes and nothing changes; passed to each call, never donated.
     batch: tree of arrays [b ...], or [a b/a ...] for `accumulation` a > 1, placed as `batch_sharding`.
     metrics: name -> scalar on the devices; the loss function's, with loss, grad_norm, learning_rate,
     skipped and skipped_in_a_row.
@@ -44,21 +46,28 @@ class TrainStep:
     plan: StatePlan
     batch_sharding: jax.sharding.NamedSharding
     jitted: Any
+    frozen: PyTree | None = None
 
     def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, jax.Array]]:
+        extra = () if self.frozen is None else (self.frozen,)
         with jax.set_mesh(self.plan.mesh):
-            return self.jitted(state, batch)
+            return self.jitted(state, batch, *extra)
 
 
 def make_train_step(
-    loss_fn: LossFn, plan: StatePlan, *, compiler_options: dict[str, Any] | None = None
+    loss_fn: LossFn, plan: StatePlan, *, frozen: PyTree | None = None, compiler_options: dict[str, Any] | None = None
 ) -> TrainStep:
-    """The jitted step of `plan` for a loss; in and out shardings named, the state donated."""
+    """The jitted step of `plan` for a loss; in and out shardings named, the state donated.
+
+    frozen: arrays on the plan's mesh that the loss takes as one tree with the parameters (a base beside a LoRA):
+    an argument of the compiled step, not a constant in it.
+    """
     config, optimizer = plan.config, plan.optimizer
 
-    def step(state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(state: TrainState, batch: PyTree, frozen: PyTree | None = None) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(state.key, state.step)
-        loss, grads, metrics = _gradients(loss_fn, state, batch, key, config.accumulation)
+        whole = loss_fn if frozen is None else _beside(frozen, loss_fn)
+        loss, grads, metrics = _gradients(whole, state, batch, key, config.accumulation)
         norms = group_norms(config.optimizer, grads)
         norm = jnp.sqrt(sum(n**2 for n in norms.values()))
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -76,14 +85,20 @@ def make_train_step(
         return state, metrics
 
     batch_place = batch_sharding(plan.mesh, accumulation=config.accumulation > 1)
+    frozen_place = () if frozen is None else (jax.tree.map(lambda leaf: leaf.sharding, frozen),)
     jitted = jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(plan.shardings, batch_place),
+        in_shardings=(plan.shardings, batch_place, *frozen_place),
         out_shardings=(plan.shardings, replicated(plan.mesh)),
         compiler_options=compiler_options,
     )
-    return TrainStep(plan=plan, batch_sharding=batch_place, jitted=jitted)
+    return TrainStep(plan=plan, batch_sharding=batch_place, jitted=jitted, frozen=frozen)
+
+
+def _beside(frozen: PyTree, loss_fn: LossFn) -> LossFn:
+    """The loss as a function of what is trained alone."""
+    return lambda params, *rest: loss_fn(join(frozen, params), *rest)
 
 
 def _gradients(loss_fn: LossFn, state: TrainState, batch: PyTree, key: jax.Array, pieces: int):

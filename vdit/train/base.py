@@ -1,0 +1,169 @@
+"""What the DiT's training starts from, and what of it is trained: all of it, or a LoRA beside frozen weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from vdit import config as config_tools
+from vdit.checkpoint import MANIFEST, find_step, load_meta, load_params
+from vdit.dist.rules import replicated
+from vdit.errors import CheckpointError, ConfigError
+from vdit.nn.lora import attach, detach, init_lora, join, merge, scales, without_lora
+from vdit.train.experiment import Experiment
+from vdit.train.state import abstract_params
+from vdit.train.workspace import Workspace
+from vdit.types import PyTree
+
+# Parts of an experiment that must be the base's, since its weights are of them; and what may differ in those.
+_SAME = ("vae", "text", "dit", "diffusion.kind", "diffusion.prediction")
+_MAY_DIFFER = ("dtype", "remat", "tokenizer", "max_length", "vocab_size")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """What a run of the DiT's training begins with.
+
+    init: key -> the parameters that are trained, in boxes. params: their values to begin with, or None for those
+    of `init`. frozen: the network's other parameters, on the mesh, or None where all are trained.
+    """
+
+    init: Callable[[jax.Array], PyTree]
+    params: PyTree | None = None
+    frozen: PyTree | None = None
+
+
+def begin(experiment: Experiment, mesh: Mesh, *, resumed: bool = False) -> Beginning:
+    """Loads the base, if there is one, and takes apart what of it is trained.
+
+    With `lora` that is new factors only. Without, it is the base itself, but for encoders that came trained (T5,
+    image encoders). resumed: a checkpoint holds what is trained, so the base's is let go.
+    """
+    if experiment.start_from is None:
+        return Beginning(init=experiment.network.init)
+    if experiment.expert_boundary is not None:
+        raise ConfigError(
+            f"expert_boundary={experiment.expert_boundary}: two experts are not trained from a base here: "
+            "train one of them, with expert_boundary=none"
+        )
+    base = starting_params(experiment, mesh)
+    init = experiment.network.init
+    if experiment.lora is not None:
+        factors = lambda key: _lora_init(experiment, key)  # noqa: E731
+        factor = scales(jax.eval_shape(factors, jax.random.key(0)), experiment.lora.scale)
+        return Beginning(init=factors, frozen=join(base, jax.device_put(factor, replicated(mesh))))
+    trained = [key for key in base if key == "dit" or (key == "text" and experiment.text.t5 is None)]
+    rest = {key: base.pop(key) for key in list(base) if key not in trained}
+    return Beginning(
+        init=lambda key: {name: value for name, value in init(key).items() if name in trained},
+        params=None if resumed else base,
+        frozen=rest or None,
+    )
+
+
+def starting_params(experiment: Experiment, mesh: Mesh) -> PyTree:
+    """The parameters {"text", "dit", ...} of the model in `start_from`, on the mesh: a vdit run's averaged ones."""
+    space = Workspace(experiment.start_from)
+    base = space.experiment()
+    _check_same(base, experiment)
+    params = trained_params(base, space, mesh)
+    if base.lora is not None:  # a LoRA on top of a run that is one: what that run is, is the sum
+        params = params | {"dit": _merged(params["dit"])}
+    return params
+
+
+def trained_params(
+    experiment: Experiment, space: Workspace, mesh: Mesh, *, ema: bool = True, step: int | None = None
+) -> PyTree:
+    """The parameters of a trained run, whatever of them its own checkpoints hold; a LoRA is kept apart.
+
+    ema: take the averaged ones. step: of the DiT's checkpoint; the last one if None.
+    """
+    if experiment.start_from is None:
+        return load_params(space.dit, ema=ema, step=step, abstract=abstract_params(experiment.network.init, mesh))
+    check_base(experiment, load_meta(space.dit, step=step).get("base"))
+    if experiment.lora is not None:
+        return with_lora(starting_params(experiment, mesh), space.root, ema=ema, step=step)
+    start = begin(experiment, mesh, resumed=True)
+    trained = load_params(space.dit, ema=ema, step=step, abstract=abstract_params(start.init, mesh))
+    return trained if start.frozen is None else start.frozen | trained
+
+
+def with_lora(params: PyTree, run_folder: str | Path, *, ema: bool = True, step: int | None = None) -> PyTree:
+    """The parameters {"text", "dit", ...} of a base with the LoRA of a run attached (see vdit.nn.lora.attach)."""
+    space = Workspace(run_folder)
+    experiment = space.experiment()
+    if experiment.lora is None:
+        raise CheckpointError(f"{run_folder} is not a LoRA run (its experiment has lora=none): load it with vdit.load")
+    leaves = load_params(space.dit, ema=ema, step=step)
+    lora = detach(join(leaves["dit"], scales(leaves["dit"], experiment.lora.scale)))
+    return params | {"dit": attach(params["dit"], lora)}
+
+
+def base_identity(experiment: Experiment) -> dict[str, Any] | None:
+    """What a checkpoint says of the base that it belongs to: its folder, step, and a digest of its files' digests."""
+    if experiment.start_from is None:
+        return None
+    folder = find_step(Workspace(experiment.start_from).dit)
+    manifest = folder / MANIFEST
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.exists() else None
+    return {"folder": experiment.start_from, "step": int(folder.name), "sha256": digest}
+
+
+def check_base(experiment: Experiment, saved: dict[str, Any] | None) -> None:
+    """Refuses a base that is not the one a checkpoint was trained on; it may have moved to another folder."""
+    now = base_identity(experiment)
+    same = saved == now or (saved and now and all(saved[key] == now[key] for key in ("step", "sha256")))
+    if not same:
+        raise CheckpointError(
+            f"the checkpoint was trained on {saved}, start_from has {now}: give the folder of that base as it was"
+        )
+
+
+def adopt(experiment: Experiment, workspace: Workspace) -> None:
+    """Gives a new run the VAE, its statistics and the tokenizer of the model that it starts from."""
+    if experiment.start_from is None:
+        return
+    base = Workspace(experiment.start_from)
+    _check_same(base.experiment(), experiment)
+    if jax.process_index() != 0:
+        return
+    if base.vae.is_dir() and not workspace.vae.exists():
+        step = find_step(base.vae)
+        partial = workspace.vae.with_name("vae.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(step, partial / step.name)
+        partial.rename(workspace.vae)
+    for name in ("statistics.json", "tokenizer.model"):
+        if (base.root / name).exists() and not (workspace.root / name).exists():
+            workspace.root.mkdir(parents=True, exist_ok=True)
+            shutil.copy(base.root / name, workspace.root / name)
+
+
+def _lora_init(experiment: Experiment, key: jax.Array) -> PyTree:
+    boxed = jax.eval_shape(experiment.network.init, jax.random.key(0))
+    lora = experiment.lora
+    return {"dit": init_lora(key, boxed["dit"], targets=lora.targets, rank=lora.rank)}
+
+
+def _merged(params: PyTree) -> PyTree:
+    """Parameters with a LoRA apart -> the same sum in plain kernels."""
+    return merge(without_lora(params), detach(params))
+
+
+def _check_same(base: Experiment, experiment: Experiment) -> None:
+    """The model of a run must be the model that its weights come from."""
+    changed = config_tools.diff(config_tools.to_dict(base), config_tools.to_dict(experiment))
+    for key, (theirs, ours) in changed.items():
+        inside = any(key == start or key.startswith(start + ".") for start in _SAME)
+        if inside and key.rpartition(".")[2] not in _MAY_DIFFER:
+            raise ConfigError(
+                f"{key}={ours!r}: the model in start_from={experiment.start_from!r} has {theirs!r}: set it so"
+            )
