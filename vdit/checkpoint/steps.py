@@ -1,18 +1,9 @@
-"""Checkpoints: save in the background, restore onto any mesh, check what was read.
-
-A step is a folder `<directory>/<step>` that exists only when it is complete. Its parts are stored
-under names of their own (`params`, `ema`, `optimizer`, ...), so that inference reads the parameters
-without knowing the optimizer. Beside them lie `data` (the data iterator's place, one for each host)
-and `meta` (the config that built it). A sha256 of every file is written after the save: Orbax itself
-reads a flipped bit back without a word.
-"""
+"""Saving and restoring the steps of a run."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
-import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,15 +11,13 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from vdit.checkpoint.files import META, File, check_manifest, clear_cut_short, write_manifest
 from vdit.config import diff
 from vdit.errors import CheckpointError
 from vdit.types import PyTree
 
-MANIFEST = "sha256.json"
-META = "meta.json"
 _SHOWN = 4
 
 
@@ -52,7 +41,7 @@ class Checkpointer:
     def __init__(self, directory: str | Path, *, keep: int = 2, meta: Mapping[str, Any] | None = None):
         self.directory = Path(directory).absolute()
         self.directory.mkdir(parents=True, exist_ok=True)
-        _clear_cut_short(self.directory)
+        clear_cut_short(self.directory)
         self._meta = dict(meta or {})
         self._manager = ocp.training.Checkpointer(
             self.directory,
@@ -69,8 +58,8 @@ class Checkpointer:
         """
         self.wait()
         parts: dict[str, Any] = {name: _without_keys(tree) for name, tree in trees.items()}
-        parts["data"] = _File(_place_file(), _to_json(place), every_host=True)
-        parts["meta"] = _File(META, self._meta, every_host=False)
+        parts["data"] = File(_place_file(), _to_json(place), every_host=True)
+        parts["meta"] = File(META, self._meta, every_host=False)
         # force: without it, a save is silently dropped while another one is under way
         response = self._manager.save_checkpointables_async(step, parts, force=True)
         self._sealing = threading.Thread(target=self._seal, args=(response, step), daemon=True)
@@ -120,7 +109,7 @@ class Checkpointer:
         try:
             response.result()
             if jax.process_index() == 0:
-                _write_manifest(self.directory / str(step))
+                write_manifest(self.directory / str(step))
         except BaseException as failure:  # raised again in the caller's thread by wait()
             self._failure = failure
 
@@ -156,7 +145,7 @@ def load_trees(
 ) -> dict[str, PyTree]:
     """The named trees of a step, laid out as `abstract` says, after a check of the files and the shapes."""
     folder = find_step(Path(directory).absolute(), step)
-    _check_manifest(folder)
+    check_manifest(folder)
     _check_shapes(folder, abstract)
     wanted = {name: _placed(_without_keys(tree)) for name, tree in abstract.items()}
     try:
@@ -203,15 +192,6 @@ def _steps(directory: Path) -> list[int]:
     """Complete steps: Orbax gives a folder its final name as the last act of a save."""
     folders = [entry for entry in directory.iterdir() if entry.name.isdigit()]
     return [int(folder.name) for folder in folders if (folder / "_CHECKPOINT_METADATA").exists()]
-
-
-def _clear_cut_short(directory: Path) -> None:
-    """Removes what a killed save left. (Orbax's own clearing runs on behind one's back.)"""
-    if jax.process_index() == 0:
-        for folder in directory.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(folder)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("vdit_clear_cut_short")
 
 
 def _stored(folder: Path) -> dict[str, PyTree]:
@@ -285,29 +265,6 @@ def _with_keys(tree: PyTree, abstract: PyTree) -> PyTree:
     return jax.tree.map(typed, tree, abstract)
 
 
-class _File:
-    """A part of a checkpoint that is one small file of JSON, to be read without Orbax."""
-
-    def __init__(self, name: str, value: Any, *, every_host: bool):
-        self._name = name
-        self._text = json.dumps(value, indent=1)  # now: the value may change while the save runs
-        self._writes = every_host or jax.process_index() == 0
-
-    async def save(self, directory):
-        """What Orbax calls: returns what it is to run in the background."""
-
-        async def write():
-            folder = await directory.await_creation()
-            if self._writes:
-                (folder / self._name).write_text(self._text)
-
-        return write()
-
-    async def load(self, directory):
-        """Part of Orbax's protocol; `load_meta` and `_read_place` read the files themselves."""
-        raise NotImplementedError
-
-
 def _place_file() -> str:
     return f"host_{jax.process_index()}_of_{jax.process_count()}.json"
 
@@ -332,30 +289,3 @@ def _to_json(place: dict | bytes | None) -> Any:
         return {"bytes": base64.b64encode(place).decode()}
     plain = jax.tree.map(lambda leaf: leaf.item() if isinstance(leaf, np.generic) else leaf, place)
     return None if place is None else {"dict": plain}
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
-    hashes = {}
-    for file in files:
-        with file.open("rb") as handle:
-            hashes[str(file.relative_to(folder))] = hashlib.file_digest(handle, "sha256").hexdigest()
-    return hashes
-
-
-def _write_manifest(folder: Path) -> None:
-    partial = folder / (MANIFEST + ".partial")
-    partial.write_text(json.dumps(_hashes(folder), indent=1))
-    partial.rename(folder / MANIFEST)
-
-
-def _check_manifest(folder: Path) -> None:
-    """Compares every file with its sha256; a run killed between a save and its manifest left none."""
-    manifest = folder / MANIFEST
-    if not manifest.exists() or jax.process_index() != 0:
-        return
-    now = _hashes(folder)
-    wrong = [name for name, digest in json.loads(manifest.read_text()).items() if now.get(name) != digest]
-    if wrong:
-        count = f"{len(wrong)} file{'s' if len(wrong) > 1 else ''} in all"
-        raise CheckpointError(f"{folder}: {wrong[0]} is damaged ({count}); take another step")

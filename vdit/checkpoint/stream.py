@@ -1,0 +1,262 @@
+"""A step written piece by piece: for imports of models that are larger than the host's memory.
+
+On disk it is what Checkpointer.save writes, in smaller chunks. Orbax does all but the arrays' values: it takes each
+tree as a tree of place-holders, calls back for their values, and then finishes and names the step as always.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tensorstore
+from orbax.checkpoint import v1 as ocp
+
+from vdit.checkpoint.files import META, File, clear_cut_short, write_manifest
+from vdit.errors import CheckpointError
+from vdit.types import PyTree
+
+_LONGEST = 7 * 24 * 3600  # seconds: Orbax gives up on a save after minutes
+_THREADS = 2  # that copy and compress: each has buffers of its own
+# put(path, layer, values): a whole array (layer None), or one layer of a stacked one
+Put = Callable[[str, int | None, np.ndarray], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamedLeaf:
+    """An array to come. stacked: it comes in layers, pieces of its first axis."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    stacked: bool = False
+
+
+def save_streamed(
+    directory: str | Path,
+    trees: Mapping[str, Mapping[str, Any]],
+    feeds: Mapping[str, Callable[[Put], None]],
+    *,
+    step: int = 0,
+    meta: Mapping[str, Any] | None = None,
+    piece_bytes: int = 64_000_000,
+) -> None:
+    """Writes one step of a run from arrays that come one after the other; returns when it is complete.
+
+    trees: name -> nested dicts of StreamedLeaf. feeds: name -> function that is given `put` and calls it for every
+    leaf's path ("a/b/c") and, if stacked, each of its layers. Trees are fed in turn. About 3 * piece_bytes are held
+    besides what the feed holds. One host only. meta: as Checkpointer's.
+    """
+    directory = Path(directory).absolute()
+    if jax.process_count() > 1:
+        raise CheckpointError(f"{jax.process_count()} hosts: streaming is for one; load onto the mesh and save that")
+    if (directory / str(step)).exists():
+        raise CheckpointError(f"{directory}: has step {step} already; give another directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    clear_cut_short(directory)
+    turn = threading.Lock()
+    parts: dict[str, Any] = {}
+    registry = ocp.handlers.local_registry()
+    for name, tree in trees.items():
+        stream = _Stream(feeds[name], piece_bytes, turn)
+        parts[name] = _placeholders(tree, stream)
+        registry.add(_Handler, checkpointable_name=name)
+    parts["data"] = File("host_0_of_1.json", None, every_host=True)
+    parts["meta"] = File(META, dict(meta or {}), every_host=False)
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    context.asynchronous.timeout_secs = _LONGEST
+    try:
+        with context, _quiet():
+            ocp.save_checkpointables(directory / str(step), parts)
+    except BaseException:
+        clear_cut_short(directory)
+        raise
+    write_manifest(directory / str(step))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Placeholder:
+    """What Orbax sees of an array: its shape and type, and whom to ask for it."""
+
+    path: str
+    leaf: StreamedLeaf
+    stream: _Stream
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.leaf.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.leaf.dtype)
+
+
+class _Stream:
+    """Writes the arrays of one tree as its feed hands them over."""
+
+    def __init__(self, feed: Callable[[Put], None], piece_bytes: int, turn: threading.Lock):
+        self._feed = feed
+        self._piece = piece_bytes
+        self._turn = turn
+        self._pending: list[tensorstore.Future] = []
+        self._pending_bytes = 0
+
+    def write(self, folder: Path, names: Mapping[str, str], leaves: Mapping[str, StreamedLeaf]) -> None:
+        """names: path -> the array's name in the store."""
+        context = tensorstore.Context({"data_copy_concurrency": {"limit": _THREADS}})
+        arrays = {path: self._open(folder, names[path], leaf, context) for path, leaf in leaves.items()}
+        missing = {path: math.prod(leaf.shape) for path, leaf in leaves.items()}
+
+        def put(path: str, layer: int | None, values: np.ndarray) -> None:
+            if values.dtype != np.dtype(leaves[path].dtype):
+                raise ValueError(f"{path}: {values.dtype} was to be {leaves[path].dtype}")
+            missing[path] -= values.size
+            self._write(arrays[path], () if layer is None else (layer,), values)
+
+        with self._turn:
+            self._feed(put)
+            self._flush()
+        wrong = [path for path, count in missing.items() if count]
+        if wrong:
+            raise ValueError(f"{wrong[0]}: {missing[wrong[0]]} of its numbers did not come")
+
+    def _open(self, folder: Path, name: str, leaf: StreamedLeaf, context) -> tensorstore.TensorStore:
+        spec = _spec(folder, name, leaf, _chunk(leaf, self._piece))
+        return tensorstore.open(spec, context=context, create=True).result()
+
+    def _write(self, array: tensorstore.TensorStore, start: tuple[int, ...], values: np.ndarray) -> None:
+        """Chunk by chunk, and never more than a piece on the way: each is copied, then compressed."""
+        size = array.chunk_layout.write_chunk.shape[len(start) :]
+        grid = [range(0, max(whole, 1), part) for whole, part in zip(values.shape, size)]
+        for corner in np.ndindex(*map(len, grid)):
+            region = tuple(slice(r[i], r[i] + part) for r, i, part in zip(grid, corner, size))
+            chunk = values[region]
+            if self._pending_bytes + chunk.nbytes > self._piece:
+                self._flush()
+            place = tuple(slice(r.start, min(r.stop, whole)) for r, whole in zip(region, values.shape))
+            self._pending.append(array[(*start, *place)].write(chunk))
+            self._pending_bytes += chunk.nbytes
+
+    def _flush(self) -> None:
+        for future in self._pending:
+            future.result()
+        self._pending, self._pending_bytes = [], 0
+
+
+class _LeafHandler:
+    """Orbax's protocol for a type of leaf; `context` is Orbax's."""
+
+    def __init__(self, context: Any = None):
+        del context
+
+    async def serialize(self, params, serialization_context):
+        """What Orbax calls with all the leaves of a tree: returns what it is to run in the background."""
+
+        async def write():
+            folder = await serialization_context.parent_dir.await_creation()
+            names = {param.value.path: param.name for param in params}
+            leaves = {param.value.path: param.value.leaf for param in params}
+            params[0].value.stream.write(Path(folder), names, leaves)
+
+        return write()
+
+
+class _LeafRegistry:
+    """Orbax's protocol for the types of leaves that a tree may have: place-holders, stored as jax.Array."""
+
+    def get_all(self):
+        return [(_Placeholder, _Placeholder, _LeafHandler)]
+
+    def get_secondary_typestrs(self, handler):
+        del handler
+        return ["jax.Array"]
+
+    def is_handleable(self, leaf_type):
+        return leaf_type is _Placeholder
+
+
+class _Handler:
+    """Orbax's handler for trees, but with place-holders for leaves."""
+
+    def __init__(self, context: Any = None):
+        self._orbax = ocp.handlers.PyTreeHandler(context=context, leaf_handler_registry=_LeafRegistry())
+
+    async def save(self, directory, checkpointable):
+        return await self._orbax.save(directory, checkpointable)
+
+    def is_handleable(self, checkpointable) -> bool:
+        return self._orbax.is_handleable(checkpointable)
+
+
+# The step notes by these names who can read it: the ordinary handler.
+_Handler.__module__ = ocp.handlers.PyTreeHandler.__module__
+_Handler.__qualname__ = ocp.handlers.PyTreeHandler.__qualname__
+
+
+def _placeholders(tree: Mapping[str, Any], stream: _Stream, path: str = "") -> PyTree:
+    return {
+        key: _Placeholder(f"{path}{key}", value, stream)
+        if isinstance(value, StreamedLeaf)
+        else _placeholders(value, stream, f"{path}{key}/")
+        for key, value in tree.items()
+    }
+
+
+def _chunk(leaf: StreamedLeaf, most: int) -> list[int]:
+    """The array, or a layer of it, cut along its first axes until a piece is small enough."""
+    chunk = [max(size, 1) for size in leaf.shape]
+    if leaf.stacked:
+        chunk[0] = 1
+    for axis in range(len(chunk)):
+        rest = math.prod(chunk[axis + 1 :]) * np.dtype(leaf.dtype).itemsize
+        chunk[axis] = min(chunk[axis], max(most // rest, 1))
+    return chunk
+
+
+def _spec(folder: Path, name: str, leaf: StreamedLeaf, chunk: list[int]) -> dict[str, Any]:
+    """tensorstore's words for an array as Orbax stores them: zarr 3 in the part of process 0."""
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    inside = {
+        "chunk_shape": chunk,
+        "codecs": [little, {"name": "zstd", "configuration": {"level": 3}}],
+        "index_codecs": [little, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    return {
+        "driver": "zarr3",
+        "dtype": np.dtype(leaf.dtype).name,
+        "store_data_equal_to_fill_value": True,
+        "kvstore": {
+            "driver": "ocdbt",
+            "base": {"driver": "file", "path": f"{folder / 'ocdbt.process_0'}/"},
+            "path": name,
+            # small nodes: the tree of keys is written anew with every piece
+            "config": {"max_inline_value_bytes": 1024, "max_decoded_node_bytes": 65536, "manifest_kind": "single"},
+            "assume_config": True,
+        },
+        "metadata": {
+            "shape": list(leaf.shape),
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+            "codecs": [{"name": "sharding_indexed", "configuration": inside}],
+        },
+    }
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without Orbax's warning that place-holders have no sharding to note."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
