@@ -128,7 +128,8 @@ def _read_dpm(name: str, o: Mapping[str, Any]) -> Scheduling:
         grid = _grid(name, o, open_end=True, last=0.0 if zero else 1.0 / n)
         return _scheduling(_betas(name, o), "dpmpp2m", grid, **options)
     # A quirk: the last sigma of a flow is taken from the betas, which the flow does not have otherwise.
-    last = 0.0 if zero else float(np.float32((o["beta_start"] / (1.0 - o["beta_start"])) ** 0.5))
+    alpha = np.float32(1.0) - np.float32(o["beta_start"])
+    last = 0.0 if zero else float(np.sqrt((np.float32(1.0) - alpha) / alpha))
     return _scheduling(_flow(name, o), "dpmpp2m", GridOptions(spacing="mirrored", last=last), **options)
 
 
