@@ -252,10 +252,10 @@ def _spec(folder: Path, name: str, leaf: StreamedLeaf, chunk: list[int]) -> dict
 
 @contextlib.contextmanager
 def _quiet():
-    """Without Orbax's warning that place-holders have no sharding to note."""
+    """Without Orbax's log: it warns of every place-holder, and prints what is raised to the caller anyway."""
     logger = logging.getLogger("absl")
     before = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
