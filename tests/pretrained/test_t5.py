@@ -96,7 +96,8 @@ def test_small_encoders_give_the_reference_numbers(torch, parity, tmp_path, name
 @pytest.mark.parametrize("name", ["umT5", "T5 1.0"])
 def test_encoders_of_true_width_give_the_reference_numbers(torch, parity, name):
     family, options = MODELS[name]
-    model = reference(family, **TRUE | options).eval()  # its own initialisation leaves no weight at zero or one but norms
+    # Its own initialisation leaves no weight at zero or one but the norms'.
+    model = reference(family, **TRUE | options).eval()
     for i, parameter in enumerate(model.parameters()):
         if parameter.ndim == 1:
             parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))

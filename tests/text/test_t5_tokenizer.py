@@ -15,10 +15,10 @@ from vdit.errors import TextError
 from vdit.text.clean import clean_prompt
 from vdit.text.config import TextConfig, t5_preset, t5_text
 from vdit.text.spiece import clusters, read_piece_model
-from vdit.text.t5_tokenizer import T5Tokenizer, load_t5_tokenizer
-from vdit.text.tokenizer import fit_vocabulary
+from vdit.text.t5_tokenizer import T5Tokenizer, load_t5_tokenizer, make_tokenizer
+from vdit.text.tokenizer import SentencePieceTokenizer, fit_vocabulary
 
-NEGATIVE = "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留"
+NEGATIVE = "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，JPEG压缩"
 LINES = [
     "a red circle moves left, the quick brown fox jumps over the lazy dog",
     "A cat & a dog: 12345 it's fine! <b>best</b> quality; 4k 50%",
@@ -53,8 +53,9 @@ HARD = [
 ]  # fmt: skip
 # Random text draws its characters from these.
 ALPHABET = (
-    "abcxx   ▁<>/&;ªº´½ﬁ™Ａｂ１，。色调 éß\u0301\u0302\u0323\u030a\u0345\u200b\u200c\u200d\ufe0f\u00ad\u0600\u0903\u0e33"
-    "\u102b\uff9e\u3099カｶか\t\n\r\x00\x0b\x1c\x85\u00a0\u3000\u2028😀🏽👩한ᄀ\u1161\u11a8İΩ\u0958\ufdfa\u0344\U0010ffff"
+    "abcxx   ▁<>/&;ªº´½ﬁ™Ａｂ１，。色调 éß\u0301\u0302\u0323\u030a\u0345\u200b\u200c\u200d\ufe0f\u00ad\u0600\u0903"
+    "\u0e33\u102b\uff9e\u3099カｶか\t\n\r\x00\x0b\x1c\x85\u00a0\u3000\u2028😀🏽👩한ᄀ\u1161\u11a8İΩ\u0958\ufdfa\u0344"
+    "\U0010ffff"
 )
 SPELLED = ["</s>", "<pad>", "<unk>", "<extra_id_7>", "<0x41>", "<s>", " cat", "xxx"]
 
@@ -176,6 +177,14 @@ def test_clusters_join_to_the_text():
     assert clusters("e\u0301x\r\n\u0301\u0600ab") == ["e\u0301", "x", "\r\n", "\u0301", "\u0600a", "b"]
 
 
+def test_the_config_says_which_tokenizer_it_is(model, tmp_path):
+    T5Tokenizer(model=model).save(tmp_path / "tokenizer.model")
+    t5 = t5_preset("t5-v1_1-small", extra_ids=7, pad=False)
+    want = T5Tokenizer(model=model, max_length=30, extra_ids=7, pad=False)
+    assert make_tokenizer(t5_text(t5, max_length=30), tmp_path / "tokenizer.model") == want
+    assert isinstance(make_tokenizer(TextConfig(), tmp_path / "tokenizer.model"), SentencePieceTokenizer)
+
+
 def test_decoding_leaves_special_tokens_out(model):
     ours = T5Tokenizer(model=model, max_length=32)
     assert ours.decode(ours.encode("a red  circle</s> moves")) == "a red circle moves"
@@ -192,14 +201,14 @@ def test_it_pickles_and_saves(model, tmp_path):
 
 
 def test_folders_without_a_sentencepiece_file_are_refused(model, tmp_path):
-    with pytest.raises(TextError, match="holds neither spiece.model nor tokenizer.model"):
+    with pytest.raises(TextError, match=r"holds neither spiece\.model nor tokenizer\.model"):
         load_t5_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(TextError, match="holds tokenizer.json, but no spiece.model nor tokenizer.model: add"):
+    with pytest.raises(TextError, match=r"holds tokenizer\.json, but no spiece\.model nor tokenizer\.model: add"):
         load_t5_tokenizer(tmp_path)
     (tmp_path / "spiece.model").write_bytes(model)
     (tmp_path / "tokenizer_config.json").write_text("[1]")
-    with pytest.raises(TextError, match="tokenizer_config.json: is not a JSON object"):
+    with pytest.raises(TextError, match=r"tokenizer_config\.json: is not a JSON object"):
         load_t5_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"extra_ids": "many"}')
     with pytest.raises(TextError, match="extra_ids 'many' must be a whole number"):
@@ -238,6 +247,6 @@ def test_the_table_of_a_t5_stays_as_its_weights_have_it(model):
     config = t5_text(t5_preset("t5-v1_1-small"))
     assert fit_vocabulary(config, T5Tokenizer(model=model)) == config
     small = t5_text(t5_preset("t5-v1_1-small", vocab_size=50))
-    with pytest.raises(TextError, match="has 300 ids, more than text.t5.vocab_size=50"):
+    with pytest.raises(TextError, match=r"has 300 ids, more than text\.t5\.vocab_size=50"):
         fit_vocabulary(small, T5Tokenizer(model=model, extra_ids=300 - len(read_piece_model(model).pieces)))
     assert fit_vocabulary(TextConfig(), T5Tokenizer(model=model)).vocab_size > 100

@@ -49,7 +49,10 @@ UNUSED = ("decoder.block.", "decoder.final_layer_norm.", "lm_head.")
 
 
 def t5_config(json: Mapping[str, Any]) -> T5Config:
-    """The config.json of transformers' T5EncoderModel or UMT5EncoderModel -> ours."""
+    """The config.json of transformers' T5EncoderModel or UMT5EncoderModel -> ours.
+
+    How many sentinels the tokenizer has is not in it: extra_ids is that of the public models of the family.
+    """
     family = json.get("model_type")
     if family not in ("t5", "umt5"):
         raise WeightsError(f"model_type={family!r} in config.json is not that of a text encoder known here: t5 or umt5")
@@ -69,7 +72,8 @@ def t5_config(json: Mapping[str, Any]) -> T5Config:
         if values[name] not in (None, value):
             raise WeightsError(f"{name}={values[name]!r} in config.json contradicts feed_forward_proj={kind!r}")
     fields = {ours: values[theirs] for ours, theirs in _NAMES.items()}
-    return T5Config(**fields, per_layer_bias=family == "umt5", gated=gated, activation=activation)
+    per_family = {"per_layer_bias": True, "extra_ids": 300} if family == "umt5" else {}
+    return T5Config(**fields, **per_family, gated=gated, activation=activation)
 
 
 def t5_json(config: T5Config) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """Captions: tokenizers and text encoders."""
 
-from vdit.text.config import TextConfig
-from vdit.text.encoder import Encoder, TextEncoder, drop_text
+from vdit.text.clean import clean_prompt
+from vdit.text.config import T5Config, TextConfig, t5_preset, t5_text
+from vdit.text.encoder import Encoder, TextEncoder, drop_captions, drop_text, make_encoder
+from vdit.text.t5 import T5Encoder
+from vdit.text.t5_tokenizer import T5Tokenizer, load_t5_tokenizer, make_tokenizer
 from vdit.text.tokenizer import (
     SentencePieceTokenizer,
     Tokenizer,
@@ -13,11 +16,21 @@ from vdit.text.tokenizer import (
 __all__ = [
     "Encoder",
     "SentencePieceTokenizer",
+    "T5Config",
+    "T5Encoder",
+    "T5Tokenizer",
     "TextConfig",
     "TextEncoder",
     "Tokenizer",
+    "clean_prompt",
+    "drop_captions",
     "drop_text",
     "fit_vocabulary",
+    "load_t5_tokenizer",
     "load_tokenizer",
+    "make_encoder",
+    "make_tokenizer",
+    "t5_preset",
+    "t5_text",
     "train_tokenizer",
 ]

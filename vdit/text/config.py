@@ -19,6 +19,7 @@ class T5Config:
     per_layer_bias: each layer has its own table of relative positions (umT5), or all share one (T5).
     gated: the MLP is `down(activation(gate(x)) * up(x))` (version 1.1, umT5), or `down(activation(up(x)))`.
     eps: of the norms. eos_id, pad_id: ids that the tokenizer ends and pads captions with.
+    extra_ids: how many sentinels the tokenizer has beside its file's pieces (vdit.text.T5Tokenizer).
     pad: whether captions are padded to text.max_length, and the DiT attends to their padding, as in Wan.
     dtype: type of the matrix products; embeddings, residuals, norms and softmax stay float32.
     scan: stack the layers' parameters and run them with lax.scan, which compiles one layer only.
@@ -38,6 +39,7 @@ class T5Config:
     eps: float = 1e-6
     eos_id: int = 1
     pad_id: int = 0
+    extra_ids: int = 100
     pad: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
     scan: bool = True
@@ -46,6 +48,8 @@ class T5Config:
         for name in ("vocab_size", "width", "heads", "head_dim", "mlp", "layers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"text.t5.{name}={getattr(self, name)} must be at least 1")
+        if self.extra_ids < 0:
+            raise ConfigError(f"text.t5.extra_ids={self.extra_ids} must not be negative")
         if self.buckets < 4 or self.buckets % 4:
             raise ConfigError(f"text.t5.buckets={self.buckets} must be a multiple of 4: half of each sign are exact")
         if self.max_distance <= self.buckets // 4:
@@ -117,8 +121,9 @@ def t5_preset(name: str, **changes) -> T5Config:
     if name not in known:
         raise ConfigError(f"T5 preset {name!r} is unknown: use one of {', '.join(known)}")
     width, heads, mlp, layers = _SIZES[size]
-    umt5 = family == "umt5"
-    fields = {"vocab_size": 256384 if umt5 else 32128, "per_layer_bias": umt5}
+    fields = {"vocab_size": 32128}
+    if family == "umt5":
+        fields = {"vocab_size": 256384, "per_layer_bias": True, "extra_ids": 300}
     return T5Config(**fields | {"width": width, "heads": heads, "mlp": mlp, "layers": layers} | changes)
 
 

@@ -179,4 +179,6 @@ def _kind(char: str) -> str:
     category = unicodedata.category(char)
     if char in _EXTEND or category in ("Mn", "Me") or (category == "Mc" and char not in _ALONE):
         return "extend"
+    if "\U000e0020" <= char <= "\U000e007f":  # tags, of flags
+        return "extend"
     return "control" if category in ("Cc", "Cf", "Zl", "Zp") else "other"

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from vdit.errors import TextError
 from vdit.text.clean import clean_prompt
+from vdit.text.config import TextConfig
 from vdit.text.spiece import CONTROL, UNIGRAM, USER_DEFINED, Charsmap, PieceModel, read_piece_model
-from vdit.text.tokenizer import SentencePieceTokenizer, valid_text, write_model
+from vdit.text.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer, valid_text, write_model
 
 MODEL_NAMES = ("spiece.model", "tokenizer.model")
 EXTRA_IDS = 100
@@ -182,7 +183,7 @@ def load_t5_tokenizer(
         file = next((file / name for name in MODEL_NAMES if (file / name).is_file()), None)
         if file is None:
             there = "tokenizer.json, but no " if (Path(path) / "tokenizer.json").is_file() else "neither "
-            raise TextError(f"{path}: holds {there}{' nor '.join(MODEL_NAMES)}: add the sentencepiece file of the model")
+            raise TextError(f"{path}: holds {there}{' nor '.join(MODEL_NAMES)}: add the model's sentencepiece file")
     try:
         model = file.read_bytes()
     except OSError as error:
@@ -193,6 +194,13 @@ def load_t5_tokenizer(
         return T5Tokenizer(model=model, max_length=max_length, pad=pad, clean=clean, extra_ids=extra_ids)
     except TextError as error:
         raise TextError(f"{file}: {error}") from None
+
+
+def make_tokenizer(config: TextConfig, path: str | Path) -> Tokenizer:
+    """The tokenizer of a text config, from its .model file (a T5's also from its folder)."""
+    if config.t5 is None:
+        return load_tokenizer(path, max_length=config.max_length)
+    return load_t5_tokenizer(path, max_length=config.max_length, pad=config.t5.pad, extra_ids=config.t5.extra_ids)
 
 
 def _extra_ids(config: Path) -> int:
