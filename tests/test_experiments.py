@@ -14,7 +14,7 @@ from rich.console import Console
 import vdit
 from vdit.config import apply_overrides, load_config
 from vdit.dist.mesh import MeshConfig
-from vdit.infer.generator import load_vae
+from vdit.infer import load_vae
 from vdit.train.experiment import Experiment
 from vdit.train.stages import Logging, run
 from vdit.train.workspace import Workspace
@@ -66,9 +66,12 @@ def shrink(experiment: Experiment, data: str) -> Experiment:
         ),
         vae_clips=dataclasses.replace(e.vae_clips, frames=min(e.vae_clips.frames, 1 + stride), size=(32, 32)),
         latents=dataclasses.replace(e.latents, samples=6),
-        text=dataclasses.replace(e.text, vocab_size=300, max_length=24, width=32, depth=1, heads=2),
+        text=dataclasses.replace(
+            e.text, vocab_size=300, max_length=24, width=32, depth=1, heads=2, t5=None, tokenizer=None
+        ),
         dit=dataclasses.replace(
-            e.dit, in_channels=4, width=32, depth=2, heads=2, mlp_width=None, classes=min(e.dit.classes, 10)
+            e.dit, in_channels=4, width=32, depth=2, heads=2, mlp_width=None, classes=min(e.dit.classes, 10),
+            text_width=32 if e.dit.text_width else None,
         ),
         sample=dataclasses.replace(e.sample, frames=frames[-1], size=(multiple, 2 * multiple), steps=2),
     )
@@ -150,7 +153,21 @@ def trained(request, tmp_path_factory, folder) -> tuple[Experiment, Path]:
     elif full.data.source == "tfds":
         data = tfds_folder(tmp_path_factory.mktemp("tfds"), full)
     workdir = tmp_path_factory.mktemp(request.param)
-    return run(shrink(full, data), Workspace(workdir), logging=quiet()), workdir
+    return run(with_base(shrink(full, data), tmp_path_factory), Workspace(workdir), logging=quiet()), workdir
+
+
+def with_base(experiment: Experiment, tmp_path_factory) -> Experiment:
+    """The experiment with a model to start from, where it starts from one: the same thing, trained here."""
+    if experiment.start_from is None:
+        return experiment
+    base = tmp_path_factory.mktemp("base")
+    run(dataclasses.replace(experiment, name="base", start_from=None, lora=None), Workspace(base), logging=quiet())
+    return dataclasses.replace(experiment, start_from=str(base))
+
+
+def own_stages(experiment: Experiment) -> tuple[str, ...]:
+    """What a run trains itself: with a model to start from it has that model's VAE."""
+    return ("vae", "dit") if experiment.start_from is None else ("dit",)
 
 
 def quiet() -> Logging:
@@ -170,8 +187,8 @@ def test_an_experiment_says_how_it_is_run(name):
 
 
 def test_it_trains(trained):
-    _, workdir = trained
-    for stage in ("vae", "dit"):
+    experiment, workdir = trained
+    for stage in own_stages(experiment):
         lines = log(workdir, stage)
         assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
         assert all(np.isfinite(line["loss"]) and line["skipped"] == 0 for line in lines)
@@ -180,11 +197,12 @@ def test_it_trains(trained):
 def test_it_restores_and_goes_on(trained):
     experiment, workdir = trained
     longer = apply_overrides(experiment, [f"dit_train.steps={STEPS + 1}"])
-    before = (workdir / "logs" / "vae.jsonl").read_text()
+    before = {stage: log(workdir, stage) for stage in own_stages(experiment)}
     run(longer, Workspace(workdir), logging=quiet())
     assert [line["step"] for line in log(workdir, "dit")] == list(range(1, STEPS + 2))
     assert np.isfinite(log(workdir, "dit")[-1]["loss"])
-    assert (workdir / "logs" / "vae.jsonl").read_text() == before  # what is complete is left alone
+    for stage in set(before) - {"dit"}:
+        assert log(workdir, stage) == before[stage]  # what is complete is left alone
 
 
 def test_it_samples(trained):

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     files = [file for name in options.videos for file in _files(Path(name))]
 
     from vdit.cli.cache import keep_compiled
-    from vdit.infer.generator import load_vae
+    from vdit.infer import load_vae
     from vdit.train.workspace import Workspace
 
     keep_compiled()

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         show_config(experiment)
         return 0
     from vdit.cli.cache import keep_compiled
-    from vdit.dist.multihost import initialize
+    from vdit.dist.multihost import initialize, is_first
     from vdit.train import stages as training
     from vdit.train.workspace import Workspace
 
@@ -67,6 +67,10 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     wandb = {"project": options.wandb, "name": space.root.name} if options.wandb else None
     logging = training.Logging(tensorboard=not options.no_tensorboard, wandb=wandb)
     training.run(experiment, space, stages=stages, logging=logging)
+    if "dit" in stages and experiment.lora is not None and is_first():
+        from vdit.pretrained.lora import write_run
+
+        print(f"LoRA, for diffusers and ComfyUI too: {write_run(space.root)}")
     if "dit" in stages:
         print(f'\nTrained: {space.root}. Next: vdit sample {space.root} "a prompt" --out sample.mp4')
     return 0

@@ -1,6 +1,7 @@
-"""From a trained checkpoint to videos."""
+"""From a model's folder to videos."""
 
-from vdit.infer.generator import Generator, load, load_vae
+from vdit.infer.generator import Generator
+from vdit.infer.loading import load, load_vae
 from vdit.vae.video import VideoVAE
 
 __all__ = ["Generator", "VideoVAE", "load", "load_vae"]

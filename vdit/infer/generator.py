@@ -1,4 +1,4 @@
-"""The programmatic API: load a trained model, put it on a mesh, make videos.
+"""The programmatic API: a model on a mesh makes videos.
 
 generator = vdit.load("runs/clips")
 videos = generator(["a red circle moves to the left"], frames=17, size=(64, 64))
@@ -9,33 +9,32 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vdit.checkpoint import load_params
-from vdit.dist.mesh import make_mesh
-from vdit.dist.rules import batch_sharding, batch_ways, replicated
+from vdit.dist.rules import batch_sharding, batch_ways
 from vdit.errors import ConfigError, ShapeError
+from vdit.infer.images import fit_images
+from vdit.tasks.animate import FirstFrame, ImageToVideo
 from vdit.tasks.canvas import Prompts, tokenize
 from vdit.tasks.generate import Method
 from vdit.tasks.sample import TextToVideo, compiled
 from vdit.text import Tokenizer
 from vdit.train.experiment import Experiment, sample_method
-from vdit.train.state import abstract_params
-from vdit.train.workspace import Workspace
 from vdit.types import Array, PyTree
 from vdit.vae.video import VideoVAE
+from vdit.vision import clip_pixels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generator:
     """A trained model on a mesh. Make one with `vdit.load`.
 
-    experiment: what the model was trained with. params: {"text", "dit"}. vae: encodes and decodes videos.
+    experiment: what the model was trained with. params: {"text", "dit", ...} (vdit.tasks.network).
+    vae: encodes and decodes videos.
     """
 
     experiment: Experiment
@@ -48,6 +47,7 @@ class Generator:
         self,
         prompts: str | Sequence[str],
         *,
+        image: Array | None = None,
         frames: int | None = None,
         size: tuple[int, int] | None = None,
         seed: int = 0,
@@ -57,14 +57,20 @@ class Generator:
         sampler: str | None = None,
         interval: tuple[float, float] | None = None,
         rescale: float | None = None,
+        noise: Array | None = None,
+        latents: bool = False,
     ) -> Array:
         """Videos for prompts: float32 [b t h w 3] in [-1, 1], one for each prompt.
 
-        A model of classes takes class numbers as its prompts: "7".
+        A model of classes takes class numbers (or names, if it has them) as its prompts: "7".
 
+        image: the first frame, uint8 or float in [-1, 1], [h w 3] for all prompts or [b h w 3], one for each;
+            scaled to cover `size`, and cut around its middle.
         frames: 1 + a multiple of the VAE's stride in time; 1 makes images. size: (height, width) in
         pixels, multiples of VAE stride x patch. What is None is as in the experiment's `sample`.
         seed: the same seed, prompts and sizes give the same videos. negative: guided away from.
+        noise: float32 [b t' h' w' c], the latents to start from instead of those that `seed` draws.
+        latents: give the normalised latents float32 [b t' h' w' c], not the videos.
         Compiles once for each combination of number of prompts, frames, size, steps and method.
         Raises ShapeError for sizes that the model cannot make, ConfigError for unknown samplers.
         """
@@ -72,29 +78,42 @@ class Generator:
         if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ConfigError(f"prompts={prompts!r} must be a text or a list of at least one text")
         method = self._method(sampler, steps, guidance, interval, rescale)
-        task = self.task(method, frames, size)
-        ways = batch_ways(self.mesh)
-        padded = prompts + [""] * (-len(prompts) % ways)
+        task = self.task(method, frames, size, image=image is not None, decode=not latents)
+        padded = prompts + [""] * (-len(prompts) % batch_ways(self.mesh))
         place = batch_sharding(self.mesh)
-        inputs = [jax.device_put(self._tokens(texts), place) for texts in (padded, [negative] * len(padded))]
+        given = None if image is None else self._first_frame(image, task.size, len(prompts), len(padded))
+        inputs = [self._tokens(padded), self._tokens([negative] * len(padded))]
+        inputs = jax.device_put(inputs, place)
+        extras = jax.device_put([self._noise(noise, task, len(prompts), len(padded)), given], place)
         with jax.set_mesh(self.mesh):
             videos = compiled(task, place)(
-                self.params, self.vae.params, self.vae.statistics, *inputs, jax.random.key(seed)
+                self.params, self.vae.params, self.vae.statistics, *inputs, jax.random.key(seed), *extras
             )
         return videos[: len(prompts)]
 
-    def task(self, method: Method, frames: int | None, size: tuple[int, int] | None) -> TextToVideo:
+    def task(
+        self,
+        method: Method,
+        frames: int | None,
+        size: tuple[int, int] | None,
+        *,
+        image: bool = False,
+        decode: bool = True,
+    ) -> TextToVideo:
         """The function that is compiled for these sizes; raises ShapeError if the model cannot make them."""
         defaults = self.experiment.sample
         size = defaults.size if size is None else size
         if len(size) != 2:
             raise ShapeError(f"size={size} must be two numbers: (height, width)")
-        return TextToVideo(
+        if self.experiment.dit.condition_channels and not image:
+            raise ConfigError("this model makes videos of images: give image=, the first frame")
+        return (ImageToVideo if image else TextToVideo)(
             network=self.experiment.network,
             vae=self.experiment.vae,
             method=method,
             frames=int(defaults.frames if frames is None else frames),
             size=(int(size[0]), int(size[1])),
+            decode=decode,
         )
 
     def _method(self, sampler, steps, guidance, interval, rescale) -> Method:
@@ -104,37 +123,24 @@ class Generator:
     def _tokens(self, prompts: list[str]) -> Prompts:
         return tokenize(self.tokenizer, prompts, length=self.experiment.text.max_length)
 
+    def _first_frame(self, image: Array, size: tuple[int, int], count: int, padded: int) -> FirstFrame:
+        images = fit_images(image, size)
+        if len(images) not in (1, count):
+            raise ShapeError(f"{len(images)} images for {count} prompts: give one for all, or one for each")
+        images = np.resize(images, (padded, *images.shape[1:])) if len(images) == 1 else _pad(images, padded)
+        pixels = None
+        if self.experiment.vision is not None:
+            pixels = clip_pixels(images, self.experiment.vision)
+        return FirstFrame(image=jnp.asarray(images, jnp.float32) / 127.5 - 1.0, pixels=pixels)
 
-def load(
-    checkpoint_dir: str | Path, mesh: Mesh | None = None, *, ema: bool = True, step: int | None = None
-) -> Generator:
-    """Load what `vdit train` wrote into a folder, onto a mesh (all devices, if None).
-
-    ema: take the averaged parameters. step: of the DiT's checkpoint; the last one if None.
-    Raises CheckpointError where something is missing or damaged.
-    """
-    mesh = make_mesh() if mesh is None else mesh
-    space = Workspace(checkpoint_dir)
-    experiment = space.experiment()
-    abstract = abstract_params(experiment.network.init, mesh)
-    return Generator(
-        experiment=experiment,
-        params=load_params(space.dit, ema=ema, step=step, abstract=abstract),
-        vae=load_vae(checkpoint_dir, mesh=mesh),
-        tokenizer=space.open_tokenizer(experiment),
-        mesh=mesh,
-    )
+    def _noise(self, noise: Array | None, task: TextToVideo, count: int, padded: int) -> Array | None:
+        if noise is None:
+            return None
+        if np.shape(noise) != (count, *task.latent_shape):
+            raise ShapeError(f"noise of shape {np.shape(noise)} must be {(count, *task.latent_shape)}, as the latents")
+        return _pad(np.asarray(noise, np.float32), padded)
 
 
-def load_vae(checkpoint_dir: str | Path, *, mesh: Mesh | None = None) -> VideoVAE:
-    """The VAE of a run alone, replicated on the mesh; the DiT need not be trained yet."""
-    mesh = make_mesh() if mesh is None else mesh
-    space = Workspace(checkpoint_dir)
-    params = jax.device_put(load_params(space.vae)["vae"], replicated(mesh))
-    statistics = space.statistics()
-    if statistics is not None:
-        statistics = jax.device_put({k: np.asarray(v, np.float32) for k, v in statistics.items()}, replicated(mesh))
-    else:
-        channels = space.experiment().vae.latent_channels
-        statistics = {"mean": jnp.zeros(channels), "std": jnp.ones(channels)}
-    return VideoVAE(config=space.experiment().vae, params=params, statistics=statistics)
+def _pad(x: np.ndarray, count: int) -> np.ndarray:
+    """x [b ...] with zeros up to `count` entries."""
+    return np.concatenate([x, np.zeros((count - len(x), *x.shape[1:]), x.dtype)])

@@ -24,10 +24,14 @@ class Canvas:
 
     latents: float32 [b t h w c], normalised; what is not known holds any finite values.
     known: bool [b t], latent frames that are given. They stay at noise level 0 and come back unchanged.
+    condition: float32 [b t h w cc], for models that see what is given as further channels (Wan image-to-video).
+    image: float [b m e], encoded images, for models that attend to them.
     """
 
     latents: Array
     known: Array
+    condition: Array | None = None
+    image: Array | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -7,57 +7,65 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from vdit.data.patches import unpatchify
+from vdit.data.patches import patchify, unpatchify
 from vdit.diffusion import Guidance, guide
 from vdit.diffusion.schedules import Schedule
-from vdit.samplers.base import Sampler
+from vdit.samplers.base import Denoise, Sampler
 from vdit.samplers.grid import Grid
 from vdit.tasks.canvas import Canvas, Prompts, canvas_tokens, dense_rows
-from vdit.tasks.network import Network
+from vdit.tasks.network import HIGH, LOW, Network
 from vdit.types import Array, PyTree, Row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-    """How a canvas is filled in; all of it static under jit."""
+    """How a canvas is filled in; all of it static under jit.
+
+    low_guidance: for the second transformer of a network that has two; None is `guidance`.
+    """
 
     schedule: Schedule
     prediction: str
     sampler: Sampler
     grid: Grid
     guidance: Guidance
+    low_guidance: Guidance | None = None
 
 
 def fill(
-    network: Network, params: PyTree, canvas: Canvas, prompts: Prompts, negative: Prompts, key: Array, method: Method
+    network: Network,
+    params: PyTree,
+    canvas: Canvas,
+    prompts: Prompts,
+    negative: Prompts,
+    key: Array,
+    method: Method,
+    *,
+    noise: Array | None = None,
 ) -> Array:
     """Latents of the canvas, with what was not known drawn from the model: float32 [b t h w c].
 
-    prompts and negative have the same shapes; negative is used only if there is guidance. Traceable.
+    prompts and negative have the same shapes; negative is used only if there is guidance. noise: what to
+    start from, float32 [b t h w c]; drawn from `key` if None. Traceable.
     """
     noise_key, sampler_key = jax.random.split(key)
     given, known, grid = canvas_tokens(canvas, network.dit.patch)
     row = _rows(network, given, grid, prompts)
     keep = known[:, row.slot[0]][..., None]
-    noise = jax.random.normal(noise_key, given.shape, jnp.float32)
-    # The noisiest level of a schedule may hold a little data; from noise alone is where sampling starts.
-    x = jnp.where(keep, given, noise)
-
-    guided = method.guidance.needed
-    if guided:
-        row = jax.tree.map(lambda *pair: jnp.concatenate(pair), row, _rows(network, given, grid, negative))
-        known = jnp.concatenate([known, known])
-    text = network.encode_text(params, row)
-
-    def predict(x: Array, t: Array) -> Array:
-        return _predict(network, params, row, text, known, x, t, method.schedule)
-
-    if guided:
-        denoise = guide(lambda x, t: tuple(jnp.split(predict(jnp.concatenate([x, x]), t), 2)), method.guidance)
+    if noise is None:
+        start = jax.random.normal(noise_key, given.shape, jnp.float32)
     else:
-        denoise = predict
+        start = patchify(noise.astype(jnp.float32), network.dit.patch)
+    # The noisiest level of a schedule may hold a little data; from noise alone is where sampling starts.
+    x = jnp.where(keep, given, start)
+
+    scene = _Scene(row=row, known=known, condition=_fold(canvas.condition, network), image=canvas.image, text=None)
+    if method.guidance.needed or (method.low_guidance is not None and method.low_guidance.needed):
+        other = dataclasses.replace(scene, row=_rows(network, given, grid, negative))
+        scene = jax.tree.map(lambda *pair: jnp.concatenate(pair), scene, other)
+    scene = dataclasses.replace(scene, text=network.encode_text(params, scene.row))
     x = method.sampler.sample(
-        denoise,
+        _denoiser(network, params, scene, method),
         x,
         schedule=method.schedule,
         prediction=method.prediction,
@@ -68,14 +76,56 @@ def fill(
     return unpatchify(x, grid, network.dit.patch)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Scene:
+    """What the network is told beside x and the level; with guidance, the negative side below the other."""
+
+    row: Row
+    known: Array
+    condition: Array | None
+    image: Array | None
+    text: Array | None
+
+
 def _rows(network: Network, values: Array, grid: tuple[int, int, int], prompts: Prompts) -> Row:
     """A model without text is told a class: the one token of its prompts (vdit.text.labels)."""
     return dense_rows(values, grid, prompts, None if network.uses_text else prompts.ids[:, :1])
 
 
-def _predict(
-    network: Network, params: PyTree, row: Row, text: Array | None, known: Array, x: Array, t: Array, schedule: Schedule
-) -> Array:
-    time = jnp.broadcast_to(jnp.asarray(schedule.time(t), jnp.float32), known.shape)
-    time = jnp.where(known, jnp.float32(schedule.time(0.0)), time)
-    return network.apply(params, dataclasses.replace(row, values=x), time, text)
+def _fold(condition: Array | None, network: Network) -> Array | None:
+    return None if condition is None else patchify(condition, network.dit.patch)
+
+
+def _denoiser(network: Network, params: PyTree, scene: _Scene, method: Method) -> Denoise:
+    """denoise(x [b n p], t []): guided, by the transformer that is responsible for the level."""
+    high = _guided(network, params, scene, method, HIGH, method.guidance)
+    if network.boundary is None:
+        return high
+    low = _guided(network, params, scene, method, LOW, method.low_guidance or method.guidance)
+
+    def denoise(x: Array, t: Array) -> Array:
+        return jax.lax.cond(method.schedule.time(t) >= network.boundary, high, low, x, t)
+
+    return denoise
+
+
+def _guided(
+    network: Network, params: PyTree, scene: _Scene, method: Method, expert: str, guidance: Guidance
+) -> Denoise:
+    def predict(scene: _Scene, x: Array, t: Array) -> Array:
+        time = jnp.broadcast_to(jnp.asarray(method.schedule.time(t), jnp.float32), scene.known.shape)
+        time = jnp.where(scene.known, jnp.float32(method.schedule.time(0.0)), time)
+        row = dataclasses.replace(scene.row, values=x)
+        return network.apply(
+            params, row, time, scene.text, condition=scene.condition, image=scene.image, expert=expert
+        )
+
+    if guidance.needed:
+        return guide(lambda x, t: tuple(jnp.split(predict(scene, jnp.concatenate([x, x]), t), 2)), guidance)
+
+    def unguided(x: Array, t: Array) -> Array:
+        told = jax.tree.map(lambda leaf: leaf[: x.shape[0]], scene)
+        return predict(told, x, t)
+
+    return unguided

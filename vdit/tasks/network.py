@@ -1,41 +1,71 @@
-"""The trained network as one thing: text encoder and diffusion transformer on packed rows."""
+"""The network as one thing: text encoder, image encoder, diffusion transformer on packed rows."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 
 from vdit.dit.config import DiTConfig
 from vdit.dit.model import DiT
+from vdit.errors import ConfigError
 from vdit.text.config import TextConfig
-from vdit.text.encoder import Encoder
+from vdit.text.encoder import make_encoder
 from vdit.types import Array, PyTree, Row
+from vdit.vision import CLIPVision, CLIPVisionConfig
+
+HIGH, LOW = "dit", "dit_low"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
-    """Text encoder and DiT, trained together; parameters are {"text": ..., "dit": ...}.
+    """Parameters are {"text": ..., "vision": ..., "dit": ..., "dit_low": ...}, of which "dit" is always there.
 
-    text: None for models without text.
+    text: None for models without text. vision: the image encoder of models whose transformer attends to an
+    image (Wan 2.1 image-to-video). boundary: None, or the time (0..1000) from which up the transformer "dit"
+    is asked, and below it a second one of the same form, "dit_low" (Wan 2.2 A14B).
     """
 
     text: TextConfig | None
     dit: DiTConfig
+    vision: CLIPVisionConfig | None = None
+    boundary: float | None = None
+
+    def __post_init__(self) -> None:
+        wanted = self.vision.width if self.vision is not None else 0
+        if self.dit.image_width != wanted:
+            raise ConfigError(f"dit.image_width={self.dit.image_width} must be vision.width={wanted} (0 without vision)")
+
+    @property
+    def uses_text(self) -> bool:
+        return self.text is not None and self.dit.text != "none"
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Keys of the transformers' parameters."""
+        return (HIGH,) if self.boundary is None else (HIGH, LOW)
 
     def init(self, key: Array) -> PyTree:
         """Fresh parameters, in boxes that carry their logical axes."""
         row = _smallest_row(self.dit.token_values)
         time = jnp.zeros(row.slot_clip.shape, jnp.float32)
-        params = {}
+        params, extra = {}, {}
+        text = None
         if self.uses_text:
-            encoder = Encoder(self.text)
-            args = (row.text, row.text_clip, row.text_position)
-            params["text"] = encoder.init(key, *args)["params"]
+            params["text"] = make_encoder(self.text).init(key, row.text, row.text_clip, row.text_position)["params"]
             text = jnp.zeros((*row.text.shape, self.text.width), jnp.float32)
-        else:
-            text = None
-        params["dit"] = DiT(self.dit).init(key, row.values, text=text, **_dit_inputs(row, time))["params"]
+        if self.vision is not None:
+            side = self.vision.image_size
+            params["vision"] = CLIPVision(self.vision).init(key, jnp.zeros((1, side, side, 3), jnp.float32))["params"]
+            extra["image"] = jnp.zeros((1, 1, self.vision.width), jnp.float32)
+            extra["image_clip"] = row.clip
+        if self.dit.condition_channels:
+            values = math.prod(self.dit.patch) * self.dit.condition_channels
+            extra["condition"] = jnp.zeros((1, 1, values), jnp.float32)
+        for expert in self.experts:
+            inputs = _dit_inputs(row, time) | extra
+            params[expert] = DiT(self.dit).init(key, row.values, text=text, **inputs)["params"]
         return params
 
     def encode_text(self, params: PyTree, row: Row) -> Array | None:
@@ -43,21 +73,37 @@ class Network:
         if not self.uses_text:
             return None
         variables = {"params": params["text"]}
-        return Encoder(self.text).apply(variables, row.text, row.text_clip, row.text_position)
+        return make_encoder(self.text).apply(variables, row.text, row.text_clip, row.text_position)
 
-    def apply(self, params: PyTree, row: Row, time: Array, text: Array | None = None) -> Array:
+    def encode_image(self, params: PyTree, pixels: Array) -> Array:
+        """Images as the transformer attends to them: float [b side side 3], prepared by vdit.vision -> [b m e]."""
+        return CLIPVision(self.vision).apply({"params": params["vision"]}, pixels)
+
+    def apply(
+        self,
+        params: PyTree,
+        row: Row,
+        time: Array,
+        text: Array | None = None,
+        *,
+        condition: Array | None = None,
+        image: Array | None = None,
+        expert: str = HIGH,
+    ) -> Array:
         """Predict for noisy `row.values` at slot times `time` [b k]: float32 [b n p] (2p with variance).
 
         text: encoded captions, if they are at hand already (sampling encodes them once).
+        condition: [b n pc], further channels of each token. image: [b m e], encoded images, one for clip 1 of
+        each row. expert: which of `experts` is asked.
         """
         if text is None:
             text = self.encode_text(params, row)
         inputs = _dit_inputs(row, time)
-        return DiT(self.dit).apply({"params": params["dit"]}, row.values, text=text, **inputs)
-
-    @property
-    def uses_text(self) -> bool:
-        return self.text is not None and self.dit.text != "none"
+        if condition is not None:
+            inputs["condition"] = condition
+        if image is not None:
+            inputs |= {"image": image, "image_clip": jnp.ones(image.shape[:2], jnp.int32)}
+        return DiT(self.dit).apply({"params": params[expert]}, row.values, text=text, **inputs)
 
 
 def _smallest_row(p: int) -> Row:

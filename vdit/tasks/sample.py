@@ -30,6 +30,7 @@ class TextToVideo:
     """From prompts to videos of one size: a pure function, to be jitted once for each of its values.
 
     frames: 1 + a multiple of the VAE's stride in time (times the DiT's patch in time). size: (height, width).
+    decode: False gives the normalised latents and leaves the VAE out.
     """
 
     network: Network
@@ -37,6 +38,7 @@ class TextToVideo:
     method: Method
     frames: int
     size: tuple[int, int]
+    decode: bool = True
 
     def __post_init__(self) -> None:
         patch = self.network.dit.patch
@@ -51,18 +53,38 @@ class TextToVideo:
                 f"frames a multiple of the DiT's patch {patch[0]}: use {low} or {low + stride * patch[0]}"
             )
 
-    def __call__(
-        self, params: PyTree, vae_params: PyTree, statistics: PyTree, prompts: Prompts, negative: Prompts, key: Array
-    ) -> Array:
-        """Videos float32 [b t h w 3] in [-1, 1].
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """(t, h, w, c) of the latents of one video."""
+        return self.vae.latent_shape(self.frames, *self.size)
 
-        params: {"text", "dit"}; vae_params: the VAE's; statistics: {"mean": [c], "std": [c]} of its latents.
+    def __call__(
+        self,
+        params: PyTree,
+        vae_params: PyTree,
+        statistics: PyTree,
+        prompts: Prompts,
+        negative: Prompts,
+        key: Array,
+        noise: Array | None = None,
+        given: PyTree = None,
+    ) -> Array:
+        """Videos float32 [b t h w 3] in [-1, 1], or latents float32 [b t' h' w' c].
+
+        params: the network's; vae_params: the VAE's; statistics: {"mean": [c], "std": [c]} of its latents.
+        noise: latents to start from, drawn from `key` if None. given: what the task knows of the video.
         """
-        shape = self.vae.latent_shape(self.frames, *self.size)
-        canvas = blank(prompts.ids.shape[0], shape)
-        latents = fill(self.network, params, canvas, prompts, negative, key, self.method)
+        canvas = self.canvas(params, vae_params, statistics, prompts.ids.shape[0], given)
+        latents = fill(self.network, params, canvas, prompts, negative, key, self.method, noise=noise)
+        if not self.decode:
+            return latents
         video = VAE(self.vae).apply({"params": vae_params}, denormalise(latents, statistics), method="decode")
         return jnp.clip(video.astype(jnp.float32), -1.0, 1.0)
+
+    def canvas(self, params: PyTree, vae_params: PyTree, statistics: PyTree, batch: int, given: PyTree) -> Canvas:
+        """What is known of the videos before they are made: nothing."""
+        del params, vae_params, statistics, given
+        return blank(batch, self.latent_shape)
 
 
 @functools.lru_cache(maxsize=32)

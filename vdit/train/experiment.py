@@ -11,7 +11,7 @@ from vdit.diffusion import DiffusionConfig, Guidance, make_schedule
 from vdit.dist.mesh import MeshConfig
 from vdit.dit.config import DiTConfig
 from vdit.errors import ConfigError
-from vdit.samplers.grid import Grid
+from vdit.samplers.grid import Grid, GridOptions
 from vdit.tasks.generate import Method
 from vdit.tasks.network import Network
 from vdit.text.config import TextConfig
@@ -50,7 +50,10 @@ class SampleConfig:
 
     prompts: shown in the log at every `dit_train.sample_every` steps.
     size: (height, width) in pixels. frames, fps: duration and frame rate.
+    sampler_options: (name, value) of the sampler's own options. grid: where the levels lie; None is the usual
+        for the kind of diffusion. Both belong to `sampler`: asking for another one leaves them out.
     guidance: scale of classifier-free guidance, 1 for none; interval, rescale: see vdit.diffusion.Guidance.
+    low_guidance: its scale for the second transformer of a model that has two; None is `guidance`.
     """
 
     prompts: tuple[str, ...] = ()
@@ -58,8 +61,11 @@ class SampleConfig:
     size: tuple[int, int] = (64, 64)
     fps: float = 8.0
     sampler: Literal["ddpm", "ddim", "euler", "heun", "dpmpp2m", "unipc"] = "euler"
+    sampler_options: tuple[tuple[str, bool | int | float | str], ...] = ()
+    grid: GridOptions | None = None
     steps: int = 20
     guidance: float = 4.0
+    low_guidance: float | None = None
     interval: tuple[float, float] = (0.0, 1.0)
     rescale: float = 0.0
 
@@ -145,11 +151,19 @@ class Experiment:
 
 def sample_method(experiment: Experiment, **changes: Any) -> Method:
     """How the experiment samples (`experiment.sample`), with changes to single fields."""
+    if changes.get("sampler", experiment.sample.sampler) != experiment.sample.sampler:
+        changes = {"sampler_options": (), "grid": None} | changes
+    if "guidance" in changes:
+        changes = {"low_guidance": None} | changes
     sample = dataclasses.replace(experiment.sample, **changes)
+    grid = sample.grid or GridOptions(ceiling=1.0 if experiment.diffusion.kind == "flow" else 0.999)
+    more = {"interval": tuple(sample.interval), "rescale": sample.rescale}
+    low = None if sample.low_guidance is None else Guidance(scale=sample.low_guidance, **more)
     return Method(
         schedule=make_schedule(experiment.diffusion),
         prediction=experiment.diffusion.prediction,
-        sampler=samplers.make(sample.sampler),
-        grid=Grid(steps=sample.steps, ceiling=1.0 if experiment.diffusion.kind == "flow" else 0.999),
-        guidance=Guidance(scale=sample.guidance, interval=tuple(sample.interval), rescale=sample.rescale),
+        sampler=samplers.make(sample.sampler, **dict(sample.sampler_options)),
+        grid=Grid(steps=sample.steps, **dataclasses.asdict(grid)),
+        guidance=Guidance(scale=sample.guidance, **more),
+        low_guidance=low,
     )

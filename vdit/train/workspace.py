@@ -10,16 +10,18 @@ import numpy as np
 
 from vdit.config import from_json, to_json
 from vdit.errors import CheckpointError
-from vdit.text import Tokenizer, load_tokenizer
+from vdit.text import Tokenizer, make_tokenizer
 from vdit.text.labels import LabelTokenizer
 from vdit.train.experiment import Experiment
+
+EXPERIMENT = "experiment.json"
 
 
 class Workspace:
     """A run's folder.
 
     experiment.json   the resolved experiment: what `vdit.load` rebuilds the model from
-    tokenizer.model   sentencepiece
+    tokenizer.model   sentencepiece; of an imported model with tokenizer_config.json beside it
     vae/, dit/        checkpoints of the two networks
     statistics.json   mean and standard deviation of the VAE's latents, by channel
     latents/          encoded videos
@@ -51,7 +53,7 @@ class Workspace:
 
     def experiment(self) -> Experiment:
         """The experiment as it was saved; CheckpointError if the folder holds no run."""
-        path = self.root / "experiment.json"
+        path = self.root / EXPERIMENT
         try:
             return from_json(Experiment, path.read_text())
         except FileNotFoundError:
@@ -62,13 +64,11 @@ class Workspace:
             raise CheckpointError(f"{path} is damaged (not text): restore it, or train again") from None
 
     def save_experiment(self, experiment: Experiment) -> None:
-        _write(self.root / "experiment.json", to_json(experiment) + "\n")
+        _write(self.root / EXPERIMENT, to_json(experiment) + "\n")
 
     def open_tokenizer(self, experiment: Experiment) -> Tokenizer:
         """What turns prompts into tokens: texts, or class labels for a model without text."""
-        if not experiment.network.uses_text:
-            return LabelTokenizer(classes=experiment.dit.classes)
-        return load_tokenizer(self.tokenizer, max_length=experiment.text.max_length)
+        return open_tokenizer(experiment, self.tokenizer)
 
     def statistics(self) -> dict[str, np.ndarray] | None:
         """{"mean": float32 [c], "std": float32 [c]} of the VAE's latents; None before they are measured."""
@@ -99,6 +99,15 @@ class Workspace:
             "peak_memory": max(before["peak_memory"], peak_memory),
         }
         _write(self.logs / "costs.json", json.dumps(costs, indent=1) + "\n")
+
+
+def open_tokenizer(experiment: Experiment, path: Path | None) -> Tokenizer:
+    """What turns prompts into tokens. path: the sentencepiece file; not read where prompts are classes."""
+    if experiment.network.uses_text:
+        return make_tokenizer(experiment.text, path)
+    return LabelTokenizer(
+        classes=experiment.dit.classes, first=experiment.first_label, names=experiment.label_names
+    )
 
 
 def _write(path: Path, text: str) -> None:

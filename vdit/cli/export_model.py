@@ -1,0 +1,45 @@
+"""`vdit export`: a model as a diffusers folder."""
+
+from __future__ import annotations
+
+import argparse
+
+SUMMARY = "write a Wan or DiT model as a diffusers folder"
+DESCRIPTION = """\
+Writes a model that was imported, or trained on from one, as a folder that diffusers reads: weights as safetensors,
+configs, scheduler, tokenizer. What was imported and not trained comes out with the same bits. A LoRA is merged."""
+EPILOG = """\
+examples:
+  vdit export models/wan-1.3b wan-diffusers
+  vdit export runs/my_lora wan-mine --dtype bfloat16 --max-shard 2"""
+TAKES_OVERRIDES = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from vdit.cli.parser import at_least
+
+    parser.add_argument("run_folder", metavar="RUN", help="the folder of an imported model, or of a run")
+    parser.add_argument("out", metavar="OUT", help="a new folder")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: each weight's own")
+    parser.add_argument("--max-shard", type=at_least(0.001, float), default=5.0, metavar="GB", help="default: 5")
+    parser.add_argument("--step", type=at_least(0), help="of the DiT's checkpoint; default: the last one")
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    from vdit.infer import load
+    from vdit.pretrained.export import export_model
+    from vdit.train.workspace import Workspace
+
+    generator = load(options.run_folder, step=options.step)
+    export_model(
+        Workspace(options.run_folder),
+        generator.experiment,
+        generator.params,
+        generator.vae.params,
+        options.out,
+        dtype=options.dtype,
+        max_shard=options.max_shard * 1e9,
+        say=lambda line: print(line, flush=True),
+    )
+    return 0

@@ -1,0 +1,35 @@
+"""`vdit import`: public weights to a folder like a run's."""
+
+from __future__ import annotations
+
+import argparse
+
+SUMMARY = "turn a folder of public weights into a run's"
+DESCRIPTION = """\
+Reads Wan 2.1 and 2.2 (text to video, image to video, TI2V-5B, A14B) and DiT, as diffusers folders or in the original
+repositories' layouts, checks every tensor's name and shape, and writes OUT: a checkpoint, the experiment that the
+model makes up, its tokenizer. One tensor is in memory at a time. OUT is then used like the folder of a run:
+vdit sample OUT, vdit train with start_from=OUT."""
+EPILOG = """\
+examples:
+  vdit import Wan2.1-T2V-1.3B-Diffusers models/wan-1.3b
+  vdit import Wan2.2-TI2V-5B models/wan-5b --dtype bfloat16
+  vdit import dit-xl models/dit-xl          a folder with DiT-XL-2-256x256.pt and vae/, an AutoencoderKL's folder
+
+Nothing in the folder is executed: torch files are read without unpickling. To only sample, nothing need be imported:
+vdit sample --model FOLDER "a prompt"."""
+TAKES_OVERRIDES = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="the folder of the public model")
+    parser.add_argument("out", metavar="OUT", help="a new folder")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of all weights; default: each tensor's own")
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    from vdit.pretrained.importing import import_model
+
+    import_model(options.folder, options.out, dtype=options.dtype, say=lambda line: print(line, flush=True))
+    return 0

@@ -1,0 +1,133 @@
+"""Models from disk onto a mesh: runs of `vdit train`, imported models, and folders of public weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from safetensors import safe_open
+
+from vdit.checkpoint import load_params
+from vdit.dist.mesh import make_mesh
+from vdit.dist.rules import replicated
+from vdit.errors import WeightsError
+from vdit.infer.generator import Generator
+from vdit.infer.precision import Compute, Weights, computing, fast_compute, held_as
+from vdit.nn.lora import attach, merge
+from vdit.pretrained.lora import EXPERTS, experts, read_lora
+from vdit.pretrained.model import PublicModel, open_model
+from vdit.pretrained.open import open_tensors
+from vdit.train.base import trained_params
+from vdit.train.experiment import Experiment
+from vdit.train.workspace import EXPERIMENT, Workspace, open_tokenizer
+from vdit.types import PyTree
+from vdit.vae.video import VideoVAE
+
+
+def load(
+    path: str | Path,
+    mesh: Mesh | None = None,
+    *,
+    ema: bool = True,
+    step: int | None = None,
+    compute: Compute | None = None,
+    weights: Weights | None = None,
+    lora: str | Path | Sequence[str | Path] = (),
+    merge_lora: bool = False,
+) -> Generator:
+    """Load a model onto a mesh (all devices, if None).
+
+    path: the folder of a run of `vdit train`, of an imported model (`vdit import`), or of public weights as they
+        were published (vdit.pretrained.open_model).
+    ema: take the averaged parameters. step: of the DiT's checkpoint; the last one if None. Of runs only.
+    compute: type of the matrix products; None is the run's own, and for public weights bfloat16, or float32 on CPU.
+    weights: how parameters are held: "bfloat16", or "int8" and "fp8" for the kernels of dense layers; None as stored.
+    lora: safetensors files in a public layout, each "FILE" or "FILE:STRENGTH". merge_lora: add them to the kernels,
+        which costs nothing later; else they are kept apart, and the kernels may be quantised.
+    Raises CheckpointError or WeightsError where something is missing or damaged.
+    """
+    mesh = make_mesh() if mesh is None else mesh
+    if (Path(path) / EXPERIMENT).exists() or not Path(path).is_dir():
+        generator = _load_run(Path(path), mesh, ema=ema, step=step, compute=compute)
+    else:
+        generator = _load_public(open_model(path), mesh, compute=compute)
+    params = dict(generator.params)
+    for file in [lora] if isinstance(lora, str | Path) else lora:
+        _add_lora(params, generator.experiment, str(file), merged=merge_lora)
+    vae = generator.vae
+    if weights in ("float32", "bfloat16"):
+        vae = VideoVAE(config=vae.config, params=held_as(vae.params, weights), statistics=vae.statistics)
+    for name in list(params):  # one at a time: the whole network need not be there in both forms
+        params[name] = held_as(params.pop(name), weights)
+    return Generator(
+        experiment=generator.experiment, params=params, vae=vae, tokenizer=generator.tokenizer, mesh=mesh
+    )
+
+
+def load_vae(checkpoint_dir: str | Path, *, mesh: Mesh | None = None) -> VideoVAE:
+    """The VAE of a run alone, replicated on the mesh; the DiT need not be trained yet."""
+    mesh = make_mesh() if mesh is None else mesh
+    space = Workspace(checkpoint_dir)
+    config = space.experiment().vae
+    params = jax.device_put(load_params(space.vae)["vae"], replicated(mesh))
+    statistics = space.statistics()
+    if statistics is None:
+        channels = config.latent_channels
+        statistics = {"mean": jnp.zeros(channels), "std": jnp.ones(channels)}
+    return VideoVAE(config=config, params=params, statistics=_on(mesh, statistics))
+
+
+def _load_run(path: Path, mesh: Mesh, *, ema: bool, step: int | None, compute: Compute | None) -> Generator:
+    space = Workspace(path)
+    experiment = space.experiment()
+    params = trained_params(experiment, space, mesh, ema=ema, step=step)
+    vae = load_vae(path, mesh=mesh)
+    tokenizer = space.open_tokenizer(experiment)
+    experiment = computing(experiment, compute)
+    vae = VideoVAE(config=experiment.vae, params=vae.params, statistics=vae.statistics)
+    return Generator(experiment=experiment, params=params, vae=vae, tokenizer=tokenizer, mesh=mesh)
+
+
+def _load_public(model: PublicModel, mesh: Mesh, *, compute: Compute | None) -> Generator:
+    experiment = computing(model.experiment, compute or fast_compute())
+    tokenizer = open_tokenizer(experiment, model.tokenizer)
+    params, vae = model.load(mesh)
+    video_vae = VideoVAE(config=experiment.vae, params=vae, statistics=_on(mesh, model.statistics))
+    return Generator(experiment=experiment, params=params, vae=video_vae, tokenizer=tokenizer, mesh=mesh)
+
+
+def _on(mesh: Mesh, statistics: PyTree) -> PyTree:
+    return jax.device_put({k: np.asarray(v, np.float32) for k, v in statistics.items()}, replicated(mesh))
+
+
+def _add_lora(params: dict, experiment: Experiment, given: str, *, merged: bool) -> None:
+    """Adds the LoRA of a file to the transformers that it is for. given: "FILE" or "FILE:STRENGTH"."""
+    path, strength = _split_strength(given)
+    files = open_tensors(path)
+    tensors = {name: files.read(name) for name in files.info}
+    metadata = None
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata()
+    trees = dict(zip(EXPERTS, experiment.network.experts))
+    for expert in experts(tensors):
+        if expert not in trees:
+            raise WeightsError(f"{path}: is for {expert}, which this model does not have: it has one transformer")
+        try:
+            lora = read_lora(tensors, experiment.dit, metadata=metadata, expert=expert)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from None
+        add = merge if merged else attach
+        params[trees[expert]] = add(params[trees[expert]], lora, strength)
+
+
+def _split_strength(given: str) -> tuple[Path, float]:
+    path, colon, strength = given.rpartition(":")
+    try:
+        return (Path(path), float(strength)) if colon else (Path(given), 1.0)
+    except ValueError:
+        return Path(given), 1.0

@@ -1,0 +1,212 @@
+"""diffusers folders: model_index.json, and one folder for each network, scheduler and tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vdit.data.config import DataConfig
+from vdit.errors import WeightsError
+from vdit.pretrained import clip, dit, kl_vae, t5, wan, wan_vae
+from vdit.pretrained.model import Component, PublicModel
+from vdit.pretrained.open import open_tensors
+from vdit.pretrained.scheduler import scheduler_config
+from vdit.pretrained.tensors import read_json
+from vdit.text import T5Config, TextConfig, load_t5_tokenizer, t5_text
+from vdit.train.experiment import Experiment, SampleConfig
+from vdit.vae.config import VAEConfig
+
+INDEX = "model_index.json"
+PIPELINES = ("WanPipeline", "WanImageToVideoPipeline", "DiTPipeline")
+# What a folder may hold that is no network, and that an export gives back as it was.
+EXTRA_FOLDERS = ("scheduler", "tokenizer", "image_processor", "feature_extractor")
+TOKENIZERS = ("spiece.model", "tokenizer.model")
+NETWORKS = {
+    "transformer": "dit",
+    "transformer_2": "dit_low",
+    "text_encoder": "text",
+    "image_encoder": "vision",
+    "vae": "vae",
+}
+MAX_TEXT = 512  # tokens of a prompt, as Wan pads it
+
+
+def is_one(path: Path) -> bool:
+    return (path / INDEX).is_file()
+
+
+def open_folder(path: Path) -> PublicModel:
+    """What a diffusers folder holds; WeightsError names what is missing, unknown or contradictory."""
+    index = read_json(path / INDEX)
+    pipeline = index.get("_class_name")
+    if pipeline not in PIPELINES:
+        raise WeightsError(f"{path / INDEX}: _class_name={pipeline!r} is not supported: use one of {', '.join(PIPELINES)}")
+    parts = {name: value[1] for name, value in index.items() if isinstance(value, list) and value[0] is not None}
+    _check_parts(path, parts, pipeline)
+    return _dit_pipeline(path, index) if pipeline == "DiTPipeline" else _wan_pipeline(path, index, parts)
+
+
+def _check_parts(path: Path, parts: Mapping[str, str], pipeline: str) -> None:
+    unknown = sorted(set(parts) - set(NETWORKS) - set(EXTRA_FOLDERS))
+    if unknown:
+        raise WeightsError(f"{path / INDEX}: part {unknown[0]!r} is unknown here: known are {', '.join(NETWORKS)}")
+    wanted = ["transformer", "vae", "scheduler"]
+    if pipeline != "DiTPipeline":
+        wanted += ["text_encoder", "tokenizer"]
+    for name in wanted:
+        if name not in parts:
+            raise WeightsError(f"{path / INDEX}: has no {name!r}, which a {pipeline} needs: take the whole folder")
+    for name in parts:
+        if not (path / name).is_dir():
+            raise WeightsError(f"{path / name}: no such folder, though {INDEX} names it: take the whole folder")
+
+
+def _wan_pipeline(path: Path, index: Mapping[str, Any], parts: Mapping[str, str]) -> PublicModel:
+    config = wan.wan_config(read_json(path / "transformer" / "config.json"))
+    components = [_component(path, "transformer", wan.diffusers_rules(config))]
+    if "transformer_2" in parts:
+        if wan.wan_config(read_json(path / "transformer_2" / "config.json")) != config:
+            raise WeightsError(f"{path}: transformer and transformer_2 differ in config.json: experts are of one form")
+        components.append(_component(path, "transformer_2", wan.diffusers_rules(config)))
+    tokenizer = find_tokenizer(path / "tokenizer")
+    text = with_sentinels(t5.t5_config(read_json(path / "text_encoder" / "config.json")), tokenizer)
+    files = open_tensors(path / "text_encoder")
+    components.append(
+        Component(tree="text", folder="text_encoder", files=files, rules=tuple(t5.diffusers_rules(text, files.info)))
+    )
+    vision = None
+    if config.image_width:
+        vision = clip.clip_config(read_json(path / "image_encoder" / "config.json"))
+        components.append(_component(path, "image_encoder", clip.diffusers_rules(vision), ignore=clip.UNUSED))
+    vae, statistics, vae_component = _vae(path, wan_vae)
+    scheduling = scheduler_config(read_json(path / "scheduler" / "scheduler_config.json"))
+    boundary = index.get("boundary_ratio")
+    if (boundary is None) != ("transformer_2" not in parts):
+        raise WeightsError(f"{path / INDEX}: boundary_ratio={boundary} and transformer_2 go together: take the whole folder")
+    experts = boundary is not None
+    sample = sample_config(scheduling, vae, experts=experts, image=config.condition_channels > 0)
+    experiment = Experiment(
+        name=path.resolve().name,
+        data=data_config(vae, config.patch),
+        text=t5_text(text, max_length=MAX_TEXT),
+        vision=vision,
+        vae=vae,
+        dit=config,
+        diffusion=scheduling.diffusion,
+        expert_boundary=1000.0 * boundary if experts else None,
+        sample=sample,
+    )
+    return PublicModel(
+        folder=path,
+        experiment=experiment,
+        components=(*components, vae_component),
+        statistics=statistics,
+        tokenizer=tokenizer,
+        extras=_extras(path),
+    )
+
+
+def _dit_pipeline(path: Path, index: Mapping[str, Any]) -> PublicModel:
+    json = read_json(path / "transformer" / "config.json")
+    config = dit.dit_config(json)
+    vae, statistics, vae_component = _vae(path, kl_vae)
+    scheduling = scheduler_config(read_json(path / "scheduler" / "scheduler_config.json"))
+    names = index.get("id2label") or {}
+    labels = tuple(names.get(str(i), "") for i in range(config.classes)) if names else ()
+    experiment = Experiment(
+        name=path.resolve().name,
+        data=data_config(vae, config.patch),
+        text=TextConfig(max_length=1),
+        vae=vae,
+        dit=config,
+        diffusion=dataclasses.replace(scheduling.diffusion, learn_variance=config.learn_variance),
+        first_label=0,
+        label_names=labels,
+        sample=dit_sample(scheduling, side=json.get("sample_size", 32) * vae.spatial_stride),
+    )
+    return PublicModel(
+        folder=path,
+        experiment=experiment,
+        components=(_component(path, "transformer", dit.diffusers_rules(config)), vae_component),
+        statistics=statistics,
+        tokenizer=None,
+        extras=_extras(path),
+    )
+
+
+def _component(path: Path, name: str, rules: list, *, ignore: tuple[str, ...] = ()) -> Component:
+    files = open_tensors(path / name)
+    return Component(tree=NETWORKS[name], folder=name, files=files, rules=tuple(rules), ignore=ignore)
+
+
+def _vae(path: Path, family) -> tuple[VAEConfig, dict[str, np.ndarray], Component]:
+    return open_vae(path / "vae", family)
+
+
+def open_vae(path: Path, family) -> tuple[VAEConfig, dict[str, np.ndarray], Component]:
+    """The folder of an autoencoder. family: the module of its weight map, wan_vae or kl_vae."""
+    json = read_json(path / "config.json")
+    config = family.vae_config(json)
+    files = open_tensors(path)
+    rules = family.diffusers_rules(config)
+    if family is kl_vae and any(".query." in name for name in files.info):
+        rules = kl_vae.old_diffusers_rules(config)
+    component = Component(tree="vae", folder="vae", files=files, rules=tuple(rules))
+    return config, family.statistics(json), component
+
+
+def sample_config(scheduling, vae: VAEConfig, *, experts: bool, image: bool) -> SampleConfig:
+    """How a Wan model is meant to be sampled, as its repositories say."""
+    options = {"frames": 81, "size": (480, 832), "fps": 16.0, "steps": 50, "guidance": 5.0}
+    if vae.spatial_stride == 16:  # Wan 2.2 TI2V-5B
+        options |= {"frames": 121, "size": (704, 1280), "fps": 24.0}
+    elif experts:
+        low, high = (3.5, 3.5) if image else (3.0, 4.0)
+        options |= {"size": (720, 1280), "steps": 40, "guidance": high, "low_guidance": low}
+    return SampleConfig(
+        sampler=scheduling.sampler, sampler_options=scheduling.options, grid=scheduling.grid, **options
+    )
+
+
+def dit_sample(scheduling, *, side: int) -> SampleConfig:
+    """How a DiT is meant to be sampled: 250 steps, guidance 4 (Peebles and Xie, 2023)."""
+    return SampleConfig(
+        frames=1, size=(side, side), fps=1.0, steps=250, guidance=4.0,
+        sampler=scheduling.sampler, sampler_options=scheduling.options, grid=scheduling.grid,
+    )  # fmt: skip
+
+
+def data_config(vae: VAEConfig, patch: tuple[int, int, int]) -> DataConfig:
+    """Sizes that the model can take, for training it further."""
+    return DataConfig(
+        size_multiple=vae.spatial_stride * max(patch[1:]),
+        frame_multiple=vae.temporal_stride,
+        row_text=MAX_TEXT,
+    )
+
+
+def with_sentinels(config: T5Config, tokenizer: Path) -> T5Config:
+    """The encoder's config with as many sentinel tokens as its tokenizer has."""
+    return dataclasses.replace(config, extra_ids=load_t5_tokenizer(tokenizer).extra_ids)
+
+
+def find_tokenizer(folder: Path) -> Path:
+    """The sentencepiece file of a tokenizer's folder."""
+    for name in TOKENIZERS:
+        if (folder / name).is_file():
+            return folder / name
+    raise WeightsError(
+        f"{folder}: has no {' or '.join(TOKENIZERS)}: prompts are read by the model's own sentencepiece file, "
+        "so take the whole folder"
+    )
+
+
+def _extras(path: Path) -> tuple[str, ...]:
+    """Small files beside the weights, by path inside the folder."""
+    files = [path / INDEX, *(path / name / "config.json" for name in NETWORKS)]
+    files += [file for name in EXTRA_FOLDERS for file in sorted((path / name).glob("*"))]
+    return tuple(str(file.relative_to(path)) for file in files if file.is_file())

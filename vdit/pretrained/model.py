@@ -1,0 +1,122 @@
+"""A folder of public weights as one thing: which networks it holds, and the experiment that they make up.
+
+`open_model` knows diffusers folders (model_index.json) and the original repositories' layouts, reads their JSON
+and the headers of their tensor files, and nothing else; loading and importing read the tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vdit.errors import WeightsError
+from vdit.pretrained.load import check, load
+from vdit.pretrained.tensors import TensorFiles
+from vdit.pretrained.weights import Rule
+from vdit.train.experiment import Experiment
+from vdit.train.state import abstract_params
+from vdit.types import PyTree
+from vdit.vae.model import VAE
+
+VAE_TREE = "vae"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Component:
+    """One network of a public model.
+
+    tree: its key among our parameters: "text", "vision", "dit", "dit_low" or "vae".
+    folder: its name in a diffusers folder. ignore: how names begin that hold no part of it.
+    """
+
+    tree: str
+    folder: str
+    files: TensorFiles
+    rules: tuple[Rule, ...]
+    ignore: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PublicModel:
+    """What a folder of public weights holds.
+
+    experiment: the model as an experiment of ours, with the sampling that it is meant for.
+    statistics: {"mean": float32 [c], "std": float32 [c]} of the VAE's latents.
+    tokenizer: the sentencepiece file; None for models of classes.
+    extras: files that an export gives back as they are (schedulers, tokenizers), by path inside the folder.
+    """
+
+    folder: Path
+    experiment: Experiment
+    components: tuple[Component, ...]
+    statistics: dict[str, np.ndarray]
+    tokenizer: Path | None
+    extras: tuple[str, ...] = ()
+
+    def abstract(self, mesh: Mesh) -> PyTree:
+        """{"text", "dit", ...} and {"vae"}: shapes of all parameters, with their place on the mesh."""
+        tree = dict(abstract_params(self.experiment.network.init, mesh))
+        return tree | {VAE_TREE: abstract_vae(self.experiment.vae, mesh)}
+
+    def check(self) -> None:
+        """WeightsError unless every component has every tensor that it needs, in its shape, and no other."""
+        abstract = self.abstract(one_device())
+        for part in self.components:
+            check(part.rules, part.files, abstract[part.tree], ignore=part.ignore)
+
+    def load(self, mesh: Mesh, *, dtype: str | None = None) -> tuple[PyTree, PyTree]:
+        """(the network's parameters, the VAE's), on the mesh; dtype: None keeps each tensor's own."""
+        abstract = self.abstract(mesh)
+        trees = {
+            part.tree: load(part.rules, part.files, abstract[part.tree], dtype=dtype, ignore=part.ignore)
+            for part in self.components
+        }
+        vae = trees.pop(VAE_TREE)
+        return trees, vae
+
+
+def open_model(path: str | Path) -> PublicModel:
+    """Reads what a folder of public weights is; WeightsError where it is none that is known here.
+
+    diffusers: WanPipeline, WanImageToVideoPipeline (2.1 and 2.2), DiTPipeline. Original: Wan 2.1 and 2.2 with
+    their .pth files; a DiT checkpoint (.pt) with an autoencoder's folder `vae` beside it.
+    """
+    from vdit.pretrained import diffusers_folder, original_folder
+
+    path = Path(path)
+    if not path.is_dir():
+        raise WeightsError(f"{path} is not a folder: give the folder of a public model")
+    for family in (diffusers_folder, original_folder):
+        if family.is_one(path):
+            return family.open_folder(path)
+    raise WeightsError(
+        f"{path} is no public model known here: it has neither model_index.json (diffusers), nor config.json or "
+        "high_noise_model/ beside models_t5_*.pth (Wan), nor one .pt file with a folder vae/ (DiT)"
+    )
+
+
+def abstract_vae(config, mesh: Mesh) -> PyTree:
+    """Shapes of a VAE's parameters, replicated on the mesh."""
+    frames = 1 + config.temporal_stride
+    video = jnp.zeros((1, frames, config.spatial_stride, config.spatial_stride, 3), jnp.float32)
+    place = NamedSharding(mesh, PartitionSpec())
+
+    def init(key):
+        return VAE(config).init(key, video)["params"]
+
+    from flax.linen import meta
+
+    shapes = meta.unbox(jax.eval_shape(init, jax.random.key(0)))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
+
+
+def one_device() -> Mesh:
+    """A mesh of one device, for what only needs shapes."""
+    from vdit.dist.mesh import make_mesh
+
+    return make_mesh(devices=jax.local_devices()[:1])
