@@ -12,14 +12,21 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from tests.pretrained.load import fill
+from tests.pretrained.load import empty, fill
 from tests.pretrained.reference import enliven
 from tests.pretrained.test_wan import IMAGE, SMALL, inputs_for, run, run_ours
+from tests.train.lora_runs import lora_experiment, make_base
+from vdit.checkpoint import Checkpointer
+from vdit.dist.mesh import make_mesh
+from vdit.dit.config import preset
 from vdit.errors import WeightsError
-from vdit.nn.lora import LoRA, LowRank, attach, detach, merge
+from vdit.nn.lora import LoRA, LowRank, attach, detach, merge, without_lora
 from vdit.nn.quantise import cast, dequantise, quantise, sqnr
-from vdit.pretrained.lora import METADATA, experts, lora_tensors, read_lora, write_lora
-from vdit.pretrained.wan import diffusers_rules, wan_config
+from vdit.pretrained.lora import METADATA, experts, lora_tensors, read_lora, write_lora, write_run
+from vdit.pretrained.wan import diffusers_rules, wan_config, wan_json
+from vdit.train.base import base_identity, begin, trained_params
+from vdit.train.state import plan_state
+from vdit.train.workspace import Workspace
 
 SHAPE = (2, 4, 6)
 TARGETS = ("attention/q", "attention/out", "cross_attention/k", "cross_attention/v", "mlp/up", "mlp/down")
@@ -98,7 +105,8 @@ def test_the_reference_reads_what_is_written_and_gives_the_same_numbers(wan, tor
         swapped = dict(read.layers)
         swapped["block_0/attention/q"], swapped["block_1/attention/q"] = (
             swapped["block_1/attention/q"], swapped["block_0/attention/q"])  # fmt: skip
-        assert np.abs(run_ours(config, attach(params, LoRA(layers=swapped)), ours, SHAPE) - with_lora.numpy()).max() > 0.01
+        got = run_ours(config, attach(params, LoRA(layers=swapped)), ours, SHAPE)
+        assert np.abs(got - with_lora.numpy()).max() > 0.01
 
 
 def test_what_peft_saves_is_read(wan, torch, tmp_path, parity):
@@ -285,6 +293,51 @@ def test_bfloat16_weights(wan, record_property):
     record_property("parity", f"Wan, weights in bfloat16 against float32|{'x'.join(map(str, want.shape))}"
                               f"|{np.abs(got - want).max():.1e}|{relative:.1e}|3e-02 rel")  # fmt: skip
     assert relative < 0.03
+
+
+def test_the_lora_of_a_run_loads_in_the_reference(torch, tmp_path, parity):
+    """What `vdit train` leaves beside its checkpoints, on the base it was trained on."""
+    from diffusers import WanTransformer3DModel
+
+    make_base(tmp_path / "base")
+    space, experiment = Workspace(tmp_path / "run"), lora_experiment(tmp_path / "base")
+    shapes = plan_state(begin(experiment, make_mesh()).init, experiment.dit_train).abstract.params
+    rng = np.random.default_rng(0)
+    leaves = jax.tree.map(lambda leaf: 0.3 * rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    with Checkpointer(space.dit, meta={"base": base_identity(experiment)}) as checkpointer:
+        checkpointer.save(1, {"params": jax.tree.map(jnp.asarray, leaves)})
+    space.save_experiment(experiment)
+    file = write_run(space.root)
+    assert file == space.root / "lora.safetensors"
+
+    params, config = trained_params(experiment, space, make_mesh())["dit"], experiment.dit
+    rules = diffusers_rules(config)
+    model = WanTransformer3DModel.from_config(wan_json(config))
+    state = empty(rules, without_lora(params))
+    model.load_state_dict({name: torch.tensor(np.array(tensor)) for name, tensor in state.items()})
+    model.eval().load_lora_adapter(str(space.root), weight_name=file.name, adapter_name="trained")
+    theirs, ours = inputs_for(model, b=1, shape=SHAPE, texts=16)
+    parity("Wan LoRA trained here, in PEFT", run_ours(config, params, ours, SHAPE), run(torch, model, theirs))
+    model.disable_lora()
+    assert np.abs(run_ours(config, params, ours, SHAPE) - run(torch, model, theirs).numpy()).max() > 0.1
+
+
+def test_at_true_width(torch, tmp_path, parity):
+    """One block of Wan 2.1 1.3B, rank 16, in the original layout."""
+    from diffusers import WanTransformer3DModel
+    from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
+
+    config = preset("wan2.1-t2v-1.3b", depth=1)
+    model = enliven(torch, WanTransformer3DModel.from_config(wan_json(config)))
+    params = fill(diffusers_rules(config), {name: x.numpy() for name, x in model.state_dict().items()})
+    lora = lively(config, rank=16, layers=("attention/q", "cross_attention/v", "mlp/up", "mlp/down"))
+    write_lora(lora, config, tmp_path / "lora.safetensors", "original")
+    state = WanLoraLoaderMixin.lora_state_dict(str(tmp_path / "lora.safetensors"))
+    model.load_lora_adapter(state, adapter_name="one")
+    theirs, ours = inputs_for(model, b=1, shape=SHAPE, texts=8)
+    read = read_lora(load_file(tmp_path / "lora.safetensors"), config)
+    got = run_ours(config, attach(params, read), ours, SHAPE)
+    parity("Wan 2.1 1.3B LoRA, one block at true width", got, run(torch, model, theirs))
 
 
 def test_a_file_of_another_kind_is_refused(wan, tmp_path):

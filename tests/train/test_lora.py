@@ -71,7 +71,8 @@ def test_checkpoints_hold_the_low_rank_leaves_alone(trained):
     assert size < 4 * leaves + 600_000  # parameters, average, two moments, and Orbax's own files
     meta = load_meta(trained.dit)
     assert meta["base"]["step"] == 1
-    assert meta["config"]["lora"] == {"rank": 4, "alpha": 8.0, "targets": ["*attention/*", "mlp/*"]}
+    assert meta["config"]["lora"] == {"rank": 4, "alpha": 8.0, "targets": ["*attention/*", "mlp/*"],
+                                      "weights": "float32"}  # fmt: skip
 
 
 def test_the_base_keeps_its_bits(base, trained):
@@ -91,6 +92,16 @@ def test_it_begins_as_the_base(base, trained):
     for path, leaf in flatten_dict(fresh).items():
         assert np.any(leaf) == (path[-1] == "lora_a")
     assert {path[-1] for path in flatten_dict(start.frozen) if path[-1] in LEAVES} == {"lora_scale"}
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_frozen_weights_may_be_held_in_fewer_bits(base, weights):
+    experiment = lora_experiment(base, lora=LoRAConfig(rank=4, weights=weights))
+    kernel = begin(experiment, make_mesh()).frozen["dit"]["blocks"]["mlp"]["up"]
+    if weights == "bfloat16":
+        assert kernel["kernel"].dtype == "bfloat16"
+    else:  # kernels of this size are too small for int8 to pay
+        assert kernel["kernel"].dtype == "float32"
 
 
 def test_the_loss_falls(base):

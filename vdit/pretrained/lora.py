@@ -29,6 +29,8 @@ from vdit.errors import WeightsError
 from vdit.nn.lora import LoRA, LowRank
 from vdit.pretrained.wan import diffusers_rules, original_rules, wan_json
 from vdit.pretrained.weights import LINEAR, Rule
+from vdit.train.base import run_lora
+from vdit.train.workspace import Workspace
 from vdit.types import Array
 
 Layout = Literal["diffusers", "original", "musubi", "vdit"]
@@ -114,6 +116,18 @@ def write_lora(
     """
     tensors, metadata = lora_tensors(lora, config, layout, expert=expert)
     save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, metadata=metadata)
+
+
+def write_run(folder: str | Path, path: str | Path | None = None) -> Path:
+    """Write the LoRA of a run of `vdit train`, averaged, to lora.safetensors in its folder, or to `path`.
+
+    In diffusers' layout, or in our own where the model is not a Wan.
+    """
+    space = Workspace(folder)
+    config = space.experiment().dit
+    path = space.root / "lora.safetensors" if path is None else Path(path)
+    write_lora(run_lora(space), config, path, "diffusers" if is_wan(config) else "vdit")
+    return path
 
 
 def lora_tensors(

@@ -16,7 +16,8 @@ from vdit import config as config_tools
 from vdit.checkpoint import MANIFEST, find_step, load_meta, load_params
 from vdit.dist.rules import replicated
 from vdit.errors import CheckpointError, ConfigError
-from vdit.nn.lora import attach, detach, init_lora, join, merge, scales, without_lora
+from vdit.nn.lora import LoRA, attach, detach, init_lora, join, merge, scales, without_lora
+from vdit.nn.quantise import cast, quantise
 from vdit.train.experiment import Experiment
 from vdit.train.state import abstract_params
 from vdit.train.workspace import Workspace
@@ -58,6 +59,8 @@ def begin(experiment: Experiment, mesh: Mesh, *, resumed: bool = False) -> Begin
     if experiment.lora is not None:
         factors = lambda key: _lora_init(experiment, key)  # noqa: E731
         factor = scales(jax.eval_shape(factors, jax.random.key(0)), experiment.lora.scale)
+        for name in list(base):  # one network at a time: they need not all be there in both forms
+            base[name] = _held(base.pop(name), experiment.lora.weights)
         return Beginning(init=factors, frozen=join(base, jax.device_put(factor, replicated(mesh))))
     trained = [key for key in base if key == "dit" or (key == "text" and experiment.text.t5 is None)]
     rest = {key: base.pop(key) for key in list(base) if key not in trained}
@@ -102,9 +105,13 @@ def with_lora(params: PyTree, run_folder: str | Path, *, ema: bool = True, step:
     experiment = space.experiment()
     if experiment.lora is None:
         raise CheckpointError(f"{run_folder} is not a LoRA run (its experiment has lora=none): load it with vdit.load")
-    leaves = load_params(space.dit, ema=ema, step=step)
-    lora = detach(join(leaves["dit"], scales(leaves["dit"], experiment.lora.scale)))
-    return params | {"dit": attach(params["dit"], lora)}
+    return params | {"dit": attach(params["dit"], run_lora(space, ema=ema, step=step))}
+
+
+def run_lora(space: Workspace, *, ema: bool = True, step: int | None = None) -> LoRA:
+    """The LoRA that a run has trained on its DiT."""
+    leaves = load_params(space.dit, ema=ema, step=step)["dit"]
+    return detach(join(leaves, scales(leaves, space.experiment().lora.scale)))
 
 
 def base_identity(experiment: Experiment) -> dict[str, Any] | None:
@@ -141,7 +148,7 @@ def adopt(experiment: Experiment, workspace: Workspace) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(step, partial / step.name)
         partial.rename(workspace.vae)
-    for name in ("statistics.json", "tokenizer.model"):
+    for name in ("statistics.json", "tokenizer.model", "tokenizer_config.json"):
         if (base.root / name).exists() and not (workspace.root / name).exists():
             workspace.root.mkdir(parents=True, exist_ok=True)
             shutil.copy(base.root / name, workspace.root / name)
@@ -151,6 +158,12 @@ def _lora_init(experiment: Experiment, key: jax.Array) -> PyTree:
     boxed = jax.eval_shape(experiment.network.init, jax.random.key(0))
     lora = experiment.lora
     return {"dit": init_lora(key, boxed["dit"], targets=lora.targets, rank=lora.rank)}
+
+
+def _held(params: PyTree, weights: str) -> PyTree:
+    if weights == "float32":
+        return params
+    return cast(params, weights) if weights == "bfloat16" else quantise(params, weights)
 
 
 def _merged(params: PyTree) -> PyTree:

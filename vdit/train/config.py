@@ -102,11 +102,13 @@ class LoRAConfig:
     rank: columns of A, rows of B. alpha: weight of the product; None is `rank`, so a factor of 1.
     targets: patterns (`*`, `?`, `[...]`) of the dense layers that are adapted, as they are called inside a block
         ("attention/q", "cross_attention/k", "mlp/up") or, outside of blocks, in the DiT ("time_projection").
+    weights: how the frozen weights are held while training (vdit.nn.quantise).
     """
 
     rank: int = 16
     alpha: float | None = None
     targets: tuple[str, ...] = ("*attention/*", "mlp/*")
+    weights: Literal["float32", "bfloat16", "int8", "fp8"] = "float32"
 
     def __post_init__(self):
         _require("lora.rank", self.rank, self.rank >= 1, "1 or more")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vdit.diffusion import add_noise, diffusion_loss, draw_levels, make_schedule
-from vdit.text.encoder import drop_text
+from vdit.text.encoder import drop_captions
 from vdit.train.experiment import Experiment
 from vdit.types import Array, PyTree, Row
 
@@ -33,7 +33,8 @@ class DenoisingLoss:
             levels = jnp.where(jnp.take_along_axis(chosen, row.slot_clip, axis=1), free, levels)
         if experiment.text_dropout and experiment.dit.text != "none":
             drop = self._of_clip(drop_key, row, experiment.text_dropout)[:, 1:]
-            row = dataclasses.replace(row, text_clip=drop_text(row.text_clip, row.text_position, drop))
+            text, text_clip = drop_captions(experiment.text, row.text, row.text_clip, row.text_position, drop)
+            row = dataclasses.replace(row, text=text, text_clip=text_clip)
         if experiment.text_dropout and experiment.dit.classes:
             drop = self._of_clip(drop_key, row, experiment.text_dropout)[:, 1:]
             row = dataclasses.replace(row, label=jnp.where(drop, 0, row.label))

@@ -33,12 +33,12 @@ from vdit.data.latents import LatentStore
 from vdit.data.open import open_source
 from vdit.data.pipeline import row_iterator, video_batches
 from vdit.dist.mesh import make_mesh
-from vdit.errors import ConfigError
+from vdit.errors import ConfigError, TextError
 from vdit.nn.conv import compiler_options
 from vdit.nn.lora import join
 from vdit.tasks.canvas import tokenize
 from vdit.tasks.sample import TextToVideo, compiled
-from vdit.text import fit_vocabulary, load_tokenizer
+from vdit.text import fit_vocabulary, make_tokenizer
 from vdit.text import train_tokenizer as train_pieces
 from vdit.text.labels import NoText
 from vdit.train.base import adopt, base_identity, begin, check_base
@@ -177,7 +177,9 @@ def train_tokenizer(experiment: Experiment, workspace: Workspace) -> Experiment:
     """Give the run its tokenizer: the experiment's own model, or one trained from the captions."""
     if not workspace.tokenizer.exists():
         if experiment.text.tokenizer is not None:
-            load_tokenizer(experiment.text.tokenizer).save(workspace.tokenizer)
+            make_tokenizer(experiment.text, experiment.text.tokenizer).save(workspace.tokenizer)
+        elif experiment.text.t5 is not None:
+            raise TextError("text.tokenizer=None: a T5 has a tokenizer of its own, name its .model file or folder")
         else:
             store = LatentStore(workspace.latents)
             count = min(len(store), CAPTIONS_FOR_TOKENIZER)
@@ -190,7 +192,7 @@ def with_tokenizer(experiment: Experiment, workspace: Workspace) -> Experiment:
     """The experiment with an embedding table of the tokenizer's size."""
     if experiment.dit.text == "none":
         return experiment
-    tokenizer = load_tokenizer(workspace.tokenizer, max_length=experiment.text.max_length)
+    tokenizer = make_tokenizer(experiment.text, workspace.tokenizer)
     return dataclasses.replace(experiment, text=fit_vocabulary(experiment.text, tokenizer))
 
 
