@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vdit.config import from_json, to_json
 from vdit.diffusion import DDPM, DiffusionConfig, Flow, make_schedule
 from vdit.errors import ConfigError
 
-SCHEDULES = [Flow(), Flow(shift=3.0), DDPM(), DDPM(beta_schedule="cosine"), DDPM(steps=100)]
+STABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+SCHEDULES = [Flow(), Flow(shift=3.0), DDPM(), DDPM(beta_schedule="cosine"), DDPM(steps=100), DDPM(**STABLE)]
+SCHEDULES += [DDPM(interpolation="sigma")]
 T = np.linspace(0.0, 1.0, 1501)
 
 
@@ -59,6 +62,32 @@ def test_linear_betas_are_the_published_ones():
     np.testing.assert_allclose(DDPM().sigma(grid) ** 2, 1 - wanted, rtol=1e-9)
 
 
+def test_scaled_linear_betas_are_the_published_ones():
+    grid = np.arange(1, 1001) / 1000
+    wanted = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    np.testing.assert_allclose(DDPM(**STABLE).alpha(grid) ** 2, wanted, rtol=1e-12)
+
+
+def test_interpolations_agree_on_the_levels_and_are_straight_between_them():
+    a, b = DDPM(), DDPM(interpolation="sigma")
+    whole = np.arange(0, 1001) / 1000
+    np.testing.assert_allclose(a.alpha(whole), b.alpha(whole), rtol=1e-10)
+    ratio = b.sigma(T) / b.alpha(T)
+    np.testing.assert_allclose(ratio, np.interp(T, whole, b.sigma(whole) / b.alpha(whole)), rtol=1e-9)
+
+
+def test_whole_times_survive_float32():
+    """Also for levels a hair above or below a whole time, once they are made safe to round."""
+    whole = np.arange(1, 1000) / 1000
+    schedule = Flow(whole_time=True)
+    for offset in (-1e-4, -1e-7, -1e-9, -1e-12, 0.0, 1e-9, 1e-7):
+        levels = whole + offset
+        told = schedule.rounding(levels)
+        assert np.abs(told - levels).max() < 4e-7
+        narrow = jax.jit(schedule.time)(jnp.asarray(told, jnp.float32))
+        np.testing.assert_array_equal(narrow, np.floor(1000 * levels))
+
+
 def test_cosine_formula_up_to_the_clipped_last_beta():
     grid = np.arange(1, 1001) / 1000
     wanted = np.cos((grid + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
@@ -82,6 +111,10 @@ def test_configuration_picks_the_schedule():
     assert make_schedule(DiffusionConfig(shift=5.0)) == Flow(shift=5.0)
     config = DiffusionConfig(kind="ddpm", prediction="noise", beta_schedule="cosine", steps=50)
     assert make_schedule(config) == DDPM(beta_schedule="cosine", steps=50)
+    assert make_schedule(DiffusionConfig(whole_time=True)) == Flow(whole_time=True)
+    config = DiffusionConfig(kind="ddpm", prediction="noise", interpolation="sigma", **STABLE)
+    assert make_schedule(config) == DDPM(interpolation="sigma", **STABLE)
+    assert from_json(DiffusionConfig, to_json(config)) == config
 
 
 @pytest.mark.parametrize(
@@ -97,6 +130,9 @@ def test_configuration_picks_the_schedule():
         {"kind": "ddpm", "shift": 2.0},
         {"prediction": "noise"},
         {"beta_schedule": "quadratic"},
+        {"beta_start": 0.0},
+        {"interpolation": "cubic"},
+        {"whole_time": True, "kind": "ddpm"},
     ],
 )
 def test_configurations_that_make_no_sense_are_refused(fields):

@@ -81,8 +81,6 @@ def measured_order(sampler, parts, schedule, prediction, span, spacing, steps):
     return float(np.log2(coarse / fine))
 
 
-
-
 CASES = [  # sampler, options, spacing, steps, order
     # At first order an error of 1% in a coefficient hides behind the method's own until steps are small.
     ("euler", {}, "level", 400, 1),
@@ -91,7 +89,15 @@ CASES = [  # sampler, options, spacing, steps, order
     ("heun", {"frame": "exploding"}, "level", 40, 2),
     ("dpmpp2m", {"lower_order_final": False}, "log_snr", 40, 2),
     ("dpmpp2m", {}, "log_snr", 80, 2),
+    ("dpmpp2m", {"lower_order_below": 15}, "log_snr", 40, 2),
+    ("dpmpp2m", {"solver": "heun", "lower_order_final": False}, "log_snr", 40, 2),
+    ("dpmpp2m", {"order": 1}, "log_snr", 200, 1),
     ("unipc", {"corrector": False}, "log_snr", 80, 2),
+    ("unipc", {"corrector": False, "order": 1}, "log_snr", 200, 1),
+    ("unipc", {"order": 1}, "log_snr", 80, 2),
+    ("unipc", {"solver": "bh1", "lower_order_final": False}, "log_snr", 80, 3),
+    # The first steps are of lower order, which shows only in runs of more steps.
+    ("unipc", {"order": 3, "lower_order_final": False}, "log_snr", 80, 4),
     ("unipc", {}, "log_snr", 80, 2),
     ("unipc", {"lower_order_final": False}, "log_snr", 40, 3),
 ]

@@ -23,10 +23,10 @@ def towards(value, calls=None):
     return denoise
 
 
-def run(name, x, denoise, grid=8, schedule=None, **options):
+def run(name, x, denoise, grid=8, schedule=None, project=None, **options):
     schedule = schedule or Flow()
-    return make(name).sample(
-        denoise, x, schedule=schedule, prediction="velocity", grid=grid, key=KEY, **options
+    return make(name, **options).sample(
+        denoise, x, schedule=schedule, prediction="velocity", grid=grid, key=KEY, project=project
     )
 
 
@@ -104,6 +104,30 @@ def test_a_variance_that_is_not_asked_for_is_ignored(name):
     np.testing.assert_array_equal(run(name, x, with_variance), run(name, x, towards(0.3)))
 
 
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "heun"])
+def test_clipped_estimates_of_the_data_stay_in_their_range(name):
+    x = jax.random.normal(KEY, (3, 4))
+    np.testing.assert_allclose(run(name, x, towards(2.0), clip=1.5), 1.5, atol=2e-6)
+    np.testing.assert_allclose(run(name, x, towards(0.3), clip=1.5), run(name, x, towards(0.3)), atol=2e-6)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_compiled_program_holds_the_network_once(name):
+    """Copies of it would cost their compile time again, and it is most of a sampler's."""
+    text = jax.jit(lambda x: run(name, x, lambda x, t: jnp.cbrt(x) + t, 4)).lower(jnp.zeros((2, 4))).as_text()
+    assert text.count("chlo.cbrt") + text.count("stablehlo.cbrt") == 1
+
+
+def test_one_step_may_leave_the_state_as_it_is():
+    """Diffusers' DDIM ends on the first level, where set_alpha_to_one is off, and may begin its last step there."""
+    x = jax.random.normal(KEY, (3, 4))
+    grid = Grid(steps=10, spacing="leading", last=0.001)
+    whole = run("ddim", x, towards(0.3), grid, DDPM())
+    levels = grid.levels(DDPM())
+    assert levels[-1] == levels[-2]
+    np.testing.assert_allclose(whole, run("ddim", x, towards(0.3), levels[:-1], DDPM()), atol=1e-6)
+
+
 def test_euler_is_ddim_without_noise():
     def denoise(x, t):
         return jnp.sin(3 * x) + t
@@ -134,6 +158,13 @@ def test_stochastic_samplers_repeat_with_the_key_and_differ_without():
         (lambda: make("heun", fram="straight"), "did you mean 'frame'"),
         (lambda: make("ddim", eta=2.0), "eta is 2.0"),
         (lambda: make("ddpm", variance="lots"), "'lots'"),
+        (lambda: make("ddim", clip=0.0), "clip is 0.0"),
+        (lambda: run("ddim", jnp.zeros(1), towards(0), even_stride=True), "even_stride"),
+        (lambda: make("unipc", order=4), "order is 4"),
+        (lambda: make("dpmpp2m", solver="bh2"), "'bh2'"),
+        (lambda: Grid(steps=4, spacing="uniform", open_end=True), "open_end"),
+        (lambda: Grid(steps=4, high=0.0), "high is 0.0"),
+        (lambda: Grid(steps=4, last=1.0), "last is 1.0"),
         (lambda: run("euler", jnp.zeros(1), towards(0), np.array([0.5, 0.5])), "fall strictly"),
         (lambda: run("euler", jnp.zeros(1), towards(0), 2000, DDPM()), "has 1000"),
         (lambda: Grid(steps=4, spacing="quadratic"), "'quadratic'"),
