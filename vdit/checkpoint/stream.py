@@ -7,9 +7,11 @@ tree as a tree of place-holders, calls back for their values, and then finishes 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import logging
 import math
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,7 +27,8 @@ from vdit.errors import CheckpointError
 from vdit.types import PyTree
 
 _LONGEST = 7 * 24 * 3600  # seconds: Orbax gives up on a save after minutes
-_THREADS = 2  # that copy and compress: each has buffers of its own
+_THREADS = 4  # that copy and compress; each has a chunk of a quarter of a piece
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 # put(path, layer, values): a whole array (layer None), or one layer of a stacked one
 Put = Callable[[str, int | None, np.ndarray], None]
 
@@ -51,7 +54,7 @@ def save_streamed(
     """Writes one step of a run from arrays that come one after the other; returns when it is complete.
 
     trees: name -> nested dicts of StreamedLeaf. feeds: name -> function that is given `put` and calls it for every
-    leaf's path ("a/b/c") and, if stacked, each of its layers. Trees are fed in turn. About 3 * piece_bytes are held
+    leaf's path ("a/b/c") and, if stacked, each of its layers. Trees are fed in turn. About 2 * piece_bytes are held
     besides what the feed holds. One host only. meta: as Checkpointer's.
     """
     directory = Path(directory).absolute()
@@ -61,6 +64,7 @@ def save_streamed(
         raise CheckpointError(f"{directory}: has step {step} already; give another directory")
     directory.mkdir(parents=True, exist_ok=True)
     clear_cut_short(directory)
+    _return_large_memory()
     turn = threading.Lock()
     parts: dict[str, Any] = {}
     registry = ocp.handlers.local_registry()
@@ -129,7 +133,7 @@ class _Stream:
             raise ValueError(f"{wrong[0]}: {missing[wrong[0]]} of its numbers did not come")
 
     def _open(self, folder: Path, name: str, leaf: StreamedLeaf, context) -> tensorstore.TensorStore:
-        spec = _spec(folder, name, leaf, _chunk(leaf, self._piece))
+        spec = _spec(folder, name, leaf, _chunk(leaf, self._piece // _THREADS))
         return tensorstore.open(spec, context=context, create=True).result()
 
     def _write(self, array: tensorstore.TensorStore, start: tuple[int, ...], values: np.ndarray) -> None:
@@ -144,6 +148,8 @@ class _Stream:
             place = tuple(slice(r.start, min(r.stop, whole)) for r, whole in zip(region, values.shape))
             self._pending.append(array[(*start, *place)].write(chunk))
             self._pending_bytes += chunk.nbytes
+        if _THREADS * values.nbytes > self._piece:
+            self._flush()  # what is pending keeps all of `values` alive
 
     def _flush(self) -> None:
         for future in self._pending:
@@ -248,6 +254,12 @@ def _spec(folder: Path, name: str, leaf: StreamedLeaf, chunk: list[int]) -> dict
             "codecs": [{"name": "sharding_indexed", "configuration": inside}],
         },
     }
+
+
+def _return_large_memory() -> None:
+    """Has glibc give freed arrays back to the system: else each thread keeps up to 64 MB for later ones."""
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 @contextlib.contextmanager

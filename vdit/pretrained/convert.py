@@ -40,7 +40,7 @@ def import_trees(
     """Writes step `step` of a checkpoint directory from public weights; all are checked before anything is written.
 
     trees: name -> Source, or nested dicts of Sources: {"params": {"dit": Source(...), "text": Source(...)}}.
-    dtype: as of `load`. Memory: one tensor, and three pieces of an eighth of the largest file (1 to 64 MB).
+    dtype: as of `load`. Memory: one tensor, and twice an eighth of the largest file (at most 64 MB).
     """
     plans = {name: _plans(tree, dtype) for name, tree in trees.items()}
     largest = max(plan.tensors.largest_file for found in plans.values() for plan in found.values())

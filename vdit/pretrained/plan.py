@@ -47,7 +47,7 @@ class Plan:
         digests = {copy: _digest(self.tensors.read(copy)) for copy in _copies(rule, name, self.tensors)}
         tensor = self.tensors.read(name)
         if digests and any(digest != _digest(tensor) for digest in digests.values()):
-            raise WeightsError(f"{self.tensors.path}: {listed(digests)} must equal {name}, and do not; download it again")
+            raise WeightsError(f"{self.tensors.path}: {listed(digests)} must equal {name}; download it again")
         for part, piece in zip(rule.parts, rule.read(tensor)):
             values = _cast(piece, self.leaves[part.path].dtype, name)
             if part.chunk is None:
