@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import itertools
 import logging
 import math
 import sys
@@ -116,14 +117,16 @@ class _Stream:
     def write(self, folder: Path, names: Mapping[str, str], leaves: Mapping[str, StreamedLeaf]) -> None:
         """names: path -> the array's name in the store."""
         context = tensorstore.Context({"data_copy_concurrency": {"limit": _THREADS}})
-        arrays = {path: self._open(folder, names[path], leaf, context) for path, leaf in leaves.items()}
+        chunks = {path: _chunk(leaf, self._piece // _THREADS) for path, leaf in leaves.items()}
+        specs = {path: _spec(folder, names[path], leaf, chunks[path]) for path, leaf in leaves.items()}
+        arrays = {p: tensorstore.open(spec, context=context, create=True).result() for p, spec in specs.items()}
         missing = {path: math.prod(leaf.shape) for path, leaf in leaves.items()}
 
         def put(path: str, layer: int | None, values: np.ndarray) -> None:
             if values.dtype != np.dtype(leaves[path].dtype):
                 raise ValueError(f"{path}: {values.dtype} was to be {leaves[path].dtype}")
             missing[path] -= values.size
-            self._write(arrays[path], () if layer is None else (layer,), values)
+            self._write(arrays[path], chunks[path], () if layer is None else (layer,), values)
 
         with self._turn:
             self._feed(put)
@@ -132,22 +135,16 @@ class _Stream:
         if wrong:
             raise ValueError(f"{wrong[0]}: {missing[wrong[0]]} of its numbers did not come")
 
-    def _open(self, folder: Path, name: str, leaf: StreamedLeaf, context) -> tensorstore.TensorStore:
-        spec = _spec(folder, name, leaf, _chunk(leaf, self._piece // _THREADS))
-        return tensorstore.open(spec, context=context, create=True).result()
-
-    def _write(self, array: tensorstore.TensorStore, start: tuple[int, ...], values: np.ndarray) -> None:
+    def _write(self, array: tensorstore.TensorStore, chunk: list[int], start: tuple[int, ...], values: np.ndarray):
         """Chunk by chunk, and never more than a piece on the way: each is copied, then compressed."""
-        size = array.chunk_layout.write_chunk.shape[len(start) :]
-        grid = [range(0, max(whole, 1), part) for whole, part in zip(values.shape, size)]
-        for corner in np.ndindex(*map(len, grid)):
-            region = tuple(slice(r[i], r[i] + part) for r, i, part in zip(grid, corner, size))
-            chunk = values[region]
-            if self._pending_bytes + chunk.nbytes > self._piece:
+        grid = [range(0, whole, part) for whole, part in zip(values.shape, chunk[len(start) :])]
+        for corner in itertools.product(*grid):
+            place = tuple(slice(i, min(i + r.step, r.stop)) for i, r in zip(corner, grid))
+            part = values[place]
+            if self._pending_bytes + part.nbytes > self._piece:
                 self._flush()
-            place = tuple(slice(r.start, min(r.stop, whole)) for r, whole in zip(region, values.shape))
-            self._pending.append(array[(*start, *place)].write(chunk))
-            self._pending_bytes += chunk.nbytes
+            self._pending.append(array[(*start, *place)].write(part))
+            self._pending_bytes += part.nbytes
         if _THREADS * values.nbytes > self._piece:
             self._flush()  # what is pending keeps all of `values` alive
 

@@ -92,10 +92,10 @@ def write_safetensors(path: Path, info: Mapping[str, TensorInfo], read: Callable
     with path.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, (shape, dtype) in info.items():
-            values = np.ascontiguousarray(read(name))
+            values = read(name)
             if values.shape != tuple(shape) or values.dtype != dtype:
                 raise WeightsError(f"{name}: is {values.dtype}{list(values.shape)}, was to be {dtype}{list(shape)}")
-            file.write(values.reshape(-1).view(np.uint8).data)
+            file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
 
 def _header(path: Path, file, size: int) -> tuple[dict[str, _Entry], int]:
