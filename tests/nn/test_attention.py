@@ -24,9 +24,10 @@ def plain(q, k, v, q_clip, k_clip):
     return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(scores, -1), v)
 
 
-@pytest.mark.parametrize("kernel", ["dense", "chunked"])
+@pytest.mark.parametrize("kernel", ["dense", "chunked", "looped"])
 def test_equals_plain_softmax(kernel, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 16)  # 37 queries: two whole chunks and a part
+    monkeypatch.setattr(module, "CACHED_SCORES", 32 * 23)
     q, k, v, q_clip, k_clip = inputs()
     weight = np.random.default_rng(1).normal(size=q.shape)
 
@@ -39,7 +40,7 @@ def test_equals_plain_softmax(kernel, monkeypatch):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-@pytest.mark.parametrize("kernel", ["dense", "chunked"])
+@pytest.mark.parametrize("kernel", ["dense", "chunked", "looped"])
 def test_a_query_without_keys_is_finite(kernel):
     q, k, v, q_clip, k_clip = inputs()
     out = attention(q, k, v, np.full_like(q_clip, 9), k_clip, implementation=kernel)
