@@ -102,5 +102,5 @@ class Case:
         scale = max(float(np.abs(theirs).max()), 1.0)
         gap = float(np.abs(ours - theirs).max()) / scale
         if ours.shape != theirs.shape or not gap <= self.tolerance:
-            raise SystemExit(f"peers: {self.what}: {side} differs from vdit by {gap:.1e}, more than {self.tolerance:.0e}")
+            raise SystemExit(f"peers: {self.what}: {side} differs by {gap:.1e}, more than {self.tolerance:.0e}")
         self.error = max(self.error, gap)

@@ -152,8 +152,8 @@ def _table(report: dict) -> str:
         f"jax {machine['jax']}, torch {machine['torch']}, diffusers {machine['diffusers']}; "
         f"medians of {report['repeats']} runs; 'times' is torch.compile's time over vdit's",
         "",
-        "| case | vdit | torch eager | torch.compile | times | first result: vdit / compile | peak memory: vdit / eager "
-        "/ compile | max error |",
+        "| case | vdit | torch eager | torch.compile | times | first result: vdit / compile | "
+        "peak memory: vdit / eager / compile | max error |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in report["cases"].items():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from vdit.cli.parser import at_least
+
 SUMMARY = "write a Wan or DiT model as a diffusers folder"
 DESCRIPTION = """\
 Writes a model that was imported, or trained on from one, as a folder that diffusers reads: weights as safetensors,
@@ -16,8 +18,6 @@ TAKES_OVERRIDES = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from vdit.cli.parser import at_least
-
     parser.add_argument("run_folder", metavar="RUN", help="the folder of an imported model, or of a run")
     parser.add_argument("out", metavar="OUT", help="a new folder")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: each weight's own")

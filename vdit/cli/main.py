@@ -7,17 +7,25 @@ import traceback
 from collections.abc import Sequence
 
 import vdit
-from vdit.cli import quickstart, reconstruct, sample, train
+from vdit.cli import export_model, import_model, quickstart, reconstruct, sample, train
 from vdit.cli.parser import Parser, UsageError, nearest, refuse_unknown, take_overrides
 from vdit.errors import VditError
 
-COMMANDS = {"quickstart": quickstart, "train": train, "sample": sample, "reconstruct": reconstruct}
+COMMANDS = {
+    "quickstart": quickstart,
+    "train": train,
+    "sample": sample,
+    "reconstruct": reconstruct,
+    "import": import_model,
+    "export": export_model,
+}
 
 DESCRIPTION = """\
 Train, sample and measure video diffusion transformers.
 
 A run is a folder: `vdit train` fills it (VAE, latents, tokenizer, diffusion transformer), `vdit sample`
-and `vdit reconstruct` read it. `vdit quickstart` does all of it on embedded data."""
+and `vdit reconstruct` read it. `vdit quickstart` does all of it on embedded data. Public weights (Wan, DiT) are
+sampled as they are, imported as a run, and exported again."""
 
 EPILOG = """\
 examples:
@@ -25,6 +33,8 @@ examples:
   vdit train --data my_videos --workdir runs/mine    a folder of video files with captions
   vdit train experiments/clips.py --cfg.dit.depth=4  an experiment file, one value changed
   vdit sample runs/mine "a dog runs" --out dog.mp4
+  vdit sample --model Wan2.1-T2V-1.3B-Diffusers "a dog runs" --out dog.mp4
+  vdit import Wan2.1-T2V-1.3B-Diffusers models/wan   and vdit export models/wan FOLDER, the way back
   vdit reconstruct runs/mine video.mp4 --out check
 
 `vdit COMMAND --help` says more. Errors that you can mend are one line, with exit code 2. What jax compiles is

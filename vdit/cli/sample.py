@@ -9,17 +9,21 @@ from pathlib import Path
 from vdit.cli.parser import UsageError, at_least, nearest, size
 from vdit.cli.prompts import read_prompts
 
-SUMMARY = "make videos of prompts with a trained run"
+SUMMARY = "make videos of prompts with a trained run, or with public weights"
 DESCRIPTION = """\
-Loads the run's averaged parameters and writes one video for each prompt. What is not given (frames, size, steps,
-guidance, sampler) is as in the run's own `sample` config. The same seed, prompts and sizes give the same videos;
-each number of prompts at once, size and duration compiles once."""
+Writes one video for each prompt, by a run (its averaged parameters), an imported model, or, with --model, a folder
+of public weights: Wan 2.1 and 2.2, DiT. What is not given (frames, size, steps, guidance, sampler) is as in the run's
+own `sample` config, or as the public model is meant to be sampled. The same seed, prompts and sizes give the same
+videos; each number of prompts at once, size and duration compiles once."""
 EPILOG = """\
 examples:
   vdit sample runs/mine "a dog runs" --out dog.mp4
   vdit sample runs/mine "a dog runs" "a cat sleeps" --out samples --frames 33 --size 64x96
   vdit sample runs/mine --prompts prompts.txt --out samples --guidance 5 --negative "blurred" --steps 50
   vdit sample runs/mine "a dog" --frames 1 --out dog.png
+  vdit sample --model Wan2.1-T2V-1.3B-Diffusers "a dog runs" --out dog.mp4 --weights int8
+  vdit sample --model Wan2.2-TI2V-5B "the dog runs" --image dog.jpg --out dog.mp4 --lora style.safetensors:0.8
+  vdit sample --model DiT-XL-2-256 207 "golden retriever" --out dogs
 
 --out is a file for one prompt (.mp4, .webm, .gif; .png for one frame), or a folder."""
 TAKES_OVERRIDES = False
@@ -27,13 +31,15 @@ TAKES_OVERRIDES = False
 VIDEO, IMAGE = (".mp4", ".webm", ".gif"), (".png", ".jpg")
 # As in vdit.samplers, which is not imported here: help must be quick. A test compares them.
 SAMPLERS = ("ddim", "ddpm", "dpmpp2m", "euler", "heun", "unipc")
+WEIGHTS, COMPUTE = ("float32", "bfloat16", "int8", "fp8"), ("float32", "bfloat16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_folder", metavar="RUN", help="the folder that vdit train filled")
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="a text; quote it")
+    parser.add_argument("words", nargs="*", metavar="RUN PROMPT", help="the folder of a run, then texts; quote them")
+    parser.add_argument("--model", metavar="FOLDER", help="public weights, in the place of RUN")
     parser.add_argument("--prompts", dest="file", metavar="FILE", help="prompts, as .txt (one a line), .jsonl or .csv")
     parser.add_argument("--out", default="samples", metavar="PATH", help="a file or a folder; default: %(default)s")
+    parser.add_argument("--image", metavar="FILE", help="the first frame; scaled to cover the size, and cut around")
     parser.add_argument("--frames", type=at_least(1), metavar="N", help="1 + a multiple of the VAE's stride in time")
     parser.add_argument("--size", metavar="HxW", help="height x width in pixels, as in 64x96")
     parser.add_argument("--fps", type=at_least(0.1, float), help="of the files; default: the run's own")
@@ -42,12 +48,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=at_least(0, float), metavar="SCALE", help="1 for none")
     parser.add_argument("--negative", default="", metavar="TEXT", help="a prompt to guide away from")
     parser.add_argument("--sampler", metavar="NAME", help=f"one of {', '.join(SAMPLERS)}")
+    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="may be repeated")
+    parser.add_argument("--weights", choices=WEIGHTS, help="how weights are held; default: as they are stored")
+    parser.add_argument("--compute", choices=COMPUTE, help="type of products; default: the run's; public: by device")
     parser.add_argument("--batch", type=at_least(1), default=8, metavar="N", help="videos made at once; default: 8")
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
-    prompts = [*options.prompts, *(read_prompts(options.file) if options.file else ())]
+    if not options.words and not options.model:
+        raise UsageError("no model: give RUN, the folder of a run, or --model FOLDER (see vdit sample --help)")
+    folder, *texts = options.words if options.model is None else [options.model, *options.words]
+    prompts = [*texts, *(read_prompts(options.file) if options.file else ())]
     if not prompts:
         raise UsageError("nothing to sample: give a PROMPT, or --prompts FILE (see vdit sample --help)")
     if options.sampler is not None and options.sampler not in SAMPLERS:
@@ -58,9 +70,11 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
 
     from vdit.cli.cache import keep_compiled
     from vdit.infer import load
+    from vdit.infer.images import read_image
 
     keep_compiled()
-    generator = load(options.run_folder)
+    image = None if options.image is None else read_image(options.image)
+    generator = load(folder, compute=options.compute, weights=options.weights, lora=options.lora)
     defaults = generator.experiment.sample
     frames = options.frames or defaults.frames
     paths = _paths(Path(options.out), prompts, frames)
@@ -70,6 +84,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         padded = texts + [""] * (batch - len(texts))  # one compilation serves the last batch too
         videos = generator(
             padded,
+            image=image,
             frames=frames,
             size=wanted_size,
             seed=options.seed + start,

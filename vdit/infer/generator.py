@@ -11,13 +11,12 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from vdit.dist.rules import batch_sharding, batch_ways
 from vdit.errors import ConfigError, ShapeError
-from vdit.infer.images import fit_images
+from vdit.infer.images import as_bytes, fit_images
 from vdit.tasks.animate import FirstFrame, ImageToVideo
 from vdit.tasks.canvas import Prompts, tokenize
 from vdit.tasks.generate import Method
@@ -53,6 +52,7 @@ class Generator:
         seed: int = 0,
         steps: int | None = None,
         guidance: float | None = None,
+        low_guidance: float | None = None,
         negative: str = "",
         sampler: str | None = None,
         interval: tuple[float, float] | None = None,
@@ -68,6 +68,7 @@ class Generator:
             scaled to cover `size`, and cut around its middle.
         frames: 1 + a multiple of the VAE's stride in time; 1 makes images. size: (height, width) in
         pixels, multiples of VAE stride x patch. What is None is as in the experiment's `sample`.
+        guidance: scale, 1 for none; low_guidance: that of a model's second transformer, None for the same.
         seed: the same seed, prompts and sizes give the same videos. negative: guided away from.
         noise: float32 [b t' h' w' c], the latents to start from instead of those that `seed` draws.
         latents: give the normalised latents float32 [b t' h' w' c], not the videos.
@@ -77,7 +78,9 @@ class Generator:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ConfigError(f"prompts={prompts!r} must be a text or a list of at least one text")
-        method = self._method(sampler, steps, guidance, interval, rescale)
+        changes = {"sampler": sampler, "steps": steps, "guidance": guidance, "low_guidance": low_guidance}
+        changes |= {"interval": interval, "rescale": rescale}
+        method = sample_method(self.experiment, **{k: v for k, v in changes.items() if v is not None})
         task = self.task(method, frames, size, image=image is not None, decode=not latents)
         padded = prompts + [""] * (-len(prompts) % batch_ways(self.mesh))
         place = batch_sharding(self.mesh)
@@ -116,22 +119,22 @@ class Generator:
             decode=decode,
         )
 
-    def _method(self, sampler, steps, guidance, interval, rescale) -> Method:
-        changes = {"sampler": sampler, "steps": steps, "guidance": guidance, "interval": interval, "rescale": rescale}
-        return sample_method(self.experiment, **{k: v for k, v in changes.items() if v is not None})
-
     def _tokens(self, prompts: list[str]) -> Prompts:
         return tokenize(self.tokenizer, prompts, length=self.experiment.text.max_length)
 
     def _first_frame(self, image: Array, size: tuple[int, int], count: int, padded: int) -> FirstFrame:
-        images = fit_images(image, size)
+        images = as_bytes(image)
         if len(images) not in (1, count):
             raise ShapeError(f"{len(images)} images for {count} prompts: give one for all, or one for each")
-        images = np.resize(images, (padded, *images.shape[1:])) if len(images) == 1 else _pad(images, padded)
+
+        def spread(x: np.ndarray) -> np.ndarray:
+            return np.repeat(x, padded, axis=0) if len(x) == 1 else _pad(x, padded)
+
         pixels = None
-        if self.experiment.vision is not None:
-            pixels = clip_pixels(images, self.experiment.vision)
-        return FirstFrame(image=jnp.asarray(images, jnp.float32) / 127.5 - 1.0, pixels=pixels)
+        if self.experiment.vision is not None:  # the encoder cuts the given image in its own way
+            pixels = spread(np.stack([clip_pixels(frame, self.experiment.vision) for frame in images]))
+        frames = spread(fit_images(images, size))
+        return FirstFrame(image=np.float32(frames) / 127.5 - 1.0, pixels=pixels)
 
     def _noise(self, noise: Array | None, task: TextToVideo, count: int, padded: int) -> Array | None:
         if noise is None:

@@ -13,12 +13,8 @@ from vdit.types import Array
 MAX_PIXELS = 100_000_000
 
 
-def fit_images(image: Array, size: tuple[int, int]) -> np.ndarray:
-    """uint8, or float in [-1, 1]: [h w 3] or [b h w 3] -> uint8 [b height width 3].
-
-    Scaled to cover `size` (height, width), antialiased, and cut around the middle; an image of that size is
-    taken as it is. Never squashed.
-    """
+def as_bytes(image: Array) -> np.ndarray:
+    """uint8, or float in [-1, 1]: [h w 3] or [b h w 3] -> uint8 [b h w 3]; ShapeError for anything else."""
     image = np.asarray(image)
     if image.ndim == 3:
         image = image[None]
@@ -28,9 +24,18 @@ def fit_images(image: Array, size: tuple[int, int]) -> np.ndarray:
         if not np.issubdtype(image.dtype, np.floating) or not np.abs(image).max() <= 1.0:
             raise ShapeError(f"image of {image.dtype} must be uint8, or float in [-1, 1]")
         image = np.round((image + 1.0) * 127.5).astype(np.uint8)
-    if image.shape[1:3] == tuple(size):
-        return image
-    fitted = [ImageOps.fit(Image.fromarray(frame), size[::-1], Image.Resampling.LANCZOS) for frame in image]
+    return image
+
+
+def fit_images(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [b h w 3] -> uint8 [b height width 3].
+
+    Scaled to cover `size` (height, width), antialiased, and cut around the middle; images of that size are
+    taken as they are. Never squashed.
+    """
+    if images.shape[1:3] == tuple(size):
+        return images
+    fitted = [ImageOps.fit(Image.fromarray(image), size[::-1], Image.Resampling.LANCZOS) for image in images]
     return np.stack([np.asarray(frame) for frame in fitted])
 
 
@@ -39,7 +44,8 @@ def read_image(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise VideoError(f"{path}: has {image.width}x{image.height} pixels, more than {MAX_PIXELS}: scale it down")
+                size = f"{image.width}x{image.height}"
+                raise VideoError(f"{path}: has {size} pixels, more than {MAX_PIXELS}: scale it down")
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise VideoError(f"{path}: cannot be read as an image: {error}") from None

@@ -33,7 +33,7 @@ def computing(experiment: Experiment, compute: Compute | None) -> Experiment:
 
 
 def fast_compute() -> Compute:
-    """What a model of public weights computes in where nobody says: bfloat16, but float32 on a CPU, where it is faster."""
+    """What public weights compute in where nobody says: bfloat16, but float32 on a CPU, which is faster at it."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 

@@ -44,7 +44,8 @@ def open_folder(path: Path) -> PublicModel:
     index = read_json(path / INDEX)
     pipeline = index.get("_class_name")
     if pipeline not in PIPELINES:
-        raise WeightsError(f"{path / INDEX}: _class_name={pipeline!r} is not supported: use one of {', '.join(PIPELINES)}")
+        known = ", ".join(PIPELINES)
+        raise WeightsError(f"{path / INDEX}: _class_name={pipeline!r} is not supported: use one of {known}")
     parts = {name: value[1] for name, value in index.items() if isinstance(value, list) and value[0] is not None}
     _check_parts(path, parts, pipeline)
     return _dit_pipeline(path, index) if pipeline == "DiTPipeline" else _wan_pipeline(path, index, parts)
@@ -80,13 +81,19 @@ def _wan_pipeline(path: Path, index: Mapping[str, Any], parts: Mapping[str, str]
     )
     vision = None
     if config.image_width:
-        vision = clip.clip_config(read_json(path / "image_encoder" / "config.json"))
-        components.append(_component(path, "image_encoder", clip.diffusers_rules(vision), ignore=clip.UNUSED))
+        pixels = read_json(path / "image_processor" / "preprocessor_config.json")
+        vision = clip.clip_config(read_json(path / "image_encoder" / "config.json"), pixels)
+        files = open_tensors(path / "image_encoder")
+        rules = tuple(clip.diffusers_rules(vision, files.info))
+        components.append(
+            Component(tree="vision", folder="image_encoder", files=files, rules=rules, ignore=clip.UNUSED)
+        )
     vae, statistics, vae_component = _vae(path, wan_vae)
     scheduling = scheduler_config(read_json(path / "scheduler" / "scheduler_config.json"))
     boundary = index.get("boundary_ratio")
     if (boundary is None) != ("transformer_2" not in parts):
-        raise WeightsError(f"{path / INDEX}: boundary_ratio={boundary} and transformer_2 go together: take the whole folder")
+        rule = "and transformer_2 go together: take the whole folder"
+        raise WeightsError(f"{path / INDEX}: boundary_ratio={boundary} {rule}")
     experts = boundary is not None
     sample = sample_config(scheduling, vae, experts=experts, image=config.condition_channels > 0)
     experiment = Experiment(
@@ -138,9 +145,8 @@ def _dit_pipeline(path: Path, index: Mapping[str, Any]) -> PublicModel:
     )
 
 
-def _component(path: Path, name: str, rules: list, *, ignore: tuple[str, ...] = ()) -> Component:
-    files = open_tensors(path / name)
-    return Component(tree=NETWORKS[name], folder=name, files=files, rules=tuple(rules), ignore=ignore)
+def _component(path: Path, name: str, rules: list) -> Component:
+    return Component(tree=NETWORKS[name], folder=name, files=open_tensors(path / name), rules=tuple(rules))
 
 
 def _vae(path: Path, family) -> tuple[VAEConfig, dict[str, np.ndarray], Component]:

@@ -82,7 +82,8 @@ def _parts(experiment: Experiment) -> dict[str, Part]:
     parts["vae"] = ("vae", ("diffusers", name), family.diffusers_rules(vae), lambda stats: family.vae_json(vae, stats))
     if not classes:
         if experiment.text.t5 is None:
-            raise WeightsError("this model's text encoder is vdit's own, which diffusers does not have: export Wan or DiT")
+            rule = "which diffusers does not have: only Wan and DiT models can be exported"
+            raise WeightsError(f"this model's text encoder is vdit's own, {rule}")
         encoder = experiment.text.t5
         json = t5.t5_json(encoder)
         names = ("transformers", json["architectures"][0])

@@ -12,8 +12,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from vdit.dist.mesh import make_mesh
+from vdit.dist.rules import replicated
 from vdit.errors import WeightsError
 from vdit.pretrained.load import check, load
 from vdit.pretrained.tensors import TensorFiles
@@ -21,6 +23,7 @@ from vdit.pretrained.weights import Rule
 from vdit.train.experiment import Experiment
 from vdit.train.state import abstract_params
 from vdit.types import PyTree
+from vdit.vae.config import VAEConfig
 from vdit.vae.model import VAE
 
 VAE_TREE = "vae"
@@ -100,23 +103,15 @@ def open_model(path: str | Path) -> PublicModel:
     )
 
 
-def abstract_vae(config, mesh: Mesh) -> PyTree:
+def abstract_vae(config: VAEConfig, mesh: Mesh) -> PyTree:
     """Shapes of a VAE's parameters, replicated on the mesh."""
-    frames = 1 + config.temporal_stride
-    video = jnp.zeros((1, frames, config.spatial_stride, config.spatial_stride, 3), jnp.float32)
-    place = NamedSharding(mesh, PartitionSpec())
-
-    def init(key):
-        return VAE(config).init(key, video)["params"]
-
-    from flax.linen import meta
-
-    shapes = meta.unbox(jax.eval_shape(init, jax.random.key(0)))
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
+    side = config.spatial_stride
+    video = jnp.zeros((1, 1 + config.temporal_stride, side, side, 3), jnp.float32)
+    abstract = abstract_params(lambda key: VAE(config).init(key, video)["params"], mesh)
+    whole = replicated(mesh)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), abstract)
 
 
 def one_device() -> Mesh:
     """A mesh of one device, for what only needs shapes."""
-    from vdit.dist.mesh import make_mesh
-
     return make_mesh(devices=jax.local_devices()[:1])

@@ -33,6 +33,8 @@ VAE_FILES = ("Wan2.1_VAE.pth", "Wan2.2_VAE.pth")
 # Of Wan 2.2 A14B: the share of 1000 below which the second transformer is asked.
 BOUNDARY = {"t2v": 875.0, "i2v": 900.0}
 SHIFT = {"t2v": 5.0, "i2v": 3.0, "ti2v": 5.0}
+# The level that Wan's own sampler starts from, in the bits that it has there.
+FIRST = float(np.float32(0.999))
 EXPERT_SHIFT = {"t2v": 12.0, "i2v": 5.0}
 
 
@@ -98,7 +100,7 @@ def _wan(path: Path) -> PublicModel:
 def _scheduling(shift: float) -> Scheduling:
     """Wan's own sampler: UniPC from 0.999 to 0, times cut to whole numbers."""
     diffusion = DiffusionConfig(kind="flow", prediction="velocity", shift=shift, whole_time=True)
-    return Scheduling(diffusion=diffusion, sampler="unipc", grid=GridOptions(spacing="uniform", high=0.999))
+    return Scheduling(diffusion=diffusion, sampler="unipc", grid=GridOptions(spacing="uniform", high=FIRST))
 
 
 def _text(path: Path, components: list[Component]) -> T5Config:

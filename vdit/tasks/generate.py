@@ -121,11 +121,12 @@ def _guided(
             params, row, time, scene.text, condition=scene.condition, image=scene.image, expert=expert
         )
 
-    if guidance.needed:
-        return guide(lambda x, t: tuple(jnp.split(predict(scene, jnp.concatenate([x, x]), t), 2)), guidance)
+    def alone(x: Array, t: Array) -> Array:
+        return predict(jax.tree.map(lambda leaf: leaf[: x.shape[0]], scene), x, t)
 
-    def unguided(x: Array, t: Array) -> Array:
-        told = jax.tree.map(lambda leaf: leaf[: x.shape[0]], scene)
-        return predict(told, x, t)
+    def pair(x: Array, t: Array) -> tuple[Array, Array]:
+        return tuple(jnp.split(predict(scene, jnp.concatenate([x, x]), t), 2))
 
-    return unguided
+    if not guidance.needed:
+        return alone
+    return guide(pair, guidance, single=alone)

@@ -35,7 +35,8 @@ class Network:
     def __post_init__(self) -> None:
         wanted = self.vision.width if self.vision is not None else 0
         if self.dit.image_width != wanted:
-            raise ConfigError(f"dit.image_width={self.dit.image_width} must be vision.width={wanted} (0 without vision)")
+            rule = f"must be vision.width={wanted} (0 without vision)"
+            raise ConfigError(f"dit.image_width={self.dit.image_width} {rule}")
 
     @property
     def uses_text(self) -> bool:
