@@ -162,6 +162,8 @@ def entry(start=0, end=8, shape=(2,), dtype="F32"):
         ({"a": entry(0, 0, (0, 2**63))}, b"", "has the shape"),
         ({"a": entry(dtype="F4")}, b"\0" * 8, "is of type F4"),
         ({"a": 3}, b"", "entry of 'a'"),
+        ({"a\nb": entry()}, b"\0" * 8, "no printable line"),
+        ({"a" * 2000: entry()}, b"\0" * 8, "no printable line"),
         ([1], b"", "no JSON object"),
         (b'{"a": 1, "a": 2}', b"", "a name occurs twice"),
         (b"{" * 10, b"", "no JSON"),

@@ -240,6 +240,12 @@ def test_dicts_that_unfold_without_end(tmp_path):
         fails("deep", tmp_path / "x.pt")
 
 
+@pytest.mark.parametrize("key", ["a\nb", "a" * 2000, 10**6000, b"a"])
+def test_names_fit_a_line(tmp_path, key):
+    archived(tmp_path / "x.pt", pickle.dumps({key: 1}, 2))
+    fails("keys are neither names nor numbers|_codecs.encode", tmp_path / "x.pt")
+
+
 def test_any_damage_is_an_error_or_the_right_numbers(tmp_path, torch):
     """Every tensor that fills its storage has a checksum; nothing else is raised, and no large memory is asked for."""
     file = tmp_path / "x.pt"

@@ -129,6 +129,8 @@ def _header(path: Path, file, size: int) -> tuple[dict[str, _Entry], int]:
 
 
 def _entry(path: Path, name: str, value: Any) -> _Entry:
+    if len(name) > 1000 or not name.isprintable():
+        raise _damaged(path, "a name is no printable line")
     value = value if isinstance(value, dict) else {}
     dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2 or not isinstance(dtype, str):

@@ -242,9 +242,16 @@ def _pairs(values: list[Any]) -> dict:
     if len(values) % 2:
         raise ValueError("a key without a value")
     keys = values[::2]
-    if not all(isinstance(key, str | int | float | bool | None) for key in keys):
+    if not all(_is_key(key) for key in keys):
         raise Refused("its pickle has a dict whose keys are neither names nor numbers")
     return dict(zip(keys, values[1::2]))
+
+
+def _is_key(value: Any) -> bool:
+    """A name, or a number of common size: so that messages can show it on a line."""
+    if isinstance(value, str):
+        return len(value) <= 1000 and value.isprintable()
+    return isinstance(value, float | bool | None) or (type(value) is int and abs(value) < 2**63)
 
 
 def _pair(value: Any) -> list[Any]:
