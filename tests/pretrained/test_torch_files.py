@@ -240,7 +240,7 @@ def test_dicts_that_unfold_without_end(tmp_path):
         fails("deep", tmp_path / "x.pt")
 
 
-@pytest.mark.parametrize("key", ["a\nb", "a" * 2000, 10**6000, b"a"])
+@pytest.mark.parametrize("key", ["a\nb", "a" * 2000, 10**6000, b"a"], ids=["lines", "long", "digits", "bytes"])
 def test_names_fit_a_line(tmp_path, key):
     archived(tmp_path / "x.pt", pickle.dumps({key: 1}, 2))
     fails("keys are neither names nor numbers|_codecs.encode", tmp_path / "x.pt")
