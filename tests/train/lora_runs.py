@@ -26,6 +26,7 @@ from vdit.train.workspace import Workspace
 from vdit.vae.config import preset
 
 QUIET = Logging(tensorboard=False, console=Console(file=io.StringIO()))
+STEPS = 12
 CAPTIONS = ("a red disc moves to the left", "two blue discs collide", "a green ball falls and bounces")
 
 
@@ -41,8 +42,8 @@ def base_experiment() -> Experiment:
 
 
 def lora_experiment(base: Path, *, mesh: MeshConfig | None = None, **changes) -> Experiment:
-    optimizer = OptimizerConfig(learning_rate=changes.pop("learning_rate", 1e-2))
-    defaults = {"steps": 4, "batch_size": 8, "save_every": 2, "log_every": 1, "keep": 9, "ema_decay": 0.9}
+    optimizer = OptimizerConfig(learning_rate=changes.pop("learning_rate", 2e-2))
+    defaults = {"steps": STEPS, "batch_size": 8, "save_every": STEPS // 2, "log_every": 1, "keep": 9, "ema_decay": 0.9}
     return dataclasses.replace(
         base_experiment(),
         name="lora",
