@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="RUN", help="the folder of an imported model, or of a run")
     parser.add_argument("out", metavar="OUT", help="a new folder")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: each weight's own")
-    parser.add_argument("--max-shard", type=at_least(0.001, float), default=5.0, metavar="GB", help="default: 5")
+    parser.add_argument("--max-shard", type=at_least(1e-6, float), default=5.0, metavar="GB", help="default: 5")
     parser.add_argument("--step", type=at_least(0), help="of the DiT's checkpoint; default: the last one")
 
 

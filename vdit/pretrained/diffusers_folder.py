@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from vdit.data.config import DataConfig
-from vdit.errors import WeightsError
+from vdit.errors import ConfigError, WeightsError
 from vdit.pretrained import clip, dit, kl_vae, t5, wan, wan_vae
 from vdit.pretrained.model import Component, PublicModel
 from vdit.pretrained.open import open_tensors
@@ -20,6 +21,7 @@ from vdit.text import T5Config, TextConfig, load_t5_tokenizer, t5_text
 from vdit.train.experiment import Experiment, SampleConfig
 from vdit.vae.config import VAEConfig
 
+T = TypeVar("T")
 INDEX = "model_index.json"
 PIPELINES = ("WanPipeline", "WanImageToVideoPipeline", "DiTPipeline")
 # What a folder may hold that is no network, and that an export gives back as it was.
@@ -67,14 +69,14 @@ def _check_parts(path: Path, parts: Mapping[str, str], pipeline: str) -> None:
 
 
 def _wan_pipeline(path: Path, index: Mapping[str, Any], parts: Mapping[str, str]) -> PublicModel:
-    config = wan.wan_config(read_json(path / "transformer" / "config.json"))
+    config = read_config(wan.wan_config, path / "transformer" / "config.json")
     components = [_component(path, "transformer", wan.diffusers_rules(config))]
     if "transformer_2" in parts:
-        if wan.wan_config(read_json(path / "transformer_2" / "config.json")) != config:
+        if read_config(wan.wan_config, path / "transformer_2" / "config.json") != config:
             raise WeightsError(f"{path}: transformer and transformer_2 differ in config.json: experts are of one form")
         components.append(_component(path, "transformer_2", wan.diffusers_rules(config)))
     tokenizer = find_tokenizer(path / "tokenizer")
-    text = with_sentinels(t5.t5_config(read_json(path / "text_encoder" / "config.json")), tokenizer)
+    text = with_sentinels(read_config(t5.t5_config, path / "text_encoder" / "config.json"), tokenizer)
     files = open_tensors(path / "text_encoder")
     components.append(
         Component(tree="text", folder="text_encoder", files=files, rules=tuple(t5.diffusers_rules(text, files.info)))
@@ -82,14 +84,15 @@ def _wan_pipeline(path: Path, index: Mapping[str, Any], parts: Mapping[str, str]
     vision = None
     if config.image_width:
         pixels = read_json(path / "image_processor" / "preprocessor_config.json")
-        vision = clip.clip_config(read_json(path / "image_encoder" / "config.json"), pixels)
+        read = functools.partial(clip.clip_config, preprocessor=pixels)
+        vision = read_config(read, path / "image_encoder" / "config.json")
         files = open_tensors(path / "image_encoder")
         rules = tuple(clip.diffusers_rules(vision, files.info))
         components.append(
             Component(tree="vision", folder="image_encoder", files=files, rules=rules, ignore=clip.UNUSED)
         )
     vae, statistics, vae_component = _vae(path, wan_vae)
-    scheduling = scheduler_config(read_json(path / "scheduler" / "scheduler_config.json"))
+    scheduling = read_config(scheduler_config, path / "scheduler" / "scheduler_config.json")
     boundary = index.get("boundary_ratio")
     if (boundary is None) != ("transformer_2" not in parts):
         rule = "and transformer_2 go together: take the whole folder"
@@ -118,10 +121,10 @@ def _wan_pipeline(path: Path, index: Mapping[str, Any], parts: Mapping[str, str]
 
 
 def _dit_pipeline(path: Path, index: Mapping[str, Any]) -> PublicModel:
-    json = read_json(path / "transformer" / "config.json")
-    config = dit.dit_config(json)
+    file = path / "transformer" / "config.json"
+    config = read_config(dit.dit_config, file)
     vae, statistics, vae_component = _vae(path, kl_vae)
-    scheduling = scheduler_config(read_json(path / "scheduler" / "scheduler_config.json"))
+    scheduling = read_config(scheduler_config, path / "scheduler" / "scheduler_config.json")
     names = index.get("id2label") or {}
     labels = tuple(names.get(str(i), "") for i in range(config.classes)) if names else ()
     experiment = Experiment(
@@ -133,7 +136,7 @@ def _dit_pipeline(path: Path, index: Mapping[str, Any]) -> PublicModel:
         diffusion=dataclasses.replace(scheduling.diffusion, learn_variance=config.learn_variance),
         first_label=0,
         label_names=labels,
-        sample=dit_sample(scheduling, side=json.get("sample_size", 32) * vae.spatial_stride),
+        sample=dit_sample(scheduling, side=read_json(file).get("sample_size", 32) * vae.spatial_stride),
     )
     return PublicModel(
         folder=path,
@@ -143,6 +146,15 @@ def _dit_pipeline(path: Path, index: Mapping[str, Any]) -> PublicModel:
         tokenizer=None,
         extras=_extras(path),
     )
+
+
+def read_config(read: Callable[[dict], T], path: Path) -> T:
+    """What `read` makes of a JSON file; its errors name the file."""
+    json = read_json(path)
+    try:
+        return read(json)
+    except (WeightsError, ConfigError) as error:
+        raise WeightsError(f"{path}: {error}") from None
 
 
 def _component(path: Path, name: str, rules: list) -> Component:
@@ -155,14 +167,13 @@ def _vae(path: Path, family) -> tuple[VAEConfig, dict[str, np.ndarray], Componen
 
 def open_vae(path: Path, family) -> tuple[VAEConfig, dict[str, np.ndarray], Component]:
     """The folder of an autoencoder. family: the module of its weight map, wan_vae or kl_vae."""
-    json = read_json(path / "config.json")
-    config = family.vae_config(json)
+    config = read_config(family.vae_config, path / "config.json")
     files = open_tensors(path)
     rules = family.diffusers_rules(config)
     if family is kl_vae and any(".query." in name for name in files.info):
         rules = kl_vae.old_diffusers_rules(config)
     component = Component(tree="vae", folder="vae", files=files, rules=tuple(rules))
-    return config, family.statistics(json), component
+    return config, read_config(family.statistics, path / "config.json"), component
 
 
 def sample_config(scheduling, vae: VAEConfig, *, experts: bool, image: bool) -> SampleConfig:

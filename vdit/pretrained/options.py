@@ -27,11 +27,11 @@ def read_options(
             continue
         if name in fixed:
             if value != fixed[name]:
-                raise WeightsError(f"{name}={value!r} in config.json is not supported: only {fixed[name]!r} is")
+                raise WeightsError(f"{name}={value!r} in config.json is not supported: it must be {fixed[name]!r}")
         elif name in known:
             values[name] = value
         else:
-            raise WeightsError(f"{name}={value!r} in config.json is not an option of {class_name} known here")
+            raise WeightsError(f"{name}={value!r} in config.json is no option of {class_name} known here: the model may be a newer one")
     return values
 
 
