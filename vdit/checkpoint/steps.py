@@ -115,12 +115,18 @@ class Checkpointer:
 
 
 def load_params(
-    directory: str | Path, *, ema: bool = True, step: int | None = None, abstract: PyTree | None = None
+    directory: str | Path,
+    *,
+    ema: bool = True,
+    step: int | None = None,
+    abstract: PyTree | None = None,
+    as_stored: bool = False,
 ) -> PyTree:
     """The parameters of a run for inference: the averaged ones if wanted and there, else the plain ones.
 
     directory: a run's checkpoints. abstract: tree of ShapeDtypeStructs with shardings to load onto a
-    mesh; None loads what was stored onto the first device.
+    mesh; None loads what was stored onto the first device. as_stored: keep the types that arrays have on disk,
+    whatever `abstract` says (imported weights may be bfloat16).
     """
     root = Path(directory).absolute()
     folder = find_step(root, step)
@@ -128,6 +134,11 @@ def load_params(
     if abstract is None:
         struct = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)  # noqa: E731
         abstract = jax.tree.map(struct, _stored(folder)[name])
+    elif as_stored:
+        _check_shapes(folder, {name: abstract})
+        types = {_path(path): leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(_stored(folder)[name])}
+        keep = lambda path, s: jax.ShapeDtypeStruct(s.shape, types[_path(path)], sharding=s.sharding)  # noqa: E731
+        abstract = jax.tree_util.tree_map_with_path(keep, abstract)
     return load_trees(root, {name: abstract}, step=int(folder.name))[name]
 
 

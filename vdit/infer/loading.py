@@ -84,7 +84,7 @@ def load_vae(checkpoint_dir: str | Path, *, mesh: Mesh | None = None) -> VideoVA
 def _load_run(path: Path, mesh: Mesh, *, ema: bool, step: int | None, compute: Compute | None) -> Generator:
     space = Workspace(path)
     experiment = space.experiment()
-    params = trained_params(experiment, space, mesh, ema=ema, step=step)
+    params = trained_params(experiment, space, mesh, ema=ema, step=step, as_stored=True)
     vae = load_vae(path, mesh=mesh)
     tokenizer = space.open_tokenizer(experiment)
     experiment = computing(experiment, compute)

@@ -83,14 +83,22 @@ def starting_params(experiment: Experiment, mesh: Mesh) -> PyTree:
 
 
 def trained_params(
-    experiment: Experiment, space: Workspace, mesh: Mesh, *, ema: bool = True, step: int | None = None
+    experiment: Experiment,
+    space: Workspace,
+    mesh: Mesh,
+    *,
+    ema: bool = True,
+    step: int | None = None,
+    as_stored: bool = False,
 ) -> PyTree:
     """The parameters of a trained run, whatever of them its own checkpoints hold; a LoRA is kept apart.
 
-    ema: take the averaged ones. step: of the DiT's checkpoint; the last one if None.
+    ema: take the averaged ones. step: of the DiT's checkpoint; the last one if None. as_stored: keep the types of
+    imported weights, rather than float32.
     """
     if experiment.start_from is None:
-        return load_params(space.dit, ema=ema, step=step, abstract=abstract_params(experiment.network.init, mesh))
+        abstract = abstract_params(experiment.network.init, mesh)
+        return load_params(space.dit, ema=ema, step=step, abstract=abstract, as_stored=as_stored)
     check_base(experiment, load_meta(space.dit, step=step).get("base"))
     if experiment.lora is not None:
         return with_lora(starting_params(experiment, mesh), space.root, ema=ema, step=step)
