@@ -47,6 +47,7 @@ ONLY_IN = {
     "tensorflow_datasets": {"data"},
     "array_record": {"data"},
     "orbax": {"checkpoint"},
+    "tensorstore": {"checkpoint"},
     "av": {"video"},
     "torch": set(),
     "tensorflow": set(),
