@@ -1,4 +1,4 @@
-"""Convolutions: both formulations agree, and a causal one sees only the past."""
+"""Convolutions: all formulations agree, and a causal one sees only the past."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from vdit.errors import ConfigError
-from vdit.nn.conv import CausalConv, Conv, compiler_options, conv, upsample_nearest
+from vdit.nn.conv import CausalConv, Conv, compiler_options, conv, upsample_conv, upsample_nearest
+from vdit.nn.winograd import matrices
 
 
 def normal(seed, shape):
@@ -16,12 +17,15 @@ def normal(seed, shape):
 @pytest.mark.parametrize(
     ("kernel", "strides", "padding"),
     [
-        ((3, 3, 3), (1, 1, 1), ((1, 1), (1, 1))),
-        ((3, 1, 1), (2, 1, 1), ((0, 0), (0, 0))),
-        ((1, 3, 3), (1, 2, 2), ((0, 1), (0, 1))),
-        ((3, 3, 3), (2, 2, 2), ((1, 1), (1, 1))),
-        ((1, 1, 1), (1, 1, 1), ((0, 0), (0, 0))),
-        ((1, 1, 1), (1, 2, 2), ((0, 0), (0, 0))),
+        ((3, 3, 3), (1, 1, 1), ((0, 0), (1, 1), (1, 1))),
+        ((3, 3, 3), (1, 1, 1), ((2, 0), (1, 1), (1, 1))),
+        ((3, 3, 3), (1, 1, 1), ((1, 1), (0, 1), (1, 1))),
+        ((3, 1, 1), (1, 1, 1), ((2, 0), (0, 0), (0, 0))),
+        ((3, 1, 1), (2, 1, 1), ((0, 0), (0, 0), (0, 0))),
+        ((1, 3, 3), (1, 2, 2), ((0, 0), (0, 1), (0, 1))),
+        ((3, 3, 3), (2, 2, 2), ((2, 1), (1, 1), (1, 1))),
+        ((1, 1, 1), (1, 1, 1), ((0, 0), (0, 0), (0, 0))),
+        ((1, 1, 1), (1, 2, 2), ((0, 0), (0, 0), (0, 0))),
     ],
 )
 def test_formulations_agree_in_values_and_gradients(kernel, strides, padding):
@@ -39,6 +43,50 @@ def test_formulations_agree_in_values_and_gradients(kernel, strides, padding):
     np.testing.assert_allclose(native, taps, atol=2e-5)
     for a, b in zip(native_grads, taps_grads):
         np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 4, 7])
+@pytest.mark.parametrize("history", [0, 2])
+def test_shared_products_give_the_plain_sum(frames, history):
+    """Zeros before the clip, or frames of it; in fours, pairs and alone."""
+    x, k = normal(0, (1, frames + 2 - history, 16, 17, 16)), normal(1, (3, 3, 3, 16, 18)) / 20
+    padding = ((history, 0), (1, 1), (1, 1))
+    native, shared = (conv(x, k, padding=padding, formulation=name) for name in ("native", "winograd"))
+    assert shared.shape == native.shape == (1, frames, 16, 17, 18)
+    np.testing.assert_allclose(shared, native, atol=2e-5)
+
+
+def test_gradients_where_products_would_be_shared():
+    x, k = normal(0, (1, 7, 8, 12, 16)), normal(1, (3, 3, 3, 16, 16)) / 20  # wide and many enough for it
+
+    def grad(formulation):
+        padding = ((2, 0), (1, 1), (1, 1))
+        run = lambda x, k: jnp.sum(jnp.sin(conv(x, k, padding=padding, formulation=formulation)))  # noqa: E731
+        return jax.jit(jax.grad(run, argnums=(0, 1)))(x, k)
+
+    for shared, native in zip(grad("winograd"), grad("native")):
+        np.testing.assert_allclose(shared, native, atol=1e-4)
+
+
+@pytest.mark.parametrize("outputs", [2, 4])
+def test_matrices_are_those_of_a_convolution(outputs):
+    a, g, b = matrices(outputs)
+    x, kernel = np.random.default_rng(0).normal(size=(2, outputs + 2))
+    expected = [kernel[:3] @ x[i : i + 3] for i in range(outputs)]
+    np.testing.assert_allclose(a @ ((g @ kernel[:3]) * (b @ x)), expected, atol=1e-12)
+
+
+def test_upsampling_convolution_is_that_of_repeated_places():
+    x, k = normal(0, (2, 3, 4, 5, 6)), normal(1, (1, 3, 3, 6, 7)) / 6
+
+    def run(formulation):
+        loss = lambda x, k: jnp.sum(jnp.sin(upsample_conv(x, k, formulation)))  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))(x, k)
+
+    plain = conv(upsample_nearest(x), k, padding=((0, 0), (1, 1), (1, 1)), formulation="native")
+    np.testing.assert_allclose(upsample_conv(x, k, "winograd"), plain, atol=2e-5)
+    for folded, native in zip(jax.tree.leaves(run("winograd")), jax.tree.leaves(run("native"))):
+        np.testing.assert_allclose(folded, native, rtol=1e-5, atol=1e-4)
 
 
 def test_compiler_options_leave_the_numbers_alone():

@@ -1,11 +1,14 @@
 """Convolutions over video `[b t h w c]`: causal in time, with a streaming cache, and per frame.
 
 XLA's 3D convolution is slow on CPU. There the kernel is taken apart into one 2D convolution for each
-of its time taps, and their results are added: the same numbers, several times faster.
+of its time taps, whose results are added: the same numbers, several times faster. Where frames are many and
+channels wide, they share products (vdit/nn/winograd.py), and it takes half the multiplications.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -14,10 +17,15 @@ from flax import linen as nn
 
 from vdit.errors import ConfigError
 from vdit.nn.linear import matmul
+from vdit.nn.winograd import convolve_frames
 from vdit.types import Array
 
-Formulation = Literal["auto", "taps", "native"]
-Pads = tuple[tuple[int, int], tuple[int, int]]
+Formulation = Literal["auto", "winograd", "taps", "native"]
+Pads = tuple[tuple[int, int], ...]
+
+NO_PADS: Pads = ((0, 0), (0, 0), (0, 0))
+# Below these, what Winograd's form adds around the products costs more than it saves.
+MIN_CHANNELS, MIN_PLACES = 16, 256
 
 kernel_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
@@ -40,51 +48,136 @@ def conv(
     kernel: Array,
     *,
     strides: tuple[int, int, int] = (1, 1, 1),
-    padding: Pads = ((0, 0), (0, 0)),
+    padding: Pads = NO_PADS,
     formulation: Formulation = "auto",
 ) -> Array:
-    """3D convolution `[b t h w i] -> [b t' h' w' o]`, without padding in time.
+    """3D convolution `[b t h w i] -> [b t' h' w' o]`.
 
-    kernel: [kt kh kw i o]. strides: in t, h, w. padding: zeros before and after, in h and w.
-    formulation: "native" is XLA's 3D convolution, "taps" one 2D convolution for each time tap, "auto"
-    takes taps on CPU and native elsewhere. Both give the same numbers up to rounding.
+    kernel: [kt kh kw i o]. strides: in t, h, w. padding: zeros before and after, in t, h, w.
+    formulation: "native" is XLA's 3D convolution, "taps" one 2D convolution for each time tap, "winograd" the
+    same with fewer of them where that pays (in training it is taps), "auto" takes winograd on CPU and native
+    elsewhere. All give the same numbers up to rounding.
     """
-    if formulation not in ("auto", "taps", "native"):
-        raise ConfigError(f"conv formulation {formulation!r} is unknown: use auto, taps or native")
+    if formulation not in ("auto", "winograd", "taps", "native"):
+        raise ConfigError(f"conv formulation {formulation!r} is unknown: use auto, winograd, taps or native")
     if formulation == "auto":
-        formulation = "taps" if jax.default_backend() == "cpu" else "native"
-    if kernel.shape[:3] == (1, 1, 1) and strides == (1, 1, 1) and padding == ((0, 0), (0, 0)):
+        formulation = "winograd" if jax.default_backend() == "cpu" else "native"
+    if kernel.shape[:3] == (1, 1, 1) and strides == (1, 1, 1) and padding == NO_PADS:
         return matmul(x, kernel[0, 0, 0])
     if formulation == "native":
         return jax.lax.conv_general_dilated(
-            x, kernel, strides, ((0, 0), *padding), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+            x, kernel, strides, padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
         )
-    return _conv_taps(x, kernel, strides, padding)
+    plain = functools.partial(_conv_taps, strides=strides, padding=padding)
+    if formulation == "winograd" and _shares_products(x, kernel, strides, padding):
+        return _unless_differentiated(functools.partial(_conv_winograd, padding=padding), plain)(x, kernel)
+    return plain(x, kernel)
+
+
+def _unless_differentiated(fast: Callable, plain: Callable) -> Callable:
+    """fast(x, kernel), but plain(x, kernel) in training: its gradients are faster than those of `fast`."""
+    call = jax.custom_vjp(fast)
+    call.defvjp(functools.partial(jax.vjp, plain), lambda pull, dy: pull(dy))
+    return call
+
+
+def _conv_frames(x: Array, kernel: Array, strides: tuple[int, int], padding: Pads) -> Array:
+    """2D convolution of each frame: `[b t h w i]`, kernel `[kh kw i o]` -> `[b t h' w' o]`."""
+    if kernel.shape[:2] == (1, 1) and strides == (1, 1) and padding == ((0, 0), (0, 0)):
+        return matmul(x, kernel[0, 0])
+    b, t, *frame = x.shape
+    y = jax.lax.conv_general_dilated(
+        x.reshape(b * t, *frame), kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return y.reshape(b, t, *y.shape[1:])
 
 
 def _conv_taps(x: Array, kernel: Array, strides: tuple[int, int, int], padding: Pads) -> Array:
-    b, t, h, w, c = x.shape
-    taps = kernel.shape[0]
-    frames = (t - taps) // strides[0] + 1
+    (before, after), *space = padding
+    (stride, *strides), taps, t = strides, kernel.shape[0], x.shape[1]
+    frames = (t + before + after - taps) // stride + 1
     y = None
-    for tap in range(taps):
-        window = x[:, tap : tap + strides[0] * (frames - 1) + 1 : strides[0]]
-        part = jax.lax.conv_general_dilated(
-            window.reshape(b * frames, h, w, c),
-            kernel[tap],
-            strides[1:],
-            padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+    for tap in reversed(range(taps)):
+        # Output frame i sees input frame i * stride + offset. Zeros before and after are not computed with.
+        offset = tap - before
+        first, last = max(0, -(offset // stride)), min(frames - 1, (t - 1 - offset) // stride)
+        if first > last:
+            continue
+        window = x[:, first * stride + offset : last * stride + offset + 1 : stride]
+        part = _conv_frames(window, kernel[tap], tuple(strides), tuple(space))
+        if (first, last) != (0, frames - 1):
+            part = jnp.pad(part, ((0, 0), (first, frames - 1 - last), (0, 0), (0, 0), (0, 0)))
         y = part if y is None else y + part
-    return y.reshape(b, frames, *y.shape[1:])
+    return y
+
+
+def _shares_products(x: Array, kernel: Array, strides: tuple[int, int, int], padding: Pads) -> bool:
+    frames = x.shape[1] + sum(padding[0]) - 2
+    return (
+        (kernel.shape[0], strides, padding[0][1], x.dtype) == (3, (1, 1, 1), 0, jnp.float32)
+        and frames > 1
+        and min(kernel.shape[3:]) >= MIN_CHANNELS
+        and frames * x.shape[2] * x.shape[3] >= MIN_PLACES
+    )
+
+
+def _conv_winograd(x: Array, kernel: Array, padding: Pads) -> Array:
+    """Frames in fours where there are so many, what is left over in a pair and one alone, at the front."""
+    (before, _), *space = padding
+    frames = x.shape[1] + before - 2
+    parts, start = [], -before
+    for size, count in ((1, frames % 2), (2, frames // 2 % 2), (4, frames // 4)):
+        if not count:
+            continue
+        window, missing = x[:, max(start, 0) : start + size * count + 2], max(-start, 0)
+        if size == 1:
+            parts.append(_conv_taps(window, kernel, (1, 1, 1), ((missing, 0), *space)))
+        else:
+            window = jnp.pad(window, ((0, 0), (missing, 0), (0, 0), (0, 0), (0, 0))) if missing else window
+            frame_conv = lambda x, kernel: _conv_frames(x, kernel, (1, 1), tuple(space))  # noqa: E731
+            parts.append(convolve_frames(window, kernel, size, frame_conv))
+        start += size * count
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
+def upsample_conv(x: Array, kernel: Array, formulation: Formulation = "auto") -> Array:
+    """Rows and columns repeated twice, then a convolution of each frame: `[b t h w i] -> [b t 2h 2w o]`.
+
+    kernel: [1 3 3 i o]. On CPU, but for gradients, it is one 2x2 convolution of what is not yet repeated, for the
+    four places of each square at once: of 3 taps over repeated rows, 2 see the same row. So 16 multiplications
+    instead of 36.
+    """
+
+    def plain(x: Array, kernel: Array) -> Array:
+        return conv(upsample_nearest(x), kernel, padding=((0, 0), (1, 1), (1, 1)), formulation=formulation)
+
+    if formulation == "winograd" or (formulation == "auto" and jax.default_backend() == "cpu"):
+        return _unless_differentiated(_upsample_conv_folded, plain)(x, kernel)
+    return plain(x, kernel)
+
+
+def _upsample_conv_folded(x: Array, kernel: Array) -> Array:
+    b, t, h, w, _ = x.shape
+    squares = [_fold_taps(_fold_taps(kernel[0], 0, i), 1, j) for i in (0, 1) for j in (0, 1)]
+    y = _conv_frames(x, jnp.concatenate(squares, axis=-1), (1, 1), ((1, 1), (1, 1)))
+    y = y.reshape(b, t, h + 1, w + 1, 2, 2, -1)
+    # The upper place of row i sees rows i-1 and i, the lower one rows i and i+1; columns likewise.
+    rows = [jnp.stack([y[:, :, i : i + h, j : j + w, i, j] for j in (0, 1)], axis=4) for i in (0, 1)]
+    return jnp.stack(rows, axis=3).reshape(b, t, 2 * h, 2 * w, -1)
+
+
+def _fold_taps(kernel: Array, axis: int, lower: int) -> Array:
+    """Three taps over repeated rows as two over rows, for the upper or lower of a row's two places."""
+    k0, k1, k2 = jnp.split(kernel, 3, axis)
+    return jnp.concatenate([k0 + k1, k2] if lower else [k0, k1 + k2], axis)
 
 
 class Conv(nn.Module):
     """Convolution with bias `[b t h w i] -> [b t' h' w' features]`; parameters in float32, work in `dtype`.
 
     kernel: size in t, h, w; (1, k, k) works on each frame alone. padding: zeros before and after in
-    t, h, w; None keeps the size at stride 1 (odd kernels).
+    t, h, w; None keeps the size at stride 1 (odd kernels). upsample: rows and columns are repeated twice first;
+    for kernels (1, 3, 3) that keep the size.
     """
 
     features: int
@@ -95,6 +188,7 @@ class Conv(nn.Module):
     formulation: Formulation = "auto"
     kernel_init: nn.initializers.Initializer = kernel_init
     bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
+    upsample: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -102,16 +196,12 @@ class Conv(nn.Module):
         shape = (*self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.with_logical_partitioning(self.kernel_init, axes), shape)
         bias = self.param("bias", nn.with_logical_partitioning(self.bias_init, axes[-1:]), (self.features,))
-        time, *space = self.padding or tuple((size // 2, size // 2) for size in self.kernel)
-        if time != (0, 0):
-            x = jnp.pad(x, ((0, 0), time, (0, 0), (0, 0), (0, 0)))
-        y = conv(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            strides=self.strides,
-            padding=tuple(space),
-            formulation=self.formulation,
-        )
+        padding = self.padding or tuple((size // 2, size // 2) for size in self.kernel)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if self.upsample:
+            y = upsample_conv(x, kernel, self.formulation)
+        else:
+            y = conv(x, kernel, strides=self.strides, padding=padding, formulation=self.formulation)
         return y + bias.astype(self.dtype)
 
 
@@ -131,20 +221,22 @@ class CausalConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array, cache: Array | None = None) -> tuple[Array, Array]:
         history = self.kernel[0] - 1
-        if cache is None:
-            cache = jnp.zeros((x.shape[0], history, *x.shape[2:]), x.dtype)
-        x = jnp.concatenate([cache, x], axis=1)
+        zeros = history if cache is None else 0
+        if cache is not None:
+            x = jnp.concatenate([cache, x], axis=1)
         space = tuple((size // 2, size // 2) for size in self.kernel[1:])
         y = Conv(
             self.features,
             self.kernel,
-            padding=((0, 0), *space),
+            padding=((zeros, 0), *space),
             dtype=self.dtype,
             formulation=self.formulation,
             kernel_init=self.kernel_init,
             name="conv",
         )(x)
-        return y, x[:, x.shape[1] - history :]
+        missing = max(history - x.shape[1], 0)
+        last = x[:, max(x.shape[1] - history, 0) :] if history else x[:, :0]
+        return y, jnp.pad(last, ((0, 0), (missing, 0), (0, 0), (0, 0), (0, 0))) if missing else last
 
 
 def upsample_nearest(x: Array, times: int = 2) -> Array:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vdit.nn.conv import CausalConv, Conv, kernel_init, upsample_nearest
+from vdit.nn.conv import CausalConv, Conv, kernel_init
 from vdit.nn.norm import GroupNorm, RMSNorm
 from vdit.types import Array, PyTree
 from vdit.vae.config import VAEConfig
@@ -136,17 +136,19 @@ class Upsample(nn.Module):
         if self.time:
             first, rest = (x[:, :1], x[:, 1:]) if cache is None else (x[:, :0], x)
             double = CausalConv(2 * width, (3, 1, 1), name="time", **options)
-            if rest.shape[1] == 0 and not self.is_initializing():
-                b, _, h, w, c = x.shape
-                new = jnp.zeros((b, 2, h, w, c), x.dtype)
-            else:
+            if rest.shape[1]:
                 rest, new = double(rest, cache)
                 b, t, h, w, _ = rest.shape
                 rest = jnp.moveaxis(rest.reshape(b, t, h, w, 2, width), 4, 2).reshape(b, 2 * t, h, w, width)
                 x = jnp.concatenate([first, rest], axis=1)
+            else:
+                if self.is_initializing():  # an image still has to make the parameters
+                    double(x)
+                b, _, h, w, c = x.shape
+                new = jnp.zeros((b, 2, h, w, c), x.dtype)
         if self.space:
             features = width // 2 if self.config.up_channels == "halve" else width
-            x = Conv(features, (1, 3, 3), name="space", **options)(upsample_nearest(x))
+            x = Conv(features, (1, 3, 3), upsample=True, name="space", **options)(x)
         return x, new
 
 

@@ -64,7 +64,7 @@ class VAEConfig:
     norm_eps: float = 1e-6
     quant: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
-    conv: Literal["auto", "taps", "native"] = "auto"
+    conv: Literal["auto", "winograd", "taps", "native"] = "auto"
     remat: bool = False
 
     def __post_init__(self) -> None:
@@ -168,7 +168,7 @@ class DiscriminatorConfig:
     temporal_down: tuple[bool, ...] = (False, True, True)
     patch: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
-    conv: Literal["auto", "taps", "native"] = "auto"
+    conv: Literal["auto", "winograd", "taps", "native"] = "auto"
 
     def __post_init__(self) -> None:
         if len(self.temporal_down) != len(self.channel_mults):
