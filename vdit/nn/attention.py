@@ -138,13 +138,14 @@ def _looped_backward(saved, do):
             q, q_clip, do, delta, top, total = queries
             e, _ = _exponentials(q, k, q_clip, k_clip, top)
             do = do / total
-            dv = jnp.matmul(e.T.astype(do.dtype), do, preferred_element_type=jnp.float32)
+            # Both sums stay transposed, [d m]: a product that would transpose the scores takes 3 times as long.
+            dv = jnp.einsum("cd,cm->dm", do, e.astype(do.dtype), preferred_element_type=jnp.float32)
             ds = e * (jnp.matmul(do, v.T, preferred_element_type=jnp.float32) - delta / total) * q.shape[-1] ** -0.5
             ds = ds.astype(q.dtype)
-            dk = jnp.matmul(ds.T, q, preferred_element_type=jnp.float32)
+            dk = jnp.einsum("cd,cm->dm", q, ds, preferred_element_type=jnp.float32)
             return (sums[0] + dk, sums[1] + dv), jnp.matmul(ds, k)
 
-        zeros = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+        zeros = jnp.zeros(k.T.shape, jnp.float32), jnp.zeros(v.T.shape, jnp.float32)
         (dk, dv), dq = jax.lax.scan(part, zeros, queries)
         return dq, dk.astype(k.dtype), dv.astype(v.dtype)
 
@@ -152,6 +153,7 @@ def _looped_backward(saved, do):
     queries, unfold = _by_head(q, k, q_clip, do, delta)
     keys = (_merge(k), _merge(v), _each_head(k_clip, q.shape[1]))
     dq, dk, dv = jax.lax.map(head, ((*queries, top, total), *keys))
+    dk, dv = jnp.swapaxes(dk, 1, 2), jnp.swapaxes(dv, 1, 2)
     return unfold(dq), dk.reshape(k.shape), dv.reshape(v.shape), None, None
 
 
