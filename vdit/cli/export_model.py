@@ -12,7 +12,7 @@ Writes a model that was imported, or trained on from one, as a folder that diffu
 configs, scheduler, tokenizer. What was imported and not trained comes out with the same bits. A LoRA is merged."""
 EPILOG = """\
 examples:
-  vdit export models/wan-1.3b wan-diffusers
+  vdit export runs/wan-1.3b wan-diffusers
   vdit export runs/my_lora wan-mine --dtype bfloat16 --max-shard 2"""
 TAKES_OVERRIDES = False
 

@@ -12,8 +12,8 @@ model makes up, its tokenizer. One tensor is in memory at a time. OUT is then us
 vdit sample OUT, vdit train with start_from=OUT."""
 EPILOG = """\
 examples:
-  vdit import Wan2.1-T2V-1.3B-Diffusers models/wan-1.3b
-  vdit import Wan2.2-TI2V-5B models/wan-5b --dtype bfloat16
+  vdit import Wan2.1-T2V-1.3B-Diffusers runs/wan-1.3b
+  vdit import Wan2.2-TI2V-5B runs/wan-5b --dtype bfloat16
   vdit import dit-xl models/dit-xl          a folder with DiT-XL-2-256x256.pt and vae/, an AutoencoderKL's folder
 
 Nothing in the folder is executed: torch files are read without unpickling. To only sample, nothing need be imported:

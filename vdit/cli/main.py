@@ -34,7 +34,7 @@ examples:
   vdit train experiments/clips.py --cfg.dit.depth=4  an experiment file, one value changed
   vdit sample runs/mine "a dog runs" --out dog.mp4
   vdit sample --model Wan2.1-T2V-1.3B-Diffusers "a dog runs" --out dog.mp4
-  vdit import Wan2.1-T2V-1.3B-Diffusers models/wan   and vdit export models/wan FOLDER, the way back
+  vdit import Wan2.1-T2V-1.3B-Diffusers runs/wan   and vdit export runs/wan FOLDER, the way back
   vdit reconstruct runs/mine video.mp4 --out check
 
 `vdit COMMAND --help` says more. Errors that you can mend are one line, with exit code 2. What jax compiles is
