@@ -7,13 +7,39 @@ through the same weight maps that load public checkpoints.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from vdit.data.patches import patchify, unpatchify
+from vdit.diffusion import Guidance
+from vdit.diffusion.schedules import Flow
+from vdit.dit.config import preset
+from vdit.nn.conv import compiler_options
+from vdit.pretrained import dit as dit_maps
+from vdit.pretrained import t5, wan, wan_vae
+from vdit.pretrained.load import load
+from vdit.pretrained.model import one_device
+from vdit.pretrained.tensors import TensorFiles, TensorInfo
+from vdit.pretrained.weights import Rule
+from vdit.samplers import Grid, make
+from vdit.tasks.canvas import Prompts, dense_rows
+from vdit.tasks.generate import Method, fill
+from vdit.tasks.network import Network
+from vdit.tasks.sample import blank
+from vdit.text import T5Config, make_encoder, t5_preset, t5_text
+from vdit.train.config import OptimizerConfig, TrainConfig
+from vdit.train.state import abstract_params, plan_state
+from vdit.train.step import make_train_step
+from vdit.types import Array, PyTree, Row
+from vdit.vae import VAE
+from vdit.vae import preset as vae_preset
 
 GPU = jax.default_backend() == "gpu"
 DTYPE = "bfloat16" if GPU else "float32"
@@ -44,7 +70,7 @@ def torch_module(make: Callable[[], Any]):
     import torch
 
     torch.manual_seed(0)
-    torch.set_num_threads(len(__import__("os").sched_getaffinity(0)))
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     module = make()
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -67,40 +93,444 @@ def numpy_of(x) -> np.ndarray:
     return x.detach().float().cpu().numpy() if hasattr(x, "detach") else np.asarray(x, np.float32)
 
 
-class StateDict:
-    """A module's tensors in the form in which the loader reads files."""
+def load_module(module, rules: list[Rule], init: Callable) -> PyTree:
+    """A torch module's weights as our parameters, in the dtype of the bench."""
+    tensors = {name: numpy_of(value) for name, value in module.state_dict().items()}
+    info = {name: TensorInfo(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    files = TensorFiles(path=Path("module"), info=info, largest_file=0, reader=tensors.__getitem__)
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), abstract_params(init, one_device())
+    )
+    return load(rules, files, abstract, dtype=DTYPE)
 
-    def __init__(self, module):
-        self._tensors = {name: value.detach().float().cpu().numpy() for name, value in module.state_dict().items()}
-        self.info = {name: (tensor.shape, tensor.dtype) for name, tensor in self._tensors.items()}
 
-    def read(self, name: str) -> np.ndarray:
-        return self._tensors[name]
+def random_params(init: Callable) -> PyTree:
+    """Parameters of the same shapes, where only memory is measured."""
+    shapes = abstract_params(init, one_device())
+    return jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, DTYPE), shapes)
 
 
-@dataclasses.dataclass(kw_only=True)
 class Case:
-    """One row. what: its size in words. flops: of one run, 0 where it was not counted. error: filled by compare."""
+    """One row: the same work three ways.
+
+    what: its size in words. flops: of one run. only: one of the sides, where its memory alone is measured.
+    """
 
     what: str
     flops: float = 0.0
-    error: float = 0.0
-    tolerance: float = TOLERANCE
+    tolerance = TOLERANCE
+
+    def __init__(self, only: str | None = None):
+        self.error = 0.0
+        self.only = only
+        self.random = np.random.default_rng(0)
+        self.module = None if only == "ours" else torch_module(self.make)
+
+    def make(self):
+        """The torch module."""
+        raise NotImplementedError
+
+    def params(self, rules: list[Rule], init: Callable) -> PyTree:
+        return random_params(init) if self.module is None else load_module(self.module, rules, init)
+
+    def normal(self, *shape: int) -> np.ndarray:
+        return self.random.standard_normal(shape).astype(np.float32)
 
     def ours(self) -> Run:
         raise NotImplementedError
 
     def eager(self) -> Run:
-        raise NotImplementedError
+        return self.theirs(self.module)
 
     def compile(self) -> Run:
+        import torch
+
+        return self.theirs(torch.compile(self.module))
+
+    def theirs(self, module) -> Run:
         raise NotImplementedError
 
     def compare(self, ours: Any, theirs: Any, side: str) -> None:
-        """Raises unless both sides gave the same numbers: before anything is timed."""
+        """Stops the bench unless both sides gave the same numbers: before anything is timed."""
         ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
         scale = max(float(np.abs(theirs).max()), 1.0)
+        if ours.shape != theirs.shape:
+            raise SystemExit(f"peers: {self.what}: vdit gives {ours.shape}, {side} {theirs.shape}")
         gap = float(np.abs(ours - theirs).max()) / scale
-        if ours.shape != theirs.shape or not gap <= self.tolerance:
+        if not gap <= self.tolerance:
             raise SystemExit(f"peers: {self.what}: {side} differs by {gap:.1e}, more than {self.tolerance:.0e}")
         self.error = max(self.error, gap)
+
+
+def run_jax(function: Callable, *arguments, **options) -> Run:
+    """A jitted function of arguments that lie on the device."""
+    jitted = jax.jit(function, **options)
+    arguments = jax.device_put(arguments)
+    return lambda: numpy_of(jitted(*arguments))
+
+
+def no_grad(function: Callable) -> Run:
+    def run():
+        import torch
+
+        with torch.no_grad():
+            return numpy_of(function())
+
+    return run
+
+
+class DiTForward(Case):
+    """Class-conditional DiT, one denoising call."""
+
+    config = preset("DiT-XL/2" if GPU else "DiT-S/2", time_frequency_shift=1, dtype=DTYPE)
+    side, batch = 32, 64 if GPU else 4
+
+    def __init__(self, only: str | None = None):
+        super().__init__(only)
+        tokens = (self.side // 2) ** 2
+        self.what = f"DiT {self.config.depth} x {self.config.width}, {self.batch} x {tokens} tokens"
+        self.flops = self.config.flops(self.batch * tokens, tokens)
+        self.latents = self.normal(self.batch, 1, self.side, self.side, 4)
+        self.labels = np.arange(self.batch) % 1000
+        self.times = np.full(self.batch, 500.0, np.float32)
+
+    def make(self):
+        from diffusers import DiTTransformer2DModel
+
+        config = self.config
+        module = DiTTransformer2DModel(
+            num_attention_heads=config.heads, attention_head_dim=config.head_dim, in_channels=4, out_channels=8,
+            num_layers=config.depth, sample_size=self.side, patch_size=2, num_embeds_ada_norm=1000,
+            norm_type="ada_norm_zero", norm_elementwise_affine=False, activation_fn="gelu-approximate",
+            attention_bias=True,
+        )  # fmt: skip
+        # Each block has an embedder of times and classes of its own there; the model is meant to have one.
+        for block in module.transformer_blocks:
+            block.norm1.emb = module.transformer_blocks[0].norm1.emb
+        return module
+
+    @property
+    def network(self) -> Network:
+        return Network(text=None, dit=self.config)
+
+    def weights(self) -> PyTree:
+        return {"dit": self.params(dit_maps.diffusers_rules(self.config), lambda key: self.network.init(key)["dit"])}
+
+    def row(self) -> Row:
+        """The latents as a row of one clip for each image; ours count classes from 1."""
+        prompts = Prompts(ids=np.zeros((self.batch, 1), np.int32), length=np.ones(self.batch, np.int32))
+        label = np.int32(self.labels[:, None] + 1)
+        return dense_rows(patchify(self.latents, self.config.patch), self.grid, prompts, label)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        return 1, self.side // 2, self.side // 2
+
+    def predict(self, params: PyTree, row: Row, times: Array) -> Array:
+        """[b h w 2c]: prediction and variance."""
+        out = self.network.apply(params, row, times[:, None])
+        halves = jnp.split(out, 2, axis=-1)
+        return jnp.concatenate([unpatchify(half, self.grid, self.config.patch)[:, 0] for half in halves], axis=-1)
+
+    def ours(self) -> Run:
+        return run_jax(self.predict, self.weights(), self.row(), self.times)
+
+    def theirs(self, module) -> Run:
+        latents, times, labels = to_torch(self.latents[:, 0].transpose(0, 3, 1, 2)), to_torch(self.times), None
+        labels = to_torch(self.labels)
+        return no_grad(lambda: module(latents, timestep=times, class_labels=labels).sample.permute(0, 2, 3, 1))
+
+
+class DiTTraining(DiTForward):
+    """A training step: forward, backward, AdamW. The numbers compared are the losses of the first steps."""
+
+    steps = 3
+
+    def __init__(self, only: str | None = None):
+        super().__init__(only)
+        self.what += ", forward, backward, AdamW"
+        self.flops *= 3
+        # The module stays in eval mode: it would drop labels at random, and both sides are to have the same losses.
+        self.target = self.normal(self.batch, self.side, self.side, 8)
+
+    def ours(self) -> Run:
+        def loss(params, batch, key, step):
+            del key, step
+            prediction = self.predict(params, batch["row"], batch["times"])
+            return jnp.mean(jnp.square(prediction - batch["target"])), {}
+
+        optimizer = OptimizerConfig(learning_rate=1e-4, weight_decay=0.01, clip_norm=None)
+        config = TrainConfig(steps=10**6, batch_size=self.batch, ema_decay=None, optimizer=optimizer)
+        plan = plan_state(self.network.init, config, mesh=one_device())
+        step = make_train_step(loss, plan)
+        box = [plan.adopt(self.weights(), jax.random.key(0))]
+        batch = jax.device_put({"row": self.row(), "times": self.times, "target": self.target}, step.batch_sharding)
+
+        def run():
+            box[0], metrics = step(box[0], batch)
+            return numpy_of(metrics["loss"])
+
+        return self._losses(run)
+
+    def eager(self) -> Run:
+        return self._train(self.module, self.module)
+
+    def compile(self) -> Run:
+        import torch
+
+        return self._train(self.module, torch.compile(self.module))
+
+    def _train(self, module, called) -> Run:
+        import torch
+
+        if not hasattr(self, "start"):
+            self.start = {name: value.clone() for name, value in module.state_dict().items()}
+        module.load_state_dict(self.start)
+        optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
+        latents, times = to_torch(self.latents[:, 0].transpose(0, 3, 1, 2)), to_torch(self.times)
+        labels, target = to_torch(self.labels), to_torch(self.target.transpose(0, 3, 1, 2))
+
+        def run():
+            optimizer.zero_grad(set_to_none=True)
+            loss = torch.nn.functional.mse_loss(called(latents, timestep=times, class_labels=labels).sample, target)
+            loss.backward()
+            optimizer.step()
+            return numpy_of(loss)
+
+        return self._losses(run)
+
+    def _losses(self, run: Run) -> Run:
+        """The first call makes a few steps, to be compared; the others one."""
+        first = [True]
+
+        def call():
+            if not first[0]:
+                return run()
+            first[0] = False
+            return np.array([run() for _ in range(self.steps)])
+
+        return call
+
+
+class WanForward(Case):
+    """A stack of Wan's blocks at its true width, one denoising call with a caption of 512 tokens."""
+
+    config = preset("wan2.1-t2v-1.3b", depth=30 if GPU else 2, dtype=DTYPE)
+    grid = (21, 30, 52) if GPU else (1, 25, 40)
+    captions = 512
+
+    def __init__(self, only: str | None = None):
+        super().__init__(only)
+        t, h, w = self.grid
+        tokens = t * h * w
+        self.what = f"Wan {self.config.depth} x {self.config.width}, {tokens:,} tokens"
+        self.flops = self.config.flops(tokens, tokens, self.captions)
+        self.latents = self.normal(1, t, 2 * h, 2 * w, 16)
+        self.text = self.normal(1, self.captions, self.config.text_width)
+        self.times = np.array([500.0], np.float32)
+
+    def make(self):
+        from diffusers import WanTransformer3DModel
+
+        json = wan.wan_json(self.config)
+        return WanTransformer3DModel(**{name: value for name, value in json.items() if not name.startswith("_")})
+
+    @property
+    def network(self) -> Network:
+        return Network(text=t5_text(t5_preset("umt5-xxl", layers=1, vocab_size=8)), dit=self.config)
+
+    def ours(self) -> Run:
+        params = {"dit": self.params(wan.diffusers_rules(self.config), lambda key: self.network.init(key)["dit"])}
+        prompts = Prompts(ids=np.zeros((1, self.captions), np.int32), length=np.array([self.captions], np.int32))
+        row = dense_rows(patchify(self.latents, self.config.patch), self.grid, prompts)
+
+        def predict(params, row, times, text):
+            time = jnp.broadcast_to(times[:, None], row.slot_clip.shape)
+            out = self.network.apply(params, row, time, text)
+            return unpatchify(out, self.grid, self.config.patch)
+
+        return run_jax(predict, params, row, self.times, self.text)
+
+    def theirs(self, module) -> Run:
+        latents, times = to_torch(self.latents.transpose(0, 4, 1, 2, 3)), to_torch(self.times)
+        text = to_torch(self.text)
+        return no_grad(lambda: module(latents, times, text, return_dict=False)[0].permute(0, 2, 3, 4, 1))
+
+
+class WanLong(WanForward):
+    """The same at four times as many tokens."""
+
+    grid = (21, 45, 80) if GPU else (4, 25, 40)
+
+
+class VAEEncode(Case):
+    """Wan 2.1's autoencoder at its true width: a clip to latents."""
+
+    config = vae_preset("wan21", dtype=DTYPE)
+    size = (33, 480, 832) if GPU else (9, 96, 96)
+
+    def __init__(self, only: str | None = None):
+        super().__init__(only)
+        self.what = "Wan 2.1 VAE, {} frames of {} x {}".format(*self.size)
+        self.video = self.normal(1, *self.size, 3).clip(-1, 1)
+        t, h, w, c = self.config.latent_shape(*self.size)
+        self.latents = self.normal(1, t, h, w, c)
+
+    def make(self):
+        from diffusers import AutoencoderKLWan
+
+        return AutoencoderKLWan()
+
+    def weights(self) -> PyTree:
+        stride = self.config.spatial_stride
+        video = jnp.zeros((1, 1 + self.config.temporal_stride, stride, stride, 3))
+        rules = wan_vae.diffusers_rules(self.config)
+        return self.params(rules, lambda key: VAE(self.config).init(key, video)["params"])
+
+    def ours(self) -> Run:
+        def encode(params, video):
+            return VAE(self.config).apply({"params": params}, video, method="encode").mean
+
+        return run_jax(encode, self.weights(), self.video, compiler_options=compiler_options())
+
+    def compile(self) -> Run:
+        import torch
+
+        return self.theirs(self.module, torch.compile)
+
+    def theirs(self, module, around=lambda function: function) -> Run:
+        encode, video = around(module.encode), to_torch(self.video.transpose(0, 4, 1, 2, 3))
+        return no_grad(lambda: encode(video).latent_dist.mean.permute(0, 2, 3, 4, 1))
+
+
+class VAEDecode(VAEEncode):
+    """Latents to a clip."""
+
+    def ours(self) -> Run:
+        def decode(params, latents):
+            return jnp.clip(VAE(self.config).apply({"params": params}, latents, method="decode"), -1.0, 1.0)
+
+        return run_jax(decode, self.weights(), self.latents, compiler_options=compiler_options())
+
+    def theirs(self, module, around=lambda function: function) -> Run:
+        decode, latents = around(module.decode), to_torch(self.latents.transpose(0, 4, 1, 2, 3))
+        return no_grad(lambda: decode(latents).sample.permute(0, 2, 3, 4, 1))
+
+
+class TextEncoding(Case):
+    """umT5 at the width of Wan's, a caption of 512 tokens."""
+
+    config = t5_preset("umt5-xxl", layers=24 if GPU else 2, vocab_size=4096, dtype=DTYPE)
+    tokens = 512
+
+    def __init__(self, only: str | None = None):
+        super().__init__(only)
+        self.what = f"umT5 {self.config.layers} x {self.config.width}, {self.tokens} tokens"
+        self.ids = self.random.integers(2, 4096, (1, self.tokens))
+
+    def make(self):
+        return umt5(self.config)
+
+    def ours(self) -> Run:
+        encoder = make_encoder(t5_text(self.config))
+        ids = np.int32(self.ids)
+        places = (np.ones_like(ids), np.arange(self.tokens, dtype=np.int32)[None])
+        names = None if self.module is None else self.module.state_dict()
+        rules = t5.diffusers_rules(self.config, names)
+        params = self.params(rules, lambda key: encoder.init(key, ids, *places)["params"])
+        return run_jax(lambda params, *row: encoder.apply({"params": params}, *row), params, ids, *places)
+
+    def theirs(self, module) -> Run:
+        ids = to_torch(self.ids)
+        mask = ids.ne(0).long()
+        return no_grad(lambda: module(ids, mask).last_hidden_state)
+
+
+def umt5(config: T5Config):
+    """transformers' module of our config."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    json = {name: value for name, value in t5.t5_json(config).items() if name not in ("architectures", "model_type")}
+    return UMT5EncoderModel(UMT5Config(**json))
+
+
+class Sampling(Case):
+    """A whole run: 20 steps of UniPC with guidance, from noise and encoded captions to latents."""
+
+    config = preset("wan2.1-t2v-1.3b", dtype=DTYPE, **({} if GPU else {"width": 768, "heads": 6, "depth": 6}))
+    frames, size, steps, scale = (33, (480, 832), 20, 5.0) if GPU else (9, (128, 128), 20, 5.0)
+
+    def __init__(self, only: str | None = None):
+        super().__init__(only)
+        self.grid = (1 + (self.frames - 1) // 4, self.size[0] // 16, self.size[1] // 16)
+        t, h, w = self.grid
+        self.what = f"Wan {self.config.depth} x {self.config.width}, {self.steps} steps, {t * h * w:,} tokens, guided"
+        self.flops = 2 * self.steps * self.config.flops(t * h * w, t * h * w, 512)
+        self.noise = self.normal(1, t, 2 * h, 2 * w, 16)
+        self.text = self.normal(2, 512, self.config.text_width)
+
+    make = WanForward.make
+
+    def ours(self) -> Run:
+        network = _Captioned(text=t5_text(t5_preset("umt5-xxl", layers=1, vocab_size=8)), dit=self.config)
+        params = {"dit": self.params(wan.diffusers_rules(self.config), lambda key: network.init(key)["dit"])}
+        method = Method(
+            schedule=Flow(shift=3.0, whole_time=True),
+            prediction="velocity",
+            sampler=make("unipc"),
+            grid=Grid(steps=self.steps, low=1e-3, ceiling=float(np.float32(1 - 1e-6))),
+            guidance=Guidance(scale=self.scale),
+        )
+        prompts = Prompts(ids=np.zeros((1, 512), np.int32), length=np.array([512], np.int32))
+
+        def sample(params, noise):
+            canvas = blank(1, noise.shape[1:])
+            return fill(network, params, canvas, prompts, prompts, jax.random.key(0), method, noise=noise)
+
+        return run_jax(sample, params | {"text": jnp.asarray(self.text)}, self.noise)
+
+    def compile(self) -> Run:
+
+        self.module.compile()
+        return self.theirs(self.module)
+
+    def theirs(self, module) -> Run:
+        import torch
+        from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
+
+        scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+        with torch.device("meta"):
+            vae = AutoencoderKLWan()  # only asked for its strides
+        pipe = WanPipeline(tokenizer=None, text_encoder=None, transformer=module, vae=vae, scheduler=scheduler)
+        pipe.set_progress_bar_config(disable=True)
+        noise, text = to_torch(self.noise.transpose(0, 4, 1, 2, 3)), to_torch(self.text)
+        options = {"height": self.size[0], "width": self.size[1], "num_frames": self.frames, "output_type": "latent"}
+
+        def run():
+            latents = pipe(
+                prompt_embeds=text[:1], negative_prompt_embeds=text[1:], num_inference_steps=self.steps,
+                guidance_scale=self.scale, latents=noise.float(), **options,
+            ).frames  # fmt: skip
+            return latents.permute(0, 2, 3, 4, 1)
+
+        return no_grad(run)
+
+
+class _Captioned(Network):
+    """A network whose captions are encoded already, as both sides of a run are given them."""
+
+    def encode_text(self, params: PyTree, row: Row) -> Array:
+        del row
+        return params["text"]
+
+
+CASES: dict[str, type[Case]] = {
+    "dit-forward": DiTForward,
+    "dit-training": DiTTraining,
+    "wan-1000": WanForward,
+    "wan-4000": WanLong,
+    "vae-encode": VAEEncode,
+    "vae-decode": VAEDecode,
+    "text-encoder": TextEncoding,
+    "sampling": Sampling,
+}
