@@ -134,7 +134,7 @@ def _conv_winograd(x: Array, kernel: Array, padding: Pads) -> Array:
             parts.append(_conv_taps(window, kernel, (1, 1, 1), ((missing, 0), *space)))
         else:
             window = jnp.pad(window, ((0, 0), (missing, 0), (0, 0), (0, 0), (0, 0))) if missing else window
-            frame_conv = lambda x, kernel: _conv_frames(x, kernel, (1, 1), tuple(space))  # noqa: E731
+            frame_conv = functools.partial(_conv_frames, strides=(1, 1), padding=tuple(space))
             parts.append(convolve_frames(window, kernel, size, frame_conv))
         start += size * count
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)

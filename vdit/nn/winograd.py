@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vdit.types import Array
@@ -47,7 +47,7 @@ def convolve_frames(x: Array, kernel: Array, outputs: int, frame_conv: Callable[
     count = (x.shape[1] - 2) // outputs
     frames = [x[:, j : j + outputs * (count - 1) + 1 : outputs] for j in range(outputs + 2)]
     products = [frame_conv(_combine(b[i], frames), _combine(g[i], kernel)) for i in range(outputs + 2)]
-    y = jax.numpy.stack([_combine(row, products) for row in a], axis=2)
+    y = jnp.stack([_combine(row, products) for row in a], axis=2)
     return y.reshape(y.shape[0], count * outputs, *y.shape[3:])
 
 
