@@ -371,7 +371,7 @@ class VAEEncode(Case):
 
     def __init__(self, only: str | None = None):
         super().__init__(only)
-        self.what = "Wan 2.1 VAE, {} frames of {} x {}".format(*self.size)
+        self.what = "Wan 2.1 VAE {} wide, {} frames of {} x {}".format(self.config.base_channels, *self.size)
         self.video = self.normal(1, *self.size, 3).clip(-1, 1)
         t, h, w, c = self.config.latent_shape(*self.size)
         self.latents = self.normal(1, t, h, w, c)
@@ -379,7 +379,7 @@ class VAEEncode(Case):
     def make(self):
         from diffusers import AutoencoderKLWan
 
-        return AutoencoderKLWan()
+        return AutoencoderKLWan(base_dim=self.config.base_channels)
 
     def weights(self) -> PyTree:
         stride = self.config.spatial_stride
@@ -415,6 +415,19 @@ class VAEDecode(VAEEncode):
     def theirs(self, module, around=lambda function: function) -> Run:
         decode, latents = around(module.decode), to_torch(self.latents.transpose(0, 4, 1, 2, 3))
         return no_grad(lambda: decode(latents).sample.permute(0, 2, 3, 4, 1))
+
+
+class NarrowVAEEncode(VAEEncode):
+    """The same at a third of the width."""
+
+    config = vae_preset("wan21", dtype=DTYPE, base_channels=32)
+    size = (33, 480, 832) if GPU else (17, 96, 96)
+
+
+class NarrowVAEDecode(VAEDecode):
+    """The same at a third of the width."""
+
+    config, size = NarrowVAEEncode.config, NarrowVAEEncode.size
 
 
 class TextEncoding(Case):
@@ -531,6 +544,8 @@ CASES: dict[str, type[Case]] = {
     "wan-4000": WanLong,
     "vae-encode": VAEEncode,
     "vae-decode": VAEDecode,
+    "narrow-vae-encode": NarrowVAEEncode,
+    "narrow-vae-decode": NarrowVAEDecode,
     "text-encoder": TextEncoding,
     "sampling": Sampling,
 }
