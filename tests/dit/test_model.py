@@ -10,6 +10,7 @@ import pytest
 
 from vdit.dit.config import DiTConfig, preset
 from vdit.dit.model import DiT
+from vdit.errors import ShapeError
 
 CONFIGS = {
     "ours": DiTConfig(in_channels=3, width=32, depth=2, heads=2, text_pool=True),
@@ -157,3 +158,21 @@ def test_sizes_are_those_of_the_paper():
     shapes = jax.eval_shape(lambda **row: DiT(config).init(jax.random.key(0), **row), **row)
     count = sum(x.size for x in jax.tree.leaves(shapes))
     assert count == pytest.approx(675e6, rel=0.005)
+
+
+@pytest.mark.parametrize("name", ["condition", "image", "text"])
+def test_inputs_that_the_config_asks_for_must_be_there(name):
+    config = dataclasses.replace(CONFIGS["wan"], condition_channels=2, image_width=6, text_width=8)
+    row = make_row(np.random.default_rng(0), CLIPS, TEXTS)
+    row |= {"condition": np.zeros((*row["clip"].shape, 8)), "image": np.zeros((1, 3, 6)), "image_clip": np.ones((1, 3))}
+    init = lambda **row: jax.eval_shape(DiT(config).init, jax.random.key(0), **row)  # noqa: E731
+    init(**row)
+    for wrong in (None, np.zeros((*row[name].shape[:2], 5))):
+        with pytest.raises(ShapeError, match=name):
+            init(**{**row, name: wrong})
+
+
+def test_flops_count_images_and_conditions():
+    plain, image = (preset(f"wan2.1-{name}-14b") for name in ("t2v", "i2v"))
+    extra = image.flops(100, 100, 512, 257) - plain.flops(100, 100, 512)
+    assert extra == 2 * 100 * (40 * 2 * 257 * 5120 + 5120 * image.condition_values)
