@@ -31,7 +31,9 @@ def read_options(
         elif name in known:
             values[name] = value
         else:
-            raise WeightsError(f"{name}={value!r} in config.json is no option of {class_name} known here: the model may be a newer one")
+            raise WeightsError(
+                f"{name}={value!r} in config.json is no option of {class_name} known here: the model may be a newer one"
+            )
     return values
 
 
