@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from vdit.errors import ConfigError
-from vdit.nn.conv import CausalConv, Conv, compiler_options, conv, upsample_conv, upsample_nearest
+from vdit.nn.compiling import compiler_options
+from vdit.nn.conv import CausalConv, Conv, conv, upsample_conv, upsample_nearest
 from vdit.nn.winograd import matrices
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdit.nn.conv import compiler_options
+from vdit.nn.compiling import compiler_options
 from vdit.vae import DiscriminatorConfig, Gaussian, VAEConfig, VAELossConfig, make_loss
 from vdit.vae.losses import hinge_discriminator_loss, hinge_generator_loss, reconstruction_loss, to_float
 

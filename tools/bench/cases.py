@@ -21,7 +21,7 @@ from vdit.data.patches import patchify, unpatchify
 from vdit.diffusion import Guidance
 from vdit.diffusion.schedules import Flow
 from vdit.dit.config import preset
-from vdit.nn.conv import compiler_options
+from vdit.nn.compiling import compiler_options
 from vdit.pretrained import dit as dit_maps
 from vdit.pretrained import t5, wan, wan_vae
 from vdit.pretrained.load import load
@@ -43,6 +43,8 @@ from vdit.vae import preset as vae_preset
 
 GPU = jax.default_backend() == "gpu"
 DTYPE = "bfloat16" if GPU else "float32"
+# On a CPU programs are short: layers one after the other save the copies of weights that a scan makes.
+SCAN = GPU
 TOLERANCE = 5e-2 if GPU else 1e-3  # bfloat16 rounds at 4e-3, float32 sums in another order
 Run = Callable[[], Any]
 
@@ -162,9 +164,9 @@ class Case:
         self.error = max(self.error, gap)
 
 
-def run_jax(function: Callable, *arguments, **options) -> Run:
+def run_jax(function: Callable, *arguments) -> Run:
     """A jitted function of arguments that lie on the device."""
-    jitted = jax.jit(function, **options)
+    jitted = jax.jit(function, compiler_options=compiler_options())
     arguments = jax.device_put(arguments)
     return lambda: numpy_of(jitted(*arguments))
 
@@ -182,7 +184,7 @@ def no_grad(function: Callable) -> Run:
 class DiTForward(Case):
     """Class-conditional DiT, one denoising call."""
 
-    config = preset("DiT-XL/2" if GPU else "DiT-S/2", time_frequency_shift=1, dtype=DTYPE)
+    config = preset("DiT-XL/2" if GPU else "DiT-S/2", time_frequency_shift=1, dtype=DTYPE, scan=SCAN)
     side, batch = 32, 64 if GPU else 4
 
     def __init__(self, only: str | None = None):
@@ -262,7 +264,7 @@ class DiTTraining(DiTForward):
         optimizer = OptimizerConfig(learning_rate=1e-4, weight_decay=0.01, clip_norm=None)
         config = TrainConfig(steps=10**6, batch_size=self.batch, ema_decay=None, optimizer=optimizer)
         plan = plan_state(self.network.init, config, mesh=one_device())
-        step = make_train_step(loss, plan)
+        step = make_train_step(loss, plan, compiler_options=compiler_options())
         box = [plan.adopt(self.weights(), jax.random.key(0))]
         batch = jax.device_put({"row": self.row(), "times": self.times, "target": self.target}, step.batch_sharding)
 
@@ -315,7 +317,7 @@ class DiTTraining(DiTForward):
 class WanForward(Case):
     """A stack of Wan's blocks at its true width, one denoising call with a caption of 512 tokens."""
 
-    config = preset("wan2.1-t2v-1.3b", depth=30 if GPU else 2, dtype=DTYPE)
+    config = preset("wan2.1-t2v-1.3b", depth=30 if GPU else 2, dtype=DTYPE, scan=SCAN)
     grid = (21, 30, 52) if GPU else (1, 25, 40)
     captions = 512
 
@@ -391,7 +393,7 @@ class VAEEncode(Case):
         def encode(params, video):
             return VAE(self.config).apply({"params": params}, video, method="encode").mean
 
-        return run_jax(encode, self.weights(), self.video, compiler_options=compiler_options())
+        return run_jax(encode, self.weights(), self.video)
 
     def compile(self) -> Run:
         import torch
@@ -410,7 +412,7 @@ class VAEDecode(VAEEncode):
         def decode(params, latents):
             return jnp.clip(VAE(self.config).apply({"params": params}, latents, method="decode"), -1.0, 1.0)
 
-        return run_jax(decode, self.weights(), self.latents, compiler_options=compiler_options())
+        return run_jax(decode, self.weights(), self.latents)
 
     def theirs(self, module, around=lambda function: function) -> Run:
         decode, latents = around(module.decode), to_torch(self.latents.transpose(0, 4, 1, 2, 3))
@@ -470,7 +472,7 @@ def umt5(config: T5Config):
 class Sampling(Case):
     """A whole run: 20 steps of UniPC with guidance, from noise and encoded captions to latents."""
 
-    config = preset("wan2.1-t2v-1.3b", dtype=DTYPE, **({} if GPU else {"width": 768, "heads": 6, "depth": 6}))
+    config = preset("wan2.1-t2v-1.3b", dtype=DTYPE, scan=SCAN, **({} if GPU else {"width": 768, "heads": 6, "depth": 6}))
     frames, size, steps, scale = (33, (480, 832), 20, 5.0) if GPU else (9, (128, 128), 20, 5.0)
 
     def __init__(self, only: str | None = None):

@@ -31,7 +31,7 @@ def main() -> None:
     options = _options()
     _limit_threads(options.threads)
     if options.memory:
-        print(json.dumps(_memory_here(*options.memory, options)))
+        print(json.dumps(_memory_here(*options.memory)))
         return
     from cases import CASES, machine
 
@@ -57,7 +57,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="cores for both sides; default: all")
     parser.add_argument("--repeats", type=int, default=7, help="timed runs of each side; default: 7")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
-    parser.add_argument("--no-memory", dest="peak", action="store_false", help="leave peak memory out")
+    parser.add_argument(
+        "--peak", nargs="*", choices=SIDES, default=SIDES, metavar="SIDE",
+        help="measure the peak memory of these, each in a process of its own; default: ours eager compile",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for JSON and picture; default: bench")
     parser.add_argument("--memory", nargs=2, metavar=("CASE", "SIDE"), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -109,7 +112,7 @@ def _measure(name: str, options: argparse.Namespace) -> dict:
             "cpu_seconds": statistics.median(cpu[side]),
             "first_result": first[side],
         }
-        if options.peak:
+        if side in options.peak:
             row[side]["peak_bytes"] = _memory_in_child(name, side, options)
     return row
 
@@ -122,18 +125,14 @@ def _memory_in_child(name: str, side: str, options: argparse.Namespace) -> int:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _memory_here(name: str, side: str, options: argparse.Namespace) -> int:
-    """Peak bytes of one side alone: of the accelerator if there is one, else of the process above its imports."""
-    del options
+def _memory_here(name: str, side: str) -> int:
+    """Peak bytes of one side alone: of the accelerator if there is one, else of this process, imports included."""
     from cases import CASES, accelerator_peak
 
     run = getattr(CASES[name](only=side), side)()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     run(), run()
     peak = accelerator_peak(side)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    del before
-    return after if peak is None else peak
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if peak is None else peak
 
 
 def _host(options: argparse.Namespace) -> dict:
@@ -159,7 +158,9 @@ def _table(report: dict) -> str:
     for name, row in report["cases"].items():
         compiled = row.get("compile", {})
         against = compiled or row["eager"]
-        peaks = [f"{row[side]['peak_bytes'] / 2**20:.0f}" for side in SIDES if "peak_bytes" in row.get(side, {})]
+        peaks = [
+            f"{row[side]['peak_bytes'] / 2**20:,.0f}" if "peak_bytes" in row.get(side, {}) else "-" for side in SIDES
+        ]
         lines.append(
             f"| {name}: {row['what']} | {_milliseconds(row['ours'])} | {_milliseconds(row['eager'])} | "
             f"{_milliseconds(compiled)} | {against['seconds'] / row['ours']['seconds']:.2f} | "

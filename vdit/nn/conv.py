@@ -30,19 +30,6 @@ MIN_CHANNELS, MIN_PLACES = 16, 256
 kernel_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
-def compiler_options(platform: str | None = None) -> dict[str, str] | None:
-    """Options for `jax.jit(..., compiler_options=...)` of a step with convolutions; None where none help.
-
-    platform: "cpu", "gpu" or "tpu"; the default backend's when None. On CPU, XLA hands parts of a program
-    to a library; with the library's convolutions left out, their gradients are 2 to 3 times faster.
-    Sums stay with it: without, a bias's gradient takes longer than the convolution's.
-    """
-    if (platform or jax.default_backend()) != "cpu":
-        return None
-    kept = ("INDIVIDUAL_DOT", "REDUCE")
-    return {"xla_cpu_experimental_ynn_fusion_type": ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kept)}
-
-
 def conv(
     x: Array,
     kernel: Array,

@@ -29,7 +29,12 @@ def _matmul_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Arra
     x, kernel = saved
     batch = tuple(range(x.ndim - 1))
     dx = jax.lax.dot_general(dy, kernel, (((dy.ndim - 1,), (1,)), ((), ())))
-    dkernel = jax.lax.dot_general(x, dy, ((batch, batch), ((), ())))
+    if kernel.shape[0] > kernel.shape[1] and jax.default_backend() == "cpu":
+        # One side is transposed in memory: the narrower one, and not element by element while it is computed.
+        dy = jax.lax.optimization_barrier(dy)
+        dkernel = jax.lax.dot_general(dy, x, ((batch, batch), ((), ()))).T
+    else:
+        dkernel = jax.lax.dot_general(x, dy, ((batch, batch), ((), ())))
     return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
 
 

@@ -70,7 +70,9 @@ def _check_parts(path: Path, parts: Mapping[str, str], pipeline: str) -> None:
 
 def _wan_pipeline(path: Path, index: Mapping[str, Any], parts: Mapping[str, str]) -> PublicModel:
     config = read_config(wan.wan_config, path / "transformer" / "config.json")
-    components = [_component(path, "transformer", wan.diffusers_rules(config))]
+    # Norms that some files carry and the reference never calls.
+    unused = tuple(f"blocks.{i}.attn2.norm_added_q" for i in range(config.depth)) if config.image_width else ()
+    components = [_component(path, "transformer", wan.diffusers_rules(config), ignore=unused)]
     if "transformer_2" in parts:
         if read_config(wan.wan_config, path / "transformer_2" / "config.json") != config:
             raise WeightsError(f"{path}: transformer and transformer_2 differ in config.json: experts are of one form")
@@ -157,8 +159,9 @@ def read_config(read: Callable[[dict], T], path: Path) -> T:
         raise WeightsError(f"{path}: {error}") from None
 
 
-def _component(path: Path, name: str, rules: list) -> Component:
-    return Component(tree=NETWORKS[name], folder=name, files=open_tensors(path / name), rules=tuple(rules))
+def _component(path: Path, name: str, rules: list, *, ignore: tuple[str, ...] = ()) -> Component:
+    files = open_tensors(path / name)
+    return Component(tree=NETWORKS[name], folder=name, files=files, rules=tuple(rules), ignore=ignore)
 
 
 def _vae(path: Path, family) -> tuple[VAEConfig, dict[str, np.ndarray], Component]:

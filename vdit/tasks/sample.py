@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vdit.errors import ShapeError
+from vdit.nn.compiling import compiler_options
 from vdit.tasks.canvas import Canvas, Prompts
 from vdit.tasks.generate import Method, fill
 from vdit.tasks.network import Network
@@ -90,7 +91,7 @@ class TextToVideo:
 @functools.lru_cache(maxsize=32)
 def compiled(task: TextToVideo, out_sharding: jax.sharding.Sharding | None = None):
     """`jax.jit(task)`, the same one for equal tasks, so that nothing compiles twice."""
-    return jax.jit(task) if out_sharding is None else jax.jit(task, out_shardings=out_sharding)
+    return jax.jit(task, out_shardings=out_sharding, compiler_options=compiler_options())
 
 
 def _check_multiple(name: str, value: int, multiple: int) -> None:

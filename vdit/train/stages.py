@@ -34,7 +34,7 @@ from vdit.data.open import open_source
 from vdit.data.pipeline import row_iterator, video_batches
 from vdit.dist.mesh import make_mesh
 from vdit.errors import ConfigError, TextError
-from vdit.nn.conv import compiler_options
+from vdit.nn.compiling import compiler_options
 from vdit.nn.lora import join
 from vdit.tasks.canvas import tokenize
 from vdit.tasks.sample import TextToVideo, compiled
@@ -132,7 +132,7 @@ def train_vae(experiment: Experiment, workspace: Workspace, logging: Logging) ->
     video = np.zeros((1, clips.frames, *clips.size, 3), np.uint8)
     plan = plan_state(lambda key: loss.init(key, video, boxed=True), config, mesh=make_mesh(experiment.mesh))
     result = _train(
-        "vae", experiment, workspace.vae, workspace, plan, loss, data, logging, compiler_options=compiler_options()
+        "vae", experiment, workspace.vae, workspace, plan, loss, data, logging
     )
     _report_skipped(source, logging)
     return result
@@ -237,7 +237,7 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
 
 def _train(
     stage: str, experiment: Experiment, folder, workspace: Workspace, plan, loss: Callable, data, logging: Logging,
-    *, hooks: Sequence = (), flops: float | None = None, compiler_options: dict | None = None,
+    *, hooks: Sequence = (), flops: float | None = None,
     params: PyTree | None = None, frozen: PyTree | None = None,
 ) -> TrainResult:  # fmt: skip
     meta = {"stage": stage, "config": config_tools.to_dict(experiment)}
@@ -250,7 +250,7 @@ def _train(
         try:
             result = train(
                 state,
-                make_train_step(loss, plan, frozen=frozen, compiler_options=compiler_options),
+                make_train_step(loss, plan, frozen=frozen, compiler_options=compiler_options()),
                 data,
                 name=stage,
                 checkpointer=checkpointer,

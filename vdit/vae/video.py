@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdit.errors import ShapeError
+from vdit.nn.compiling import compiler_options
 from vdit.types import Array, PyTree
 from vdit.vae.config import VAEConfig
 from vdit.vae.model import VAE
@@ -66,7 +67,7 @@ def _encode(config: VAEConfig):
         mean = VAE(config).apply({"params": params}, video, method="encode").mean
         return normalise(mean.astype(jnp.float32), statistics)
 
-    return jax.jit(encode)
+    return jax.jit(encode, compiler_options=compiler_options())
 
 
 @functools.cache
@@ -75,7 +76,7 @@ def _decode(config: VAEConfig):
         video = VAE(config).apply({"params": params}, denormalise(latents, statistics), method="decode")
         return jnp.clip(video.astype(jnp.float32), -1.0, 1.0)
 
-    return jax.jit(decode)
+    return jax.jit(decode, compiler_options=compiler_options())
 
 
 @functools.cache
@@ -83,7 +84,7 @@ def _encode_chunk(config: VAEConfig):
     def encode_chunk(params, chunk, cache):
         return VAE(config).apply({"params": params}, chunk, cache, method="encode_chunk")
 
-    return jax.jit(encode_chunk)
+    return jax.jit(encode_chunk, compiler_options=compiler_options())
 
 
 @functools.cache
@@ -91,4 +92,4 @@ def _decode_chunk(config: VAEConfig):
     def decode_chunk(params, latents, cache):
         return VAE(config).apply({"params": params}, latents, cache, method="decode_chunk")
 
-    return jax.jit(decode_chunk)
+    return jax.jit(decode_chunk, compiler_options=compiler_options())
