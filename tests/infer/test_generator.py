@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import vdit
-from vdit.errors import CheckpointError, ConfigError, ShapeError
+from vdit.errors import CheckpointError, ConfigError, ShapeError, WeightsError
 
 PROMPTS = ["a red circle moves to the left", "a blue square", "a green cross moves up"]
 
@@ -68,5 +68,7 @@ def test_errors_name_value_rule_and_mend(generator, tmp_path):
         generator([])
     with pytest.raises(ConfigError, match="did you mean 'euler'"):
         generator(PROMPTS, sampler="euler2", frames=5, size=(32, 32))
-    with pytest.raises(CheckpointError, match="holds no trained model"):
+    with pytest.raises(WeightsError, match="holds no trained model"):
         vdit.load(tmp_path)
+    with pytest.raises(CheckpointError, match="holds no trained model"):
+        vdit.load(tmp_path / "absent")

@@ -199,12 +199,12 @@ def test_wans_public_configs_read_as_the_defaults():
     [
         ({"model_type": "siglip_vision_model"}, {}, "model_type='siglip_vision_model'"),
         ({"hidden_act": "silu"}, {}, "hidden_act='silu' .* is not supported"),
-        ({"num_channels": 4}, {}, "num_channels=4 .* only 3"),
-        ({"depth_scale": 1}, {}, "depth_scale=1 .* is not an option"),
-        ({}, {"resample": 2}, "resample=2 .* only 3"),
+        ({"num_channels": 4}, {}, "num_channels=4 .* must be 3"),
+        ({"depth_scale": 1}, {}, "depth_scale=1 .* is no option"),
+        ({}, {"resample": 2}, "resample=2 .* must be 3"),
         ({}, {"size": {"height": 224, "width": 224}}, "size=.* is not supported"),
         ({}, {"rescale_factor": 1}, "another size or scale of pixels"),
-        ({}, {"do_pad": True}, "do_pad=True .* is not an option"),
+        ({}, {"do_pad": True}, "do_pad=True .* is no option"),
     ],
 )
 def test_what_cannot_be_done_is_refused(change, processor, message):

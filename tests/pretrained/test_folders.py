@@ -200,7 +200,7 @@ def test_dit_in_its_own_layout(dit_folder, tmp_path, torch, monkeypatch):
 
 BREAKS = {
     "no such folder": (lambda f: shutil.rmtree(f), "is not a folder"),
-    "not a model": (lambda f: (f / "model_index.json").unlink(), "is no public model known here"),
+    "not a model": (lambda f: (f / "model_index.json").unlink(), "no public one known here"),
     "unknown pipeline": (lambda f: edit(f / "model_index.json", _class_name="FluxPipeline"), "FluxPipeline"),
     "wrong family": (lambda f: edit(f / "transformer/config.json", _class_name="FluxTransformer2DModel"), "Flux"),
     "unknown option": (lambda f: edit(f / "transformer/config.json", new_option=3), "new_option"),
@@ -249,7 +249,7 @@ def test_the_command_line(wan_folder, tmp_path, compile_cache):
     assert vdit.read_video(tmp_path / "dog.mp4").frames.shape == (5, 32, 48, 3)
     done = run_vdit("sample", "--model", tmp_path, "a red dog", cache=compile_cache)
     assert done.returncode == 2
-    assert "is no public model known here" in done.stderr
+    assert "no public one known here" in done.stderr
 
 
 def edit(path: Path, **changes) -> None:

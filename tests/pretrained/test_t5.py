@@ -208,7 +208,7 @@ def test_public_configs_read_as_the_presets():
         ({"feed_forward_proj": "gelu"}, "feed_forward_proj='gelu' .* is not supported"),
         ({"dense_act_fn": "relu", "feed_forward_proj": "gated-gelu"}, "dense_act_fn='relu' .* contradicts"),
         ({"is_decoder": True}, "is_decoder=True"),
-        ({"sparse_step": 2}, "sparse_step=2 .* is not an option"),
+        ({"sparse_step": 2}, "sparse_step=2 .* is no option"),
         ({"d_model": None}, "config.json lacks d_model"),
     ],
 )

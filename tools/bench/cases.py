@@ -472,7 +472,8 @@ def umt5(config: T5Config):
 class Sampling(Case):
     """A whole run: 20 steps of UniPC with guidance, from noise and encoded captions to latents."""
 
-    config = preset("wan2.1-t2v-1.3b", dtype=DTYPE, scan=SCAN, **({} if GPU else {"width": 768, "heads": 6, "depth": 6}))
+    size_of = {} if GPU else {"width": 768, "heads": 6, "depth": 6}
+    config = preset("wan2.1-t2v-1.3b", dtype=DTYPE, scan=SCAN, **size_of)
     frames, size, steps, scale = (33, (480, 832), 20, 5.0) if GPU else (9, (128, 128), 20, 5.0)
 
     def __init__(self, only: str | None = None):

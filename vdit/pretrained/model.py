@@ -89,7 +89,7 @@ def open_model(path: str | Path) -> PublicModel:
     diffusers: WanPipeline, WanImageToVideoPipeline (2.1 and 2.2), DiTPipeline. Original: Wan 2.1 and 2.2 with
     their .pth files; a DiT checkpoint (.pt) with an autoencoder's folder `vae` beside it.
     """
-    from vdit.pretrained import diffusers_folder, original_folder
+    from vdit.pretrained import diffusers_folder, original_folder  # they make what is defined here
 
     path = Path(path)
     if not path.is_dir():
@@ -98,8 +98,9 @@ def open_model(path: str | Path) -> PublicModel:
         if family.is_one(path):
             return family.open_folder(path)
     raise WeightsError(
-        f"{path} is no public model known here: it has neither model_index.json (diffusers), nor config.json or "
-        "high_noise_model/ beside models_t5_*.pth (Wan), nor one .pt file with a folder vae/ (DiT)"
+        f"{path} holds no trained model (experiment.json is missing), and no public one known here: neither "
+        "model_index.json (diffusers), nor config.json or high_noise_model/ beside models_t5_*.pth (Wan), nor one .pt "
+        "file with a folder vae/ (DiT); give the folder of a run or of a public model"
     )
 
 

@@ -32,7 +32,7 @@ def read_options(
             values[name] = value
         else:
             raise WeightsError(
-                f"{name}={value!r} in config.json is no option of {class_name} known here: the model may be a newer one"
+                f"{name}={value!r} in config.json is no option known here: the model may be a newer one"
             )
     return values
 
