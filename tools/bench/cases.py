@@ -435,7 +435,7 @@ class NarrowVAEDecode(VAEDecode):
 class TextEncoding(Case):
     """umT5 at the width of Wan's, a caption of 512 tokens."""
 
-    config = t5_preset("umt5-xxl", layers=24 if GPU else 2, vocab_size=4096, dtype=DTYPE)
+    config = t5_preset("umt5-xxl", layers=24 if GPU else 2, vocab_size=4096, dtype=DTYPE, scan=SCAN)
     tokens = 512
 
     def __init__(self, only: str | None = None):
