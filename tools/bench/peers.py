@@ -41,6 +41,8 @@ def main() -> None:
         sys.exit(f"peers: case {unknown[0]!r} is unknown: use some of {', '.join(CASES)}")
     report = {"machine": machine() | _host(options), "repeats": options.repeats, "cases": {}}
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.add:
+        report["cases"] = json.loads((options.out / "peers.json").read_text())["cases"]
     for number, name in enumerate(names, start=1):
         print(f"[{number}/{len(names)}] {name} ...", file=sys.stderr, flush=True)
         report["cases"][name] = _measure(name, options)
@@ -61,6 +63,7 @@ def _options() -> argparse.Namespace:
         "--peak", nargs="*", choices=SIDES, default=SIDES, metavar="SIDE",
         help="measure the peak memory of these, each in a process of its own; default: ours eager compile",
     )  # fmt: skip
+    parser.add_argument("--add", action="store_true", help="keep the other cases of the table in --out")
     parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for JSON and picture; default: bench")
     parser.add_argument("--memory", nargs=2, metavar=("CASE", "SIDE"), help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -20,7 +20,7 @@ CHUNK = 1024
 # On one CPU: from this many scores a head, heads are taken one by one, and this many scores at a time, so that
 # they stay in the cache.
 LOOP_SCORES = 512 * 512
-CACHED_SCORES = 1024 * 1024
+CACHED_SCORES = 4 * 1024 * 1024
 _MASKED = -1e30  # finite: a fully masked row gives a uniform softmax rather than NaN
 
 
