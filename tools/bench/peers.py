@@ -205,7 +205,7 @@ def _plot(report: dict, path: Path) -> None:
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_yticks(range(len(names)), list(reversed(names)))
     axes.set_xlabel("time divided by vdit's (to the right of 1: vdit is faster)")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right")
     axes.set_title(f"{report['machine']['device']}, {report['machine']['threads']} threads", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -95,7 +95,7 @@ def run(
             encode_latents(experiment, workspace, logging)
         elif stage == "tokenizer" and experiment.dit.text != "none":
             experiment = train_tokenizer(experiment, workspace)
-            say(f"tokenizer: {experiment.text.vocab_size} pieces")
+            say(f"tokenizer: {(experiment.text.t5 or experiment.text).vocab_size} pieces")
         elif stage == "dit":
             experiment = with_tokenizer(experiment, workspace)
             train_dit(experiment, workspace, logging)
