@@ -33,7 +33,8 @@ def main() -> None:
     if options.memory:
         print(json.dumps(_memory_here(*options.memory)))
         return
-    from cases import CASES, machine
+    from case import machine
+    from cases import CASES
 
     names = options.cases or list(CASES)
     unknown = sorted(set(names) - set(CASES))
@@ -130,7 +131,8 @@ def _memory_in_child(name: str, side: str, options: argparse.Namespace) -> int:
 
 def _memory_here(name: str, side: str) -> int:
     """Peak bytes of one side alone: of the accelerator if there is one, else of this process, imports included."""
-    from cases import CASES, accelerator_peak
+    from case import accelerator_peak
+    from cases import CASES
 
     run = getattr(CASES[name](only=side), side)()
     run(), run()
@@ -161,25 +163,32 @@ def _table(report: dict) -> str:
     lines = [
         f"{machine['device']} ({machine['processor']}, {machine['threads']} threads), {machine['dtype']}, "
         f"jax {machine['jax']}, torch {machine['torch']}, diffusers {machine['diffusers']}; "
-        f"medians of {report['repeats']} runs; 'times' is torch.compile's time over vdit's",
+        f"medians of {report['repeats']} runs; 'times' is torch.compile's time over vdit's; matrix products reach "
+        + ", ".join(f"{rate / 1e9:,.0f} GFLOP/s ({side})" for side, rate in machine["matrix_flops"].items()),
         "",
-        "| case | vdit | torch eager | torch.compile | times | first result: vdit / compile | "
+        "| case | vdit | torch eager | torch.compile | times | of the matrix rate | first result: vdit / compile | "
         "peak memory: vdit / eager / compile | max error |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in report["cases"].items():
         compiled = row.get("compile", {})
-        against = compiled or row["eager"]
+        times = (compiled or row["eager"])["seconds"] / row["ours"]["seconds"]
         peaks = [
             f"{row[side]['peak_bytes'] / 2**20:,.0f}" if "peak_bytes" in row.get(side, {}) else "-" for side in SIDES
         ]
         lines.append(
             f"| {name}: {row['what']} | {_milliseconds(row['ours'])} | {_milliseconds(row['eager'])} | "
-            f"{_milliseconds(compiled)} | {against['seconds'] / row['ours']['seconds']:.2f} | "
+            f"{_milliseconds(compiled)} | {times:.2f} | {_utilisation(row, machine)} | "
             f"{row['ours']['first_result']:.1f} / {compiled.get('first_result', float('nan')):.1f} s | "
             f"{' / '.join(peaks)} MiB | {row['error']:.0e} |"
         )
     return "\n".join(lines)
+
+
+def _utilisation(row: dict, machine: dict) -> str:
+    """The useful FLOPs of our run as a share of what the device does in a matrix product, torch's or ours."""
+    best = max(machine["matrix_flops"].values())
+    return f"{row['flops'] / row['ours']['seconds'] / best:.0%}" if row["flops"] else "-"
 
 
 def _milliseconds(side: dict) -> str:
