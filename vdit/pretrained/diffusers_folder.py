@@ -11,15 +11,17 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vdit.data.config import DataConfig
+from vdit.dit.config import DiTConfig
 from vdit.errors import ConfigError, WeightsError
 from vdit.pretrained import clip, dit, kl_vae, t5, wan, wan_vae
 from vdit.pretrained.model import Component, PublicModel
 from vdit.pretrained.open import open_tensors
-from vdit.pretrained.scheduler import scheduler_config
+from vdit.pretrained.scheduler import Scheduling, scheduler_config
 from vdit.pretrained.tensors import read_json
 from vdit.text import T5Config, TextConfig, load_t5_tokenizer, t5_text
 from vdit.train.experiment import Experiment, SampleConfig
 from vdit.vae.config import VAEConfig
+from vdit.vision import CLIPVisionConfig
 
 T = TypeVar("T")
 INDEX = "model_index.json"
@@ -99,26 +101,37 @@ def _wan_pipeline(path: Path, index: Mapping[str, Any], parts: Mapping[str, str]
     if (boundary is None) != ("transformer_2" not in parts):
         rule = "and transformer_2 go together: take the whole folder"
         raise WeightsError(f"{path / INDEX}: boundary_ratio={boundary} {rule}")
-    experts = boundary is not None
-    sample = sample_config(scheduling, vae, experts=experts, image=config.condition_channels > 0)
-    experiment = Experiment(
-        name=path.resolve().name,
-        data=data_config(vae, config.patch),
-        text=t5_text(text, max_length=MAX_TEXT),
-        vision=vision,
-        vae=vae,
-        dit=config,
-        diffusion=scheduling.diffusion,
-        expert_boundary=1000.0 * boundary if experts else None,
-        sample=sample,
-    )
+    boundary = None if boundary is None else 1000.0 * boundary
     return PublicModel(
         folder=path,
-        experiment=experiment,
+        experiment=wan_experiment(path, config, text, vision, vae, scheduling, boundary),
         components=(*components, vae_component),
         statistics=statistics,
         tokenizer=tokenizer,
         extras=_extras(path),
+    )
+
+
+def wan_experiment(
+    path: Path,
+    dit: DiTConfig,
+    text: T5Config,
+    vision: CLIPVisionConfig | None,
+    vae: VAEConfig,
+    scheduling: Scheduling,
+    boundary: float | None,
+) -> Experiment:
+    """The parts of a Wan model as an experiment. boundary: the time below which its second transformer is asked."""
+    return Experiment(
+        name=path.resolve().name,
+        data=data_config(vae, dit.patch),
+        text=t5_text(text, max_length=MAX_TEXT),
+        vision=vision,
+        vae=vae,
+        dit=dit,
+        diffusion=scheduling.diffusion,
+        expert_boundary=boundary,
+        sample=sample_config(scheduling, vae, experts=boundary is not None, image=dit.condition_channels > 0),
     )
 
 

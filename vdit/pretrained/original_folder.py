@@ -10,12 +10,11 @@ from vdit.diffusion.config import DiffusionConfig
 from vdit.errors import WeightsError
 from vdit.pretrained import clip, dit, kl_vae, t5, wan, wan_vae
 from vdit.pretrained.diffusers_folder import (
-    MAX_TEXT,
     data_config,
     dit_sample,
     find_tokenizer,
     open_vae,
-    sample_config,
+    wan_experiment,
     with_sentinels,
 )
 from vdit.pretrained.model import Component, PublicModel
@@ -23,7 +22,7 @@ from vdit.pretrained.open import open_tensors
 from vdit.pretrained.scheduler import Scheduling
 from vdit.pretrained.tensors import TensorFiles, read_json
 from vdit.samplers.grid import GridOptions
-from vdit.text.config import T5Config, TextConfig, t5_preset, t5_text
+from vdit.text.config import T5Config, TextConfig, t5_preset
 from vdit.train.experiment import Experiment
 from vdit.vae.config import preset as vae_preset
 from vdit.vision import CLIPVisionConfig
@@ -77,20 +76,10 @@ def _wan(path: Path) -> PublicModel:
     vision = _vision(path, components) if config.image_width else None
     vae, statistics = _vae(path, components)
     scheduling = _scheduling(EXPERT_SHIFT[kind] if experts else SHIFT.get(kind, 5.0))
-    experiment = Experiment(
-        name=path.resolve().name,
-        data=data_config(vae, config.patch),
-        text=t5_text(text, max_length=MAX_TEXT),
-        vision=vision,
-        vae=vae,
-        dit=config,
-        diffusion=scheduling.diffusion,
-        expert_boundary=BOUNDARY[kind] if experts else None,
-        sample=sample_config(scheduling, vae, experts=experts, image=config.condition_channels > 0),
-    )
+    boundary = BOUNDARY[kind] if experts else None
     return PublicModel(
         folder=path,
-        experiment=experiment,
+        experiment=wan_experiment(path, config, text, vision, vae, scheduling, boundary),
         components=tuple(components),
         statistics=statistics,
         tokenizer=tokenizer,
