@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from vdit.dist.target import platform
 from vdit.errors import ShapeError
 from vdit.types import Array
 
@@ -47,7 +48,7 @@ def attention(
 def _pick(scores: int) -> str:
     mesh = jax.sharding.get_abstract_mesh()
     alone = mesh.empty or mesh.size == 1  # a loop over heads would gather what a mesh has shared out
-    if alone and scores >= LOOP_SCORES and jax.default_backend() == "cpu":
+    if alone and scores >= LOOP_SCORES and platform() == "cpu":
         return "looped"
     return "dense" if scores <= DENSE_SCORES else "chunked"
 

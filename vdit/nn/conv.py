@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vdit.dist.target import platform
 from vdit.errors import ConfigError
 from vdit.nn.linear import matmul
 from vdit.nn.winograd import convolve_frames
@@ -48,7 +49,7 @@ def conv(
     if formulation not in ("auto", "winograd", "taps", "native"):
         raise ConfigError(f"conv formulation {formulation!r} is unknown: use auto, winograd, taps or native")
     if formulation == "auto":
-        formulation = "winograd" if jax.default_backend() == "cpu" else "native"
+        formulation = "winograd" if platform() == "cpu" else "native"
     if kernel.shape[:3] == (1, 1, 1) and strides == (1, 1, 1) and padding == NO_PADS:
         return matmul(x, kernel[0, 0, 0])
     if formulation == "native":
@@ -138,7 +139,7 @@ def upsample_conv(x: Array, kernel: Array, formulation: Formulation = "auto") ->
     def plain(x: Array, kernel: Array) -> Array:
         return conv(upsample_nearest(x), kernel, padding=((0, 0), (1, 1), (1, 1)), formulation=formulation)
 
-    if formulation == "winograd" or (formulation == "auto" and jax.default_backend() == "cpu"):
+    if formulation == "winograd" or (formulation == "auto" and platform() == "cpu"):
         return _unless_differentiated(_upsample_conv_folded, plain)(x, kernel)
     return plain(x, kernel)
 

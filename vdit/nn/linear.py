@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vdit.dist.target import platform
 from vdit.types import Array
 
 default_kernel_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # Glorot, as in DiT
@@ -29,7 +30,7 @@ def _matmul_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Arra
     x, kernel = saved
     batch = tuple(range(x.ndim - 1))
     dx = jax.lax.dot_general(dy, kernel, (((dy.ndim - 1,), (1,)), ((), ())))
-    if kernel.shape[0] > kernel.shape[1] and jax.default_backend() == "cpu":
+    if kernel.shape[0] > kernel.shape[1] and platform() == "cpu":
         # One side is transposed in memory: the narrower one, and not element by element while it is computed.
         dy = jax.lax.optimization_barrier(dy)
         dkernel = jax.lax.dot_general(dy, x, ((batch, batch), ((), ()))).T

@@ -33,6 +33,7 @@ from vdit.data.latents import LatentStore
 from vdit.data.open import open_source
 from vdit.data.pipeline import row_iterator, video_batches
 from vdit.dist.mesh import make_mesh
+from vdit.dist.target import platform_of
 from vdit.errors import ConfigError, TextError
 from vdit.nn.compiling import compiler_options
 from vdit.nn.lora import join
@@ -250,7 +251,7 @@ def _train(
         try:
             result = train(
                 state,
-                make_train_step(loss, plan, frozen=frozen, compiler_options=compiler_options()),
+                make_train_step(loss, plan, frozen=frozen, compiler_options=compiler_options(platform_of(plan.mesh))),
                 data,
                 name=stage,
                 checkpointer=checkpointer,
