@@ -1,0 +1,51 @@
+"""What every attention kernel gives, and the numbers that all of them share.
+
+A kernel is a module with two functions, on arrays with heads first:
+
+    forward(q, k, v, q_clip, k_clip) -> (out, lse)
+    backward(q, k, v, q_clip, k_clip, lse, delta, do) -> (dq, dk, dv)
+
+q, do: [b h n d]; k, v: [b h m d]; q_clip: int32 [b n]; k_clip: int32 [b m]; out: [b h n d], float32 or q's type;
+lse: float32 [b h n], log of the sum of exp(score) over the keys of the query's clip (Dao et al. 2022);
+delta: float32 [b h n], sum of out * do over d. Gradients come in the types of q, k and v, or in float32.
+
+The backward needs no more than `lse` and `delta` of the whole row, so keys may lie anywhere: it is exact for
+any part of them, and the parts' gradients add up. That is what ring attention stands on.
+
+A query whose clip has no key reads zeros and passes on no gradient: its `lse` is `MASKED`.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from vdit.types import Array
+
+MASKED = -1e30  # a score that is not to be read; finite, so that differences are no NaN
+FLOOR = -1e20  # no true score lies below; exp(MASKED - FLOOR) is 0
+Q_PADDING, K_PADDING = -1, -2  # clips of tokens that a kernel adds: they meet neither each other nor any token
+
+
+def safe_lse(lse: Array) -> Array:
+    """`lse` for the backward: 0 where a query has no key, so that exp(MASKED - lse) is 0 there too."""
+    return jnp.where(lse < FLOOR, 0.0, lse)
+
+
+def delta_of(out: Array, do: Array) -> Array:
+    """Sum of out * do over a head's values: `[b h n d]` twice -> float32 `[b h n]`."""
+    return jnp.sum(out.astype(jnp.float32) * do.astype(jnp.float32), -1)
+
+
+def merge(out: Array, lse: Array, more: Array, more_lse: Array) -> tuple[Array, Array]:
+    """Attention to two sets of keys from attention to each: float32 `[b h n d]`, `[b h n]`, twice -> once."""
+    both = jnp.logaddexp(lse, more_lse)
+    out = out * jnp.exp(lse - both)[..., None] + more.astype(jnp.float32) * jnp.exp(more_lse - both)[..., None]
+    return out, both
+
+
+def pad_tokens(x: Array, multiple: int, axis: int, value: int = 0) -> Array:
+    """`x` with `value` after its last token, up to a multiple of so many tokens on `axis`."""
+    padding = -x.shape[axis] % multiple
+    if not padding:
+        return x
+    return jnp.pad(x, [(0, padding if i == axis else 0) for i in range(x.ndim)], constant_values=value)
