@@ -9,7 +9,7 @@ Axis names used in every signature:
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -51,7 +51,21 @@ class Row:
         least one text token (the first, which alone stands for the empty prompt).
     text_position: int32 [b m], index of the token inside its own caption, from 0.
     label: int32 [b s], class label of clip 1, 2, ..., s (0 where unused or unlabelled).
+
+    AXES: the logical axes of each field (vdit/dist/rules.py).
     """
+
+    AXES: ClassVar[dict[str, tuple[str | None, ...]]] = {
+        "values": ("batch", "tokens", "patch"),
+        "position": ("batch", "tokens", None),
+        "clip": ("batch", "tokens"),
+        "slot": ("batch", "tokens"),
+        "slot_clip": ("batch", None),
+        "text": ("batch", "text_tokens"),
+        "text_clip": ("batch", "text_tokens"),
+        "text_position": ("batch", "text_tokens"),
+        "label": ("batch", None),
+    }
 
     values: Array
     position: Array

@@ -34,7 +34,7 @@ def run(base, batches, experiment, mesh):
     plan = plan_state(start.init, experiment.dit_train, mesh=mesh)
     step = make_train_step(DenoisingLoss(experiment=experiment), plan, frozen=start.frozen)
     state = plan.create(jax.random.key(0))
-    placed = [jax.device_put(batch, step.batch_sharding) for batch in batches]
+    placed = [jax.device_put(batch, step.place(batch)) for batch in batches]
     with jax.set_mesh(mesh):
         compiled = step.jitted.lower(state, placed[0], start.frozen).compile()
         losses = []

@@ -61,7 +61,7 @@ def test_one_compilation_serves_every_size(rows):
     for batch in rows:
         for row, clip in zip(batch.position, batch.clip):
             shapes |= {tuple(row[clip == i].max(0)) for i in range(1, clip.max() + 1)}
-        placed = jax.device_put(batch, step.batch_sharding)
+        placed = jax.device_put(batch, step.place(batch))
         state, metrics = step(state, placed)
         assert np.isfinite(metrics["loss"])
         assert metrics["tokens"] == (batch.clip > 0).sum()

@@ -119,7 +119,8 @@ class DiTTraining(DiTForward):
         plan = plan_state(self.network.init, config, mesh=one_device())
         step = make_train_step(loss, plan, compiler_options=compiler_options())
         box = [plan.adopt(self.weights(), jax.random.key(0))]
-        batch = jax.device_put({"row": self.row(), "times": self.times, "target": self.target}, step.batch_sharding)
+        batch = {"row": self.row(), "times": self.times, "target": self.target}
+        batch = jax.device_put(batch, step.place(batch))
 
         def run():
             box[0], metrics = step(box[0], batch)

@@ -15,15 +15,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdit.errors import ConfigError
-from vdit.types import Array, PyTree
+from vdit.types import Array, PyTree, Row
 
 RULES: dict[str, tuple[str, ...]] = {
     # activations
     "batch": ("data", "fsdp"),
     "tokens": ("sequence",),
     "text_tokens": (),
-    "time": (),
-    "height": (),
+    "time": ("sequence",),
+    "height": ("sequence", "tensor"),
     "width": (),
     "patch": (),
     # parameters, and activations where the batch left the mesh axis free
@@ -38,6 +38,7 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 Names = Sequence[str | None]
+VIDEO: tuple[str | None, ...] = ("batch", "time", "height", "width", None)
 
 
 def partition_spec(names: Names, shape: Sequence[int], axis_sizes: dict[str, int]) -> tuple[P, list[str]]:
@@ -92,10 +93,32 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def batch_sharding(mesh: Mesh, *, accumulation: bool = False) -> NamedSharding:
-    """Sharding of batch leaves [b ...], or [a b ...] where `accumulation` steps come first."""
-    axes = tuple(axis for axis in RULES["batch"] if axis in mesh.shape)
-    return NamedSharding(mesh, P(None, axes) if accumulation else P(axes))
+def batch_shardings(mesh: Mesh, batch: PyTree, *, accumulation: bool = False) -> PyTree:
+    """A NamedSharding for each array of a batch, global shapes.
+
+    batch: tree of arrays or ShapeDtypeStructs [b ...]; with `accumulation`, [a b/a ...], its pieces first. The
+    fields of a Row lie as `Row.AXES` says, videos [b t h w 3] as VIDEO does, and anything else is shared out over
+    the batch only. What does not divide stays whole, but the batch itself must.
+    """
+
+    def place(leaf, names: Names | None = None) -> NamedSharding:
+        shape = leaf.shape[1:] if accumulation else leaf.shape
+        if names is None:
+            names = VIDEO if len(shape) == 5 and shape[-1] == 3 else ("batch", *[None] * (len(shape) - 1))
+        if shape[0] % batch_ways(mesh):
+            raise ConfigError(
+                f"a batch of {shape[0]} rows must be a multiple of data * fsdp = {batch_ways(mesh)}: change "
+                "batch_size, accumulation or the mesh"
+            )
+        spec, _ = partition_spec(names, shape, dict(mesh.shape))
+        return NamedSharding(mesh, P(None, *spec) if accumulation else spec)
+
+    def each(part):
+        if not isinstance(part, Row):
+            return place(part)
+        return Row(**{name: place(getattr(part, name), names) for name, names in Row.AXES.items()})
+
+    return jax.tree.map(each, batch, is_leaf=lambda part: isinstance(part, Row))
 
 
 def batch_ways(mesh: Mesh) -> int:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vdit.dist.rules import batch_sharding, replicated
+from vdit.dist.rules import batch_shardings, replicated
 from vdit.nn.lora import join
 from vdit.train.config import TrainConfig
 from vdit.train.optimizer import group_norms, learning_rate
@@ -38,20 +38,35 @@ class TrainStep:
     """`step(state, batch) -> (state, metrics)`; the state given is donated: do not use it again.
 
     frozen: parameters that the loss takes and nothing changes; passed to each call, never donated.
-    batch: tree of arrays [b ...], or [a b/a ...] for `accumulation` a > 1, placed as `batch_sharding`.
+    batch: tree of arrays [b ...], or [a b/a ...] for `accumulation` a > 1; it is moved to where `place` says.
     metrics: name -> scalar on the devices; the loss function's, with loss, grad_norm, learning_rate,
     skipped and skipped_in_a_row.
     """
 
     plan: StatePlan
-    batch_sharding: jax.sharding.NamedSharding
     jitted: Any
     frozen: PyTree | None = None
 
     def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, jax.Array]]:
-        extra = () if self.frozen is None else (self.frozen,)
+        batch = jax.device_put(batch, self.place(batch))
         with jax.set_mesh(self.plan.mesh):
-            return self.jitted(state, batch, *extra)
+            return self.jitted(state, batch, *self._extra())
+
+    def place(self, batch: PyTree) -> PyTree:
+        """Where a batch lies on the mesh: a NamedSharding for each array (vdit.dist.rules.batch_shardings).
+
+        batch: as the step takes it, of global shapes; arrays or ShapeDtypeStructs.
+        """
+        return batch_shardings(self.plan.mesh, batch, accumulation=self.plan.config.accumulation > 1)
+
+    def lower(self, batch: PyTree) -> jax.stages.Lowered:
+        """The step's program for batches of these shapes (see `place`), to be compiled without a state."""
+        struct = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
+        with jax.set_mesh(self.plan.mesh):
+            return self.jitted.lower(self.plan.abstract, jax.tree.map(struct, batch, self.place(batch)), *self._extra())
+
+    def _extra(self) -> tuple[PyTree, ...]:
+        return () if self.frozen is None else (self.frozen,)
 
 
 def make_train_step(
@@ -65,6 +80,8 @@ def make_train_step(
     config, optimizer = plan.config, plan.optimizer
 
     def step(state: TrainState, batch: PyTree, frozen: PyTree | None = None) -> tuple[TrainState, dict]:
+        places = batch_shardings(plan.mesh, batch, accumulation=config.accumulation > 1)
+        batch = jax.lax.with_sharding_constraint(batch, places)
         key = jax.random.fold_in(state.key, state.step)
         whole = loss_fn if frozen is None else _beside(frozen, loss_fn)
         loss, grads, metrics = _gradients(whole, state, batch, key, config.accumulation)
@@ -84,16 +101,15 @@ def make_train_step(
         metrics |= {f"grad_norm/{group}": n for group, n in norms.items() if group}
         return state, metrics
 
-    batch_place = batch_sharding(plan.mesh, accumulation=config.accumulation > 1)
     frozen_place = () if frozen is None else (jax.tree.map(lambda leaf: leaf.sharding, frozen),)
     jitted = jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(plan.shardings, batch_place, *frozen_place),
+        in_shardings=(plan.shardings, None, *frozen_place),
         out_shardings=(plan.shardings, replicated(plan.mesh)),
         compiler_options=compiler_options,
     )
-    return TrainStep(plan=plan, batch_sharding=batch_place, jitted=jitted, frozen=frozen)
+    return TrainStep(plan=plan, jitted=jitted, frozen=frozen)
 
 
 def _beside(frozen: PyTree, loss_fn: LossFn) -> LossFn:
