@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vdit.dist.rules import batch_sharding, batch_ways
+from vdit.dist.rules import batch_shardings, batch_ways
 from vdit.errors import ConfigError, ShapeError
 from vdit.infer.images import as_bytes, fit_images
 from vdit.tasks.animate import FirstFrame, ImageToVideo
@@ -83,15 +83,14 @@ class Generator:
         method = sample_method(self.experiment, **{k: v for k, v in changes.items() if v is not None})
         task = self.task(method, frames, size, image=image is not None, decode=not latents)
         padded = prompts + [""] * (-len(prompts) % batch_ways(self.mesh))
-        place = batch_sharding(self.mesh)
         given = None if image is None else self._first_frame(image, task.size, len(prompts), len(padded))
         inputs = [self._tokens(padded), self._tokens([negative] * len(padded))]
-        inputs = jax.device_put(inputs, place)
-        extras = jax.device_put([self._noise(noise, task, len(prompts), len(padded)), given], place)
+        inputs = self._put(inputs)
+        extras = self._put([self._noise(noise, task, len(prompts), len(padded)), given])
+        arguments = (self.params, self.vae.params, self.vae.statistics, *inputs, jax.random.key(seed), *extras)
         with jax.set_mesh(self.mesh):
-            videos = compiled(task, place)(
-                self.params, self.vae.params, self.vae.statistics, *inputs, jax.random.key(seed), *extras
-            )
+            place = batch_shardings(self.mesh, jax.eval_shape(task, *arguments))
+            videos = compiled(task, place)(*arguments)
         return videos[: len(prompts)]
 
     def task(
@@ -118,6 +117,9 @@ class Generator:
             size=(int(size[0]), int(size[1])),
             decode=decode,
         )
+
+    def _put(self, inputs: PyTree) -> PyTree:
+        return jax.device_put(inputs, batch_shardings(self.mesh, inputs))
 
     def _tokens(self, prompts: list[str]) -> Prompts:
         return tokenize(self.tokenizer, prompts, length=self.experiment.text.max_length)
