@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 import jax
-import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from vdit.errors import ConfigError
@@ -54,12 +54,20 @@ class MeshConfig:
 def make_mesh(config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over `devices` (all of them if None) with the axes of `AXES`.
 
-    Axis types are Auto: XLA places what lies between the named shardings. (`jax.make_mesh` defaults
-    to Explicit, which refuses patchify's reshapes and table look-ups.)
+    On TPUs the axes lie along the torus of chips as well as they can, where need be with a part of one of its
+    dimensions each. Slices, which only the data center's network connects, lie along `data`. Axis types are Auto:
+    XLA places what lies between the named shardings. (`jax.make_mesh` defaults to Explicit, which refuses patchify's
+    reshapes and table look-ups.)
     """
     config = config or MeshConfig()
-    types = (AxisType.Auto,) * len(AXES)
-    if devices is None:
-        return jax.make_mesh(config.shape(jax.device_count()), AXES, axis_types=types)
-    grid = np.asarray(devices).reshape(config.shape(len(devices)))
-    return Mesh(grid, AXES, axis_types=types)
+    devices = jax.devices() if devices is None else devices
+    shape = config.shape(len(devices))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    elif shape[0] % slices:
+        raise ConfigError(f"mesh.data={shape[0]} must be a multiple of the {slices} slices: they lie along it")
+    else:
+        inside, outside = (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1)
+        grid = mesh_utils.create_hybrid_device_mesh(inside, outside, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
