@@ -82,13 +82,14 @@ def means(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def token_use(generator: Generator, workspace: Workspace, rows: int) -> dict[str, float]:
-    """Share of each budget of the run's packed rows in use, over `rows` rows."""
+    """Share of each budget of the run's packed rows in use, over at least `rows` rows."""
     experiment, statistics = generator.experiment, workspace.statistics()
+    size = experiment.dit_train.batch_size
     iterator = row_iterator(
         experiment.data, LatentStore(workspace.latents), generator.tokenizer, experiment.dit.patch,
-        seed=experiment.seed, batch_rows=1, mean=statistics["mean"], std=statistics["std"],
+        seed=experiment.seed, batch_rows=size, mean=statistics["mean"], std=statistics["std"],
     )  # fmt: skip
-    use = [row_use(next(iterator)) for _ in range(rows)]
+    use = [row_use(next(iterator)) for _ in range(-(-rows // size))]
     iterator.close()
     return {key: float(np.mean([one[key] for one in use])) for key in use[0]}
 

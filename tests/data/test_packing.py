@@ -33,9 +33,9 @@ def clips_of(count, seed=0, width=2):
 
 
 def packed(clips, limits=LIMITS, batch_rows=3, buffer_rows=8, buffer_clips=32):
-    stream = grain.MapDataset.range(len(clips)).map(lambda i: clips[int(i)])
-    return PackedRows(stream, limits, batch_rows=batch_rows, buffer_rows=buffer_rows,
-                      buffer_clips=buffer_clips, threads=2, read_ahead=4, identity={})
+    return PackedRows({0: grain.MapDataset.range(len(clips))}, lambda index, place: clips[index], limits,
+                      rows_each=batch_rows, most_tokens=buffer_rows * limits.tokens, most_clips=buffer_clips,
+                      threads=2, read_ahead=4, identity={})
 
 
 def test_every_token_is_in_exactly_one_row_once_and_rows_keep_their_invariants():
@@ -106,7 +106,7 @@ def test_a_clip_that_no_row_holds_is_refused_with_its_sizes():
     with pytest.raises(DataError, match=message):
         check_fits(clip, LIMITS)
     with pytest.raises(DataError, match="120 tokens"):
-        next(iter(packed([clip])))
+        next(packed([clip]))
     with pytest.raises(DataError, match="overflows row 0"):
         build_rows([[clip]], LIMITS)
 

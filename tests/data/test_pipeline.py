@@ -9,8 +9,8 @@ import pytest
 
 from vdit.data import DataConfig, LatentStore, row_iterator, row_use, useful, video_batches, write_latents
 from vdit.data.clips import Clips
-from vdit.data.pipeline import Order
 from vdit.data.sources import Source
+from vdit.data.streams import Order
 from vdit.data.worlds import WorldLibrary
 from vdit.errors import ConfigError, DataError
 
@@ -120,7 +120,7 @@ def test_the_tail_of_a_finite_pass_survives_a_restart(store):
 def test_a_place_saved_with_other_settings_is_refused(store):
     state = rows_of(store).get_state()
     for other in (rows_of(store, seed=4), rows_of(store, config_of(row_tokens=128)),
-                  rows_of(store, shard_index=1, shard_count=2)):
+                  rows_of(store, config_of(streams=1)), rows_of(store, batch_rows=4)):
         with pytest.raises(DataError, match=r"cannot be resumed.* was .* is "):
             other.set_state(state)
 
@@ -135,22 +135,6 @@ def test_orbax_saves_and_restores_the_place(store, tmp_path):
     restored = rows_of(store)
     ocp.load_checkpointables(tmp_path / "step", {"data": restored})
     assert same(take(restored, 4), expected)
-
-
-@pytest.mark.parametrize("shards", [1, 2, 3, 7])
-def test_the_shares_of_the_hosts_are_disjoint_and_complete_in_every_pass(shards):
-    items, seen = 40, Counter()
-    for shard in range(shards):
-        order = Order(items=items, seed=5, shard_index=shard, shard_count=shards, epochs=3).dataset()
-        seen.update(order[place] for place in range(len(order)))
-    assert seen == Counter(range(3 * items))
-
-
-def test_rows_of_two_hosts_hold_every_item_once(store):
-    config = config_of(epochs=1)
-    shares = [labels(rows_of(store, config, shard_index=i, shard_count=2)) for i in range(2)]
-    assert not shares[0] & shares[1]
-    assert shares[0] + shares[1] == Counter(range(1, COUNT + 1))
 
 
 def test_captions_begin_with_bos_are_cut_to_the_limit_and_vary(store):
@@ -211,13 +195,6 @@ def test_broken_items_are_skipped_counted_and_reported():
 def test_a_source_that_is_all_broken_raises_instead_of_looping():
     with pytest.raises(DataError, match=r"none of 12 items.*is broken"):
         next(rows_of(Flaky(bad=lambda item: True)))
-
-
-def test_more_hosts_than_items_and_wrong_shards_are_refused():
-    with pytest.raises(DataError, match="12 items for 13 hosts"):
-        rows_of(Flaky(), shard_count=13)
-    with pytest.raises(ConfigError, match="shard_index=2"):
-        rows_of(Flaky(), shard_index=2, shard_count=2)
 
 
 @pytest.fixture(scope="module")

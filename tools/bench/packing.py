@@ -53,9 +53,9 @@ def mix(count: int, limit: int, width: int, seed: int = 0) -> list[TokenClip]:
 
 def ours(clips: list[TokenClip], limits: RowLimits, config: DataConfig) -> tuple[float, float, float]:
     """(useful share, share in the worst row, clips a second) of the rows of a long stream."""
-    stream = grain.MapDataset.range(len(clips)).map(lambda i: clips[int(i)])
-    rows = PackedRows(stream, limits, batch_rows=1, buffer_rows=config.buffer_rows,
-                      buffer_clips=config.buffer_clips, threads=0, read_ahead=0, identity={})
+    rows = PackedRows({0: grain.MapDataset.range(len(clips))}, lambda index, place: clips[index], limits, rows_each=1,
+                      most_tokens=config.look_ahead(), most_clips=config.buffer_clips, threads=0, read_ahead=0,
+                      identity={})
     start, shares, packed = time.process_time(), [], 0
     for row in rows:
         shares.append(float((row.clip > 0).mean()))

@@ -33,10 +33,16 @@ class DataConfig:
 
     Rows:
         row_tokens, row_text, row_slots, row_clips: n, m, k and s of vdit.types.Row.
-        buffer_rows: the packer looks ahead over this many rows' worth of tokens ...
+        buffer_rows: each stream's packer looks ahead over this many rows' worth of tokens ...
+        buffer_tokens: ... or, where that is fewer, this many tokens (and 8 rows at least) ...
         buffer_clips: ... and at most this many clips; a clip waits at most this many rows.
+            A host holds the look-ahead of each of its streams in memory.
 
     Reading:
+        streams: into how many independent orders, each with its packer, the data is dealt out. Any number of hosts
+            that divides it reads the same batches, and goes on where another number stopped; it is fixed for a run.
+            0: the largest divisor of the batch size up to 16. More hosts than that need a number of streams that
+            they divide, and that divides the batch size; fewer streams take less memory.
         epochs: passes over the data; 0 repeats for ever.
         threads, read_ahead: reading threads, and samples read ahead by them.
         prefetch: finished batches kept ready.
@@ -69,8 +75,10 @@ class DataConfig:
     row_slots: int = 128
     row_clips: int = 32
     buffer_rows: int = 64
+    buffer_tokens: int = 1 << 18
     buffer_clips: int = 256
 
+    streams: int = 0
     epochs: int = 0
     threads: int = 4
     read_ahead: int = 8
@@ -82,10 +90,10 @@ class DataConfig:
             if not values or min(values) <= 0:
                 raise ConfigError(f"data.{name}={values}: needs at least one value, all above 0")
         for name in ("size_multiple", "frame_multiple", "world_count", "row_tokens", "row_text",
-                     "row_slots", "row_clips", "buffer_rows", "buffer_clips"):
+                     "row_slots", "row_clips", "buffer_rows", "buffer_tokens", "buffer_clips"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"data.{name}={getattr(self, name)}: must be at least 1")
-        for name in ("epochs", "threads", "read_ahead", "prefetch"):
+        for name in ("streams", "epochs", "threads", "read_ahead", "prefetch"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"data.{name}={getattr(self, name)}: must be 0 or more")
         for name in ("hflip", "detailed"):
@@ -101,6 +109,10 @@ class DataConfig:
             raise ConfigError(f"data.areas has {smallest}: must be at least data.size_multiple squared, "
                               f"{self.size_multiple**2}")
         self.world_arguments()
+
+    def look_ahead(self) -> int:
+        """Tokens that each stream's packer looks ahead over."""
+        return min(self.buffer_rows * self.row_tokens, max(self.buffer_tokens, 8 * self.row_tokens))
 
     def world_arguments(self) -> dict[str, Any]:
         """`world_options` as keyword arguments: "gravity=9.8" gives {"gravity": 9.8}."""

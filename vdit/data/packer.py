@@ -1,106 +1,126 @@
-"""The packing step of the pipeline as a grain data set whose place can be saved exactly."""
+"""The packing step of the pipeline as an iterator whose place can be saved exactly."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grain
 import numpy as np
 
 from vdit.data.packing import RowLimits, TokenClip, build_rows, check_fits, choose
-from vdit.errors import DataError
+from vdit.data.streams import Reader, make_place, make_pool, read_place
 from vdit.types import Row
 
 
-class PackedRows(grain.IterDataset):
-    """Batches of packed rows (vdit.types.Row, NumPy, [b ...]) from a random-access set of TokenClips.
+class Stream:
+    """The clips of one stream that wait to be packed, and the reader of those to come.
 
-    Clips are read in order by threads into a look-ahead buffer, from which rows are chosen. The place is
-    the position of the reader and the places of the clips in the buffer: a few numbers, whatever the
-    clips' size. On restore those clips are read again.
+    most_tokens, most_clips: bounds of the look-ahead.
+    """
 
-    clips: grain.MapDataset of TokenClip; clips[i] must depend only on i.
-    limits: shape of a row.   batch_rows: b.
-    buffer_rows, buffer_clips: bounds of the look-ahead.   threads, read_ahead: for reading.
+    def __init__(self, reader: Reader[TokenClip], limits: RowLimits, *, most_tokens: int, most_clips: int):
+        self.reader = reader
+        self._limits, self._most_tokens, self._most_clips = limits, most_tokens, most_clips
+        self._waiting: list[TokenClip] = []
+        self._tokens = 0
+        self._ended = False
+
+    def read_one(self) -> bool:
+        """Takes in one clip more; False when the look-ahead is full or nothing is left to read."""
+        if self._ended or len(self._waiting) >= self._most_clips or self._tokens >= self._most_tokens:
+            return False
+        try:
+            clip = next(self.reader)
+        except StopIteration:
+            self._ended = True
+            return False
+        check_fits(clip, self._limits)
+        self._waiting.append(clip)
+        self._tokens += len(clip.values)
+        return True
+
+    def take_row(self) -> list[TokenClip]:
+        """The clips of the next row; none when the stream has ended."""
+        if not self._waiting:
+            return []
+        needs = np.asarray([clip.needs for clip in self._waiting], np.int32)
+        chosen = choose(needs, self._limits.each())
+        row = [self._waiting[i] for i in chosen]
+        for i in reversed(chosen):
+            del self._waiting[i]
+        self._tokens -= sum(len(clip.values) for clip in row)
+        return row
+
+    def place(self) -> dict[str, Any]:
+        """Where the reader is, and which clips wait: a few numbers, whatever the clips' size."""
+        return {"next": self.reader.place, "waiting": [int(clip.place) for clip in self._waiting]}
+
+    def move(self, place: int, waiting: list[TokenClip]) -> None:
+        """Goes on from a place, with the clips that waited there."""
+        self.reader.move(place)
+        self._waiting, self._tokens, self._ended = waiting, sum(len(clip.values) for clip in waiting), False
+
+
+class PackedRows(grain.DatasetIterator):
+    """Batches of packed rows (vdit.types.Row, NumPy, [b ...]) from streams of clips.
+
+    Each stream fills the same number of rows of a batch, one stream after the other. Its clips are read in order into
+    a look-ahead buffer, from which rows are chosen. After a restart the clips that waited are read again.
+
+    orders: stream -> source indices by place, grain.MapDataset.
+    read: (index, place) -> the clip; it must depend on nothing else.
+    limits: shape of a row.   rows_each: rows of a batch that each stream fills.
+    most_tokens, most_clips: bounds of each stream's look-ahead.
+    threads, read_ahead: for reading, shared by the streams.
     identity: what must be equal for a saved place to mean the same clips.
     """
 
-    def __init__(self, clips: grain.MapDataset, limits: RowLimits, *, batch_rows: int, buffer_rows: int,
-                 buffer_clips: int, threads: int, read_ahead: int, identity: dict[str, Any]):
-        super().__init__(clips)
-        self.clips = clips
-        self.limits = limits
-        self.batch_rows = batch_rows
-        self.buffer_rows = buffer_rows
-        self.buffer_clips = buffer_clips
-        self.threads = threads
-        self.options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=read_ahead)
-        self.identity = identity
-
-    def __iter__(self) -> PackedRowsIterator:
-        return PackedRowsIterator(self)
-
-    def __str__(self) -> str:
-        return f"PackedRows({self.limits}, batch_rows={self.batch_rows})"
-
-
-class PackedRowsIterator(grain.DatasetIterator):
-    """Iterator of PackedRows."""
-
-    def __init__(self, dataset: PackedRows):
-        self._dataset = dataset
-        self._reader = dataset.clips.to_iter_dataset(dataset.options).__iter__()
-        super().__init__(self._reader)
-        self._buffer: list[TokenClip] = []
-        self._exhausted = False
+    def __init__(self, orders: Mapping[int, grain.MapDataset], read: Callable[[int, int], TokenClip],
+                 limits: RowLimits, *, rows_each: int, most_tokens: int, most_clips: int, threads: int,
+                 read_ahead: int, identity: dict[str, Any]):
+        super().__init__()
+        self._pool = make_pool(threads)
+        ahead = -(-read_ahead // len(orders))
+        self._streams = {
+            number: Stream(Reader(order, read, self._pool, ahead), limits,
+                           most_tokens=most_tokens, most_clips=most_clips)
+            for number, order in orders.items()
+        }
+        self._limits, self._rows_each, self._identity = limits, rows_each, identity
 
     def __next__(self) -> Row:
-        limits = self._dataset.limits
-        groups: list[list[TokenClip]] = []
-        while len(groups) < self._dataset.batch_rows and self._fill():
-            needs = np.asarray([clip.needs for clip in self._buffer], np.int32)
-            chosen = choose(needs, limits.each())
-            groups.append([self._buffer[i] for i in chosen])
-            for i in reversed(chosen):
-                del self._buffer[i]
-        if not groups:
+        rounds = [self._round() for _ in range(self._rows_each)]
+        rows = list(itertools.chain.from_iterable(zip(*rounds)))
+        if not any(rows):
             raise StopIteration
-        # The last batch of a finite pass keeps its shape: what is missing is rows of padding.
-        groups += [[] for _ in range(self._dataset.batch_rows - len(groups))]
-        return build_rows(groups, limits)
+        # The last batches of a finite pass keep their shape: what is missing is rows of padding.
+        return build_rows(rows, self._limits)
 
-    def _fill(self) -> bool:
-        """Reads ahead up to the bounds; False when nothing is left to pack."""
-        limits = self._dataset.limits
-        held = sum(len(clip.values) for clip in self._buffer)
-        while (not self._exhausted and len(self._buffer) < self._dataset.buffer_clips
-               and held < self._dataset.buffer_rows * limits.tokens):
-            try:
-                clip = next(self._reader)
-            except StopIteration:
-                self._exhausted = True
-                break
-            check_fits(clip, limits)
-            self._buffer.append(clip)
-            held += len(clip.values)
-        return bool(self._buffer)
+    def _round(self) -> list[list[TokenClip]]:
+        """One row of each stream."""
+        # In turns, so that the readers of all streams work at the same time.
+        hungry = list(self._streams.values())
+        while hungry:
+            hungry = [stream for stream in hungry if stream.read_one()]
+        return [stream.take_row() for stream in self._streams.values()]
 
     def get_state(self) -> dict[str, Any]:
-        return {
-            "reader": self._reader.get_state(),
-            "waiting": [int(clip.place) for clip in self._buffer],
-            "identity": self._dataset.identity,
-        }
+        return make_place({number: stream.place() for number, stream in self._streams.items()}, self._identity)
 
     def set_state(self, state: dict[str, Any]) -> None:
-        now, then = self._dataset.identity, state["identity"]
-        changed = [f"{key} was {then.get(key)!r}, is {now.get(key)!r}"
-                   for key in sorted({*now, *then}) if now.get(key) != then.get(key)]
-        if changed:
-            raise DataError("the data cannot be resumed at its saved place: " + "; ".join(changed)
-                            + "; resume with the same data settings, or start a new run")
-        self._reader.set_state(state["reader"])
-        with ThreadPoolExecutor(max(1, self._dataset.threads)) as pool:
-            self._buffer = list(pool.map(self._dataset.clips.__getitem__, state["waiting"]))
-        self._exhausted = False
+        places = read_place(state, self._streams, self._identity)
+        wanted = [(number, at) for number, place in places.items() for at in place["waiting"]]
+        read = lambda which: self._streams[which[0]].reader.read_at(which[1])  # noqa: E731
+        clips = iter(list(map(read, wanted) if self._pool is None else self._pool.map(read, wanted)))
+        for number, place in places.items():
+            waiting = list(itertools.islice(clips, len(place["waiting"])))
+            self._streams[number].move(place["next"], waiting)
+
+    def close(self) -> None:
+        super().close()
+        for stream in self._streams.values():
+            stream.reader.close()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)

@@ -17,6 +17,16 @@ from vdit.data.packer import PackedRows
 from vdit.data.packing import RowLimits, TokenClip
 from vdit.data.patches import Patch, patchify, token_grid
 from vdit.data.sources import Sample, Source, draws
+from vdit.data.streams import (
+    Order,
+    Reader,
+    make_place,
+    make_pool,
+    own_rows,
+    own_streams,
+    read_place,
+    stream_count,
+)
 from vdit.errors import ConfigError, DataError
 from vdit.types import Row
 
@@ -77,82 +87,90 @@ class ToTokenClip:
         return np.asarray(ids[: self.text_limit], np.int32)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Order:
-    """The order in which one host reads: a new shuffle each pass, its own share of each shuffle.
-
-    Over all hosts, every item is read exactly once in each pass.
-    """
-
-    items: int
-    seed: int
-    shard_index: int = 0
-    shard_count: int = 1
-    epochs: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.shard_index < self.shard_count:
-            raise ConfigError(f"shard_index={self.shard_index}: must be 0 to shard_count - 1 "
-                              f"({self.shard_count - 1})")
-        if self.items < self.shard_count:
-            raise DataError(f"the source has {self.items} items for {self.shard_count} hosts: each needs at "
-                            "least one; use fewer hosts or more data")
-
-    def dataset(self) -> grain.MapDataset:
-        """Source indices (item + pass * items) by place in this host's order."""
-        share = grain.MapDataset.range(self.items).shuffle(seed=self.seed % 2**32)
-        share = share[self.shard_index :: self.shard_count]
-        length, items = len(share), self.items
-        share = share.repeat(self.epochs or None)
-        return share.map_with_index(lambda place, item: int(item) + place // length * items)
-
-    def identity(self) -> dict[str, Any]:
-        return {key: value for key, value in dataclasses.asdict(self).items() if key != "epochs"}
-
-
 def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch: Patch, *, seed: int,
                  batch_rows: int, shard_index: int = 0, shard_count: int = 1,
                  mean: np.ndarray | None = None, std: np.ndarray | None = None) -> RowIterator:
-    """Iterator of packed rows: vdit.types.Row of NumPy arrays [batch_rows ...].
+    """Iterator of packed rows: vdit.types.Row of NumPy arrays [batch_rows / shard_count ...].
 
     source: gives latents, for instance LatentStore.
     patch: latent frames, rows, columns of a token.
     seed: of the order and of the choice of captions; the source has its own.
-    shard_index, shard_count: this host's share.
+    batch_rows: of the batch over all hosts.
+    shard_index, shard_count: this host's share, vdit.dist.share.host_share(mesh); it gives the rows
+        [shard_index * batch_rows / shard_count, ...) of each batch, and the batches are the same for any count.
     mean, std: float [c]; latents become (latent - mean) / std.
-    The iterator has get_state() (JSON-able) and set_state(state); a restored one goes on bit for bit.
+    The iterator has get_state() (JSON-able) and set_state(state). The merged places of all hosts are the place of
+    the run, from which any number of hosts that divides the streams goes on bit for bit. A finite pass
+    (config.epochs) ends for each host with its own streams.
     """
-    order = Order(items=len(source), seed=seed, shard_index=shard_index, shard_count=shard_count,
-                  epochs=config.epochs)
+    streams = stream_count(config.streams, batch_rows=batch_rows, items=len(source))
+    own = own_streams(streams, shard_index, shard_count, batch_rows=batch_rows)
+    order = Order(items=len(source), seed=seed, streams=streams, epochs=config.epochs)
     convert = ToTokenClip(source, tokenizer, tuple(patch), config, seed=seed, mean=mean, std=std)
     limits = RowLimits.of(config)
-    clips = order.dataset().map_with_index(lambda place, index: convert(index, place))
+    tokens = config.look_ahead()
     identity = order.identity() | dataclasses.asdict(limits) | {
-        "patch": list(patch), "batch_rows": batch_rows, "buffer_rows": config.buffer_rows,
+        "patch": list(patch), "batch_rows": batch_rows, "look_ahead": tokens,
         "buffer_clips": config.buffer_clips, "detailed": config.detailed}
-    rows = PackedRows(clips, limits, batch_rows=batch_rows, buffer_rows=config.buffer_rows,
-                      buffer_clips=config.buffer_clips, threads=config.threads,
-                      read_ahead=config.read_ahead, identity=identity)
-    return RowIterator(iter(rows), config.prefetch, convert)
+    rows = PackedRows({stream: order.dataset(stream) for stream in own}, convert, limits,
+                      rows_each=batch_rows // streams, most_tokens=tokens, most_clips=config.buffer_clips,
+                      threads=config.threads, read_ahead=config.read_ahead, identity=identity)
+    return RowIterator(rows, config.prefetch, convert)
 
 
 def video_batches(config: DataConfig, source: Clips, *, size: tuple[int, int], frames: int, batch_size: int,
                   seed: int, shard_index: int = 0, shard_count: int = 1) -> grain.DatasetIterator:
     """Iterator of {"video": uint8 [b t h w 3]}: random windows of `size` (h, w) and `frames`, to train a VAE.
 
-    Which item comes when depends on `seed`; which window of it, on the source's seed. The iterator can be
-    saved and restored like that of row_iterator. The last batch of a finite pass is dropped when partial.
+    Which item comes when depends on `seed`; which window of it, on the source's seed. batch_size is that of all
+    hosts, b = batch_size / shard_count: a host reads its rows of each batch. The iterator can be saved and restored
+    like that of row_iterator; its place is the number of batches done, the same for all hosts. The last batch of a
+    finite pass is dropped when partial.
     """
-    order = Order(items=len(source), seed=seed, shard_index=shard_index, shard_count=shard_count,
-                  epochs=config.epochs)
-
-    def crop(index: int) -> dict[str, np.ndarray]:
+    def crop(index: int, place: int) -> dict[str, np.ndarray]:
         return {"video": source.crop(index, size=size, frames=frames)["video"]}
 
-    videos = order.dataset().map(crop)
-    options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.read_ahead)
-    batches = videos.to_iter_dataset(options).batch(batch_size, drop_remainder=True)
-    return Prefetch(iter(batches), config.prefetch)
+    rows = own_rows(batch_size, shard_index, shard_count)
+    order = Order(items=len(source), seed=seed, epochs=config.epochs)
+    identity = order.identity() | {"batch_size": batch_size, "size": list(size), "frames": frames}
+    batches = VideoBatches(order.dataset(), crop, rows=rows, batch_size=batch_size, threads=config.threads,
+                           read_ahead=config.read_ahead, identity=identity)
+    return Prefetch(batches, config.prefetch)
+
+
+class VideoBatches(grain.DatasetIterator):
+    """One host's rows of batches of samples: batch k is the places [k * batch_size, (k + 1) * batch_size) of an order.
+
+    order: source indices by place. read: (index, place) -> dict of arrays. The others as in PackedRows.
+    """
+
+    def __init__(self, order: grain.MapDataset, read: Callable[[int, int], dict[str, np.ndarray]], *, rows: range,
+                 batch_size: int, threads: int, read_ahead: int, identity: dict[str, Any]):
+        super().__init__()
+        self._size, self._identity = len(rows), identity
+
+        def index(place: int) -> int:
+            return order[place // len(rows) * batch_size + rows[place % len(rows)]]
+
+        own = grain.MapDataset.range(len(order) // batch_size * len(rows)).map(index)
+        self._pool = make_pool(threads)
+        self._reader = Reader(own, read, self._pool, read_ahead)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        samples = [next(self._reader) for _ in range(self._size)]
+        return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+    def get_state(self) -> dict[str, Any]:
+        return make_place({0: {"batches": self._reader.place // self._size}}, self._identity)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._reader.move(read_place(state, [0], self._identity)[0]["batches"] * self._size)
+
+    def close(self) -> None:
+        super().close()
+        self._reader.close()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Prefetch(grain.experimental.ThreadPrefetchDatasetIterator):

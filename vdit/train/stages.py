@@ -33,6 +33,7 @@ from vdit.data.latents import LatentStore
 from vdit.data.open import open_source
 from vdit.data.pipeline import row_iterator, video_batches
 from vdit.dist.mesh import make_mesh
+from vdit.dist.share import host_share
 from vdit.dist.target import platform_of
 from vdit.errors import ConfigError, TextError
 from vdit.nn.compiling import compiler_options
@@ -119,19 +120,21 @@ def train_vae(experiment: Experiment, workspace: Workspace, logging: Logging) ->
         return None
     source = open_source(experiment.data, seed=experiment.seed, exclude=experiment.holdout)
     _report_skipped(source, logging)
+    mesh = make_mesh(experiment.mesh)
+    share = host_share(mesh)
     data = video_batches(
         experiment.data,
         source,
         size=clips.size,
         frames=clips.frames,
-        batch_size=config.batch_size // jax.process_count(),
+        batch_size=config.batch_size,
         seed=experiment.seed,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
+        shard_index=share.index,
+        shard_count=share.count,
     )
     loss = make_loss(experiment.vae, experiment.vae_loss, experiment.discriminator)
     video = np.zeros((1, clips.frames, *clips.size, 3), np.uint8)
-    plan = plan_state(lambda key: loss.init(key, video, boxed=True), config, mesh=make_mesh(experiment.mesh))
+    plan = plan_state(lambda key: loss.init(key, video, boxed=True), config, mesh=mesh)
     result = _train(
         "vae", experiment, workspace.vae, workspace, plan, loss, data, logging
     )
@@ -208,19 +211,20 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
     store = LatentStore(workspace.latents)
     tokenizer = workspace.open_tokenizer(experiment)
     statistics = workspace.statistics()
+    mesh = make_mesh(experiment.mesh)
+    share = host_share(mesh)
     data = row_iterator(
         experiment.data,
         store,
         tokenizer if experiment.network.uses_text else NoText(),
         experiment.dit.patch,
         seed=experiment.seed,
-        batch_rows=config.batch_size // jax.process_count(),
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
+        batch_rows=config.batch_size,
+        shard_index=share.index,
+        shard_count=share.count,
         mean=statistics["mean"],
         std=statistics["std"],
     )
-    mesh = make_mesh(experiment.mesh)
     beginning = begin(experiment, mesh, resumed=_started(workspace.dit))
     plan = plan_state(beginning.init, config, mesh=mesh)
     hooks = []
