@@ -17,8 +17,8 @@ from vdit.dist.target import platform
 from vdit.nn.attention.kernel import FLOOR, K_PADDING, MASKED, Q_PADDING, pad_tokens, safe_lse
 from vdit.types import Array
 
-Q_CHUNK = 2048
-K_CHUNK = 2048
+Q_CHUNK = 512
+K_CHUNK = 512
 
 
 def forward(q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array) -> tuple[Array, Array]:

@@ -1,0 +1,32 @@
+"""Which kernel: by what the program is compiled for, and by size.
+
+| target | few scores a head | otherwise |
+| --- | --- | --- |
+| CPU | dense | chunked, one head after the other |
+| TPU | dense | splash (Pallas), blocks without a common clip left out |
+| GPU | dense | triton (Pallas), the same; chunked where a head is too wide for it |
+
+cuDNN is never picked: it knows no clip ids, and would read across the clips of a packed row without a word.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from vdit.errors import ShapeError
+from vdit.nn.attention import chunked, dense, splash
+
+KERNELS: dict[str, ModuleType] = {"dense": dense, "chunked": chunked, "splash": splash}
+# From this many scores a head on: on a CPU they leave the cache, elsewhere they are worth a kernel of their own.
+MANY_SCORES = 512 * 512
+
+
+def pick(implementation: str | None, platform: str, n: int, m: int, head_dim: int) -> str:
+    """The name of the kernel for n queries and m keys on one device; `implementation` where it is given."""
+    if implementation is not None:
+        if implementation not in KERNELS:
+            raise ShapeError(f"attention implementation {implementation!r} is unknown: use one of {sorted(KERNELS)}")
+        return implementation
+    if n * m < MANY_SCORES:
+        return "dense"
+    return {"tpu": "splash"}.get(platform, "chunked")

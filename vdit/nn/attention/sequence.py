@@ -1,0 +1,144 @@
+"""Attention over rows whose tokens are shared out over the devices of a mesh axis, inside `shard_map`.
+
+Two ways, and their product. Heads for tokens (Ulysses; Jacobs et al. 2023): an all-to-all gives each device all tokens
+of some heads, another takes the result back; a device sends 4/s of a row's q. Ring (Liu et al. 2023): keys and values
+go round, and each device merges what it reads from each part; a device sends about 2 of a row's q, while it computes.
+With fewer heads than devices, groups of neighbours exchange heads, and the groups form rings.
+
+In the ring's backward the queries go round, with what their gradient has collected: keys' gradients, float32 and
+twice as many, stay where they are. Nothing of more than a device's share of the row is saved or gathered, clip ids
+apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+
+from vdit.errors import ConfigError
+from vdit.nn.attention.kernel import MASKED, merge
+from vdit.types import Array
+
+WAYS = ("auto", "ulysses", "ring")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Split:
+    """How the devices of a mesh axis share out the tokens of a row: `ring` groups of `group` neighbours.
+
+    Neighbours exchange heads for tokens, groups pass their keys round.
+    """
+
+    axis: tuple[str, ...]
+    ring: int
+    group: int
+
+    def groups(self) -> list[list[int]] | None:
+        """Positions on the axis of the members of each group; None where all are of one."""
+        if self.ring == 1:
+            return None
+        return [[g * self.group + i for i in range(self.group)] for g in range(self.ring)]
+
+    def onward(self, tree):
+        """Each array goes to the same member of the next group."""
+        size = self.ring * self.group
+        pairs = [(i, (i + self.group) % size) for i in range(size)]
+        return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axis, pairs), tree)
+
+    def tokens_of_heads(self, x: Array) -> Array:
+        """Some tokens of all heads -> more tokens of some heads: `[b h n ...] -> [b h/group n*group ...]`."""
+        return self._exchange(x, 1, 2)
+
+    def heads_of_tokens(self, x: Array) -> Array:
+        """The way back."""
+        return self._exchange(x, 2, 1)
+
+    def _exchange(self, x: Array, give: int, take: int) -> Array:
+        if self.group == 1:
+            return x
+        return jax.lax.all_to_all(x, self.axis, give, take, tiled=True, axis_index_groups=self.groups())
+
+    def group_clips(self, clip: Array) -> Array:
+        """Clip ids of the group's tokens: `[b n] -> [b n*group]`."""
+        if self.group == 1:
+            return clip
+        return jax.lax.all_gather(clip, self.axis, axis=1, tiled=True, axis_index_groups=self.groups())
+
+
+def make_split(way: str, axis: tuple[str, ...], size: int, heads: int) -> Split:
+    """The Split of the `size` devices of mesh axes that each hold `heads` heads.
+
+    way: "ulysses" exchanges heads only, "ring" passes keys only; "auto" exchanges as far as the heads go round.
+    """
+    if way not in WAYS:
+        raise ConfigError(f"sequence_parallel={way!r} is unknown: use one of {list(WAYS)}")
+    group = 1 if way == "ring" else math.gcd(heads, size)
+    if way == "ulysses" and group != size:
+        raise ConfigError(
+            f"sequence_parallel='ulysses' shares {heads} heads out over {size} devices: make the heads of a device"
+            " a multiple of mesh.sequence, or use 'auto' or 'ring'"
+        )
+    return Split(axis=axis, ring=size // group, group=group)
+
+
+def forward(
+    kernel: ModuleType, split: Split, q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array
+) -> tuple[Array, tuple[Array, ...]]:
+    """A device's tokens `[b h n d]`, clips `[b n]` -> their output `[b h n d]`, and what the backward wants."""
+    q, k, v = (split.tokens_of_heads(x) for x in (q, k, v))
+    q_clip, k_clip = split.group_clips(q_clip), split.group_clips(k_clip)
+    out, lse = _ring_forward(kernel, split, q, k, v, q_clip, k_clip)
+    return split.heads_of_tokens(out.astype(q.dtype)), (q, k, v, q_clip, k_clip, lse)
+
+
+def backward(
+    kernel: ModuleType, split: Split, saved: tuple[Array, ...], delta: Array, do: Array
+) -> tuple[Array, Array, Array]:
+    """Gradients of q, k and v, each `[b h n d]` in its type."""
+    q, k, v, q_clip, k_clip, lse = saved
+    delta, do = split.tokens_of_heads(delta), split.tokens_of_heads(do)
+    grads = _ring_backward(kernel, split, (q, q_clip, lse, delta, do), (k, v, k_clip))
+    return tuple(split.heads_of_tokens(g.astype(x.dtype)) for g, x in zip(grads, (q, k, v)))
+
+
+def _ring_forward(kernel, split, q, k, v, q_clip, k_clip) -> tuple[Array, Array]:
+    if split.ring == 1:
+        return kernel.forward(q, k, v, q_clip, k_clip)
+
+    def step(carry, _):
+        keys, out, lse = carry
+        k, v, k_clip = keys
+        coming = split.onward(keys)  # asked for first: it travels while this part is computed
+        more = kernel.forward(q, k, v, q_clip, k_clip)
+        return (coming, *merge(out, lse, *more)), None
+
+    start = (k, v, k_clip), jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], MASKED)
+    ((k, v, k_clip), out, lse), _ = jax.lax.scan(step, start, length=split.ring - 1)
+    return merge(out, lse, *kernel.forward(q, k, v, q_clip, k_clip))
+
+
+def _ring_backward(kernel, split, queries, keys) -> list[Array]:
+    k, v, k_clip = keys
+
+    def part(queries):
+        q, q_clip, lse, delta, do = queries
+        return [g.astype(jnp.float32) for g in kernel.backward(q, k, v, q_clip, k_clip, lse, delta, do)]
+
+    if split.ring == 1:
+        return part(queries)
+
+    def step(carry, _):
+        queries, dq, dk, dv = carry
+        coming, dq = split.onward((queries, dq))
+        more = part(queries)
+        return (coming, dq + more[0], dk + more[1], dv + more[2]), None
+
+    start = split.onward(queries), *part(queries)
+    (queries, dq, dk, dv), _ = jax.lax.scan(step, start, length=split.ring - 2)
+    dq = split.onward(dq)
+    more = part(queries)
+    return [split.onward(dq + more[0]), dk + more[1], dv + more[2]]

@@ -1,0 +1,111 @@
+"""Attention on a TPU: JAX's splash kernel (Pallas), with clips as its segments.
+
+Blocks whose clips do not meet are neither fetched nor computed: the kernel is handed a table of the blocks to visit,
+made from the clip ids on the device, so that a packed row costs about what its clips cost.
+
+The backward of one part of the keys, given the whole row's log-sum-exp, has no public name in JAX: the two functions
+used here have the same signature in 0.10 and 0.11.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as mask_info
+
+from vdit.dist.target import platform
+from vdit.nn.attention.kernel import FLOOR, K_PADDING, MASKED, Q_PADDING, pad_tokens, safe_lse
+from vdit.types import Array
+
+LANES = 128
+# Largest blocks; a row is padded to a multiple of LANES, and a block divides it.
+Q_BLOCK, K_BLOCK, K_COMPUTE = 1024, 2048, 512
+Q_BLOCK_BACKWARD, K_BLOCK_BACKWARD = 1024, 1024
+# The table of blocks lies in the scalar memory of a core; a longer row visits all blocks.
+TABLE_ENTRIES = 64 * 1024
+
+
+def forward(q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array) -> tuple[Array, Array]:
+    """Output, in q's type, and log-sum-exp: see vdit/nn/attention/kernel.py."""
+    n, d = q.shape[2:]
+    rows = _padded(q, k, v, q_clip, k_clip)
+    blocks = splash.BlockSizes(
+        block_q=_block(rows[0].shape[2], Q_BLOCK),
+        block_kv=(block := _block(rows[1].shape[2], K_BLOCK)),
+        block_kv_compute=_block(block, K_COMPUTE),
+    )
+
+    def row(inputs):
+        q, k, v, q_clip, k_clip = inputs
+        table = _blocks_to_visit(q_clip, k_clip, blocks.block_q, blocks.block_kv, next_query=False)
+        kernel = splash.SplashAttentionKernel(
+            table, None, None, block_sizes=blocks, is_mqa=False, save_residuals=True, mask_value=MASKED,
+            attn_logits_soft_cap=None, residual_checkpoint_name=None, mask_function=None, interpret=platform() != "tpu",
+        )  # fmt: skip
+        out, (lse,) = kernel(q, k, v, splash.SegmentIds(q_clip, k_clip))
+        return out, lse
+
+    out, lse = jax.lax.map(row, rows)
+    empty = lse < FLOOR  # the kernel gives such queries the mean of some values
+    out = jnp.where(empty[..., None], 0, out)
+    return out[:, :, :n, :d], jnp.where(empty, MASKED, lse)[:, :, :n]
+
+
+def backward(
+    q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array, lse: Array, delta: Array, do: Array
+) -> tuple[Array, Array, Array]:
+    """Gradients of q, k and v, in their types: see vdit/nn/attention/kernel.py."""
+    (n, d), m = q.shape[2:], k.shape[2]
+    rows = _padded(q, k, v, q_clip, k_clip)
+    lse, delta, do = (pad_tokens(x, LANES, 2) for x in (safe_lse(lse), delta, do.astype(q.dtype)))
+    q_block = _block(rows[0].shape[2], Q_BLOCK_BACKWARD)
+    k_block = _block(rows[1].shape[2], K_BLOCK_BACKWARD)
+    same = {
+        "bq": q_block, "bkv": k_block, "is_mqa": False, "mask_value": MASKED, "attn_logits_soft_cap": None,
+        "q_layout": splash.QKVLayout.HEAD_DIM_MINOR, "k_layout": splash.QKVLayout.HEAD_DIM_MINOR,
+        "v_layout": splash.QKVLayout.HEAD_DIM_MINOR, "mask_function": None, "interpret": platform() != "tpu",
+    }  # fmt: skip
+
+    def row(inputs):
+        q, k, v, q_clip, k_clip, lse, delta, do = inputs
+        table = functools.partial(_blocks_to_visit, q_clip, k_clip, q_block, k_block)
+        arrays = q, k, v, splash.SegmentIds(q_clip, k_clip), None, lse, do, delta
+        _, dk, dv = splash._splash_attention_bwd_dkv(
+            *arrays, mask_info=table(next_query=True), bkv_compute=_block(k_block, K_COMPUTE),
+            use_fused_bwd_kernel=False, **same,
+        )  # fmt: skip
+        return splash._splash_attention_bwd_dq(*arrays, mask_info=table(next_query=False), **same), dk, dv
+
+    dq, dk, dv = jax.lax.map(row, (*rows, lse, delta, do))
+    return dq[:, :, :n] * d**-0.5, dk[:, :, :m], dv[:, :, :m]
+
+
+def _padded(q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array) -> tuple[Array, ...]:
+    q = (q * q.shape[-1] ** -0.5).astype(q.dtype)  # the kernel does not scale
+    q, k, v = (pad_tokens(x, LANES, 2) for x in (q, k, v))
+    return q, k, v, pad_tokens(q_clip, LANES, 1, Q_PADDING), pad_tokens(k_clip, LANES, 1, K_PADDING)
+
+
+def _block(n: int, most: int) -> int:
+    """The largest multiple of LANES that divides n, at most `most`."""
+    return max(size for size in range(LANES, most + 1, LANES) if n % size == 0)
+
+
+def _blocks_to_visit(q_clip: Array, k_clip: Array, q_block: int, k_block: int, *, next_query: bool):
+    """splash's table of blocks [1 queries keys]: whether to visit each, and which block to hold meanwhile.
+
+    Clips meet where the ranges of their ids do. In the place of a block that is passed over stands the one visited
+    before it along the kernel's inner loop (over queries if `next_query`, else over keys), so that nothing is fetched.
+    """
+    ranges = lambda clip, block: (f(clip.reshape(-1, block), 1) for f in (jnp.min, jnp.max))  # noqa: E731
+    (q_low, q_high), (k_low, k_high) = ranges(q_clip, q_block), ranges(k_clip, k_block)
+    if q_low.size * k_low.size > TABLE_ENTRIES:
+        return mask_info.MaskInfo(None, None, None, None, None)
+    visit = (q_low[:, None] <= k_high) & (k_low <= q_high[:, None])
+    axis = 0 if next_query else 1
+    index = jax.lax.broadcasted_iota(jnp.int32, visit.shape, axis)
+    held = jax.lax.cummax(jnp.where(visit, index, 0), axis)
+    return mask_info.MaskInfo(held[None], None, visit[None].astype(jnp.int32), None, None)
