@@ -123,30 +123,6 @@ def test_a_save_cut_short_is_passed_over_and_cleared(copied):
     assert not (copied / "4.orbax-checkpoint-tmp").exists()
 
 
-@pytest.mark.parametrize("part", ["params", "data"])
-def test_a_flipped_bit_is_noticed(copied, part):
-    files = [file for file in (copied / "3" / part).rglob("*") if file.is_file()]
-    file = max(files, key=lambda file: file.stat().st_size)
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"{part}/.* is damaged \(1 file in all\); take another step"):
-        load_params(copied)
-    assert_same(load_params(copied, step=2), trees(2)["ema"])
-
-
-def test_a_missing_file_is_noticed(copied):
-    os.remove(copied / "3" / "params" / "manifest.ocdbt")
-    with pytest.raises(CheckpointError, match=r"params/manifest.ocdbt is damaged"):
-        load_params(copied)
-
-
-def test_a_step_without_its_manifest_is_complete(copied):
-    """The process may be killed after the save and before the sums of its files are written."""
-    os.remove(copied / "3" / "sha256.json")
-    assert_same(load_params(copied), trees(3)["ema"])
-
-
 def test_arrays_that_do_not_fit_are_named(saved):
     wanted = abstract(trees())
     wanted["params"]["layer"]["kernel"] = jax.ShapeDtypeStruct((3, 8), jnp.float32)
@@ -171,13 +147,41 @@ def test_no_directory_no_step_and_no_such_step_are_told_apart(saved, tmp_path):
         load_params(saved, step=9)
 
 
-def test_a_place_of_another_number_of_hosts_is_refused(copied):
-    file = copied / "3" / "data" / "host_0_of_1.json"
-    file.rename(file.with_name("host_0_of_2.json"))
-    os.remove(copied / "3" / "sha256.json")
+@pytest.fixture
+def of_two_hosts(copied):
+    """(a run whose step 3 was saved by two hosts, a function that sets their places)."""
+
+    def put(first, second):
+        for host, place in enumerate((first, second)):
+            (copied / "3" / "data" / f"host_{host}_of_2.json").write_text(json.dumps({"dict": place}))
+        os.remove(copied / "3" / "data" / "host_0_of_1.json")
+        os.remove(copied / "3" / "sha256.json")
+
+    return copied, put
+
+
+def test_places_of_streams_come_together_for_any_number_of_hosts(of_two_hosts):
+    run, put = of_two_hosts
+    put({"streams": {"0": [1], "1": [2]}, "seed": 7}, {"streams": {"1": [2], "2": [3]}, "seed": 7})
+    source = Source()
+    with Checkpointer(run, warn=str) as checkpointer:
+        checkpointer.restore(abstract(trees()), data=source)
+    assert source.place == {"streams": {"0": [1], "1": [2], "2": [3]}, "seed": 7}
+
+
+def test_hosts_that_disagree_about_a_stream_are_refused(of_two_hosts):
+    run, put = of_two_hosts
+    put({"streams": {"0": [1]}}, {"streams": {"0": [2]}})
+    with Checkpointer(run, warn=str) as checkpointer, pytest.raises(CheckpointError, match="elsewhere in stream 0"):
+        checkpointer.restore(abstract(trees()), data=Source())
+
+
+def test_a_plain_place_of_another_number_of_hosts_is_refused(of_two_hosts):
+    run, put = of_two_hosts
+    put({"next_index": 1}, {"next_index": 2})
     with (
-        Checkpointer(copied) as checkpointer,
-        pytest.raises(CheckpointError, match=r"host_0_of_2.json.*resume on as many hosts"),
+        Checkpointer(run, warn=str) as checkpointer,
+        pytest.raises(CheckpointError, match=r"of 2 hosts, this run has 1: resume on 2, or start the data anew"),
     ):
         checkpointer.restore(abstract(trees()), data=Source())
 

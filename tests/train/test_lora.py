@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict
 
 from tests.train.lora_runs import STEPS, lora_experiment, make_base, train
 from vdit.checkpoint import find_step, load_meta, load_params, load_trees
+from vdit.checkpoint.sums import write_manifest
 from vdit.dist.mesh import make_mesh
 from vdit.errors import CheckpointError, ConfigError
 from vdit.nn.lora import LEAVES, detach, merge, without_lora
@@ -126,8 +127,9 @@ def test_a_resumed_run_is_the_uninterrupted_run(base, trained):
 def test_another_base_is_refused(base, trained):
     other = base.with_name("other")
     make_base(other)
-    manifest = find_step(other / "dit") / "sha256.json"
-    manifest.write_text(manifest.read_text() + "\n")  # other files
+    step = find_step(other / "dit")
+    (step / "other").write_text("files")
+    write_manifest(step)
     with pytest.raises(CheckpointError, match=r"was trained on .*give the folder of that base"):
         train(lora_experiment(other, steps=STEPS + 2), trained.root)
     moved = lora_experiment(base)

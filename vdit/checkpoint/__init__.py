@@ -1,29 +1,30 @@
-"""Checkpoints: save in the background, restore onto any mesh, check what was read.
+"""Checkpoints: save in the background, restore onto any mesh, use nothing but what is as it was written.
 
-A step is a folder `<directory>/<step>` that exists only when it is complete. Its parts are stored
-under names of their own (`params`, `ema`, `optimizer`, ...), so that inference reads the parameters
-without knowing the optimizer. Beside them lie `data` (the data iterator's place, one for each host)
-and `meta` (the config that built it). A sha256 of every file is written after the save: Orbax itself
-reads a flipped bit back without a word.
+A step is a folder `<directory>/<step>`. Its parts are stored under names of their own (`params`, `ema`, `optimizer`,
+...), so that inference reads the parameters without knowing the optimizer. Beside them lie `data` (the data's place,
+one file for each host) and `meta` (the config that built it). A step gets its name from Orbax when all of it is
+written, and then its seal: the sha256 of every file.
+
+    agree    what hosts tell each other        sums     the seal, and comparing it      steps   which step to use
+    files    folders, small files, failures    trees    arrays of one step              saver   Checkpointer
+    places   the data's place                  lock     one run in a folder             load    reading for inference
+                                                                                        stream  writing piece by piece
 """
 
-from vdit.checkpoint.files import MANIFEST, META
-from vdit.checkpoint.steps import (
-    Checkpointer,
-    DataIterator,
-    check_config,
-    find_step,
-    load_meta,
-    load_params,
-    load_trees,
-)
+from vdit.checkpoint.files import META
+from vdit.checkpoint.load import check_config, load_meta, load_params, load_trees
+from vdit.checkpoint.lock import RunLock
+from vdit.checkpoint.saver import Checkpointer, DataIterator
+from vdit.checkpoint.steps import find_step
 from vdit.checkpoint.stream import StreamedLeaf, save_streamed
+from vdit.checkpoint.sums import MANIFEST
 
 __all__ = [
     "MANIFEST",
     "META",
     "Checkpointer",
     "DataIterator",
+    "RunLock",
     "StreamedLeaf",
     "check_config",
     "find_step",

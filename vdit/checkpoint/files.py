@@ -1,76 +1,161 @@
-"""The small files of a step beside Orbax's: JSON parts, and the sha256 of every file."""
+"""The folders and small files of a run's checkpoints: what is written at once, set aside, cleared away.
+
+    20/                             a step: Orbax gives it this name as the last act of a save
+    20/sha256.json                  its seal: the sums of all other files (sums.py)
+    20.orbax-checkpoint-tmp/        a save under way, or cut short
+    15.deleting/                    an old step on its way out
+    20.damaged/                     a step that was not as it was written; kept, and never read
+"""
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
+import os
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
 from vdit.errors import CheckpointError
 
-MANIFEST = "sha256.json"
 META = "meta.json"
+DELETING = ".deleting"
+DAMAGED = ".damaged"
+PARTIAL = ".partial"
+_TMP = ".orbax-checkpoint-tmp"
+# What the system says when there is no room, by number and as tensorstore words it; and what to say of it.
+_NO_ROOM = {
+    errno.ENOSPC: (("ENOSPC", "No space left"), "the disk is full"),
+    errno.EDQUOT: (("EDQUOT", "quota exceeded"), "the quota is used up"),
+    errno.EFBIG: (("EFBIG", "File too large"), "a file may not grow that large here"),
+}
+
+Warn = Callable[[str], None]
+
+
+def say(message: str) -> None:
+    """Where warnings go by default: one line on stderr."""
+    print(f"vdit: warning: {message}", file=sys.stderr, flush=True)
 
 
 class File:
-    """A part of a checkpoint that is one small file of JSON, to be read without Orbax."""
+    """A part of a checkpoint that is one small file of JSON written by the first host, to be read without Orbax."""
 
-    def __init__(self, name: str, value: Any, *, every_host: bool):
+    def __init__(self, name: str, value: Any):
         self._name = name
         self._text = json.dumps(value, indent=1)  # now: the value may change while the save runs
-        self._writes = every_host or jax.process_index() == 0
 
     async def save(self, directory):
         """What Orbax calls: returns what it is to run in the background."""
 
         async def write():
             folder = await directory.await_creation()
-            if self._writes:
+            if jax.process_index() == 0:
                 (folder / self._name).write_text(self._text)
 
         return write()
 
     async def load(self, directory):
-        """Part of Orbax's protocol; `load_meta` and `_read_place` read the files themselves."""
+        """Part of Orbax's protocol; `load_meta` and `read_place` read the files themselves."""
         raise NotImplementedError
 
 
-def clear_cut_short(directory: Path) -> None:
-    """Removes what a killed save left. (Orbax's own clearing runs on behind one's back.)"""
-    if jax.process_index() == 0:
-        for folder in directory.glob("*.orbax-checkpoint-tmp*"):
+def write_whole(path: Path, text: str) -> None:
+    """Writes all of a file or nothing of it, and sees it on the disk."""
+    partial = path.with_name(path.name + PARTIAL)
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Sees the names in a folder on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # some network filesystems: no such call
+            raise
+    finally:
+        os.close(handle)
+
+
+def clear_left_overs(directory: Path) -> None:
+    """Removes what a killed process left half-written or half-deleted; only the host that writes may."""
+    for pattern in (f"*{_TMP}*", f"*{DELETING}"):
+        for folder in directory.glob(pattern):
             shutil.rmtree(folder)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("vditclear_cut_short")
+    for partial in directory.glob(f"*/*{PARTIAL}"):
+        partial.unlink()
 
 
-def _hashes(folder: Path) -> dict[str, str]:
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
-    hashes = {}
-    for file in files:
-        with file.open("rb") as handle:
-            hashes[str(file.relative_to(folder))] = hashlib.file_digest(handle, "sha256").hexdigest()
-    return hashes
+def remove_step(folder: Path) -> None:
+    """Deletes a step: it stops being one at once, however long its files take to go."""
+    going = folder.with_name(folder.name + DELETING)
+    shutil.rmtree(going, ignore_errors=True)
+    folder.rename(going)
+    shutil.rmtree(going)
 
 
-def write_manifest(folder: Path) -> None:
-    partial = folder / (MANIFEST + ".partial")
-    partial.write_text(json.dumps(_hashes(folder), indent=1))
-    partial.rename(folder / MANIFEST)
+def remove_failed(folder: Path) -> None:
+    """Removes what a failed save left of a step, as far as it goes: the next start clears the rest."""
+    for path in (folder, *folder.parent.glob(f"{folder.name}{_TMP}*")):
+        try:
+            remove_step(path)
+        except OSError:
+            continue
 
 
-def check_manifest(folder: Path) -> None:
-    """Compares every file with its sha256; a run killed between a save and its manifest left none."""
-    manifest = folder / MANIFEST
-    if not manifest.exists() or jax.process_index() != 0:
-        return
-    now = _hashes(folder)
-    wrong = [name for name, digest in json.loads(manifest.read_text()).items() if now.get(name) != digest]
-    if wrong:
-        count = f"{len(wrong)} file{'s' if len(wrong) > 1 else ''} in all"
-        raise CheckpointError(f"{folder}: {wrong[0]} is damaged ({count}); take another step")
+def set_aside(folder: Path) -> str:
+    """Renames a damaged step so that it is not taken for one; returns its new name."""
+    names = (folder.name + DAMAGED + end for end in ("", *(f"-{number}" for number in range(2, 1000))))
+    name = next(name for name in names if not (folder.parent / name).exists())
+    folder.rename(folder.with_name(name))
+    flush_folder(folder.parent)
+    return name
+
+
+def steps_in(directory: Path) -> list[int]:
+    """The steps of a run in order: Orbax gives a folder its final name as the last act of a save."""
+    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdigit() and entry.is_dir())
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an error says."""
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+def no_room(error: BaseException, directory: Path, needed: int | None = None) -> str | None:
+    """What to say of an error if it is that there is no room, with the mend; else None. needed: bytes, at most."""
+    text = str(error).lower()
+    for number, (marks, words) in _NO_ROOM.items():
+        if getattr(error, "errno", None) == number or any(mark.lower() in text for mark in marks):
+            free = f"{_size(shutil.disk_usage(directory).free)} are free"
+            need = "" if needed is None else f"up to {_size(needed)} are needed, "
+            mend = "raise the limit (ulimit -f)" if number == errno.EFBIG else "make room there, or keep fewer steps"
+            return f"{words} ({need}{free}): {mend}"
+    return None
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in a file; CheckpointError if it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else reason(error)
+        raise CheckpointError(f"{path}: cannot be read ({why}); take another step") from None
+
+
+def _size(count: int) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"

@@ -23,7 +23,10 @@ import numpy as np
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
-from vdit.checkpoint.files import META, File, clear_cut_short, write_manifest
+from vdit.checkpoint.agree import Exchange
+from vdit.checkpoint.files import META, File, clear_left_overs, no_room, remove_failed
+from vdit.checkpoint.places import Places
+from vdit.checkpoint.sums import write_manifest
 from vdit.errors import CheckpointError
 from vdit.types import PyTree
 
@@ -64,7 +67,7 @@ def save_streamed(
     if (directory / str(step)).exists():
         raise CheckpointError(f"{directory}: has step {step} already; give another directory")
     directory.mkdir(parents=True, exist_ok=True)
-    clear_cut_short(directory)
+    clear_left_overs(directory)
     _return_large_memory()
     turn = threading.Lock()
     parts: dict[str, Any] = {}
@@ -73,18 +76,21 @@ def save_streamed(
         stream = _Stream(feeds[name], piece_bytes, turn)
         parts[name] = _placeholders(tree, stream)
         registry.add(_Handler, checkpointable_name=name)
-    parts["data"] = File("host_0_of_1.json", None, every_host=True)
-    parts["meta"] = File(META, dict(meta or {}), every_host=False)
+    parts["data"] = Places(None, Exchange(alone=True))
+    parts["meta"] = File(META, dict(meta or {}))
     context = ocp.Context()
     context.checkpointables.registry = registry
     context.asynchronous.timeout_secs = _LONGEST
     try:
         with context, _quiet():
             ocp.save_checkpointables(directory / str(step), parts)
-    except BaseException:
-        clear_cut_short(directory)
-        raise
-    write_manifest(directory / str(step))
+        write_manifest(directory / str(step))
+    except BaseException as error:
+        remove_failed(directory / str(step))
+        words = no_room(error, directory)
+        if words is None:
+            raise
+        raise CheckpointError(f"{directory / str(step)}: not saved: {words}") from error
 
 
 @dataclasses.dataclass(frozen=True)

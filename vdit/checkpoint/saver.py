@@ -1,0 +1,267 @@
+"""Saving the steps of a run in the background, and going on from them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from vdit.checkpoint.agree import Exchange, on_first, this_host
+from vdit.checkpoint.files import (
+    META,
+    File,
+    Warn,
+    clear_left_overs,
+    no_room,
+    reason,
+    remove_failed,
+    remove_step,
+    say,
+    steps_in,
+)
+from vdit.checkpoint.places import Places, read_place
+from vdit.checkpoint.steps import find_step, repair
+from vdit.checkpoint.sums import is_sealed, my_sums, write_manifest
+from vdit.checkpoint.trees import read_trees, total_bytes, without_keys
+from vdit.errors import CheckpointError
+from vdit.types import PyTree
+
+_LOOK = 0.2  # seconds between looks whether a save has failed on another host
+
+
+class DataIterator(Protocol):
+    """What a checkpoint needs of a data iterator (Grain's iterators have it)."""
+
+    def get_state(self) -> dict[str, Any] | bytes:
+        """The place: what the next element depends on."""
+
+    def set_state(self, state: dict[str, Any] | bytes) -> None:
+        """Continues from a place."""
+
+
+class Checkpointer:
+    """Saves and restores the steps of one run. Close it, or use it as a context manager.
+
+    directory: made if absent; one Checkpointer at a time (see RunLock). keep: how many steps are kept: an old one goes
+    only after a new one is complete and sealed. meta: plain JSON values stored with each step, by custom {"config":
+    ..., "stage": ...}. Left-overs of a save that was killed are removed.
+
+    A save that fails, as on a full disk, is no reason to stop: `warn` gets a line, what it left is removed, and the
+    next save tries again. The failures that end a run are `attempts` in a row, raised by `save`, and the last save's,
+    raised by `wait` and `close`. All hosts come to the same verdict, and call all methods in the same order.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        keep: int = 2,
+        meta: Mapping[str, Any] | None = None,
+        warn: Warn = say,
+        attempts: int = 3,
+    ):
+        self.directory = Path(directory).absolute()
+        self._meta, self._keep, self._attempts = dict(meta or {}), keep, attempts
+        self._warn, self._quiet = warn, False
+        self._saving: _Save | None = None
+        self._failures: list[str] = []  # of the saves since the last one that succeeded
+        on_first(self._open)
+
+    def save(self, step: int, trees: Mapping[str, PyTree], *, place: dict | bytes | None = None) -> None:
+        """Saves a step in the background; waits for the save before it, if that is not done yet.
+
+        trees: name -> tree of arrays (typed random keys allowed). They are copied before this returns,
+        so the caller may donate them to the next step. place: the data iterator's `get_state()`.
+        CheckpointError if the last `attempts` saves have failed.
+        """
+        self._settle()
+        if len(self._failures) >= self._attempts:
+            failures, self._failures = self._failures, []
+            raise CheckpointError(f"{len(failures)} saves in a row have failed: {failures[-1]}")
+        plain: dict[str, Any] = {name: without_keys(tree) for name, tree in trees.items()}
+        self._saving = _Save(self.directory / str(step), plain, self._meta, place, keep=self._keep, failed=self._failed)
+
+    def restore(
+        self, abstract: Mapping[str, PyTree], *, step: int | None = None, data: DataIterator | None = None
+    ) -> dict[str, PyTree]:
+        """The trees of a step, laid out as `abstract` says; moves `data` to its place.
+
+        abstract: name -> tree of ShapeDtypeStructs, with their shardings where they matter. step: None takes the
+        newest whose files are as they were written; damaged ones that are newer are named, and set aside.
+        """
+        self._settle()
+        if step is None:
+            folder = repair(self.directory, self._warn_first)
+        else:
+            folder = find_step(self.directory, step, together=True)
+        if folder is None:
+            raise CheckpointError(f"{self.directory}: holds no complete checkpoint; train until the first save")
+        trees, failure = None, None
+        try:
+            trees = read_trees(folder, abstract)
+            if data is not None:
+                data.set_state(read_place(folder))
+        except Exception as error:
+            failure = error
+        Exchange().agree(None if failure is None else reason(failure), _same_everywhere(failure))
+        return trees
+
+    def latest_step(self) -> int | None:
+        """The newest step whose files are as they were written, or None before the first; see `restore`."""
+        self._settle()
+        folder = repair(self.directory, self._warn_first)
+        return None if folder is None else int(folder.name)
+
+    def wait(self) -> None:
+        """Returns when the save under way, if any, is complete; CheckpointError if the last save has failed."""
+        self._quiet = True  # it is raised here, that is enough
+        self._settle()
+        self._quiet = False
+        if self._failures:
+            failure = self._failures[-1]
+            self._failures = []
+            raise CheckpointError(failure)
+
+    def close(self) -> None:
+        """Waits for the last save, as `wait` does."""
+        self.wait()
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        clear_left_overs(self.directory)
+
+    def _settle(self) -> None:
+        """Waits for the save under way, and notes how it went."""
+        if self._saving is None:
+            return
+        save, self._saving = self._saving, None
+        save.thread.join()
+        self._failures = [*self._failures, save.failure] if save.failure is not None else []
+
+    def _failed(self, failure: str) -> None:
+        """Called by the save's thread at once: the next save may be hours away."""
+        if not self._quiet:
+            self._warn_first(f"{failure}; training goes on, the next save tries again")
+
+    def _warn_first(self, message: str) -> None:
+        if jax.process_index() == 0:
+            self._warn(message)
+
+
+class _Save:
+    """One save under way. failure: what went wrong, once its thread has ended; the same words on all hosts."""
+
+    def __init__(self, folder: Path, trees: dict[str, PyTree], meta: dict, place, *, keep: int, failed: Warn):
+        self._folder, self._keep, self._failed = folder, keep, failed
+        self._bytes = total_bytes(trees)
+        self._exchange = Exchange()  # here, in the main thread: hosts number them alike
+        self.failure: str | None = None
+        self._response, self._error = None, None
+        parts = trees | {"data": Places(place, self._exchange), "meta": File(META, meta)}
+        try:
+            self._response = ocp.save_checkpointables_async(folder, parts)
+        except Exception as error:
+            self._error = error
+        self.thread = threading.Thread(target=self._finish, daemon=True)
+        self.thread.start()
+
+    def _finish(self) -> None:
+        error = self._written()
+        found = None
+        if error is None:
+            try:
+                found = my_sums(self._folder, self._exchange)
+            except OSError as failure:
+                error = self._words(failure)
+        try:
+            self._exchange.agree({"error": error, "sums": found}, self._seal)
+        except Exception as failure:
+            self.failure = f"{self._folder}: not saved: {reason(failure)}"
+            self._failed(self.failure)
+
+    def _written(self) -> str | None:
+        """Waits until Orbax has committed the step; returns what went wrong here, or that it did elsewhere."""
+        error = self._error or self._wait()
+        if error is None or isinstance(error, _FailedElsewhere):
+            return None if error is None else "given up, as another host's part failed"
+        words = self._words(error)
+        self._exchange.put("failed", words)
+        return words
+
+    def _wait(self) -> BaseException | None:
+        """Orbax's barrier would hold the others for minutes after one host's failure: they are told before."""
+        if self._exchange.count == 1:
+            return _outcome(self._response)
+        outcome: list[BaseException | None] = []
+        waiting = threading.Thread(target=lambda: outcome.append(_outcome(self._response)), daemon=True)
+        waiting.start()
+        while waiting.is_alive():
+            waiting.join(_LOOK)
+            if waiting.is_alive() and self._exchange.seen("failed"):
+                return _FailedElsewhere()
+        return outcome[0]
+
+    def _words(self, error: BaseException) -> str:
+        words = no_room(error, self._folder.parent, self._bytes) or reason(error)
+        return words if self._exchange.count == 1 else f"{this_host()}: {words}"
+
+    def _seal(self, hosts: list[dict]) -> None:
+        """On the first host, which alone writes from here on: seals the step, or removes what is there of it."""
+        try:
+            errors = [*self._exchange.seen("failed").values(), *(host["error"] for host in hosts if host["error"])]
+            if errors:
+                raise CheckpointError(errors[0])
+            try:
+                write_manifest(self._folder, [host["sums"] for host in hosts])
+            except OSError as failure:
+                raise CheckpointError(self._words(failure)) from failure
+        except BaseException:
+            remove_failed(self._folder)
+            raise
+        self._retire()
+
+    def _retire(self) -> None:
+        """Deletes what is older than the newest `keep` sealed steps."""
+        directory = self._folder.parent
+        steps = steps_in(directory)
+        sealed = [step for step in steps if is_sealed(directory / str(step))]
+        for step in steps[: steps.index(sealed[-self._keep])] if len(sealed) > self._keep else ():
+            try:
+                remove_step(directory / str(step))
+            except OSError as failure:
+                say(f"{directory}: step {step} is old and could not be deleted: {reason(failure)}")
+
+
+class _FailedElsewhere(Exception):
+    """Another host's part of a save has failed, so this one's can never be complete."""
+
+
+def _outcome(response) -> BaseException | None:
+    try:
+        response.result()
+    except BaseException as error:
+        return error
+    return None
+
+
+def _same_everywhere(failure: Exception | None):
+    """For Exchange.agree: what went wrong on any host is raised on all of them."""
+
+    def merge(reasons: list[str | None]) -> None:
+        if failure is not None:
+            raise failure
+        for host, words in enumerate(reasons):
+            if words is not None:
+                raise CheckpointError(f"host {host}: {words}")
+
+    return merge

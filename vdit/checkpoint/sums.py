@@ -1,0 +1,143 @@
+"""The seal of a step: a sha256 of every file, written after the save and compared before every use.
+
+Orbax itself reads a flipped bit back without a word. Each host reads its share of the files, in several threads; the
+first one puts the sums together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from vdit.checkpoint.agree import Exchange
+from vdit.checkpoint.files import PARTIAL, flush_folder, write_whole
+
+MANIFEST = "sha256.json"
+_THREADS = 8  # hashing lets go of the interpreter: as many files at a time as a disk array likes
+# Folder -> sizes and times of its files when they were last found whole by this process: the way from a folder to a
+# model asks several times, and hashing terabytes once is enough.
+_whole: dict[Path, tuple] = {}
+
+
+def files_in(folder: Path) -> dict[str, int]:
+    """Name -> bytes of each file of a step but its manifest."""
+    files = [entry for entry in folder.rglob("*") if entry.is_file()]
+    own = (MANIFEST, MANIFEST + PARTIAL)
+    return {str(file.relative_to(folder)): file.stat().st_size for file in files if file.name not in own}
+
+
+def share(files: dict[str, int], index: int, count: int) -> list[str]:
+    """The files that host `index` of `count` reads: every name is in one share, and bytes are spread evenly."""
+    loads, mine = [0] * count, []
+    for name in sorted(files, key=lambda name: (-files[name], name)):
+        host = min(range(count), key=loads.__getitem__)
+        loads[host] += files[name] + 4096  # opening counts, too
+        if host == index:
+            mine.append(name)
+    return mine
+
+
+def sums(folder: Path, names: Iterable[str], *, flush: bool = False) -> dict[str, str | None]:
+    """Name -> sha256 of the file, None if it cannot be read. flush: sees it on the disk before."""
+
+    def one(name: str) -> str | None:
+        try:
+            with (folder / name).open("rb") as file:
+                if flush:
+                    os.fsync(file.fileno())
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            return None
+
+    names = list(names)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return dict(zip(names, threads.map(one, names)))
+
+
+def my_sums(folder: Path, exchange: Exchange) -> dict[str, str | None]:
+    """The sums of this host's share of a step just written, with its files seen on the disk."""
+    return sums(folder, share(files_in(folder), exchange.index, exchange.count), flush=True)
+
+
+def write_manifest(folder: Path, found: Iterable[dict[str, str | None]] = ()) -> None:
+    """Seals a step. found: sums that hosts have computed; those that lack are computed here."""
+    known = {name: digest for part in found for name, digest in part.items() if digest is not None}
+    names = sorted(files_in(folder))
+    known |= sums(folder, [name for name in names if name not in known], flush=True)
+    lost = [name for name in names if known[name] is None]
+    if lost:
+        raise OSError(f"{lost[0]} cannot be read back")
+    for entry in (*(entry for entry in folder.rglob("*") if entry.is_dir()), folder, folder.parent):
+        flush_folder(entry)
+    write_whole(folder / MANIFEST, _text({name: known[name] for name in names}))
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether the step has a manifest; whether the manifest is right is another question."""
+    return (folder / MANIFEST).exists()
+
+
+def damage(folder: Path, *, together: bool = False) -> list[str]:
+    """What is wrong with a sealed step, a line for each file: [] if nothing.
+
+    together: all hosts ask at once; each reads its share, and all get the same answer.
+    """
+    stamp = _stamp(folder)
+    if Exchange(alone=not together).agree(_whole.get(folder) == stamp, all):
+        return []
+    exchange, expected, mine = Exchange(alone=not together), _expected(folder), {}
+    if expected is not None:
+        sizes = {name: _bytes(folder / name) for name in expected}
+        mine = sums(folder, share(sizes, exchange.index, exchange.count))
+    problems = exchange.agree(mine, lambda parts: _compare(folder, parts))
+    if not problems:
+        _whole[folder] = stamp
+    return problems
+
+
+def _compare(folder: Path, parts: list[dict[str, str | None]]) -> list[str]:
+    expected = _expected(folder)
+    if expected is None:
+        return [f"{MANIFEST} is damaged"]
+    now = {name: digest for part in parts for name, digest in part.items()}
+    now |= sums(folder, [name for name in expected if now.get(name) is None])
+    wrong = [name for name, digest in expected.items() if now[name] != digest]
+    return [f"{name} is {'damaged' if (folder / name).exists() else 'missing'}" for name in wrong]
+
+
+def _expected(folder: Path) -> dict[str, str] | None:
+    """What the manifest says, or None if it is not, to the byte, a manifest as it is written."""
+    try:
+        text = (folder / MANIFEST).read_bytes()
+        expected = json.loads(text)
+        same = isinstance(expected, dict) and _text(expected).encode() == text
+    except (OSError, ValueError, RecursionError):
+        return None
+    return expected if same and expected else None
+
+
+def _text(found: dict[str, str | None]) -> str:
+    return json.dumps(found, indent=1)
+
+
+def _bytes(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+def _stamp(folder: Path) -> tuple:
+    return tuple((str(file), *_times(file)) for file in sorted(folder.rglob("*")) if not file.is_dir())
+
+
+def _times(file: Path) -> tuple[int, ...]:
+    try:
+        stat = file.stat()
+    except OSError:
+        return ()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
