@@ -48,7 +48,7 @@ class SelfAttention(nn.Module):
         q, k, v = (y.reshape(*y.shape[:2], cfg.heads, cfg.head_dim) for y in (q, k, v))
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
-        y = attention(q, k, v, clip, clip)
+        y = attention(q, k, v, clip, clip, sequence_parallel=cfg.sequence_parallel)
         return Linear(cfg.width, ("heads", "embed"), dtype=dtype, name="out")(y.reshape(x.shape))
 
 
@@ -71,11 +71,11 @@ class CrossAttention(nn.Module):
         q, k, v = project("q")(x), project("k")(text), project("v")(text)
         q, k = QKNorm(cfg, name="norm")(q, k)
         q = split(q)
-        y = attention(q, split(k), split(v), clip, text_clip)
+        y = attention(q, split(k), split(v), clip, text_clip, axes=("tokens", "text_tokens"))
         if image is not None:
             k, v = project("image_k")(image), project("image_v")(image)
             k = RMSNorm(cfg.norm_eps, axis=None, name="image_norm")(k)
-            y = y + attention(q, split(k), split(v), clip, image_clip)
+            y = y + attention(q, split(k), split(v), clip, image_clip, axes=("tokens", "text_tokens"))
         return Linear(cfg.width, ("heads", "embed"), dtype=dtype, name="out")(y.reshape(x.shape))
 
 

@@ -38,7 +38,10 @@ class DiTConfig:
     mlp_norm_eps: that of the norm before the MLP where it is another (diffusers' DiT: 1e-5); None for norm_eps.
     dtype: type of the matrix products; norms, softmax, modulation and time stay float32.
     remat: "none" keeps all activations, "full" recomputes each block in the backward, "dots" keeps the
-        results of matrix products with parameters only.
+        results of matrix products with parameters only, "attention" those of attention only.
+    sequence_parallel: where mesh.sequence shares out the tokens of a row, devices meet in self-attention by
+        "ulysses" (exchange heads for tokens), a "ring" (pass keys on), or "auto": heads as far as they go round,
+        a ring for the rest (vdit/nn/attention/sequence.py).
     scan: run blocks under lax.scan, with parameters stacked over layers (compiles 5 times faster).
     """
 
@@ -64,7 +67,8 @@ class DiTConfig:
     norm_eps: float = 1e-6
     mlp_norm_eps: float | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: Literal["none", "full", "dots", "attention"] = "none"
+    sequence_parallel: Literal["auto", "ulysses", "ring"] = "auto"
     scan: bool = True
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from vdit.dist.rules import constrain
 from vdit.dit.blocks import ACTIVATION, Block, modulate, take_slots
 from vdit.dit.config import DiTConfig
 from vdit.errors import ShapeError
+from vdit.nn.attention import SAVED
 from vdit.nn.embedding import Embed, sincos_position, sinusoid
 from vdit.nn.linear import MLP, Linear
 from vdit.nn.norm import LayerNorm
@@ -100,8 +101,7 @@ class DiT(nn.Module):
         cfg = self.config
         block = Block
         if cfg.remat != "none":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if cfg.remat == "dots" else None
-            block = nn.remat(Block, policy=policy, prevent_cse=not cfg.scan)
+            block = nn.remat(Block, policy=_saved(cfg.remat), prevent_cse=not cfg.scan)
         if cfg.scan:
             scanned = nn.scan(
                 block,
@@ -129,6 +129,16 @@ class DiT(nn.Module):
         features = cfg.token_values * (2 if cfg.learn_variance else 1)
         head = Linear(features, ("embed", "patch"), dtype=jnp.dtype(cfg.dtype), kernel_init=_zeros, name="head")
         return head(x).astype(jnp.float32)
+
+
+def _saved(remat: str):
+    """What a block keeps for its backward: a policy for jax.checkpoint, None where it keeps nothing."""
+    policies = jax.checkpoint_policies
+    return {
+        "full": None,
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "attention": policies.save_only_these_names(SAVED),
+    }[remat]
 
 
 class ImageEmbed(nn.Module):

@@ -66,7 +66,7 @@ class Block(nn.Module):
         q, k, v = (
             Linear(cfg.width, ("embed", "heads"), dtype=dtype, name=name)(y).reshape(heads) for name in "qkv"
         )
-        y = attention(q, k, v, clip, clip).reshape(x.shape)
+        y = attention(q, k, v, clip, clip, axes=("text_tokens", "text_tokens")).reshape(x.shape)
         x = x + Linear(cfg.width, ("heads", "embed"), dtype=dtype, name="out")(y)
         y = LayerNorm(name="mlp_norm")(x)
         return constrain(x + MLP(4 * cfg.width, cfg.width, dtype, name="mlp")(y), ACTIVATION)

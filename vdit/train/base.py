@@ -25,7 +25,7 @@ from vdit.types import PyTree
 
 # Parts of an experiment that must be the base's, since its weights are of them; and what may differ in those.
 _SAME = ("vae", "text", "dit", "diffusion.kind", "diffusion.prediction")
-_MAY_DIFFER = ("dtype", "remat", "tokenizer", "max_length", "vocab_size")
+_MAY_DIFFER = ("dtype", "remat", "sequence_parallel", "tokenizer", "max_length", "vocab_size")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

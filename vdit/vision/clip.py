@@ -121,7 +121,7 @@ class Block(nn.Module):
         heads = (*y.shape[:2], cfg.heads, cfg.width // cfg.heads)
         q, k, v = (Linear(cfg.width, ("embed", "heads"), dtype=dtype, name=name)(y).reshape(heads) for name in "qkv")
         clip = jnp.ones(y.shape[:2], jnp.int32)
-        y = attention(q, k, v, clip, clip).reshape(x.shape)
+        y = attention(q, k, v, clip, clip, axes=("text_tokens", "text_tokens")).reshape(x.shape)
         x = x + Linear(cfg.width, ("heads", "embed"), dtype=dtype, name="out")(y)
 
         y = LayerNorm(eps=cfg.eps, name="mlp_norm")(x)

@@ -72,7 +72,7 @@ class _Plan:
 
 
 def _plan(q_shape, k_shape, axes, implementation, way) -> _Plan:
-    (b, h, n, d), m = q_shape, k_shape[2]
+    (_, h, n, d), m = q_shape, k_shape[2]
     kernel = functools.partial(pick, implementation, platform(), head_dim=d)
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types)
