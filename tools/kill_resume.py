@@ -166,7 +166,7 @@ def compare(one: Path, other: Path) -> list[str]:
 
     def lines(directory):
         exact = read_json_lines(directory / "metrics.jsonl")
-        return [{k: v for k, v in line.items() if not k.startswith("speed/")} for line in exact]
+        return [{k: v for k, v in line.items() if not k.startswith(("speed/", "time/"))} for line in exact]
 
     def arrays(directory):
         import jax
