@@ -14,9 +14,9 @@ from __future__ import annotations
 from types import ModuleType
 
 from vdit.errors import ShapeError
-from vdit.nn.attention import chunked, dense, splash
+from vdit.nn.attention import chunked, dense, splash, triton
 
-KERNELS: dict[str, ModuleType] = {"dense": dense, "chunked": chunked, "splash": splash}
+KERNELS: dict[str, ModuleType] = {"dense": dense, "chunked": chunked, "splash": splash, "triton": triton}
 # From this many scores a head on: on a CPU they leave the cache, elsewhere they are worth a kernel of their own.
 MANY_SCORES = 512 * 512
 
@@ -29,4 +29,6 @@ def pick(implementation: str | None, platform: str, n: int, m: int, head_dim: in
         return implementation
     if n * m < MANY_SCORES:
         return "dense"
-    return {"tpu": "splash"}.get(platform, "chunked")
+    if platform == "gpu" and head_dim > triton.WIDEST_HEAD:
+        return "chunked"
+    return {"tpu": "splash", "gpu": "triton"}.get(platform, "chunked")

@@ -1,0 +1,183 @@
+"""Attention on a GPU: a Pallas kernel for Triton that knows clips (after Dao, 2023).
+
+Every block of queries visits the blocks of keys from the first to the last that can hold one of its clips, so that a
+packed row costs about what its clips cost. Written here because JAX's own (jax.experimental.pallas.ops.gpu.attention)
+has one list of segments for queries and keys, visits all blocks, and has no backward for a part of the keys.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from vdit.dist.target import platform
+from vdit.nn.attention.kernel import FLOOR, K_PADDING, MASKED, Q_PADDING, pad_tokens, safe_lse
+from vdit.types import Array
+
+# Blocks of 16-bit types; float32 takes half, so that they fit the shared memory. Wider heads do not fit at all.
+Q_BLOCK, K_BLOCK = 128, 64
+WIDEST_HEAD = 128
+LOG2E = math.log2(math.e)  # a GPU has exp2, and makes exp of it
+
+
+def forward(q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array) -> tuple[Array, Array]:
+    """Output, in q's type, and log-sum-exp: see vdit/nn/attention/kernel.py."""
+    n, d = q.shape[2:]
+    blocks, (q, k, v, q_clip, k_clip) = _padded(q, k, v, q_clip, k_clip)
+    visits = _blocks_to_visit(q_clip, k_clip, *blocks)
+    query, keys = _specs(q.shape, blocks[0]), _specs(k.shape)
+    out, lse = pl.pallas_call(
+        functools.partial(_forward_kernel, block=blocks[1], scale=d**-0.5 * LOG2E),
+        grid=(q.shape[2] // blocks[0], *q.shape[:2]),
+        in_specs=[*_scalars(2), query.values, keys.values, keys.values, query.clip, keys.clip],
+        out_specs=[query.values, query.number],
+        out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(q.shape[:3], jnp.float32)],
+        **_options("attention_forward"),
+    )(*visits, q, k, v, q_clip, k_clip)
+    return out[:, :, :n, :d], lse[:, :, :n]
+
+
+def backward(
+    q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array, lse: Array, delta: Array, do: Array
+) -> tuple[Array, Array, Array]:
+    """Gradients of q, k and v, in their types: see vdit/nn/attention/kernel.py."""
+    (n, d), m = q.shape[2:], k.shape[2]
+    blocks, (q, k, v, q_clip, k_clip) = _padded(q, k, v, q_clip, k_clip, backward=True)
+    do = _pad_head(pad_tokens(do.astype(q.dtype), blocks[0], 2))
+    lse, delta = (pad_tokens(x, blocks[0], 2) for x in (safe_lse(lse) * LOG2E, delta))
+    arrays = q, k, v, q_clip, k_clip, lse, delta, do
+
+    def call(kernel, name, visits, query, keys, out, like):
+        return pl.pallas_call(
+            functools.partial(kernel, scale=d**-0.5 * LOG2E),
+            grid=(visits[0].shape[1], *q.shape[:2]),
+            in_specs=[
+                *_scalars(2), query.values, keys.values, keys.values, query.clip, keys.clip,
+                query.number, query.number, query.values,
+            ],
+            out_specs=[out.values] * len(like),
+            out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like],
+            **_options(name),
+        )(*visits, *arrays)  # fmt: skip
+
+    part, whole = _specs(q.shape, blocks[0]), _specs(k.shape)
+    dq_kernel = functools.partial(_dq_kernel, block=blocks[1])
+    (dq,) = call(dq_kernel, "attention_dq", _blocks_to_visit(q_clip, k_clip, *blocks), part, whole, part, [q])
+    part, whole = _specs(k.shape, blocks[1]), _specs(q.shape)
+    dkv_kernel = functools.partial(_dkv_kernel, block=blocks[0])
+    visits = _blocks_to_visit(k_clip, q_clip, *reversed(blocks))
+    dk, dv = call(dkv_kernel, "attention_dkv", visits, whole, part, part, [k, v])
+    return dq[:, :, :n, :d], dk[:, :, :m, :d], dv[:, :, :m, :d]
+
+
+def _forward_kernel(first, end, q, k, v, q_clip, k_clip, out, lse, *, block: int, scale: float):
+    queries, clips = q[...], q_clip[...]
+
+    def step(i, carry):
+        acc, top, total = carry
+        here = pl.ds(i * block, block)
+        scores = _scores(queries, k[here, :], clips, k_clip[here], scale)
+        new = jnp.maximum(top, jnp.max(scores, 1))
+        e, shrink = jnp.exp2(scores - new[:, None]), jnp.exp2(top - new)
+        acc = acc * shrink[:, None] + _product(e.astype(v.dtype), v[here, :])
+        return acc, new, total * shrink + jnp.sum(e, 1)
+
+    rows = queries.shape[:1]
+    start = jnp.zeros(queries.shape, jnp.float32), jnp.full(rows, FLOOR), jnp.zeros(rows, jnp.float32)
+    acc, top, total = jax.lax.fori_loop(first[...], end[...], step, start)
+    some = total > 0
+    total = jnp.where(some, total, 1.0)
+    out[...] = (acc / total[:, None]).astype(out.dtype)
+    lse[...] = jnp.where(some, (top + jnp.log2(total)) / LOG2E, MASKED)
+
+
+def _dq_kernel(first, end, q, k, v, q_clip, k_clip, lse, delta, do, dq, *, block: int, scale: float):
+    queries, clips, sums, deltas, dos = (x[...] for x in (q, q_clip, lse, delta, do))
+
+    def step(i, acc):
+        here = pl.ds(i * block, block)
+        keys = k[here, :]
+        p = jnp.exp2(_scores(queries, keys, clips, k_clip[here], scale) - sums[:, None])
+        ds = p * (_product(dos, v[here, :].T) - deltas[:, None])
+        return acc + _product(ds.astype(keys.dtype), keys)
+
+    acc = jax.lax.fori_loop(first[...], end[...], step, jnp.zeros(queries.shape, jnp.float32))
+    dq[...] = (acc * (scale / LOG2E)).astype(dq.dtype)
+
+
+def _dkv_kernel(first, end, q, k, v, q_clip, k_clip, lse, delta, do, dk, dv, *, block: int, scale: float):
+    keys, values, clips = k[...], v[...], k_clip[...]
+
+    def step(i, carry):
+        dk, dv = carry
+        here = pl.ds(i * block, block)
+        queries, dos = q[here, :], do[here, :]
+        p = jnp.exp2(_scores(queries, keys, q_clip[here], clips, scale) - lse[here][:, None])
+        ds = p * (_product(dos, values.T) - delta[here][:, None])
+        return dk + _product(ds.astype(queries.dtype).T, queries), dv + _product(p.astype(dos.dtype).T, dos)
+
+    zeros = jnp.zeros(keys.shape, jnp.float32)
+    acc_k, acc_v = jax.lax.fori_loop(first[...], end[...], step, (zeros, zeros))
+    dk[...] = (acc_k * (scale / LOG2E)).astype(dk.dtype)
+    dv[...] = acc_v.astype(dv.dtype)
+
+
+def _scores(q, k, q_clip, k_clip, scale):
+    return jnp.where(q_clip[:, None] == k_clip[None, :], _product(q, k.T) * scale, MASKED)
+
+
+def _product(a, b):
+    return jnp.dot(a, b, preferred_element_type=jnp.float32)
+
+
+class _specs:
+    """Where a program of the grid (block, row, head) finds its tokens: one block of them, or the whole row."""
+
+    def __init__(self, shape: tuple[int, ...], block: int | None = None):
+        size, at = (shape[2], lambda i: 0) if block is None else (block, lambda i: i)
+        self.values = pl.BlockSpec((None, None, size, shape[3]), lambda i, b, h: (b, h, at(i), 0))
+        self.number = pl.BlockSpec((None, None, size), lambda i, b, h: (b, h, at(i)))
+        self.clip = pl.BlockSpec((None, size), lambda i, b, h: (b, at(i)))
+
+
+def _scalars(count: int) -> list[pl.BlockSpec]:
+    return [pl.BlockSpec((None, None), lambda i, b, h: (b, i))] * count
+
+
+def _options(name: str) -> dict[str, object]:
+    return {
+        "name": name,
+        "compiler_params": plgpu.CompilerParams(num_warps=4, num_stages=2),
+        "interpret": platform() != "gpu",
+    }
+
+
+def _padded(q, k, v, q_clip, k_clip, backward: bool = False):
+    """Block sizes, and arrays with tokens and heads that they divide."""
+    halves = int(q.dtype.itemsize > 2) + int(backward)
+    q_block, k_block = Q_BLOCK >> halves, K_BLOCK >> int(q.dtype.itemsize > 2)
+    q = _pad_head(pad_tokens(q, q_block, 2))
+    k, v = (_pad_head(pad_tokens(x, k_block, 2)) for x in (k, v))
+    clips = pad_tokens(q_clip, q_block, 1, Q_PADDING), pad_tokens(k_clip, k_block, 1, K_PADDING)
+    return (q_block, k_block), (q, k, v, *clips)
+
+
+def _pad_head(x: Array) -> Array:
+    """Triton's blocks have sizes that are powers of two."""
+    return pad_tokens(x, max(16, pl.next_power_of_2(x.shape[3])), 3)
+
+
+def _blocks_to_visit(clip: Array, other: Array, block: int, other_block: int) -> tuple[Array, Array]:
+    """The first block of `other` that can share a clip with each block of `clip`, and the end: int32 [b blocks]."""
+    low, high = (f(clip.reshape(clip.shape[0], -1, 1, block), -1) for f in (jnp.min, jnp.max))
+    others = other.reshape(other.shape[0], 1, -1, other_block)
+    meet = (low <= jnp.max(others, -1)) & (jnp.min(others, -1) <= high)
+    index = jnp.arange(meet.shape[2], dtype=jnp.int32)
+    first = jnp.min(jnp.where(meet, index, meet.shape[2]), 2)
+    end = jnp.max(jnp.where(meet, index + 1, 0), 2)
+    return first, end
