@@ -39,3 +39,18 @@ class WeightsError(VditError):
 
 class TrainingError(VditError):
     """Training cannot go on, for instance after too many non-finite steps."""
+
+
+class HostsError(VditError):
+    """Hosts did not come together, or one was lost: the same command, started again, goes on."""
+
+
+class Preempted(BaseException):
+    """The machine is wanted back (SIGTERM); what could be saved is. As KeyboardInterrupt, no error to be handled."""
+
+
+# Exit codes of `vdit`. Launchers start again on AGAIN (sysexits' EX_TEMPFAIL), never on MEND.
+DONE = 0
+MEND = 2
+AGAIN = 75
+INTERRUPTED = 130

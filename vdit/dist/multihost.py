@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import os
+from collections.abc import Mapping
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
-from vdit.errors import ConfigError
+import vdit
+from vdit.dist.peers import Peers, Place
+from vdit.dist.rollcall import roll_call
+from vdit.errors import ConfigError, HostsError
 
 # Set by the launcher of the job. The first three are read by vdit; the others say that jax itself
 # can find its peers (TPU pods, Slurm, Open MPI).
 _OWN = ("VDIT_COORDINATOR", "VDIT_PROCESSES", "VDIT_PROCESS_ID")
 _CLUSTER = ("TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+_WAIT, _HEARTBEAT = "VDIT_WAIT_FOR_HOSTS", "VDIT_HEARTBEAT"
+_SHUTDOWN = 900  # seconds: the first host may still write what is written once when the others are done
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HostConfig:
-    """One process of several: where the first of them listens, how many there are, which this is."""
+    """One process of several: where the first of them listens, how many there are, which this is.
+
+    local_devices: which of the machine's accelerators are this process's; None for all.
+    """
 
     coordinator: str
     processes: int
     process_id: int
+    local_devices: tuple[int, ...] | None = None
 
     def __post_init__(self):
         if not 0 <= self.process_id < self.processes:
             raise ConfigError(f"process_id={self.process_id} must be from 0 to {self.processes - 1}")
 
 
-def from_environment(environ: dict[str, str] | None = None) -> HostConfig | None:
+def from_environment(environ: Mapping[str, str] | None = None) -> HostConfig | None:
     """The HostConfig that VDIT_COORDINATOR, VDIT_PROCESSES and VDIT_PROCESS_ID give, or None if unset."""
-    environ = dict(os.environ) if environ is None else environ
+    environ = os.environ if environ is None else environ
     given = [name for name in _OWN if environ.get(name)]
     if not given:
         return None
@@ -46,27 +58,56 @@ def from_environment(environ: dict[str, str] | None = None) -> HostConfig | None
     return HostConfig(coordinator=environ[_OWN[0]], processes=processes, process_id=process_id)
 
 
-def initialize(config: HostConfig | None = None, *, cluster: bool = False) -> bool:
+def initialize(
+    config: HostConfig | None = None,
+    *,
+    cluster: bool = False,
+    about: Mapping[str, str] | None = None,
+    wait: float | None = None,
+    place: Place | None = None,
+) -> Peers | None:
     """Joins the other hosts, if there are any; must run before jax touches a device.
 
-    With `config`, or with the VDIT_* variables, those say who the peers are; with `cluster`, or on
-    a pod of several workers, jax finds them itself. Otherwise nothing happens. Returns whether the
-    process is one of several hosts (or was asked to be).
+    With `config`, or with the VDIT_* variables, those say who the peers are; with `cluster`, or on a pod of several
+    workers, jax finds them itself. Otherwise nothing happens, and the answer is None.
+
+    about: what must be the same on all hosts, beside the versions of vdit and jax. wait: seconds until all hosts must
+    have come (VDIT_WAIT_FOR_HOSTS, or 300). Raises on all hosts that came, HostsError or ConfigError, with one line
+    that names the hosts that are missing or do not fit. From then on a host that falls silent for VDIT_HEARTBEAT (100)
+    seconds ends the others: see vdit.dist.peers. place: where this host stands, kept by the caller.
     """
     config = config or from_environment()
-    if config is not None:
-        jax.distributed.initialize(config.coordinator, config.processes, config.process_id)
-        return True
-    if cluster or _several_workers(os.environ):
-        jax.distributed.initialize()
-        return True
-    return False
+    if config is None:
+        if not cluster and not _several_workers(os.environ):
+            return None
+        config = _found_by_jax()
+    wait = _seconds(_WAIT, 300.0) if wait is None else wait
+    heartbeat = _seconds(_HEARTBEAT, 100.0)
+    bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", "").rpartition(":")[0].strip("[]")
+    about = _versions() | dict(about or {})
+    roll_call(config.coordinator, config.processes, config.process_id, about, seconds=wait, bind=bind)
+    jax.distributed.initialize(
+        config.coordinator,
+        config.processes,
+        config.process_id,
+        local_device_ids=config.local_devices,
+        initialization_timeout=int(max(wait, 60)),
+        # Ours is to find out first: jax ends the process by an abort.
+        heartbeat_timeout_seconds=int(2 * heartbeat + 30),
+        shutdown_timeout_seconds=_SHUTDOWN,
+    )
+    client = distributed.global_state.client
+    peers = Peers(client, config.process_id, config.processes, heartbeat=heartbeat, place=place or Place())
+    peers.start()
+    atexit.register(peers.leave)  # runs before jax's own shutdown, which was registered earlier
+    return peers
 
 
-def _several_workers(environ) -> bool:
-    workers = len([name for name in environ.get(_CLUSTER[0], "").split(",") if name])
-    tasks = [environ.get(name, "1") for name in _CLUSTER[2:]]
-    return workers > 1 or bool(environ.get(_CLUSTER[1])) or any(t.isdigit() and int(t) > 1 for t in tasks)
+def leave(peers: Peers | None) -> None:
+    """Ends a run in good order: waits for the other hosts, so that none takes this one for lost."""
+    if peers is not None:
+        peers.leave()
+        jax.distributed.shutdown()
 
 
 def is_first() -> bool:
@@ -79,3 +120,40 @@ def any_host(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def _found_by_jax() -> HostConfig:
+    """What jax finds out about its peers; it offers no public way to ask before it starts with them."""
+    from jax._src.clusters import ClusterEnv
+
+    wait = int(_seconds(_WAIT, 300.0))
+    found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, wait)
+    coordinator, processes, process_id, devices = found
+    if coordinator is None or processes is None or process_id is None:
+        raise HostsError(f"jax did not find the other hosts of this job: set {', '.join(_OWN)} on each")
+    return HostConfig(
+        coordinator=coordinator,
+        processes=processes,
+        process_id=process_id,
+        local_devices=None if devices is None else tuple(devices),
+    )
+
+
+def _several_workers(environ: Mapping[str, str]) -> bool:
+    workers = len([name for name in environ.get(_CLUSTER[0], "").split(",") if name])
+    tasks = [environ.get(name, "1") for name in _CLUSTER[2:]]
+    return workers > 1 or bool(environ.get(_CLUSTER[1])) or any(t.isdigit() and int(t) > 1 for t in tasks)
+
+
+def _versions() -> dict[str, str]:
+    return {"the version of vdit": vdit.__version__, "the version of jax": jax.__version__}
+
+
+def _seconds(name: str, default: float) -> float:
+    try:
+        seconds = float(os.environ.get(name) or default)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"{name}={os.environ[name]!r}: must be a number of seconds above 0")
+    return seconds

@@ -66,6 +66,7 @@ class TrainConfig:
     log_every: steps between lines of metrics.
     sample_every: steps between calls of the sample hook; 0 for never.
     max_nonfinite: how many non-finite steps in a row are skipped before the run is stopped.
+    stall_seconds: without a step for so long, and for ten times the usual, all hosts write down where they stand.
     """
 
     steps: int
@@ -79,12 +80,14 @@ class TrainConfig:
     log_every: int = 10
     sample_every: int = 0
     max_nonfinite: int = 10
+    stall_seconds: float = 300.0
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulation", "save_every", "keep", "log_every"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         for name in ("sample_every", "max_nonfinite"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        _require("stall_seconds", self.stall_seconds, self.stall_seconds > 0, "above 0")
         if self.batch_size % self.accumulation:
             raise ConfigError(
                 f"batch_size={self.batch_size} must be a multiple of accumulation={self.accumulation}"

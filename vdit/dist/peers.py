@@ -1,0 +1,206 @@
+"""Knowing of the other hosts while a run goes: who is alive, where each stands, why one ended.
+
+Each host writes its place into the coordination service of jax every few seconds; that is its heartbeat. The first
+host misses those that fall silent and tells the others. A host that ends with an error says so before it goes. So
+every host ends with one line that names the host and the reason, rather than in a collective that never comes back,
+or in an abort of the coordination service that names nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vdit.errors import AGAIN, MEND
+
+_BEATS, _MAIL, _READ, _NAMES = "vdit/beat/", "vdit/mail/", "vdit/read/", "vdit/name/"
+_LEFT = "left"
+# How runtimes word it when the other end of a collective is gone.
+_PEER_GONE = re.compile(
+    r"gloo|nccl|connection (reset|closed|refused)|socket closed|broken pipe|heartbeat|coordination service"
+    r"|UNAVAILABLE|peer", re.IGNORECASE
+)  # fmt: skip
+_FAREWELL = 5.0  # seconds: how long the first host, which holds the service, waits for the others to read why it ends
+
+
+@dataclasses.dataclass(kw_only=True)
+class Place:
+    """Where a host stands. Plain assignments keep it, so that a step pays nothing for being watched.
+
+    phase: what it does ("training", "waiting for data", ...). step: steps done. saved: gives the step of the last
+    complete checkpoint, or None. seconds: a step takes so many on this host, `waited` of them for data.
+    """
+
+    phase: str = "starting"
+    step: int = 0
+    saved: Callable[[], int | None] = lambda: None
+    seconds: float | None = None
+    waited: float | None = None
+
+    def __str__(self) -> str:
+        return f"step {self.step}: {self.phase}"
+
+    def told(self) -> dict[str, Any]:
+        """What other hosts hear of it."""
+        return {name: getattr(self, name) for name in ("phase", "step", "seconds", "waited")}
+
+
+class Peers:
+    """The other hosts of a run. client: jax's of its coordination service. heartbeat: seconds of silence until a host
+    counts as lost. write: where the line goes that says why this process ends, beside stderr.
+    """
+
+    def __init__(self, client: Any, process_id: int, processes: int, *, heartbeat: float, place: Place):
+        self._client, self._id, self._count, self._heartbeat = client, process_id, processes, heartbeat
+        self.place = place
+        self.write: Callable[[str], None] = lambda line: None
+        self.interval = max(0.2, min(5.0, heartbeat / 5))
+        self._answered = time.monotonic()
+        self._leaving = threading.Event()
+        self._ending = threading.Lock()
+        self._beats: dict[int, tuple[str, float]] = {}
+        self._threads = [threading.Thread(target=task, daemon=True) for task in (self._watch, self._guard)]
+
+    def start(self) -> None:
+        """Begins to beat and to watch."""
+        self._client.key_value_set(f"{_NAMES}{self._id}", socket.gethostname())
+        _hold_aborts()
+        for thread in self._threads:
+            thread.start()
+
+    def places(self) -> dict[int, Place]:
+        """Every host's place, as last heard."""
+        found = {}
+        for key, value in self._client.key_value_dir_get(_BEATS):
+            told = {"phase": "left"} if value == _LEFT else json.loads(value)["place"]
+            found[int(key.rpartition("/")[2])] = Place(**told)
+        return dict(sorted(found.items()))
+
+    def fail(self, error: str, code: int) -> None:
+        """Tells all others that this host ends with an error; the caller then ends the process at once.
+
+        Should the error itself come from a host that is gone, this waits until it is known which, and that ends the
+        process. code: this host's exit code; the others take it too, so that a launcher does not start again what
+        must be mended first.
+        """
+        if code != MEND and _PEER_GONE.search(error):
+            time.sleep(self._heartbeat + 3 * self.interval)
+        with self._ending:
+            mend = "mend that first" if code == MEND else "see its log"
+            self._tell({"text": f"{self._who(self._id)} ended with an error: {error} ({mend})", "code": code})
+
+    def leave(self) -> None:
+        """Ends the watch: this host has come to its end in good order, and waits for the others in jax's shutdown."""
+        if self._leaving.is_set():
+            return
+        self._leaving.set()
+        with contextlib.suppress(Exception):
+            self._client.key_value_set(f"{_BEATS}{self._id}", _LEFT, allow_overwrite=True)
+            self._client.key_value_set(f"{_MAIL}{self._id}", _LEFT, allow_overwrite=True)  # wakes the watch
+        for thread in self._threads:
+            thread.join(2 * self.interval)
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGABRT, signal.SIG_DFL)
+
+    def _watch(self) -> None:
+        count = 0
+        while not self._leaving.is_set():
+            try:
+                count += 1
+                beat = json.dumps({"count": count, "place": self.place.told()})
+                self._client.key_value_set(f"{_BEATS}{self._id}", beat, allow_overwrite=True)
+                if self._id == 0:
+                    self._miss()
+                mail = self._client.blocking_key_value_get(f"{_MAIL}{self._id}", int(1000 * self.interval))
+            except Exception as error:  # the type differs between versions of jax
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    self._first_is_gone(str(error).split(": ")[0])
+                self._answered = time.monotonic()
+                continue
+            if mail != _LEFT:
+                self._client.key_value_set(f"{_READ}{self._id}", "", allow_overwrite=True)
+                self._end(**json.loads(mail))
+
+    def _guard(self) -> None:
+        """Calls of a service whose machine has vanished may never return; this counts the seconds."""
+        while not self._leaving.wait(self.interval):
+            if time.monotonic() - self._answered > self._heartbeat + 2 * self.interval:
+                self._first_is_gone(f"no answer for {self._heartbeat:g} s")
+
+    def _miss(self) -> None:
+        """On the first host: ends the run if another host has been silent for too long."""
+        now = time.monotonic()
+        heard = {int(key.rpartition("/")[2]): value for key, value in self._client.key_value_dir_get(_BEATS)}
+        for host in range(1, self._count):
+            value = heard.get(host, "")
+            if self._beats.get(host, (None,))[0] != value:
+                self._beats[host] = value, now
+            elif value != _LEFT and now - self._beats[host][1] > self._heartbeat:
+                notice = {
+                    "text": f"{self._who(host)} was lost (no heartbeat for {self._heartbeat:g} s)", "code": AGAIN
+                }  # fmt: skip
+                with self._ending:
+                    self._tell(notice, but=host)
+                self._end(**notice)
+
+    def _tell(self, notice: Mapping[str, Any], *, but: int | None = None) -> None:
+        others = [host for host in range(self._count) if host not in (self._id, but)]
+        with contextlib.suppress(Exception):  # the service may be what is gone
+            for host in others:
+                with contextlib.suppress(Exception):  # it was told something already
+                    self._client.key_value_set(f"{_MAIL}{host}", json.dumps(notice))
+            until = time.monotonic() + _FAREWELL
+            while self._id == 0 and time.monotonic() < until:
+                if len(self._client.key_value_dir_get(_READ)) >= len(others):
+                    break
+                time.sleep(0.05)
+
+    def _first_is_gone(self, why: str) -> None:
+        if not self._leaving.is_set():
+            self._end(text=f"host 0, which holds the coordination service, was lost ({why})", code=AGAIN)
+
+    def _end(self, *, text: str, code: int) -> None:
+        """Says why, and ends the process; its other threads may be in calls that never come back."""
+        with self._ending:
+            saved = None
+            with contextlib.suppress(Exception):
+                saved = self.place.saved()
+            line = f"{text} at step {self.place.step} ({self.place.phase})"
+            if code == AGAIN:
+                line += ": start the same command again"
+                line += "" if saved is None else f"; it goes on from step {saved}"
+            with contextlib.suppress(Exception):
+                self.write(line)
+            print(f"vdit: {line}", file=sys.stderr, flush=True)
+            os._exit(code)
+
+    def _who(self, host: int) -> str:
+        try:
+            return f"host {host} ({self._client.key_value_try_get(f'{_NAMES}{host}')})"
+        except Exception:
+            return f"host {host}"
+
+
+def _hold_aborts() -> None:
+    """Where the coordination service aborts the process, gives the watch seconds to end it with a reason.
+
+    jax takes no callback here (0.10's cannot be given one from Python). C's own `sleep` is the handler of the signal:
+    it may be called in one, and is given the signal's number, 6, so that the thread that aborts stands still for 6
+    seconds, and then goes on to abort if nothing else has ended the process.
+    """
+    if sys.platform not in ("linux", "darwin"):
+        return
+    library = ctypes.CDLL(None)
+    library.signal.argtypes, library.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    library.signal(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))

@@ -1,0 +1,127 @@
+"""SIGTERM and Ctrl-C: where a run stops, and on several hosts at which step all of them do.
+
+Inside the loop a signal is noted, and the run ends after a step, saved. Everywhere else there is nothing to save, and
+it ends at once by an exception: KeyboardInterrupt for Ctrl-C, Preempted for SIGTERM. A thread watches the signals too:
+a call into a compiler can hold the main thread for minutes, in which Python handles none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+from jax.experimental.multihost_utils import reached_preemption_sync_point
+
+from vdit.errors import AGAIN, INTERRUPTED, Preempted
+
+_GRACE = 5.0  # seconds that the main thread has to act on a signal where nothing is to be saved
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stop:
+    """Whether the run is to stop, and why. A context manager: the signals are its own while it is entered.
+
+    Several hosts stop at one step by jax's preemption service: it hears of SIGTERM on any host, and names a step that
+    none has begun. `last_words` is called before the thread ends a process whose main thread cannot.
+    """
+
+    def __init__(self, last_words: Callable[[str], None] = lambda line: None):
+        self._last_words = last_words
+        self._asked: int | None = None
+        self._deferring = False
+        self._calls = 0
+        self._notify: Callable[[int], None] | None = None
+        self._before: dict[int, object] = {}
+        self._pipe: tuple[int, int] | None = None
+        self._old_pipe = -1
+
+    @property
+    def asked(self) -> str | None:
+        """The signal that asked this process to stop."""
+        return None if self._asked is None else signal.Signals(self._asked).name
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is not threading.main_thread():
+            return self  # signals reach the main thread only
+        # With several hosts and nobody who took over jax's handler (see `take_over`), SIGTERM stays jax's.
+        several = jax.distributed.is_initialized() and self._notify is None
+        for number in (signal.SIGINT,) if several else _SIGNALS:
+            self._before[number] = signal.signal(number, self._handle)
+        self._pipe = os.pipe()
+        os.set_blocking(self._pipe[1], False)
+        self._old_pipe = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(self._pipe[0],), daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+        if self._pipe is not None:
+            signal.set_wakeup_fd(self._old_pipe)
+            os.close(self._pipe[1])  # the thread reads the end of it
+            self._pipe = None
+
+    def take_over(self) -> None:
+        """After jax.distributed has started: SIGTERM comes here again, and is handed on to jax's handler.
+
+        jax's is one of C, set past Python, that puts a flag up and returns.
+        """
+        if not self._before or sys.platform not in ("linux", "darwin"):
+            return
+        library = ctypes.CDLL(None)
+        library.signal.argtypes, library.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+        address = library.signal(signal.SIGTERM, None)
+        self._notify = ctypes.CFUNCTYPE(None, ctypes.c_int)(address) if address else None
+        signal.signal(signal.SIGTERM, self._handle)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """While entered, a signal is noted only; the caller asks `reached` after each step."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    def reached(self) -> bool:
+        """Whether to stop after this step. Every host calls it after every step, and all get the same answer."""
+        if jax.process_count() == 1:
+            return self._asked is not None
+        self._calls += 1  # over all stages: jax wants a count that never falls
+        return reached_preemption_sync_point(self._calls)
+
+    def end(self) -> None:
+        """Raises what a stopped run ends with; on a host that had no signal of its own, another one had."""
+        raise KeyboardInterrupt if self._asked == signal.SIGINT else Preempted
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self._asked is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C: now
+        self._asked = number if self._asked is None else self._asked
+        if self._notify is not None:
+            self._notify(signal.SIGTERM)
+        if not self._deferring:
+            self.end()
+
+    def _watch(self, pipe: int) -> None:
+        """Ends the process where the main thread is held by a long call and nothing is to be saved."""
+        asked: int | None = None
+        while numbers := os.read(pipe, 64):
+            asked = next((number for number in numbers if number in _SIGNALS), asked)
+            until = time.monotonic() + _GRACE
+            while asked is not None and time.monotonic() < until and self._pipe is not None:
+                time.sleep(0.1)
+            if asked is not None and self._pipe is not None and not self._deferring:
+                line = f"{signal.Signals(asked).name} while nothing was to be saved: start the same command again"
+                self._last_words(line)
+                print(f"vdit: {line}", file=sys.stderr, flush=True)
+                os._exit(INTERRUPTED if asked == signal.SIGINT else AGAIN)
+        os.close(pipe)
