@@ -4,7 +4,9 @@
         --data.source=folder --data.path=videos --data.threads=16
 
 What is drawn of each video (sizes, durations, frame rates) is as in the run's experiment, changed by
---data.KEY=VALUE. The result is read by vdit.data.LatentStore. Files that cannot be read are skipped and listed.
+--data.KEY=VALUE. The result is read by vdit.data.LatentStore. Files that cannot be read are skipped and listed. The
+same command goes on where it was interrupted. To share the work between machines that share the folder, give each
+--shard INDEX/COUNT; when all are done, the same command without it completes the folder.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vdit.config import apply_overrides
+from vdit.config import apply_overrides, to_json
 from vdit.data import encode_clips, open_source
 from vdit.data.config import DataConfig
 from vdit.errors import ConfigError, VditError
@@ -45,12 +47,20 @@ def digest(params: Any) -> str:
     return sha.hexdigest()[:16]
 
 
+def _share(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} must be INDEX/COUNT, 0/4 to 3/4 for four shares")
+    return int(index), int(count)
+
+
 def main(arguments: Sequence[str] | None = None, load: Callable[[str], tuple[Any, DataConfig, int]] = load) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder of the run that trained the VAE")
     parser.add_argument("out", help="new folder for the latents")
     parser.add_argument("--samples", type=int, default=0, help="cuts to encode; 0: each video once")
     parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"])
+    parser.add_argument("--shard", type=_share, default=(0, 1), metavar="INDEX/COUNT", help="encode this share only")
     args, rest = parser.parse_known_args(arguments)
     vae, data, seed = load(args.run)
     unknown = [text for text in rest if not text.startswith("--data.") or "=" not in text]
@@ -63,8 +73,12 @@ def main(arguments: Sequence[str] | None = None, load: Callable[[str], tuple[Any
         print(f"\r{done} of {total}", end="", file=sys.stderr, flush=True)
 
     index = encode_clips(source, vae.encode, Path(args.out), samples=args.samples, vae=digest(vae.params),
-                         dtype=args.dtype, threads=data.threads, progress=progress)
-    print(f"\n{args.out}: {index['count']} latents in {len(index['shards'])} file(s)")
+                         dtype=args.dtype, threads=data.threads, progress=progress, key=[to_json(data), seed],
+                         shard_index=args.shard[0], shard_count=args.shard[1])
+    if index is None:
+        print(f"\nshare {args.shard[0]} of {args.shard[1]} is encoded; when all are, run the command without --shard")
+    else:
+        print(f"\n{args.out}: {index['count']} latents in {len(index['shards'])} file(s)")
     for name, reason in source.report().items():
         print(f"skipped {name}: {reason}", file=sys.stderr)
 

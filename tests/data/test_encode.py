@@ -1,14 +1,18 @@
 """Videos to latents on disk to rows."""
 
 import importlib.util
+import shutil
+import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vdit.data import Clips, DataConfig, LatentStore, WorldLibrary, encode_clips
-from vdit.errors import ConfigError
+from vdit.data.sources import Source
+from vdit.errors import ConfigError, DataError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "data_pipelines" / "encode_latents.py"
 
@@ -34,6 +38,96 @@ def test_clips_are_encoded_in_order_with_what_is_known_of_them(tmp_path):
         assert stored == video
 
 
+class Walls(Source):
+    """Short clips whose item can be seen in every pixel. `dies` at an item as a kill would, before it is read."""
+
+    def __init__(self, items, dies=None):
+        super().__init__()
+        self.items, self.dies, self.made = items, dies, []
+
+    def __len__(self):
+        return self.items
+
+    def read(self, item, epoch):
+        if item == self.dies:
+            raise KeyboardInterrupt
+        self.made.append(item)
+        return {"video": np.full((1, 8, 8, 3), item, np.uint8), "captions": [f"wall {item}"], "id": str(item)}
+
+
+def encode_walls(path, source=None, **more):
+    return encode_clips(Walls(100) if source is None else source, halve, path, dtype="float32", threads=1, **more)
+
+
+def content(path):
+    store = LatentStore(path)
+    return [(sample["id"], sample["captions"], sample["latent"].tobytes()) for sample in map(store.__getitem__,
+                                                                                          range(len(store)))]
+
+
+@pytest.mark.parametrize("hosts", [2, 3, 9])
+def test_the_latents_do_not_depend_on_the_number_of_hosts(tmp_path, hosts):
+    encode_walls(tmp_path / "one")
+    barrier = threading.Barrier(hosts)
+    with ThreadPoolExecutor(hosts) as pool:
+        sources = [Walls(100) for _ in range(hosts)]
+        work = [pool.submit(encode_walls, tmp_path / "several", source, shard_index=i, shard_count=hosts,
+                            wait=lambda name: barrier.wait(20)) for i, source in enumerate(sources)]
+        indices = [each.result() for each in work]
+    assert content(tmp_path / "several") == content(tmp_path / "one")
+    assert all(index == LatentStore(tmp_path / "one").index for index in indices)  # and the same statistics
+    assert sorted(item for source in sources for item in source.made) == list(range(100))
+    shown = sorted(path.name for path in (tmp_path / "several").iterdir())
+    assert shown == sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert all(name.startswith(("latents-", "index")) for name in shown)
+
+
+def test_an_interrupted_encode_goes_on_with_the_parts_that_are_complete_on_any_number_of_hosts(tmp_path):
+    encode_walls(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        encode_walls(tmp_path / "out", Walls(100, dies=70))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(KeyboardInterrupt):
+        encode_walls(tmp_path / "out", Walls(100, dies=99), shard_index=0, shard_count=2)
+    assert encode_walls(tmp_path / "out", other := Walls(100), shard_index=1, shard_count=2) is None
+    seen, last = [], Walls(100)
+    encode_walls(tmp_path / "out", last, progress=lambda done, total: seen.append((done, total)))
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    # In parts of 16: 0 to 63 were whole, 64 to 79 the first of two hosts made then, 80 to 95 the second.
+    assert other.made == list(range(80, 96))
+    assert last.made == list(range(96, 100))
+    assert seen == [(done, 100) for done in range(97, 101)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_what_was_encoded_with_other_settings_or_is_damaged_is_not_used(tmp_path):
+    def stop():
+        with pytest.raises(KeyboardInterrupt):
+            encode_walls(tmp_path / "out", Walls(100, dies=70), key="a")
+
+    stop()
+    encode_walls(tmp_path / "out", again := Walls(100), key="b")
+    assert again.made == list(range(100))
+    shutil.rmtree(tmp_path / "out")
+    stop()
+    file = sorted(tmp_path.rglob("latents-*"))[1]
+    file.write_bytes(file.read_bytes()[:-9])
+    encode_walls(tmp_path / "out", again := Walls(100), key="a")
+    assert again.made == [*range(16, 32), *range(64, 100)]
+
+
+def test_a_folder_that_hosts_do_not_share_is_found_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("vdit.data.parts.PATIENCE", 0.3)
+    for host, message in ((0, "latents-00001.arrayrecord of another host does not appear"), (1, "index.json of an")):
+        with pytest.raises(DataError, match=message):
+            encode_walls(tmp_path / str(host) / "out", shard_index=host, shard_count=2, wait=lambda name: None)
+
+
+def test_nothing_to_encode_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="no latents to write"):
+        encode_walls(tmp_path / "out", Walls(0))
+
+
 @pytest.fixture(scope="module")
 def script():
     spec = importlib.util.spec_from_file_location("encode_latents_script", SCRIPT)
@@ -53,6 +147,17 @@ def test_the_script_encodes_with_the_runs_settings_changed_as_asked(script, tmp_
     assert [store[i]["latent"].shape for i in range(len(store))] == [(3, 4, 4, 3)] * 4
     assert store.index["vae"] == script.digest({"w": np.ones(3)})
     assert "4 latents in 1 file" in capsys.readouterr().out
+
+
+def test_machines_share_the_work_of_the_script(script, tmp_path, capsys):
+    for share in ("0/2", "1/2"):
+        script.main(["run", str(tmp_path / "out"), "--samples=40", f"--shard={share}"], load=load)
+        assert not (tmp_path / "out").exists()
+    script.main(["run", str(tmp_path / "out"), "--samples=40"], load=load)
+    assert len(LatentStore(tmp_path / "out")) == 40
+    assert "run the command without --shard" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        script.main(["run", str(tmp_path / "other"), "--shard=2/2"], load=load)
 
 
 def test_the_script_refuses_what_it_does_not_know(script, tmp_path):

@@ -31,24 +31,78 @@ DTYPES = {"float16": np.float16, "float32": np.float32, "bfloat16": ml_dtypes.bf
 SAFETENSORS_DTYPES = {"F16": np.float16, "F32": np.float32, "BF16": ml_dtypes.bfloat16}
 
 
-class ChannelStatistics:
-    """Mean and standard deviation of each channel, accumulated clip by clip."""
+def channel_statistics(shards: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """{"mean", "std"}: of each channel over all values of some shards, each as ShardWriter.close says."""
+    shards = list(shards)
+    count = sum(shard["values"] for shard in shards)
+    mean = np.sum([shard["sum"] for shard in shards], axis=0) / count
+    square = np.sum([shard["square"] for shard in shards], axis=0) / count
+    return {"mean": mean.tolist(), "std": np.sqrt(np.maximum(square - np.square(mean), 0.0)).tolist()}
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.total: Any = 0.0
-        self.square: Any = 0.0
 
-    def add(self, latent: np.ndarray) -> None:
-        flat = latent.reshape(-1, latent.shape[-1]).astype(np.float64)
-        self.count += len(flat)
-        self.total = self.total + flat.sum(0)
-        self.square = self.square + np.square(flat).sum(0)
+class ShardWriter:
+    """One file of records, with the sums of its channels; the file appears when it is closed."""
 
-    def result(self) -> tuple[list[float], list[float]]:
-        mean = self.total / self.count
-        variance = np.maximum(self.square / self.count - np.square(mean), 0.0)
-        return mean.tolist(), np.sqrt(variance).tolist()
+    def __init__(self, file: Path, dtype: str):
+        self.file, self.dtype = file, dtype
+        self.records, self.bytes, self.channels, self.values = 0, 0, 0, 0
+        self._sum: Any = 0.0
+        self._square: Any = 0.0
+        self._part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
+        self._writer = array_record_module.ArrayRecordWriter(str(self._part), "group_size:1")
+
+    def write(self, item: Sample, number: int) -> None:
+        """Adds a latent. number: stands for an id where the item has none."""
+        data, stored = _record(item, self.dtype, number)
+        self.channels = self.channels or stored.shape[-1]
+        check_channels(stored.shape[-1], self.channels, item.get("id", number))
+        flat = stored.reshape(-1, self.channels).astype(np.float64)
+        self.values += len(flat)
+        self._sum = self._sum + flat.sum(0)
+        self._square = self._square + np.square(flat).sum(0)
+        self._writer.write(data)
+        self.records, self.bytes = self.records + 1, self.bytes + len(data)
+
+    def close(self) -> dict[str, Any]:
+        """{"file", "records", "bytes"} of the file, and its "channels", "values", "sum" and "square"."""
+        self._writer.close()
+        os.replace(self._part, self.file)
+        return {"file": self.file.name, "records": self.records, "bytes": self.file.stat().st_size,
+                "channels": self.channels, "values": self.values, "sum": self._sum.tolist(),
+                "square": self._square.tolist()}
+
+    def abandon(self) -> None:
+        """Leaves nothing behind."""
+        self._writer.close()
+        self._part.unlink(missing_ok=True)
+
+
+def check_channels(channels: int, before: int, name: Any) -> None:
+    """One folder holds the latents of one VAE."""
+    if channels != before:
+        raise DataError(f"latent {name!r} has {channels} channels, those before it {before}: one folder holds the "
+                        "latents of one VAE")
+
+
+def shard_file(folder: Path, number: int) -> Path:
+    return folder / f"latents-{number:05d}.arrayrecord"
+
+
+def make_index(shards: list[dict[str, Any]], *, vae: str, dtype: str) -> dict[str, Any]:
+    """What index.json says of shards, each as ShardWriter.close says."""
+    if not shards:
+        raise DataError("there are no latents to write: the source of clips is empty")
+    for shard in shards:
+        check_channels(shard["channels"], shards[0]["channels"], shard["file"])
+    return {"format": FORMAT, "count": sum(shard["records"] for shard in shards), "channels": shards[0]["channels"],
+            **channel_statistics(shards),
+            "shards": [{key: shard[key] for key in ("file", "records", "bytes")} for shard in shards],
+            "vae": vae, "dtype": dtype}
+
+
+def check_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise DataError(f"latents cannot be stored as {dtype!r}: choose one of {', '.join(DTYPES)}")
 
 
 def _record(item: Sample, dtype: str, number: int) -> tuple[bytes, np.ndarray]:
@@ -77,14 +131,13 @@ def write_latents(path: str | Path, items: Iterable[Sample], *, vae: str = "", d
     Returns the index: count, shards, channels, mean and std of each channel, vae, dtype.
     """
     path = Path(path)
-    if dtype not in DTYPES:
-        raise DataError(f"latents cannot be stored as {dtype!r}: choose one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
     if path.exists():
         raise DataError(f"{path} exists already: choose another folder for latents, or remove it")
     work = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.writing"
     work.mkdir(parents=True)
     try:
-        index = _write_shards(work, items, dtype, shard_bytes) | {"vae": vae, "dtype": dtype}
+        index = make_index(_write_shards(work, items, dtype, shard_bytes), vae=vae, dtype=dtype)
         (work / INDEX).write_text(json.dumps(index, indent=1))
         os.replace(work, path)
     except BaseException:
@@ -93,38 +146,18 @@ def write_latents(path: str | Path, items: Iterable[Sample], *, vae: str = "", d
     return index
 
 
-def _write_shards(folder: Path, items: Iterable[Sample], dtype: str, shard_bytes: int) -> dict[str, Any]:
+def _write_shards(folder: Path, items: Iterable[Sample], dtype: str, shard_bytes: int) -> list[dict[str, Any]]:
     shards: list[dict[str, Any]] = []
-    statistics = ChannelStatistics()
-    writer, records, held, channels, count = None, 0, 0, 0, 0
-
-    def finish() -> None:
-        writer.close()
-        file = folder / f"latents-{len(shards):05d}.arrayrecord"
-        shards.append({"file": file.name, "records": records, "bytes": file.stat().st_size})
-
-    for count, item in enumerate(items, start=1):
-        data, stored = _record(item, dtype, count - 1)
-        channels = channels or stored.shape[-1]
-        if stored.shape[-1] != channels:
-            raise DataError(f"latent {item.get('id', count - 1)!r} has {stored.shape[-1]} channels, those "
-                            f"before it {channels}: one folder holds the latents of one VAE")
-        statistics.add(stored.astype(np.float32))
-        if writer is None:
-            file = folder / f"latents-{len(shards):05d}.arrayrecord"
-            writer, records, held = array_record_module.ArrayRecordWriter(str(file), "group_size:1"), 0, 0
-        writer.write(data)
-        records, held = records + 1, held + len(data)
-        if held >= shard_bytes:
-            finish()
+    writer = None
+    for number, item in enumerate(items):
+        writer = writer or ShardWriter(shard_file(folder, len(shards)), dtype)
+        writer.write(item, number)
+        if writer.bytes >= shard_bytes:
+            shards.append(writer.close())
             writer = None
     if writer is not None:
-        finish()
-    if not count:
-        raise DataError("there are no latents to write: the source of clips is empty")
-    mean, std = statistics.result()
-    return {"format": FORMAT, "count": count, "channels": channels, "mean": mean, "std": std,
-            "shards": shards}
+        shards.append(writer.close())
+    return shards
 
 
 class LatentStore(Source):

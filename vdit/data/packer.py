@@ -10,7 +10,7 @@ import grain
 import numpy as np
 
 from vdit.data.packing import RowLimits, TokenClip, build_rows, check_fits, choose
-from vdit.data.streams import Reader, make_place, make_pool, read_place
+from vdit.data.streams import Reader, close_readers, make_place, make_pool, read_place
 from vdit.types import Row
 
 
@@ -120,7 +120,4 @@ class PackedRows(grain.DatasetIterator):
 
     def close(self) -> None:
         super().close()
-        for stream in self._streams.values():
-            stream.reader.close()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        close_readers([stream.reader for stream in self._streams.values()], self._pool)

@@ -20,6 +20,7 @@ from vdit.data.sources import Sample, Source, draws
 from vdit.data.streams import (
     Order,
     Reader,
+    close_readers,
     make_place,
     make_pool,
     own_rows,
@@ -168,9 +169,7 @@ class VideoBatches(grain.DatasetIterator):
 
     def close(self) -> None:
         super().close()
-        self._reader.close()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        close_readers([self._reader], self._pool)
 
 
 class Prefetch(grain.experimental.ThreadPrefetchDatasetIterator):

@@ -9,6 +9,7 @@ another goes on with.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -102,11 +103,13 @@ class Reader(Generic[T]):
                  ahead: int):
         self.place = 0
         self._order, self._read, self._pool = order, read, pool
-        self._ahead = ahead if pool is not None else 0
+        self._ahead, self._length = ahead if pool is not None else 0, len(order)
+        if self._length:
+            order[0]  # what grain makes on first use is not made by two threads
         self._coming: deque[Future] = deque()
 
     def __next__(self) -> T:
-        if self.place >= len(self._order):
+        if self.place >= self._length:
             raise StopIteration
         if self._pool is None:
             element = self.read_at(self.place)
@@ -119,9 +122,8 @@ class Reader(Generic[T]):
         return element
 
     def _ask(self, ahead: int) -> None:
-        while len(self._coming) < ahead and self.place + len(self._coming) < len(self._order):
-            place = self.place + len(self._coming)
-            self._coming.append(self._pool.submit(self._read, int(self._order[place]), place))
+        while len(self._coming) < ahead and self.place + len(self._coming) < self._length:
+            self._coming.append(self._pool.submit(self.read_at, self.place + len(self._coming)))
 
     def read_at(self, place: int) -> T:
         """The element at a place, wherever the reader is."""
@@ -141,6 +143,17 @@ class Reader(Generic[T]):
 def make_pool(threads: int) -> ThreadPoolExecutor | None:
     """Threads for the readers of a host; None for 0: who asks reads."""
     return ThreadPoolExecutor(threads, thread_name_prefix="vdit-read") if threads else None
+
+
+def close_readers(readers: Iterable[Reader], pool: ThreadPoolExecutor | None,
+                  finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+    """Ends reading ahead; without noise when Python shuts down first, and takes its modules along."""
+    if finalizing():
+        return
+    for reader in readers:
+        reader.close()
+    if pool is not None:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def make_place(streams: dict[int, Any], identity: dict[str, Any]) -> dict[str, Any]:

@@ -33,8 +33,10 @@ from vdit.data.latents import LatentStore
 from vdit.data.open import open_source
 from vdit.data.pipeline import row_iterator, video_batches
 from vdit.dist.mesh import make_mesh
+from vdit.dist.multihost import is_first
 from vdit.dist.share import host_share
 from vdit.dist.target import platform_of
+from vdit.dist.together import first_does, wait_for_all
 from vdit.errors import ConfigError, TextError
 from vdit.nn.compiling import compiler_options
 from vdit.nn.lora import join
@@ -84,9 +86,9 @@ def run(
     if unknown:
         raise ConfigError(f"stage {unknown[0]!r} is unknown: use some of {', '.join(STAGES)}")
     say = (logging.console or Console()).print
-    if not (workspace.root / "experiment.json").exists():
-        workspace.save_experiment(experiment)
+    first_does(lambda: _begin_folder(experiment, workspace), "experiment.json")
     adopt(experiment, workspace)
+    wait_for_all("start_from")
     for stage in STAGES:
         if stage not in stages:
             continue
@@ -103,8 +105,13 @@ def run(
             train_dit(experiment, workspace, logging)
         if jax.process_index() == 0:
             workspace.add_cost(stage, time.perf_counter() - began, peak_memory())
-    workspace.save_experiment(experiment)
+    first_does(lambda: workspace.save_experiment(experiment), "experiment.json")
     return experiment
+
+
+def _begin_folder(experiment: Experiment, workspace: Workspace) -> None:
+    if not (workspace.root / "experiment.json").exists():
+        workspace.save_experiment(experiment)
 
 
 def peak_memory() -> int:
@@ -143,24 +150,38 @@ def train_vae(experiment: Experiment, workspace: Workspace, logging: Logging) ->
 
 
 def encode_latents(experiment: Experiment, workspace: Workspace, logging: Logging) -> None:
-    """Encode the videos with the trained VAE. Latents of another VAE or another choice of clips are refused."""
+    """Encode the videos with the trained VAE, each host its share of them, in a folder that all hosts share.
+
+    Goes on where it was interrupted. Latents of another VAE or another choice of clips are refused.
+    """
     params = load_params(workspace.vae)["vae"]
     identity = _fingerprint(params, experiment)
-    if (workspace.latents / "index.json").exists():
-        if LatentStore(workspace.latents).index["vae"] == identity:
-            return
+    if not (workspace.latents / "index.json").exists():
+        _encode(experiment, workspace, params, identity, logging)
+    index = LatentStore(workspace.latents).index
+    if index["vae"] != identity:
         raise ConfigError(
             f"{workspace.latents} was encoded with another VAE or another data config: remove that folder to "
             "encode again"
         )
+    if not _has(experiment, "statistics.json"):
+        first_does(lambda: workspace.save_statistics(index["mean"], index["std"]), "statistics.json")
+
+
+def _encode(experiment: Experiment, workspace: Workspace, params: PyTree, identity: str, logging: Logging) -> None:
     source = open_source(experiment.data, seed=experiment.seed, exclude=experiment.holdout)
     channels = experiment.vae.latent_channels
     plain = {"mean": np.zeros(channels, np.float32), "std": np.ones(channels, np.float32)}
     vae = VideoVAE(config=experiment.vae, params=params, statistics=plain)
     samples = experiment.latents.samples or len(source)
-    display = make_display("latents", samples, 0, console=logging.console)
+    display = make_display("latents", samples, 0, console=logging.console) if is_first() else None
+
+    def show(done: int, total: int) -> None:
+        if display is not None:  # a host knows of its own share only, and shows the whole as far as that
+            display.update(done * samples // total, {})
+
     try:
-        index = encode_clips(
+        encode_clips(
             source,
             functools.partial(vae.encode, latent_frames=experiment.latents.latent_frames or None),
             workspace.latents,
@@ -168,28 +189,35 @@ def encode_latents(experiment: Experiment, workspace: Workspace, logging: Loggin
             vae=identity,
             dtype=experiment.latents.dtype,
             threads=experiment.data.threads,
-            progress=lambda done, total: display.update(done, {}),
+            progress=show,
+            shard_index=jax.process_index(),
+            shard_count=jax.process_count(),
+            wait=wait_for_all,
         )
     finally:
-        display.close()
+        if display is not None:
+            display.close()
     _report_skipped(source, logging)
-    if not _has(experiment, "statistics.json"):
-        workspace.save_statistics(index["mean"], index["std"])
 
 
 def train_tokenizer(experiment: Experiment, workspace: Workspace) -> Experiment:
     """Give the run its tokenizer: the experiment's own model, or one trained from the captions."""
-    if not workspace.tokenizer.exists():
-        if experiment.text.tokenizer is not None:
-            make_tokenizer(experiment.text, experiment.text.tokenizer).save(workspace.tokenizer)
-        elif experiment.text.t5 is not None:
-            raise TextError("text.tokenizer=None: a T5 has a tokenizer of its own, name its .model file or folder")
-        else:
-            store = LatentStore(workspace.latents)
-            count = min(len(store), CAPTIONS_FOR_TOKENIZER)
-            captions = itertools.chain.from_iterable(store[i]["captions"] for i in range(count))
-            train_pieces(captions, workspace.tokenizer, vocab_size=experiment.text.vocab_size)
+    first_does(lambda: _make_tokenizer(experiment, workspace), "tokenizer.model")
     return with_tokenizer(experiment, workspace)
+
+
+def _make_tokenizer(experiment: Experiment, workspace: Workspace) -> None:
+    if workspace.tokenizer.exists():
+        return
+    if experiment.text.tokenizer is not None:
+        make_tokenizer(experiment.text, experiment.text.tokenizer).save(workspace.tokenizer)
+    elif experiment.text.t5 is not None:
+        raise TextError("text.tokenizer=None: a T5 has a tokenizer of its own, name its .model file or folder")
+    else:
+        store = LatentStore(workspace.latents)
+        count = min(len(store), CAPTIONS_FOR_TOKENIZER)
+        captions = itertools.chain.from_iterable(store[i]["captions"] for i in range(count))
+        train_pieces(captions, workspace.tokenizer, vocab_size=experiment.text.vocab_size)
 
 
 def with_tokenizer(experiment: Experiment, workspace: Workspace) -> Experiment:

@@ -1,0 +1,130 @@
+"""Latents written in parts, by one host or several, and gone on with after an interruption.
+
+The samples are cut into parts, runs of neighbours of equal length whose number depends on that of the samples only.
+A part is one file of records; beside it a note, written last, says that it is complete. When all parts are, the first
+host writes the index, and the folder takes its final name. Until then it is `.NAME.KEY.writing`: the key stands for
+what is encoded, so that what is found there may be used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vdit.data.latents import INDEX, ShardWriter, check_dtype, make_index, shard_file
+from vdit.data.sources import Sample
+from vdit.errors import DataError
+
+MOST_PARTS, SMALLEST_PART = 512, 16
+PATIENCE = 120.0  # seconds until a file that another host has written is seen here
+
+
+class LatentParts:
+    """The parts of one folder of latents, and this host's share of them.
+
+    path: the folder; must not exist. samples: how many. key: anything that changes when the latents would.
+    shard_index, shard_count: this host of how many; every host sees the same folders.
+    """
+
+    def __init__(self, path: str | Path, *, samples: int, vae: str, dtype: str, key: Any = None, shard_index: int = 0,
+                 shard_count: int = 1):
+        check_dtype(dtype)
+        self.path = Path(path)
+        if self.path.exists():
+            raise DataError(f"{self.path} exists already: choose another folder for latents, or remove it")
+        if samples < 1:
+            raise DataError("there are no latents to write: the source of clips is empty")
+        self.samples, self.vae, self.dtype = samples, vae, dtype
+        self.shard_index, self.shard_count = shard_index, shard_count
+        self.size = max(SMALLEST_PART, -(-samples // MOST_PARTS))
+        self.count = -(-samples // self.size)
+        digest = hashlib.sha256(json.dumps([samples, self.size, vae, dtype, key]).encode()).hexdigest()[:12]
+        self.work = self.path.parent / f".{self.path.name}.{digest}.writing"
+        self.work.mkdir(parents=True, exist_ok=True)
+
+    def places(self, part: int) -> range:
+        """Numbers of the samples of a part."""
+        return range(part * self.size, min((part + 1) * self.size, self.samples))
+
+    def own(self) -> range:
+        """The parts of this host."""
+        return range(self.shard_index, self.count, self.shard_count)
+
+    def missing(self) -> list[int]:
+        """The parts of this host that are still to be made."""
+        return [part for part in self.own() if self._note(part) is None]
+
+    def write(self, part: int, items: Iterator[Sample]) -> None:
+        """Makes a part of the next items, as many as it has."""
+        writer = ShardWriter(shard_file(self.work, part), self.dtype)
+        try:
+            for number in self.places(part):
+                writer.write(next(items), number)
+        except BaseException:
+            writer.abandon()
+            raise
+        _write_json(_note_file(self.work, part), writer.close())
+
+    def finish(self, wait: Callable[[str], None] | None = None) -> dict[str, Any]:
+        """The index, once all parts of all hosts are there; then the folder has its name.
+
+        wait: called by each host with a name, returns when all hosts have called it; None for one host.
+        """
+        wait = wait or (lambda name: None)
+        wait("latents written")
+        if self.shard_index == 0:
+            notes = [self._await_note(part) for part in range(self.count)]
+            index = make_index(notes, vae=self.vae, dtype=self.dtype)
+            _write_json(self.work / INDEX, index)
+            os.replace(self.work, self.path)
+            self._clear()
+        wait("latents complete")
+        _await(lambda: (self.path / INDEX).exists(), self.path / INDEX)
+        return json.loads((self.path / INDEX).read_text())
+
+    def _note(self, part: int) -> dict[str, Any] | None:
+        """What is known of a part that is complete."""
+        try:
+            note = json.loads(_note_file(self.work, part).read_text())
+            whole = shard_file(self.work, part).stat().st_size == note["bytes"]
+        except (OSError, ValueError):
+            return None
+        return note if whole else None
+
+    def _await_note(self, part: int) -> dict[str, Any]:
+        _await(lambda: self._note(part) is not None, shard_file(self.work, part))
+        return self._note(part)
+
+    def _clear(self) -> None:
+        """The notes have served; and what was cut short, or given up for other latents, is of no use."""
+        for left in [*self.path.glob("part-*.json"), *self.path.glob(".*.part")]:
+            left.unlink(missing_ok=True)
+        for left in self.path.parent.glob(f".{self.path.name}.*.writing"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _note_file(folder: Path, part: int) -> Path:
+    return folder / f"part-{part:05d}.json"
+
+
+def _await(seen: Callable[[], bool], file: Path) -> None:
+    """File systems over a network may show a file some time after another host has written it."""
+    end = time.monotonic() + PATIENCE
+    while not seen():
+        if time.monotonic() > end:
+            raise DataError(f"{file} of another host does not appear: the folder of a run must be one that all hosts "
+                            "share")
+        time.sleep(0.2)
+
+
+def _write_json(file: Path, value: Any) -> None:
+    part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
+    part.write_text(json.dumps(value, indent=1))
+    os.replace(part, file)
