@@ -7,6 +7,7 @@ in a parameter, and left whole in an activation whose `batch` took `fsdp` alread
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -23,7 +24,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "tokens": ("sequence",),
     "text_tokens": (),
     "time": ("sequence",),
-    "height": ("sequence", "tensor"),
+    "height": ("tensor", "sequence", "fsdp", "data"),
     "width": (),
     "patch": (),
     # parameters, and activations where the batch left the mesh axis free
@@ -132,6 +133,31 @@ def constrain(x: Array, names: Names) -> Array:
     x: an array with one dimension for each of `names`. The mesh comes from `jax.set_mesh`; inside
     `shard_map` its manual axes are left alone.
     """
+    return _constrain(x, names, ())
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gathered(parameter: Array, names: Names) -> Array:
+    """A parameter as a product takes it: whole over the mesh axes of the batch, split over the others.
+
+    Says what is meant by fsdp: gather the weights before use, and share out their gradient's sum after. Left to
+    itself, XLA at times rather moves activations, or weights over mesh axes that are not theirs.
+    """
+    return _constrain(parameter, names, RULES["batch"])
+
+
+def _gathered_forward(parameter: Array, names: Names) -> tuple[Array, None]:
+    return gathered(parameter, names), None
+
+
+def _gathered_backward(names: Names, _: None, gradient: Array) -> tuple[Array]:
+    return (constrain(gradient, names),)
+
+
+gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+def _constrain(x: Array, names: Names, without: Sequence[str]) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
@@ -139,5 +165,5 @@ def constrain(x: Array, names: Names) -> Array:
     sizes = {name: size for name, size, kind in axes if kind == AxisType.Auto}
     if all(size == 1 for size in sizes.values()):
         return x
-    spec, _ = partition_spec(names, x.shape, sizes)
+    spec, _ = partition_spec(names, x.shape, {name: size for name, size in sizes.items() if name not in without})
     return jax.lax.with_sharding_constraint(x, spec)

@@ -14,6 +14,8 @@ from vdit.nn.rope import rotate
 from vdit.types import Array
 
 ACTIVATION = ("batch", "tokens", "embed")
+# Of noise levels there are few: what they give is whole over tensor and sequence too.
+OF_SLOTS = ("batch", None, None)
 
 
 def take_slots(x: Array, slot: Array) -> Array:
@@ -33,6 +35,14 @@ def modulate(x: Array, shift: Array, scale: Array, eps: float) -> Array:
     """`norm(x) * (1 + scale) + shift` in float32 (adaLN), returned in x's type."""
     y = layer_norm(x.astype(jnp.float32), eps)
     return (y * (1 + scale) + shift).astype(x.dtype)
+
+
+def whole_columns(x: Array) -> Array:
+    """What a product of ("embed", "mlp") gives, `[b k parts*d]`, whole: split over tensor, its parts lie on others.
+
+    Its gradient is split again before it meets the kernel, which stays where it is.
+    """
+    return constrain(constrain(x, ("batch", None, "mlp")), OF_SLOTS)
 
 
 class SelfAttention(nn.Module):
@@ -145,6 +155,7 @@ class Modulation(nn.Module):
         if self.config.modulation == "block":
             zeros = nn.initializers.zeros_init()
             x = Linear(self.parts * width, ("embed", "mlp"), kernel_init=zeros, name="projection")(condition)
+            x = whole_columns(x)
             x = x.reshape(*x.shape[:2], self.parts, width)
         else:
             init = nn.with_logical_partitioning(nn.initializers.zeros_init(), (None, "embed"))

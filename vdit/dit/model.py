@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vdit.dist.rules import constrain
-from vdit.dit.blocks import ACTIVATION, Block, modulate, take_slots
+from vdit.dit.blocks import ACTIVATION, OF_SLOTS, Block, modulate, take_slots, whole_columns
 from vdit.dit.config import DiTConfig
 from vdit.errors import ShapeError
 from vdit.nn.attention import SAVED
@@ -75,16 +75,16 @@ class DiT(nn.Module):
             modulation = nn.silu(embedding)
         else:
             project = Linear(6 * cfg.width, ("embed", "mlp"), kernel_init=_zeros, name="time_projection")
-            modulation = project(nn.silu(embedding))
+            modulation = whole_columns(project(nn.silu(embedding)))
         x = self._blocks(x, modulation, slot, clip, rotation, text, text_clip, image, image_clip)
         return self._head(x, embedding, slot)
 
     def _condition(self, time, slot_clip, text, text_clip, label) -> Array:
         """Embedding of noise level, class and pooled caption for each slot: float32 [b k d]."""
         cfg = self.config
-        embedding = sinusoid(time, cfg.time_features, shift=cfg.time_frequency_shift)
+        embedding = constrain(sinusoid(time, cfg.time_features, shift=cfg.time_frequency_shift), OF_SLOTS)
         embedding = Linear(cfg.width, (None, "embed"), name="time_in")(embedding)
-        embedding = Linear(cfg.width, (None, "embed"), name="time_out")(nn.silu(embedding))
+        embedding = Linear(cfg.width, (None, "embed"), name="time_out")(nn.silu(constrain(embedding, OF_SLOTS)))
         if cfg.classes:
             # Row 0 stands for "no class"; clip ids and labels both count from 1.
             table = Embed(cfg.classes + 1, cfg.width, name="label_embed")
@@ -94,8 +94,8 @@ class DiT(nn.Module):
             same = (slot_clip[:, :, None] == text_clip[:, None]) & (slot_clip[:, :, None] > 0)
             weight = same / jnp.maximum(same.sum(-1, keepdims=True), 1)
             pooled = jnp.einsum("bkm,bme->bke", weight, text.astype(jnp.float32))
-            embedding = embedding + MLP(cfg.width, cfg.width, name="text_pool")(pooled)
-        return embedding
+            embedding = embedding + MLP(cfg.width, cfg.width, name="text_pool")(constrain(pooled, OF_SLOTS))
+        return constrain(embedding, OF_SLOTS)
 
     def _blocks(self, x, *shared) -> Array:
         cfg = self.config
@@ -120,7 +120,7 @@ class DiT(nn.Module):
         cfg = self.config
         if cfg.modulation == "block":
             project = Linear(2 * cfg.width, ("embed", "mlp"), kernel_init=_zeros, name="head_modulation")
-            shift, scale = jnp.split(project(nn.silu(embedding)), 2, -1)
+            shift, scale = jnp.split(whole_columns(project(nn.silu(embedding))), 2, -1)
         else:
             init = nn.with_logical_partitioning(_zeros, (None, "embed"))
             table = self.param("head_table", init, (2, cfg.width))

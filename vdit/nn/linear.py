@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vdit.dist.rules import gathered
 from vdit.dist.target import platform
 from vdit.types import Array
 
@@ -62,7 +63,9 @@ class Linear(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.with_logical_partitioning(self.kernel_init, self.kernel_axes), shape)
         x = x.astype(self.dtype)
-        y = matmul(x, kernel.astype(self.dtype))
+        if kernel.dtype.itemsize > jnp.dtype(self.dtype).itemsize:
+            kernel = kernel.astype(self.dtype)  # the narrower of the two travels
+        y = matmul(x, gathered(kernel, self.kernel_axes).astype(self.dtype))
         if self.has_variable("params", "kernel_scale"):
             y = (y * self.get_variable("params", "kernel_scale")).astype(self.dtype)
         if self.has_variable("params", "lora_a"):
