@@ -36,7 +36,8 @@ class DataConfig:
         buffer_rows: each stream's packer looks ahead over this many rows' worth of tokens ...
         buffer_tokens: ... or, where that is fewer, this many tokens (and 8 rows at least) ...
         buffer_clips: ... and at most this many clips; a clip waits at most this many rows.
-            A host holds the look-ahead of each of its streams in memory.
+            A host holds the look-ahead of each of its streams in memory: 64 MiB for each with tokens of 64 values,
+            more where rows are above 32k tokens.
 
     Reading:
         streams: into how many independent orders, each with its packer, the data is dealt out. Any number of hosts
