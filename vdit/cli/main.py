@@ -7,13 +7,15 @@ import traceback
 from collections.abc import Sequence
 
 import vdit
-from vdit.cli import export_model, import_model, quickstart, reconstruct, sample, train
+from vdit.cli import export_model, import_model, plan, quickstart, reconstruct, sample, train
+from vdit.cli.ending import ending
 from vdit.cli.parser import Parser, UsageError, nearest, refuse_unknown, take_overrides
-from vdit.errors import VditError
+from vdit.errors import MEND
 
 COMMANDS = {
     "quickstart": quickstart,
     "train": train,
+    "plan": plan,
     "sample": sample,
     "reconstruct": reconstruct,
     "import": import_model,
@@ -32,16 +34,16 @@ examples:
   vdit quickstart                                    from nothing to a measured model, in minutes
   vdit train --data my_videos --workdir runs/mine    a folder of video files with captions
   vdit train experiments/clips.py --cfg.dit.depth=4  an experiment file, one value changed
+  vdit plan experiments/dit_xl_pod.py                what a pod needs for it, compiled without one
   vdit sample runs/mine "a dog runs" --out dog.mp4
   vdit sample --model Wan2.1-T2V-1.3B-Diffusers "a dog runs" --out dog.mp4
   vdit import Wan2.1-T2V-1.3B-Diffusers runs/wan   and vdit export runs/wan FOLDER, the way back
   vdit reconstruct runs/mine video.mp4 --out check
 
-`vdit COMMAND --help` says more. Errors that you can mend are one line, with exit code 2. What jax compiles is
+`vdit COMMAND --help` says more. Errors that you can mend are one line, with exit code 2; 75 says that the same
+command should be started again (SIGTERM, a lost host), 130 that Ctrl-C ended it. What jax compiles is
 kept in ~/.cache/vdit for the next command (JAX_COMPILATION_CACHE_DIR: another folder;
 JAX_ENABLE_COMPILATION_CACHE=false: nowhere)."""
-
-INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,15 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run([item for item in arguments if item != "--traceback"])
     except SystemExit as stop:  # argparse after --help and --version
         return int(stop.code or 0)
-    except KeyboardInterrupt:
-        print("vdit: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return INTERRUPTED
-    except VditError as error:
-        return _refuse(str(error), show_traceback)
-    except OSError as error:
-        if error.filename is None:
+    except BaseException as error:
+        known = ending(error)
+        if known is None:
             raise
-        return _refuse(f"{error.filename}: {error.strerror}", show_traceback)
+        line, code = known
+        if show_traceback and isinstance(error, Exception):
+            traceback.print_exc()
+        print(f"vdit: {line}", file=sys.stderr)
+        return code
 
 
 def _run(arguments: list[str]) -> int:
@@ -73,7 +75,7 @@ def _run(arguments: list[str]) -> int:
     if options.command is None:
         refuse_unknown(unknown, parser)
         parser.print_help()
-        return 2
+        return MEND
     refuse_unknown(unknown, options.parser)
     if overrides and not options.takes_overrides:
         raise UsageError(f"--cfg.{overrides[0].split('=')[0]}: vdit {options.command} takes no overrides")
@@ -90,13 +92,6 @@ def _parser() -> Parser:
         module.add_arguments(command)
         command.set_defaults(run=module.run, parser=command, takes_overrides=module.TAKES_OVERRIDES)
     return parser
-
-
-def _refuse(message: str, show_traceback: bool) -> int:
-    if show_traceback:
-        traceback.print_exc()
-    print(f"vdit: {' '.join(message.split())}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from pathlib import Path
 
 from vdit.cli.parser import UsageError, nearest
@@ -25,7 +26,10 @@ examples:
   vdit train runs/clips --stage dit --cfg.dit_train.steps=20000      goes on with a run, longer
 
 On several hosts, start the same command on each: TPU pods and Slurm are found by jax itself; elsewhere set
-VDIT_COORDINATOR (host:port of the first), VDIT_PROCESSES and VDIT_PROCESS_ID."""
+VDIT_COORDINATOR (host:port of the first), VDIT_PROCESSES and VDIT_PROCESS_ID. A host that falls silent for
+VDIT_HEARTBEAT seconds (100) ends the others. SIGTERM on any host saves once and ends all with exit code 75: start the
+same command again, on as many hosts or on others (see experiments/launch). A profiler trace of three steps is taken
+on SIGUSR1, or when a file RUN/profile appears."""
 TAKES_OVERRIDES = True
 
 STAGES = ("vae", "latents", "tokenizer", "dit")
@@ -44,6 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--wandb", metavar="PROJECT", help="also log to this Weights & Biases project")
     parser.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard events")
+    parser.add_argument(
+        "--wait-for-hosts", type=float, metavar="SECONDS", help="how long to wait for all hosts; default: 300"
+    )
+    parser.add_argument("--profile", metavar="FIRST:LAST", help="trace these steps into RUN/logs/profile")
     parser.add_argument("--help-config", action="store_true", help="list every --cfg key, its type and value, and stop")
 
 
@@ -52,28 +60,48 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from vdit.cli.show import show_config
     from vdit.config import apply_overrides
 
-    experiment = apply_overrides(_experiment(options.experiment, options.data), overrides)
+    experiment = apply_overrides(find_experiment(options.experiment, options.data), overrides)
     if options.help_config:
         show_config(experiment)
         return 0
+    if options.wait_for_hosts is not None and not options.wait_for_hosts > 0:
+        raise UsageError(f"--wait-for-hosts={options.wait_for_hosts:g}: give a number of seconds above 0")
     from vdit.cli.cache import keep_compiled
-    from vdit.dist.multihost import initialize, is_first
-    from vdit.train import stages as training
+    from vdit.cli.hosts import joined
+    from vdit.config import to_json
+    from vdit.train.profile import parse_steps
     from vdit.train.workspace import Workspace
 
-    initialize()
-    keep_compiled()
+    steps = None if options.profile is None else parse_steps(options.profile)
+    digest = hashlib.sha256(f"{stages} {to_json(experiment)}".encode()).hexdigest()[:12]
     space = Workspace(options.workdir or _default_folder(options.experiment, experiment.name))
-    wandb = {"project": options.wandb, "name": space.root.name} if options.wandb else None
-    logging = training.Logging(tensorboard=not options.no_tensorboard, wandb=wandb)
-    training.run(experiment, space, stages=stages, logging=logging)
-    if "dit" in stages and experiment.lora is not None and is_first():
-        from vdit.pretrained.lora import write_run
-
-        print(f"LoRA, for diffusers and ComfyUI too: {write_run(space.root)}")
-    if "dit" in stages:
-        print(f'\nTrained: {space.root}. Next: vdit sample {space.root} "a prompt" --out sample.mp4')
+    with joined({"the experiment": digest}, wait=options.wait_for_hosts) as together:
+        keep_compiled()
+        _train(experiment, space, stages, options, together, steps)
     return 0
+
+
+def _train(experiment, space, stages, options, together, profile_steps) -> None:
+    import jax
+
+    from vdit.dist.multihost import is_first
+    from vdit.train import stages as training
+    from vdit.train.profile import ASK, Profiler
+    from vdit.train.watch import Watch
+
+    wandb = {"project": options.wandb, "name": space.root.name} if options.wandb else None
+    traces = space.logs / "profile" / f"host_{jax.process_index()}"
+    profiler = Profiler(traces, steps=profile_steps, ask=space.root / ASK if is_first() else None)
+    parts = {"place": together.place, "peers": together.peers, "stop": together.stop, "profiler": profiler}
+    with Watch(space.logs / "hosts", **parts) as watch:
+        logging = training.Logging(tensorboard=not options.no_tensorboard, wandb=wandb, watch=watch)
+        training.run(experiment, space, stages=stages, logging=logging)
+    if "dit" in stages and is_first():
+        if experiment.lora is not None:
+            from vdit.pretrained.lora import write_run
+
+            print(f"LoRA, for diffusers and ComfyUI too: {write_run(space.root)}")
+        print(f'\nTrained: {space.root}. Next: vdit sample {space.root} "a prompt" --out sample.mp4')
 
 
 def _stages(named: list[str] | None) -> tuple[str, ...]:
@@ -83,7 +111,8 @@ def _stages(named: list[str] | None) -> tuple[str, ...]:
     return STAGES if not named else tuple(stage for stage in STAGES if stage in named)
 
 
-def _experiment(source: str | None, data: str | None):
+def find_experiment(source: str | None, data: str | None = None):
+    """The Experiment of a .py file, a module's dotted name or a run's folder, or the default one on a folder."""
     from vdit.cli.folder import folder_experiment, on_folder
     from vdit.config import load_config
     from vdit.train.experiment import Experiment

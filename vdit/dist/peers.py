@@ -87,18 +87,18 @@ class Peers:
             found[int(key.rpartition("/")[2])] = Place(**told)
         return dict(sorted(found.items()))
 
-    def fail(self, error: str, code: int) -> None:
-        """Tells all others that this host ends with an error; the caller then ends the process at once.
+    def fail(self, what: str, code: int) -> None:
+        """Tells all others how this host ends ("ended with an error: ..."); the caller then ends the process at once.
 
-        Should the error itself come from a host that is gone, this waits until it is known which, and that ends the
-        process. code: this host's exit code; the others take it too, so that a launcher does not start again what
-        must be mended first.
+        Should it have been brought down by another host that is gone, this waits until it is known which, and that
+        ends the process. code: the exit code for the others, so that a launcher starts again what may go on, and not
+        what must be mended first.
         """
-        if code != MEND and _PEER_GONE.search(error):
+        self.write(f"this host {what}")
+        if code != MEND and _PEER_GONE.search(what):
             time.sleep(self._heartbeat + 3 * self.interval)
         with self._ending:
-            mend = "mend that first" if code == MEND else "see its log"
-            self._tell({"text": f"{self._who(self._id)} ended with an error: {error} ({mend})", "code": code})
+            self._tell({"text": f"{self._who(self._id)} {what}", "code": code})
 
     def leave(self) -> None:
         """Ends the watch: this host has come to its end in good order, and waits for the others in jax's shutdown."""

@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from rich.console import Console
 
 from vdit.checkpoint import Checkpointer, DataIterator
@@ -48,7 +47,10 @@ class Hook(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleHook:
-    """Every `every` steps, `draw(step, state)` -> {name: videos [b t h w 3]}, given to the writers."""
+    """Every `every` steps, `draw(step, state)` -> {name: videos [b t h w 3]}, given to the writers.
+
+    All hosts draw; where there are several, each must be able to read all of the videos.
+    """
 
     every: int
     draw: Any
@@ -56,8 +58,6 @@ class SampleHook:
 
     def __call__(self, step: int, state: TrainState, writers: Sequence[Writer]) -> None:
         for name, videos in self.draw(step, state).items():
-            if isinstance(videos, jax.Array) and not videos.is_fully_addressable:
-                videos = multihost_utils.process_allgather(videos, tiled=True)
             for writer in writers:
                 writer.videos(step, name, np.asarray(videos), self.fps)
 

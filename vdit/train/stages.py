@@ -11,6 +11,7 @@ starts from another model (`start_from`) has its VAE, the statistics of its late
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -27,7 +28,7 @@ import numpy as np
 from rich.console import Console
 
 from vdit import config as config_tools
-from vdit.checkpoint import Checkpointer, check_config, load_meta, load_params
+from vdit.checkpoint import Checkpointer, RunLock, load_params
 from vdit.data.encode import encode_clips
 from vdit.data.latents import LatentStore
 from vdit.data.open import open_source
@@ -39,73 +40,90 @@ from vdit.dist.target import platform_of
 from vdit.dist.together import first_does, wait_for_all
 from vdit.errors import ConfigError, TextError
 from vdit.nn.compiling import compiler_options
-from vdit.nn.lora import join
-from vdit.tasks.canvas import tokenize
-from vdit.tasks.sample import TextToVideo, compiled
 from vdit.text import fit_vocabulary, make_tokenizer
 from vdit.text import train_tokenizer as train_pieces
 from vdit.text.labels import NoText
-from vdit.train.base import adopt, base_identity, begin, check_base
-from vdit.train.config import TrainConfig
+from vdit.train.base import adopt, base_identity, begin
 from vdit.train.denoising import DenoisingLoss
-from vdit.train.experiment import Experiment, sample_method
-from vdit.train.loop import SampleHook, TrainResult, start, train
+from vdit.train.experiment import Experiment
+from vdit.train.loop import TrainResult, start, train
 from vdit.train.metrics import JsonLines, TensorBoard, WandB, Writer
 from vdit.train.progress import make_display
+from vdit.train.resuming import is_complete, last_step
+from vdit.train.sampling import sample_hook
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
+from vdit.train.watch import Watch
 from vdit.train.workspace import Workspace
-from vdit.types import Array, PyTree
+from vdit.types import PyTree
 from vdit.vae import make_loss
 from vdit.vae.video import VideoVAE
 
 STAGES = ("vae", "latents", "tokenizer", "dit")
-# What a resumed run may change without becoming another run.
-MAY_CHANGE = tuple(
-    f"{stage}.{field}" for stage in ("vae_train", "dit_train")
-    for field in ("steps", "save_every", "keep", "log_every", "sample_every", "max_nonfinite")
-) + ("sample", "mesh", "start_from", "data.threads", "data.read_ahead", "data.prefetch")  # fmt: skip
 CAPTIONS_FOR_TOKENIZER = 100_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Logging:
-    """Where figures go beside the JSON lines. wandb: options of wandb.init, or None for no W&B."""
+    """Where figures go beside the JSON lines. wandb: options of wandb.init, or None for no W&B.
+
+    watch: watches this process, entered already; None makes one for each call of `run`.
+    """
 
     tensorboard: bool = True
     wandb: dict | None = None
     console: Console | None = None
+    watch: Watch | None = None
+
+    def say(self, text: str) -> None:
+        """A line for the user, from the first host."""
+        if is_first():
+            (self.console or Console()).print(text, markup=False)
 
 
 def run(
     experiment: Experiment, workspace: Workspace, *, stages: Sequence[str] = STAGES, logging: Logging | None = None
 ) -> Experiment:
-    """Run the named stages in their order; returns the experiment as resolved (vocabulary fitted)."""
+    """Run the named stages in their order; returns the experiment as resolved (vocabulary fitted).
+
+    All hosts call it. Raises Preempted where SIGTERM ended it, KeyboardInterrupt where Ctrl-C did.
+    """
     logging = logging or Logging()
     unknown = sorted(set(stages) - set(STAGES))
     if unknown:
         raise ConfigError(f"stage {unknown[0]!r} is unknown: use some of {', '.join(STAGES)}")
-    say = (logging.console or Console()).print
-    first_does(lambda: _begin_folder(experiment, workspace), "experiment.json")
-    adopt(experiment, workspace)
-    wait_for_all("start_from")
-    for stage in STAGES:
-        if stage not in stages:
-            continue
-        began = time.perf_counter()
-        if stage == "vae":
-            train_vae(experiment, workspace, logging)
-        elif stage == "latents":
-            encode_latents(experiment, workspace, logging)
-        elif stage == "tokenizer" and experiment.dit.text != "none":
-            experiment = train_tokenizer(experiment, workspace)
-            say(f"tokenizer: {(experiment.text.t5 or experiment.text).vocab_size} pieces")
-        elif stage == "dit":
-            experiment = with_tokenizer(experiment, workspace)
-            train_dit(experiment, workspace, logging)
-        if jax.process_index() == 0:
-            workspace.add_cost(stage, time.perf_counter() - began, peak_memory())
-    first_does(lambda: workspace.save_experiment(experiment), "experiment.json")
+    with contextlib.ExitStack() as inside:
+        if logging.watch is None:
+            watch = inside.enter_context(Watch(workspace.logs / "hosts"))
+            logging = dataclasses.replace(logging, watch=watch)
+        inside.enter_context(RunLock(workspace.root))
+        first_does(lambda: _begin_folder(experiment, workspace), "experiment.json")
+        adopt(experiment, workspace)
+        wait_for_all("start_from")
+        for stage in STAGES:
+            if stage in stages:
+                experiment = _run_stage(stage, experiment, workspace, logging)
+        first_does(lambda: workspace.save_experiment(experiment), "experiment.json")
+    return experiment
+
+
+def _run_stage(stage: str, experiment: Experiment, workspace: Workspace, logging: Logging) -> Experiment:
+    """Runs a stage, or what of it is left to do; returns the experiment with what the stage has settled."""
+    logging.watch.stop.check()  # a signal may have come when the loop before had nothing left to stop
+    logging.watch.at(stage)
+    began = time.perf_counter()
+    if stage == "vae":
+        train_vae(experiment, workspace, logging)
+    elif stage == "latents":
+        encode_latents(experiment, workspace, logging)
+    elif stage == "tokenizer" and experiment.dit.text != "none":
+        experiment = train_tokenizer(experiment, workspace)
+        logging.say(f"tokenizer: {(experiment.text.t5 or experiment.text).vocab_size} pieces")
+    elif stage == "dit":
+        experiment = with_tokenizer(experiment, workspace)
+        train_dit(experiment, workspace, logging)
+    if is_first():
+        workspace.add_cost(stage, time.perf_counter() - began, peak_memory())
     return experiment
 
 
@@ -123,7 +141,7 @@ def peak_memory() -> int:
 def train_vae(experiment: Experiment, workspace: Workspace, logging: Logging) -> TrainResult | None:
     """Train the VAE on windows of the videos. Returns None if it is trained already, or the base's."""
     config, clips = experiment.vae_train, experiment.vae_clips
-    if _has(experiment, "vae") or _complete(workspace.vae, config, experiment):
+    if _has(experiment, "vae") or is_complete(workspace.vae, config, experiment):
         return None
     source = open_source(experiment.data, seed=experiment.seed, exclude=experiment.holdout)
     _report_skipped(source, logging)
@@ -234,7 +252,7 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
     Returns None if it is trained already.
     """
     config = experiment.dit_train
-    if _complete(workspace.dit, config, experiment):
+    if is_complete(workspace.dit, config, experiment):
         return None
     store = LatentStore(workspace.latents)
     tokenizer = workspace.open_tokenizer(experiment)
@@ -253,11 +271,11 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
         mean=statistics["mean"],
         std=statistics["std"],
     )
-    beginning = begin(experiment, mesh, resumed=_started(workspace.dit))
+    beginning = begin(experiment, mesh, resumed=last_step(workspace.dit) is not None)
     plan = plan_state(beginning.init, config, mesh=mesh)
     hooks = []
     if config.sample_every and experiment.sample.prompts:
-        hooks.append(_sample_hook(experiment, workspace, tokenizer, beginning.frozen))
+        hooks.append(sample_hook(experiment, workspace, tokenizer, beginning.frozen, mesh))
     rows = config.batch_size * experiment.data.row_tokens
     forward = experiment.dit.flops(rows, _mean_tokens(store, experiment), experiment.text.max_length / 2)
     flops = (3 if experiment.lora is None else 2) * forward  # the gradient of frozen weights is not taken
@@ -276,7 +294,7 @@ def _train(
     meta = {"stage": stage, "config": config_tools.to_dict(experiment)}
     if stage == "dit" and experiment.start_from is not None:
         meta["base"] = base_identity(experiment)
-    with Checkpointer(folder, keep=plan.config.keep, meta=meta) as checkpointer:
+    with Checkpointer(folder, keep=plan.config.keep, meta=meta, warn=logging.watch.warn) as checkpointer:
         state = start(plan, jax.random.key(experiment.seed), checkpointer, data, params)
         step = int(state.step)
         writers = _writers(stage, workspace, logging, step)
@@ -291,17 +309,18 @@ def _train(
                 hooks=hooks,
                 flops_per_step=flops,
                 console=logging.console,
+                watch=logging.watch,
             )
         finally:
             for writer in writers:
                 writer.close()
     if result.stopped:  # by a signal, with a checkpoint: the next stage must not build on half a stage
-        raise KeyboardInterrupt
+        logging.watch.stop.end()
     return result
 
 
 def _writers(stage: str, workspace: Workspace, logging: Logging, step: int) -> list[Writer]:
-    if jax.process_index() != 0:
+    if not is_first():
         return []
     writers: list[Writer] = [JsonLines(workspace.logs / f"{stage}.jsonl", resume_step=step)]
     if logging.tensorboard:
@@ -311,63 +330,9 @@ def _writers(stage: str, workspace: Workspace, logging: Logging, step: int) -> l
     return writers
 
 
-def _sample_hook(experiment: Experiment, workspace: Workspace, tokenizer, frozen: PyTree | None) -> SampleHook:
-    """Videos of the experiment's prompts, by the averaged parameters, while training goes."""
-    sample = experiment.sample
-    task = TextToVideo(
-        network=experiment.network,
-        vae=experiment.vae,
-        method=sample_method(experiment),
-        frames=sample.frames,
-        size=sample.size,
-    )
-    length = experiment.text.max_length
-    prompts = tokenize(tokenizer, list(sample.prompts), length=length)
-    negative = tokenize(tokenizer, [""] * len(sample.prompts), length=length)
-    vae_params = load_params(workspace.vae)["vae"]
-    statistics = workspace.statistics()
-
-    def draw(step: int, state) -> dict[str, Array]:
-        params = join(frozen or {}, state.params if state.ema is None else state.ema)
-        key = jax.random.key(experiment.seed)  # the same noise each time: what changes is the model
-        return {"samples": compiled(task)(params, vae_params, statistics, prompts, negative, key)}
-
-    return SampleHook(every=experiment.dit_train.sample_every, draw=draw, fps=sample.fps)
-
-
-def _complete(folder, config: TrainConfig, experiment: Experiment) -> bool:
-    """Whether a stage has done its steps; refuses to go on with a run of another config."""
-    if not folder.is_dir():
-        return False
-    with Checkpointer(folder, keep=config.keep) as checkpointer:
-        step = checkpointer.latest_step()
-    if step is None:
-        return False
-    meta = load_meta(folder)
-    check_config(meta["config"], config_tools.to_dict(experiment), may_change=_free(folder.name))
-    if folder.name == "dit":
-        check_base(experiment, meta.get("base"))
-    return step >= config.steps
-
-
-def _started(folder: Path) -> bool:
-    """Whether there is a checkpoint to go on from."""
-    if not folder.is_dir():
-        return False
-    with Checkpointer(folder) as checkpointer:
-        return checkpointer.latest_step() is not None
-
-
 def _has(experiment: Experiment, name: str) -> bool:
     """Whether the model that the run starts from brings this part along."""
     return experiment.start_from is not None and (Path(experiment.start_from) / name).exists()
-
-
-def _free(stage: str) -> tuple[str, ...]:
-    """Keys that a finished or resumed stage does not depend on."""
-    later = ("latents", "text", "text_dropout", "dit", "dit_train", "diffusion", "per_frame_noise", "data")
-    earlier = ("vae_train", "vae_loss", "discriminator", "vae_clips")
-    return MAY_CHANGE + (later if stage == "vae" else earlier)
 
 
 def _fingerprint(params: PyTree, experiment: Experiment) -> str:
@@ -392,7 +357,8 @@ def _mean_tokens(store: LatentStore, experiment: Experiment, clips: int = 64) ->
 def _report_skipped(source, logging: Logging) -> None:
     skipped = source.report()
     if skipped:
-        say = (logging.console or Console()).print
-        say(f"skipped {len(skipped)} file(s) that cannot be read:")
-        for name, reason in list(skipped.items())[:20]:
-            say(f"  {name}: {reason}", markup=False)
+        logging.say(f"skipped {len(skipped)} file(s) that cannot be read:")
+    for number, (name, reason) in enumerate(skipped.items()):
+        logging.watch.note(f"skipped: {name}: {reason}")
+        if number < 20:
+            logging.say(f"  {name}: {reason}")

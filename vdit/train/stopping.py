@@ -29,11 +29,13 @@ class Stop:
     """Whether the run is to stop, and why. A context manager: the signals are its own while it is entered.
 
     Several hosts stop at one step by jax's preemption service: it hears of SIGTERM on any host, and names a step that
-    none has begun. `last_words` is called before the thread ends a process whose main thread cannot.
+    none has begun, and `agreed` is then true. `last_words` is called before the thread ends a process whose main
+    thread cannot.
     """
 
-    def __init__(self, last_words: Callable[[str], None] = lambda line: None):
-        self._last_words = last_words
+    def __init__(self):
+        self.last_words: Callable[[str], None] = lambda line: None
+        self.agreed = False
         self._asked: int | None = None
         self._deferring = False
         self._calls = 0
@@ -96,7 +98,13 @@ class Stop:
         if jax.process_count() == 1:
             return self._asked is not None
         self._calls += 1  # over all stages: jax wants a count that never falls
-        return reached_preemption_sync_point(self._calls)
+        self.agreed = reached_preemption_sync_point(self._calls)
+        return self.agreed
+
+    def check(self) -> None:
+        """Ends the run where it was asked to stop."""
+        if self._asked is not None:
+            self.end()
 
     def end(self) -> None:
         """Raises what a stopped run ends with; on a host that had no signal of its own, another one had."""
@@ -121,7 +129,7 @@ class Stop:
                 time.sleep(0.1)
             if asked is not None and self._pipe is not None and not self._deferring:
                 line = f"{signal.Signals(asked).name} while nothing was to be saved: start the same command again"
-                self._last_words(line)
+                self.last_words(line)
                 print(f"vdit: {line}", file=sys.stderr, flush=True)
                 os._exit(INTERRUPTED if asked == signal.SIGINT else AGAIN)
         os.close(pipe)

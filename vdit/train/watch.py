@@ -42,7 +42,7 @@ class Watch:
         profiler: Profiler | None = None,
     ):
         self.place = place or Place()
-        self.stop = stop or Stop(self.note)
+        self.stop = stop or Stop()
         self.profiler = profiler or Profiler(None)
         self.peers, self._folder = peers, folder
         self.clock = Clock()

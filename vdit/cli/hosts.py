@@ -1,0 +1,75 @@
+"""A command that runs on one host or on several: joining them, and ending together."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import vdit
+from vdit.cli.ending import ending
+from vdit.dist.multihost import initialize, leave
+from vdit.dist.peers import Peers, Place
+from vdit.errors import AGAIN, INTERRUPTED
+from vdit.train.stopping import Stop
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Together:
+    """This process among others. peers: None where it is alone."""
+
+    peers: Peers | None
+    place: Place
+    stop: Stop
+
+
+@contextlib.contextmanager
+def joined(about: Mapping[str, str], *, wait: float | None = None) -> Iterator[Together]:
+    """Around the work of a command: waits for the other hosts, then ends as all end.
+
+    about: what must be the same on all. wait: see vdit.dist.multihost.initialize. An error on this host is told to the
+    others, and ends the process here and now: jax's own end would wait minutes for hosts that wait for this one.
+    """
+    place, stop = Place(), Stop()
+    with stop:
+        peers = initialize(about=about | {"the code of vdit": _code()}, wait=wait, place=place)
+        if peers is not None:
+            stop.take_over()
+            stop.last_words = lambda line: peers.fail(f"was stopped by {stop.asked}", AGAIN)
+        try:
+            yield Together(peers=peers, place=place, stop=stop)
+        except BaseException as error:
+            if peers is not None and not stop.agreed:
+                _end(error, peers)
+            leave(peers)
+            raise
+        leave(peers)
+
+
+def _end(error: BaseException, peers: Peers) -> None:
+    known = ending(error)
+    line, code = known or (f"{type(error).__name__}: {error}", 1)
+    if code in (AGAIN, INTERRUPTED):
+        peers.fail(f"ended: {line}", AGAIN)
+    else:
+        peers.fail(f"ended with an error: {line} ({'mend that first' if known else 'see its log'})", code)
+    if known is None or "--traceback" in sys.argv:
+        traceback.print_exception(error)
+    if known is not None:
+        print(f"vdit: {line}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _code() -> str:
+    """Changes with any file of vdit's code."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(vdit.__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]

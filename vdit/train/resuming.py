@@ -1,0 +1,45 @@
+"""Whether a stage of a run is done, begun, or of another config than now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vdit import config as config_tools
+from vdit.checkpoint import Checkpointer, check_config, load_meta
+from vdit.checkpoint.agree import on_first
+from vdit.train.base import check_base
+from vdit.train.config import TrainConfig
+from vdit.train.experiment import Experiment
+
+# What a resumed run may change without becoming another run.
+MAY_CHANGE = tuple(
+    f"{stage}.{field}" for stage in ("vae_train", "dit_train")
+    for field in ("steps", "save_every", "keep", "log_every", "sample_every", "max_nonfinite", "stall_seconds")
+) + ("sample", "mesh", "start_from", "data.threads", "data.read_ahead", "data.prefetch")  # fmt: skip
+
+
+def is_complete(folder: Path, config: TrainConfig, experiment: Experiment) -> bool:
+    """Whether a stage has done its steps; refuses to go on with a run of another config. The same on all hosts."""
+    step = last_step(folder)
+    if step is None:
+        return False
+    meta = load_meta(folder)
+    check_config(meta["config"], config_tools.to_dict(experiment), may_change=_free(folder.name))
+    if folder.name == "dit":
+        check_base(experiment, meta.get("base"))
+    return step >= config.steps
+
+
+def last_step(folder: Path) -> int | None:
+    """The step of the checkpoint to go on from, if there is one. The first host looks: others may see files later."""
+    if not on_first(folder.is_dir):
+        return None
+    with Checkpointer(folder) as checkpointer:
+        return checkpointer.latest_step()
+
+
+def _free(stage: str) -> tuple[str, ...]:
+    """Keys that a finished or resumed stage does not depend on."""
+    later = ("latents", "text", "text_dropout", "dit", "dit_train", "diffusion", "per_frame_noise", "data")
+    earlier = ("vae_train", "vae_loss", "discriminator", "vae_clips")
+    return MAY_CHANGE + (later if stage == "vae" else earlier)

@@ -1,0 +1,52 @@
+"""Videos of an experiment's prompts, while its training goes."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vdit.checkpoint import load_params
+from vdit.dist.rules import batch_ways, replicated
+from vdit.nn.lora import join
+from vdit.tasks.canvas import tokenize
+from vdit.tasks.sample import TextToVideo, compiled
+from vdit.text import Tokenizer
+from vdit.train.experiment import Experiment, sample_method
+from vdit.train.loop import SampleHook
+from vdit.train.workspace import Workspace
+from vdit.types import Array, PyTree
+
+
+def sample_hook(
+    experiment: Experiment, workspace: Workspace, tokenizer: Tokenizer, frozen: PyTree | None, mesh: Mesh
+) -> SampleHook:
+    """Samples by the averaged parameters every `dit_train.sample_every` steps, on the mesh that trains.
+
+    frozen: parameters that are not trained, as in TrainStep. The VAE is read from the run's folder.
+    """
+    sample = experiment.sample
+    task = TextToVideo(
+        network=experiment.network,
+        vae=experiment.vae,
+        method=sample_method(experiment),
+        frames=sample.frames,
+        size=sample.size,
+    )
+    length, count = experiment.text.max_length, len(sample.prompts)
+    padding = [""] * (-count % batch_ways(mesh))
+    prompts = tokenize(tokenizer, [*sample.prompts, *padding], length=length)
+    negative = tokenize(tokenizer, [""] * (count + len(padding)), length=length)
+    # On the host: a hook may take of the devices' memory only while it runs.
+    vae_params = jax.tree.map(np.asarray, load_params(workspace.vae)["vae"])
+    statistics = workspace.statistics()
+
+    def draw(step: int, state) -> dict[str, Array]:
+        params = join(frozen or {}, state.params if state.ema is None else state.ema)
+        key = jax.random.key(experiment.seed)  # the same noise each time: what changes is the model
+        with jax.set_mesh(mesh):
+            sampled = compiled(task, replicated(mesh))
+            videos = sampled(params, vae_params, statistics, prompts, negative, key)
+        return {"samples": np.asarray(videos)[:count]}
+
+    return SampleHook(every=experiment.dit_train.sample_every, draw=draw, fps=sample.fps)
