@@ -64,7 +64,7 @@ def computations(text: str) -> dict[str, Computation]:
     for line in text.splitlines():
         if head is None:
             head = _HEAD.match(line)
-        elif line.rstrip() == "}":  # alone: what a Pallas kernel says of itself has lines of its own
+        elif line.rstrip() == "}":  # a kernel's metadata may begin lines with one too
             name = head.group(2)
             found[name] = Computation(name=name, is_entry=bool(head.group(1)), instructions=tuple(lines))
             head, lines = None, []
