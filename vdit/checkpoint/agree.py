@@ -6,11 +6,12 @@ there a collective on the devices would meet the training step's in another orde
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -79,6 +80,15 @@ class Exchange:
         if "error" in answer:
             raise CheckpointError(answer["error"])
         return answer["answer"]
+
+    def spoil(self, barriers: Iterable[str]) -> None:
+        """Ends the wait of other hosts at barriers that this one will not come to.
+
+        The service fails a barrier for all, the late ones too, once it is asked for with other members.
+        """
+        for name in barriers if self._client is not None else ():
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                self._client.wait_at_barrier(name, 1, process_ids=[self.index])
 
     def _get(self, name: str, end: float, whose: str) -> Any:
         left = max(int(1000 * (end - time.monotonic())), 1)

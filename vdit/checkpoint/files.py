@@ -9,8 +9,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import logging
 import os
 import shutil
 import sys
@@ -87,6 +89,18 @@ def flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def probe(folder: Path) -> None:
+    """OSError if a step cannot even be begun: it is known before hosts have parted for their shares of it."""
+    if folder.exists():
+        raise FileExistsError(f"there is such a step already: save another, or move {folder} away")
+    trial = folder.with_name(folder.name + _TMP + "-probe")
+    trial.mkdir(exist_ok=True)
+    try:
+        (trial / "bytes").write_bytes(bytes(4096))
+    finally:
+        shutil.rmtree(trial)
+
+
 def clear_left_overs(directory: Path) -> None:
     """Removes what a killed process left half-written or half-deleted; only the host that writes may."""
     for pattern in (f"*{_TMP}*", f"*{DELETING}"):
@@ -104,9 +118,12 @@ def remove_step(folder: Path) -> None:
     shutil.rmtree(going)
 
 
-def remove_failed(folder: Path) -> None:
-    """Removes what a failed save left of a step, as far as it goes: the next start clears the rest."""
-    for path in (folder, *folder.parent.glob(f"{folder.name}{_TMP}*")):
+def remove_failed(folder: Path, *, begun: bool = True) -> None:
+    """Removes what a failed save left of a step, as far as it goes: the next start clears the rest.
+
+    begun: whether the step is this save's own, if there is one.
+    """
+    for path in (*([folder] if begun else []), *folder.parent.glob(f"{folder.name}{_TMP}*")):
         try:
             remove_step(path)
         except OSError:
@@ -143,6 +160,18 @@ def no_room(error: BaseException, directory: Path, needed: int | None = None) ->
             mend = "raise the limit (ulimit -f)" if number == errno.EFBIG else "make room there, or keep fewer steps"
             return f"{words} ({need}{free}): {mend}"
     return None
+
+
+@contextlib.contextmanager
+def quiet():
+    """Without Orbax's log: it prints a page for what it raises anyway."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def read_json(path: Path) -> Any:

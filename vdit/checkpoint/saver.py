@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint._src.futures import synchronization
 
-from vdit.checkpoint.agree import Exchange, on_first, this_host
+from vdit.checkpoint.agree import PATIENCE, Exchange, on_first, this_host
 from vdit.checkpoint.files import (
     META,
     File,
     Warn,
     clear_left_overs,
     no_room,
+    probe,
+    quiet,
     reason,
     remove_failed,
     remove_step,
@@ -166,40 +170,49 @@ class _Save:
         self._bytes = total_bytes(trees)
         self._exchange = Exchange()  # here, in the main thread: hosts number them alike
         self.failure: str | None = None
-        self._response, self._error = None, None
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(quiet())
+        self._response, self._error, self._barriers = None, None, ()
         parts = trees | {"data": Places(place, self._exchange), "meta": File(META, meta)}
         try:
-            self._response = ocp.save_checkpointables_async(folder, parts)
+            on_first(lambda: probe(folder))
+            with _context():
+                self._response = ocp.save_checkpointables_async(folder, parts)
+            self._barriers = _orbax_barriers(trees)
         except Exception as error:
             self._error = error
         self.thread = threading.Thread(target=self._finish, daemon=True)
         self.thread.start()
 
     def _finish(self) -> None:
-        error = self._written()
-        found = None
-        if error is None:
-            try:
-                found = my_sums(self._folder, self._exchange)
-            except OSError as failure:
-                error = self._words(failure)
         try:
+            error, found = self._written(), None
+            if error is None:
+                try:
+                    found = my_sums(self._folder, self._exchange)
+                except OSError as failure:
+                    error = self._words(failure)
             self._exchange.agree({"error": error, "sums": found}, self._seal)
         except Exception as failure:
             self.failure = f"{self._folder}: not saved: {reason(failure)}"
             self._failed(self.failure)
+        finally:
+            self._quiet.close()
 
     def _written(self) -> str | None:
         """Waits until Orbax has committed the step; returns what went wrong here, or that it did elsewhere."""
         error = self._error or self._wait()
-        if error is None or isinstance(error, _FailedElsewhere):
-            return None if error is None else "given up, as another host's part failed"
+        if error is None:
+            return None
+        if isinstance(error, _FailedElsewhere) or self._exchange.seen("failed"):
+            return "given up, as another host's part failed"
         words = self._words(error)
         self._exchange.put("failed", words)
+        self._exchange.spoil(self._barriers)
         return words
 
     def _wait(self) -> BaseException | None:
-        """Orbax's barrier would hold the others for minutes after one host's failure: they are told before."""
+        """The others would wait in Orbax's barriers for minutes after one host's failure: they are told at once."""
         if self._exchange.count == 1:
             return _outcome(self._response)
         outcome: list[BaseException | None] = []
@@ -226,7 +239,7 @@ class _Save:
             except OSError as failure:
                 raise CheckpointError(self._words(failure)) from failure
         except BaseException:
-            remove_failed(self._folder)
+            remove_failed(self._folder, begun=self._response is not None)
             raise
         self._retire()
 
@@ -244,6 +257,22 @@ class _Save:
 
 class _FailedElsewhere(Exception):
     """Another host's part of a save has failed, so this one's can never be complete."""
+
+
+def _context() -> ocp.Context:
+    context = ocp.Context()
+    context.asynchronous.timeout_secs = PATIENCE
+    # Else a failed start leaves threads behind that wait for the folders for minutes, and the process for them.
+    context.asynchronous.create_directories_asynchronously = False
+    return context
+
+
+def _orbax_barriers(parts: Iterable[str]) -> list[str]:
+    """Where hosts wait for each other in the save just begun; other versions of Orbax may have other names."""
+    operation = synchronization.OperationIdGenerator.get_current_operation_id()
+    each = [f"[op={operation}.{part}] save_and_finalize_{operation}.{part}" for part in parts]
+    ends = [f"{name}_{moment}_complete" for name in each for moment in ("commit", "finalize")]
+    return [*ends, f"[op={operation}] save_checkpointables_async:finalize"]
 
 
 def _outcome(response) -> BaseException | None:

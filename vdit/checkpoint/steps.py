@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+
 from vdit.checkpoint.agree import Exchange, on_first
 from vdit.checkpoint.files import Warn, say, set_aside, steps_in
 from vdit.checkpoint.sums import damage, is_sealed, my_sums, write_manifest
@@ -38,9 +40,10 @@ def find_step(
             continue
         if found is None:
             raise _none_good(directory, bad)
-        if bad:
+        speaks = not together or jax.process_index() == 0
+        if bad and speaks:
             warn(f"{directory}: {_named(bad)}; step {found.name} is used instead")
-        if not is_sealed(found):
+        if not is_sealed(found) and speaks:
             warn(f"{found}: has no sums of its files, as when its save was cut short; it is used as it is")
         return found
     raise CheckpointError(f"{directory}: holds no complete checkpoint; train until the first save")

@@ -6,11 +6,9 @@ tree as a tree of place-holders, calls back for their values, and then finishes 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import dataclasses
 import itertools
-import logging
 import math
 import sys
 import threading
@@ -24,7 +22,7 @@ import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from vdit.checkpoint.agree import Exchange
-from vdit.checkpoint.files import META, File, clear_left_overs, no_room, remove_failed
+from vdit.checkpoint.files import META, File, clear_left_overs, no_room, quiet, remove_failed
 from vdit.checkpoint.places import Places
 from vdit.checkpoint.sums import write_manifest
 from vdit.errors import CheckpointError
@@ -82,7 +80,7 @@ def save_streamed(
     context.checkpointables.registry = registry
     context.asynchronous.timeout_secs = _LONGEST
     try:
-        with context, _quiet():
+        with context, quiet():
             ocp.save_checkpointables(directory / str(step), parts)
         write_manifest(directory / str(step))
     except BaseException as error:
@@ -263,15 +261,3 @@ def _return_large_memory() -> None:
     """Has glibc give freed arrays back to the system: else each thread keeps up to 64 MB for later ones."""
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_M_MMAP_THRESHOLD, 2**20)
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Without Orbax's log: it warns of every place-holder, and prints what is raised to the caller anyway."""
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

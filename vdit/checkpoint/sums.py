@@ -73,7 +73,8 @@ def write_manifest(folder: Path, found: Iterable[dict[str, str | None]] = ()) ->
         raise OSError(f"{lost[0]} cannot be read back")
     for entry in (*(entry for entry in folder.rglob("*") if entry.is_dir()), folder, folder.parent):
         flush_folder(entry)
-    write_whole(folder / MANIFEST, _text({name: known[name] for name in names}))
+    listed = {name: known[name] for name in names}
+    write_whole(folder / MANIFEST, json.dumps(listed | {MANIFEST: _own(listed)}, indent=1))
 
 
 def is_sealed(folder: Path) -> bool:
@@ -112,16 +113,19 @@ def _compare(folder: Path, parts: list[dict[str, str | None]]) -> list[str]:
 def _expected(folder: Path) -> dict[str, str] | None:
     """What the manifest says, or None if it is not, to the byte, a manifest as it is written."""
     try:
-        text = (folder / MANIFEST).read_bytes()
+        text = (folder / MANIFEST).read_text()
         expected = json.loads(text)
-        same = isinstance(expected, dict) and _text(expected).encode() == text
     except (OSError, ValueError, RecursionError):
         return None
-    return expected if same and expected else None
+    if not isinstance(expected, dict) or not expected or json.dumps(expected, indent=1) != text:
+        return None
+    own = expected.pop(MANIFEST, None)  # manifests of old have none
+    return expected if own in (None, _own(expected)) else None
 
 
-def _text(found: dict[str, str | None]) -> str:
-    return json.dumps(found, indent=1)
+def _own(listed: dict[str, str | None]) -> str:
+    """The sum of the manifest's own words, so that harm to it is not taken for harm to a file."""
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def _bytes(file: Path) -> int:
