@@ -1,0 +1,134 @@
+"""Attention over rows shared out over 8 simulated devices, against one device; prints what it found as JSON.
+
+Run in its own process: the number of devices is fixed when jax starts.
+"""
+
+import json
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vdit.dist.collectives import collectives, totals
+from vdit.dist.mesh import MeshConfig, make_mesh
+from vdit.dist.rules import partition_spec
+from vdit.nn.attention import attention, chunked
+
+MESHES = {
+    "sequence 8": MeshConfig(data=1, sequence=8),
+    "sequence 4, tensor 2": MeshConfig(data=1, sequence=4, tensor=2),
+    "data 2, sequence 4": MeshConfig(data=2, sequence=4),
+    "fsdp 2, sequence 2, tensor 2": MeshConfig(data=1, fsdp=2, sequence=2, tensor=2),
+}
+FEW = ("heads exchanged", "ring", "heads run out")  # what the second and third mesh are tried with
+# heads, how devices meet, and what else differs from 4 rows of 64 tokens that attend to themselves
+CASES = {
+    "heads exchanged": (8, "ulysses", {}),
+    "ring": (8, "ring", {}),
+    "heads run out": (6, "auto", {}),
+    "an odd number of heads": (3, "auto", {}),
+    "cross": (8, "auto", {"m": 24, "axes": ("tokens", "text_tokens")}),
+    "nothing divides": (3, "auto", {"n": 63, "rows": 3}),
+}
+NAMES = ("batch", "tokens", "heads", None)
+
+
+def inputs(heads, n=64, m=None, rows=4):
+    """Packed rows: clips that span several devices' shares, short ones inside of one, padding, a clip without keys."""
+    rng = np.random.default_rng(heads)
+    m = m or n
+    q, weight = (rng.normal(size=(rows, n, heads, 8)).astype(np.float32) for _ in range(2))
+    k, v = (rng.normal(size=(rows, m, heads, 8)).astype(np.float32) for _ in range(2))
+    ends = np.sort(rng.integers(0, n, (rows, 4)), 1)
+    q_clip = (np.arange(n) >= ends[:, :, None]).sum(1) + 1
+    q_clip[:, -5:] = 0
+    k_clip = q_clip if m == n else np.sort(rng.integers(0, 4, (rows, m)), 1)
+    return q, k, v, q_clip.astype(np.int32), k_clip.astype(np.int32), weight
+
+
+def gradients(**options):
+    """Output and gradients, compiled anew for each mesh."""
+
+    def run(q, k, v, q_clip, k_clip, weight):
+        out, back = jax.vjp(lambda q, k, v: attention(q, k, v, q_clip, k_clip, **options), q, k, v)
+        return out, *back(weight)
+
+    return jax.jit(run)
+
+
+def error(mesh, heads, way, shape, axes=("tokens", "tokens"), **options):
+    """Largest error against one device, relative to the largest number, of the output and each gradient."""
+    given = inputs(heads, **shape)
+    wanted = gradients(implementation="dense")(*given)
+    with jax.set_mesh(mesh):
+        got = gradients(axes=axes, sequence_parallel=way, **options)(*given)
+    worst = lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(b).max())  # noqa: E731
+    return max(worst(a, b) for a, b in zip(got, wanted))
+
+
+def in_a_mapped_function(mesh):
+    """Inside of `shard_map` over all axes attention is what it is on one device."""
+    given = inputs(8, rows=8)
+    with jax.set_mesh(mesh):
+        spec = P(("data", "sequence"))
+        got = jax.jit(jax.shard_map(gradients(), in_specs=spec, out_specs=spec))(*given)
+    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in zip(got, gradients()(*given)))
+
+
+def traffic(mesh, heads, way, n=2048):
+    """What a gradient sends and holds, where q, k and v lie as the table says, and where they lie on one device."""
+    sizes = dict(mesh.shape)
+    shape = (2, n, heads, 16)
+    tokens = jax.ShapeDtypeStruct(shape, jnp.float32)
+    tokens = tokens.update(sharding=NamedSharding(mesh, partition_spec(NAMES, shape, sizes)[0]))
+    clips = jax.ShapeDtypeStruct(shape[:2], jnp.int32)
+    clips = clips.update(sharding=NamedSharding(mesh, partition_spec(NAMES[:2], shape[:2], sizes)[0]))
+    with jax.set_mesh(mesh):
+        function = gradients(sequence_parallel=way, implementation="chunked")
+        lowered = function.lower(tokens, tokens, tokens, clips, clips, tokens)
+        compiled = lowered.compile()
+    lines = totals(collectives(compiled.as_text(), mesh)) if mesh.size > 1 else []
+    return {
+        "bytes": {line.kind: line.bytes for line in lines},
+        "axes": sorted({axis for line in lines for axis in line.axes}),
+        "share": int(np.prod(shape)) * 4 // mesh.size,
+        "temporaries": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+
+def main():
+    meshes = {name: make_mesh(config) for name, config in MESHES.items()}
+    results = {"errors": {}, "traffic": {}}
+    chunked.Q_CHUNK = chunked.K_CHUNK = 16  # parts of a row hold several chunks
+    for i, (mesh_name, mesh) in enumerate(meshes.items()):
+        for case in FEW if i in (1, 2) else CASES:
+            heads, way, shape = CASES[case]
+            shape = dict(shape)
+            axes = shape.pop("axes", ("tokens", "tokens"))
+            found = error(mesh, heads, way, shape, axes, implementation="chunked")
+            results["errors"][f"{mesh_name}: {case}"] = found
+    for kernel in ("splash", "triton"):
+        found = error(meshes["sequence 8"], 2, "auto", {"rows": 1}, implementation=kernel)
+        results["errors"][f"sequence 8: {kernel}"] = found
+    results["errors"]["in a mapped function"] = in_a_mapped_function(meshes["data 2, sequence 4"])
+    chunked.Q_CHUNK = chunked.K_CHUNK = 128
+    one = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    results["traffic"]["one device"] = traffic(one, 8, "auto")
+    for name, mesh, heads, way in (
+        ("ulysses", "sequence 8", 8, "ulysses"),
+        ("ring", "sequence 8", 8, "ring"),
+        ("both", "sequence 8", 4, "auto"),
+        ("mixed", "fsdp 2, sequence 2, tensor 2", 8, "auto"),
+    ):
+        results["traffic"][name] = traffic(meshes[mesh], heads, way)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
