@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "pretrained": MODELS | {"diffusion", "samplers", "data", "tasks", "checkpoint", "train"},
     "infer": MODELS | {"diffusion", "samplers", "data", "tasks", "checkpoint", "video", "train", "pretrained"},
 }
+MAY_IMPORT["plan"] = MAY_IMPORT["infer"] - {"pretrained", "checkpoint"} | {"infer", "eval"}
 MAY_IMPORT["quickstart"] = set(MAY_IMPORT)
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 

@@ -41,6 +41,10 @@ class TrainingError(VditError):
     """Training cannot go on, for instance after too many non-finite steps."""
 
 
+class PlanError(VditError):
+    """A program could not be compiled for the topology that it was planned for."""
+
+
 class HostsError(VditError):
     """Hosts did not come together, or one was lost: the same command, started again, goes on."""
 

@@ -77,6 +77,7 @@ class Experiment:
     holdout: ids of videos (file names in a folder) that nothing is trained on.
     text_dropout: share of captions replaced by the empty prompt, for classifier-free guidance.
     per_frame_noise: share of clips whose latent frames each get a noise level of their own.
+    topology: the TPU topology that it is for, as "v5p:8x8x8"; what `vdit plan` compiles it for by default.
     start_from: folder of the model whose weights the DiT's training starts from; its VAE and tokenizer are used.
     lora: train low-rank additions to that model instead of its weights.
     """
@@ -86,6 +87,7 @@ class Experiment:
     data: DataConfig = DataConfig()
     holdout: tuple[str, ...] = ()
     mesh: MeshConfig = MeshConfig()
+    topology: str | None = None
 
     vae: VAEConfig = VAEConfig()
     vae_loss: VAELossConfig = VAELossConfig()

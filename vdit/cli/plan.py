@@ -1,0 +1,81 @@
+"""`vdit plan`: what an experiment needs on a TPU pod, and how fast it can be, without one."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vdit.cli.parser import UsageError, at_least, nearest
+
+SUMMARY = "compile an experiment for a TPU pod, on this machine: memory, FLOPs, network, time, and whether it fits"
+DESCRIPTION = """\
+Compiles the programs of an experiment for a TPU topology, on a machine that has no TPU: the training step, sampling
+and the VAE's decode, each the very code that runs on a pod. Tells the memory of a device by kind, FLOPs, what devices
+send each other by mesh axis, and the time and use of the chips that a roofline allows.
+
+Chips: v4, v5e, v5p, v6e, 7x. Needs libtpu (pip install 'vdit[tpu]'); "cpu:8" plans for simulated CPU devices."""
+EPILOG = """\
+examples:
+  vdit plan experiments/dit_xl_pod.py
+  vdit plan experiments/dit_xl_pod.py --topology v5p:4x4x4 --cfg.mesh.sequence=4
+  vdit plan experiments/dit_xl_pod.py --search --search-limit 8
+
+Exit code: 0 if all that was asked for fits, 3 if something does not, 2 if something must be mended."""
+TAKES_OVERRIDES = True
+
+DOES_NOT_FIT = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("experiment", metavar="EXPERIMENT", help="a .py file, a module's dotted name, or a run's folder")
+    add("--topology", metavar="KIND:SHAPE", help="v5p:8x8x8; 2*v5p:4x4x4 is two slices; default: the experiment's")
+    add("--program", action="append", metavar="NAME", help="only this one of train, sample, decode; may be repeated")
+    add("--out", metavar="FOLDER", help="where plan.json and plan.html go; default: plans/NAME-TOPOLOGY")
+    add("--quick", action="store_true", help="compile with less effort: 3 times as fast, memory is told from above")
+    add("--search", action="store_true", help="try mesh shapes, remat and accumulation for training, and rank them")
+    add("--search-limit", type=at_least(1), default=12, metavar="N", help="at most N compilations (12)")
+    add("--jobs", type=at_least(1), default=1, metavar="N", help="compilations at once, each of some GB of memory")
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    from rich.console import Console
+
+    from vdit.cli.train import find_experiment
+    from vdit.config import apply_overrides
+    from vdit.plan.plan import PROGRAMS
+    from vdit.plan.topology import parse_topology
+
+    for name in options.program or ():
+        if name not in PROGRAMS:
+            raise UsageError(f"program {name!r} is unknown{nearest(name, PROGRAMS)} (programs: {', '.join(PROGRAMS)})")
+    experiment = apply_overrides(find_experiment(options.experiment), overrides)
+    named = options.topology or experiment.topology
+    if named is None:
+        raise UsageError(f"{options.experiment} names no topology: give --topology, as in --topology v5p:4x4x4")
+    topology = parse_topology(named)
+    console = Console()
+    out = Path(options.out or Path("plans") / f"{experiment.name}-{topology.name.replace(':', '-').replace('*', 'x')}")
+    if options.search:
+        return _search(experiment, topology, options, out, console)
+    from vdit.plan.run import plan
+    from vdit.plan.show import print_plan, save_plan
+
+    with console.status(f"{experiment.name} on {topology.name}") as status:
+        say = lambda text: status.update(f"{experiment.name} on {topology.name}: {text}")  # noqa: E731
+        effort = "quick" if options.quick else "full"
+        made = plan(experiment, topology, programs=options.program or PROGRAMS, effort=effort, progress=say)
+    print_plan(made, console)
+    print(f"\nSaved: {save_plan(made, out)}")
+    return 0 if made.fits else DOES_NOT_FIT
+
+
+def _search(experiment, topology, options: argparse.Namespace, out: Path, console) -> int:
+    from vdit.plan.search import search
+    from vdit.plan.show_search import print_search, save_search, watching
+
+    with watching(console, options.search_limit) as progress:
+        found = search(experiment, topology, limit=options.search_limit, jobs=options.jobs, progress=progress)
+    print_search(found, console)
+    print(f"\nSaved: {save_search(found, out)}")
+    return 0 if found.best is not None else DOES_NOT_FIT

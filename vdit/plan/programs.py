@@ -1,0 +1,175 @@
+"""The programs of a run, traced with shapes alone: the very step that trains, the task that samples, the VAE's decode.
+
+Nothing of the model is described here a second time: what is compiled is what vdit.train, vdit.tasks and vdit.vae run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from vdit.dist.rules import batch_shardings, batch_ways, replicated
+from vdit.dist.target import platform_of
+from vdit.errors import ConfigError
+from vdit.nn.compiling import compiler_options
+from vdit.plan.inputs import (
+    abstract_key,
+    abstract_prompts,
+    abstract_rows,
+    abstract_statistics,
+    held,
+    placed,
+)
+from vdit.tasks.sample import TextToVideo, compiled
+from vdit.train.denoising import DenoisingLoss
+from vdit.train.experiment import Experiment, sample_method
+from vdit.train.flops import count_flops, jaxpr_flops
+from vdit.train.state import abstract_params, plan_state
+from vdit.train.step import make_train_step
+from vdit.vae import split
+from vdit.vae.model import VAE
+
+DECODE_FRAMES = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """A traced program and what is known of it before it is compiled.
+
+    name: "train", "sample" or "decode". traced: to be lowered and compiled under the mesh. held: bytes of its
+    arguments on one device, by kind. flops: of all devices in one run of it, the hardware's. model_flops: those
+    that are useful. tokens: of the DiT. seconds: of video. repeats: how often the program runs for all of these; its
+    own FLOPs are that part of `flops`. report: dimensions left whole against the table of vdit/dist/rules.py.
+    """
+
+    name: str
+    traced: Any
+    held: dict[str, int]
+    flops: float
+    model_flops: float
+    tokens: int
+    seconds: float
+    repeats: int = 1
+    report: tuple[str, ...] = ()
+
+
+def train_program(experiment: Experiment, mesh: Mesh) -> Program:
+    """The training step of the DiT on a full batch of rows, each filled by one clip."""
+    if experiment.start_from is not None:
+        raise ConfigError(
+            f"start_from={experiment.start_from!r}: what is trained on top of a base is not planned; plan the base: "
+            "--cfg.start_from=none --cfg.lora=none"
+        )
+    config, loss = experiment.dit_train, DenoisingLoss(experiment=experiment)
+    plan = plan_state(experiment.network.init, config, mesh=mesh)
+    step = make_train_step(loss, plan, compiler_options=compiler_options(platform_of(mesh)))
+    rows = abstract_rows(experiment)
+    rows = placed(rows, step.place(rows))
+    with jax.set_mesh(mesh):
+        traced = step.jitted.trace(plan.abstract, rows)
+    state = plan.abstract
+    kinds = {"parameters": state.params, "EMA": state.ema, "optimizer": state.opt_state, "batch": rows}
+    tokens = math.prod(rows.values.shape[:-1])
+    return Program(
+        name="train",
+        traced=traced,
+        held={kind: held(tree) for kind, tree in kinds.items() if tree is not None},
+        flops=jaxpr_flops(traced.jaxpr.jaxpr),
+        model_flops=train_flops(experiment),
+        tokens=tokens,
+        seconds=tokens / tokens_per_second(experiment),
+        report=plan.report,
+    )
+
+
+def train_flops(experiment: Experiment) -> float:
+    """Model FLOPs of a training step: three times those of the loss's own forward pass, as it is traced."""
+    loss = DenoisingLoss(experiment=experiment)
+    params = jax.eval_shape(experiment.network.init, jax.random.key(0))
+    one = abstract_rows(experiment, rows=1)
+    forward = count_flops(loss, unboxed(params), one, jax.random.key(0), 0)
+    return 3.0 * forward * experiment.dit_train.batch_size
+
+
+def sample_program(experiment: Experiment, mesh: Mesh) -> Program:
+    """Sampling as `experiment.sample` says, latents only: one video for each group of devices that share a batch."""
+    sample, count = experiment.sample, batch_ways(mesh)
+    task = TextToVideo(
+        network=experiment.network,
+        vae=experiment.vae,
+        method=sample_method(experiment),
+        frames=sample.frames,
+        size=sample.size,
+        decode=False,
+    )
+    params = abstract_params(experiment.network.init, mesh)
+    prompts = abstract_prompts(experiment, count, mesh)
+    rest = (abstract_statistics(experiment, mesh), prompts, prompts, abstract_key(mesh))
+    with jax.set_mesh(mesh):
+        traced = compiled(task, None).trace(params, {}, *rest)
+    flops = jaxpr_flops(traced.jaxpr.jaxpr)
+    return Program(
+        name="sample",
+        traced=traced,
+        held={"parameters": held(params), "prompts": held(rest)},
+        flops=flops,
+        model_flops=flops,
+        tokens=count * math.prod(task.latent_shape[:3]) // math.prod(experiment.dit.patch),
+        seconds=count * sample.frames / sample.fps,
+    )
+
+
+def decode_program(experiment: Experiment, mesh: Mesh) -> Program:
+    """The VAE's decode of one video of `experiment.sample` for each group of devices that share a batch.
+
+    A long one is decoded DECODE_FRAMES latent frames at a time, as vdit.vae.video does: planned is a chunk in the
+    middle, which finds the last frames of the one before it in its cache.
+    """
+    config, sample, count = experiment.vae, experiment.sample, batch_ways(mesh)
+    t, h, w, c = config.latent_shape(sample.frames, *sample.size)
+    frames = min(t, DECODE_FRAMES)
+    latents = jax.ShapeDtypeStruct((count, frames, h, w, c), jnp.float32)
+    init = lambda key: VAE(config).init(key, jnp.zeros((1, 1, *[config.spatial_stride] * 2, 3)))["params"]  # noqa: E731
+    shapes = unboxed(jax.eval_shape(init, jax.random.key(0)))
+    shapes = {name: part for name, part in shapes.items() if name != "encoder"}
+    params = placed(shapes, jax.tree.map(lambda _: replicated(mesh), shapes))
+    decode = functools.partial(split.decode_chunk, config)
+    with jax.set_mesh(mesh):
+        cache = None
+        if frames < t:
+            cache = jax.eval_shape(decode, params, latents)[1]
+            place = split.plan_split(count, frames, h, start=False).whole_frames()
+            cache = placed(cache, jax.tree.map(lambda _: NamedSharding(mesh, place), cache))
+        latents = placed(latents, batch_shardings(mesh, latents))
+        traced = jax.jit(decode, compiler_options=compiler_options(platform_of(mesh))).trace(params, latents, cache)
+    repeats = -(-t // frames)
+    flops = jaxpr_flops(traced.jaxpr.jaxpr) * repeats
+    return Program(
+        name="decode",
+        traced=traced,
+        held={"parameters": held(params), "latents": held(latents), "cache": held(cache)},
+        flops=flops,
+        model_flops=flops,
+        tokens=0,
+        seconds=count * sample.frames / sample.fps,
+        repeats=repeats,
+    )
+
+
+def tokens_per_second(experiment: Experiment) -> float:
+    """Tokens that a second of video is, at the size and frame rate at which the experiment samples."""
+    sample = experiment.sample
+    shape = experiment.vae.latent_shape(sample.frames, *sample.size)[:3]
+    return math.prod(shape) / math.prod(experiment.dit.patch) * sample.fps / sample.frames
+
+
+def unboxed(params):
+    """Parameters without the boxes that carry their logical axes."""
+    return jax.tree.map(lambda leaf: leaf.unbox() if hasattr(leaf, "unbox") else leaf, params,
+                        is_leaf=lambda leaf: hasattr(leaf, "unbox"))  # fmt: skip
