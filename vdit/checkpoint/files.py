@@ -156,7 +156,7 @@ def no_room(error: BaseException, directory: Path, needed: int | None = None) ->
     for number, (marks, words) in _NO_ROOM.items():
         if getattr(error, "errno", None) == number or any(mark.lower() in text for mark in marks):
             free = f"{_size(shutil.disk_usage(directory).free)} are free"
-            need = "" if needed is None else f"up to {_size(needed)} are needed, "
+            need = "" if needed is None else f"about {_size(needed)} are needed, "
             mend = "raise the limit (ulimit -f)" if number == errno.EFBIG else "make room there, or keep fewer steps"
             return f"{words} ({need}{free}): {mend}"
     return None
