@@ -17,6 +17,7 @@ from flax import linen as nn
 
 from vdit.dist.target import platform
 from vdit.errors import ConfigError
+from vdit.nn.halo import WHOLE, Split
 from vdit.nn.linear import matmul
 from vdit.nn.winograd import convolve_frames
 from vdit.types import Array
@@ -128,26 +129,30 @@ def _conv_winograd(x: Array, kernel: Array, padding: Pads) -> Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
-def upsample_conv(x: Array, kernel: Array, formulation: Formulation = "auto") -> Array:
+def upsample_conv(x: Array, kernel: Array, formulation: Formulation = "auto", *, edges: bool = False) -> Array:
     """Rows and columns repeated twice, then a convolution of each frame: `[b t h w i] -> [b t 2h 2w o]`.
 
-    kernel: [1 3 3 i o]. On CPU, but for gradients, it is one 2x2 convolution of what is not yet repeated, for the
-    four places of each square at once: of 3 taps over repeated rows, 2 see the same row. So 16 multiplications
-    instead of 36.
+    kernel: [1 3 3 i o]. edges: the first and the last row lie around a part of a frame: seen, they give no rows
+    themselves, `[b t 2(h-2) 2w o]`. On CPU, but for gradients, it is one 2x2 convolution of what is not yet
+    repeated, for the four places of each square at once: of 3 taps over repeated rows, 2 see the same row. So 16
+    multiplications instead of 36.
     """
 
     def plain(x: Array, kernel: Array) -> Array:
-        return conv(upsample_nearest(x), kernel, padding=((0, 0), (1, 1), (1, 1)), formulation=formulation)
+        x = upsample_nearest(x)
+        x, rows = (x[:, :, 1:-1], (0, 0)) if edges else (x, (1, 1))
+        return conv(x, kernel, padding=((0, 0), rows, (1, 1)), formulation=formulation)
 
     if formulation == "winograd" or (formulation == "auto" and platform() == "cpu"):
-        return _unless_differentiated(_upsample_conv_folded, plain)(x, kernel)
+        return _unless_differentiated(functools.partial(_upsample_conv_folded, edges=edges), plain)(x, kernel)
     return plain(x, kernel)
 
 
-def _upsample_conv_folded(x: Array, kernel: Array) -> Array:
+def _upsample_conv_folded(x: Array, kernel: Array, edges: bool) -> Array:
     b, t, h, w, _ = x.shape
+    h, rows = (h - 2, (0, 0)) if edges else (h, (1, 1))
     squares = [_fold_taps(_fold_taps(kernel[0], 0, i), 1, j) for i in (0, 1) for j in (0, 1)]
-    y = _conv_frames(x, jnp.concatenate(squares, axis=-1), (1, 1), ((1, 1), (1, 1)))
+    y = _conv_frames(x, jnp.concatenate(squares, axis=-1), (1, 1), (rows, (1, 1)))
     y = y.reshape(b, t, h + 1, w + 1, 2, 2, -1)
     # The upper place of row i sees rows i-1 and i, the lower one rows i and i+1; columns likewise.
     rows = [jnp.stack([y[:, :, i : i + h, j : j + w, i, j] for j in (0, 1)], axis=4) for i in (0, 1)]
@@ -165,7 +170,7 @@ class Conv(nn.Module):
 
     kernel: size in t, h, w; (1, k, k) works on each frame alone. padding: zeros before and after in
     t, h, w; None keeps the size at stride 1 (odd kernels). upsample: rows and columns are repeated twice first;
-    for kernels (1, 3, 3) that keep the size.
+    for kernels (1, 3, 3) that keep the size. split: rows may be shared out; frames are as they are given.
     """
 
     features: int
@@ -177,6 +182,7 @@ class Conv(nn.Module):
     kernel_init: nn.initializers.Initializer = kernel_init
     bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
     upsample: bool = False
+    split: Split = WHOLE
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -186,8 +192,13 @@ class Conv(nn.Module):
         bias = self.param("bias", nn.with_logical_partitioning(self.bias_init, axes[-1:]), (self.features,))
         padding = self.padding or tuple((size // 2, size // 2) for size in self.kernel)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        edges = bool(self.split.height) and self.kernel[1] > 1
+        if edges:
+            above = padding[1][0]
+            x = self.split.with_rows(x, above, max(self.kernel[1] - above - self.strides[1], 0))
+            padding = (padding[0], (0, 0), padding[2])
         if self.upsample:
-            y = upsample_conv(x, kernel, self.formulation)
+            y = upsample_conv(x, kernel, self.formulation, edges=edges)
         else:
             y = conv(x, kernel, strides=self.strides, padding=padding, formulation=self.formulation)
         return y + bias.astype(self.dtype)
@@ -197,7 +208,8 @@ class CausalConv(nn.Module):
     """Convolution in which a frame sees itself and the frames before it: `[b t h w i] -> [b t h w features]`.
 
     __call__(x, cache) -> (y, cache). The cache is what the next chunk needs: the last kt-1 input frames
-    [b kt-1 h w i]. None stands for the start of a clip: zeros.
+    [b kt-1 h w i]. None stands for the start of a clip: zeros. split: frames and rows may be shared out; the cache is
+    the same on all devices that share frames.
     """
 
     features: int
@@ -205,12 +217,16 @@ class CausalConv(nn.Module):
     dtype: jnp.dtype = jnp.float32
     formulation: Formulation = "auto"
     kernel_init: nn.initializers.Initializer = kernel_init
+    split: Split = WHOLE
 
     @nn.compact
     def __call__(self, x: Array, cache: Array | None = None) -> tuple[Array, Array]:
         history = self.kernel[0] - 1
-        zeros = history if cache is None else 0
-        if cache is not None:
+        shared = bool(self.split.time) and history > 0
+        zeros = history if cache is None and not shared else 0
+        if shared:
+            x = self.split.with_history(self.split.from_first(x), history, cache)
+        elif cache is not None:
             x = jnp.concatenate([cache, x], axis=1)
         space = tuple((size // 2, size // 2) for size in self.kernel[1:])
         y = Conv(
@@ -220,10 +236,11 @@ class CausalConv(nn.Module):
             dtype=self.dtype,
             formulation=self.formulation,
             kernel_init=self.kernel_init,
+            split=self.split,
             name="conv",
         )(x)
         missing = max(history - x.shape[1], 0)
-        last = x[:, max(x.shape[1] - history, 0) :] if history else x[:, :0]
+        last = self.split.of_last(x[:, max(x.shape[1] - history, 0) :] if history else x[:, :0])
         return y, jnp.pad(last, ((0, 0), (missing, 0), (0, 0), (0, 0), (0, 0))) if missing else last
 
 

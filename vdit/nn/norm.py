@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vdit.nn.halo import WHOLE, Split
 from vdit.types import Array
 
 
@@ -54,12 +55,13 @@ class RMSNorm(nn.Module):
 class GroupNorm(nn.Module):
     """Normalises each group of channels over the places of a frame (Wu and He, 2018): `[... h w c]`, same shape.
 
-    With learned scale and shift. groups: equal pieces of the channels, in order.
+    With learned scale and shift. groups: equal pieces of the channels, in order. split: rows may be shared out.
     """
 
     groups: int = 32
     eps: float = 1e-6
     axis: str | None = "embed"
+    split: Split = WHOLE
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -68,6 +70,7 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones_init(), axes), shape)
         bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros_init(), axes), shape)
         y = x.astype(jnp.float32).reshape(-1, height * width, self.groups, channels // self.groups)
-        y = y - jnp.mean(y, (1, 3), keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), (1, 3), keepdims=True) + self.eps)
+        mean = lambda y: self.split.mean_over_rows(jnp.mean(y, (1, 3), keepdims=True))  # noqa: E731
+        y = y - mean(y)
+        y = y * jax.lax.rsqrt(mean(jnp.square(y)) + self.eps)
         return (y.reshape(x.shape) * scale + bias).astype(x.dtype)

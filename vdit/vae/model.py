@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from vdit.errors import ShapeError
 from vdit.nn.conv import CausalConv, Conv
+from vdit.nn.halo import WHOLE, Split
 from vdit.types import Array, PyTree
 from vdit.vae.blocks import (
     Downsample,
@@ -54,32 +55,36 @@ class Encoder(nn.Module):
     """`[b t h w 3] -> [b t' h' w' 2*latent_channels]`, mean and log variance side by side."""
 
     config: VAEConfig
+    split: Split = WHOLE
 
     @nn.compact
     def __call__(self, x: Array, cache: PyTree = None) -> tuple[Array, PyTree]:
-        config, old, new = self.config, cache or {}, {}
-        options = conv_options(config)
-        edge = {"kernel": config.edge_kernel, **options}
-        if cache is None and config.patch_frames > 1:
+        config, split, old, new = self.config, self.split, cache or {}, {}
+        if cache is None and config.patch_frames > 1 and not split.time:
             # The first frame fills its group alone, so that an image is a group too.
             x = jnp.concatenate([jnp.repeat(x[:, :1], config.patch_frames - 1, axis=1), x], axis=1)
+        split = split.coarser(config.patch_frames)
+        options = conv_options(config, split)
+        edge = {"kernel": config.edge_kernel, **options}
         x = fold(x, config.patch_frames, config.patch).astype(options["dtype"])
         x, new["conv_in"] = CausalConv(config.widths[0], name="conv_in", **edge)(x, old.get("conv_in"))
         block = nn.remat(ResidualBlock) if config.remat else ResidualBlock
         for level, width in enumerate(config.widths):
-            entered = x
+            entered = split.from_first(x) if config.level_shortcut else x
             for i in range(config.blocks_per_level):
                 name = f"block{level}_{i}"
-                x, new[name] = block(config, width, name=name)(x, old.get(name))
+                x, new[name] = block(config, width, split, name=name)(x, old.get(name))
             if level < len(config.widths) - 1:
                 space, time = config.spatial_down[level], config.temporal_down[level]
-                down = Downsample(config, space, time, name=f"down{level}")
+                down = Downsample(config, space, time, split, name=f"down{level}")
                 x, new[down.name] = down(x, old.get(down.name))
+                split = split.coarser(1 + time)
             if config.level_shortcut:
                 x = x + mean_shortcut(entered, width, config.change(level))
+        edge["split"] = split
         if config.middle != "none":
-            x, new["middle"] = Middle(config, name="middle")(x, old.get("middle"))
-        x = nn.silu(norm(config, "norm_out")(x) if config.norm_out else x)
+            x, new["middle"] = Middle(config, split, name="middle")(x, old.get("middle"))
+        x = nn.silu(norm(config, split, "norm_out")(x) if config.norm_out else x)
         channels = 2 * config.latent_channels
         x, new["conv_out"] = CausalConv(channels, name="conv_out", **edge)(x, old.get("conv_out"))
         if not config.quant:
@@ -94,35 +99,39 @@ class Decoder(nn.Module):
     """`[b t' h' w' latent_channels] -> [b t h w 3]`."""
 
     config: VAEConfig
+    split: Split = WHOLE
 
     @nn.compact
     def __call__(self, z: Array, cache: PyTree = None) -> tuple[Array, PyTree]:
-        config, old, new = self.config, cache or {}, {}
-        options = conv_options(config)
+        config, split, old, new = self.config, self.split, cache or {}, {}
+        start = cache is None and not split.time  # the clip's first frame is the first here
+        options = conv_options(config, split)
         edge = {"kernel": config.edge_kernel, **options}
         x = z.astype(options["dtype"])
         if config.quant:
             x = Conv(config.latent_channels, (1, 1, 1), name="post_quant", **options)(x)
         x, new["conv_in"] = CausalConv(config.decoder_widths[-1], name="conv_in", **edge)(x, old.get("conv_in"))
         if config.middle != "none":
-            x, new["middle"] = Middle(config, name="middle")(x, old.get("middle"))
+            x, new["middle"] = Middle(config, split, name="middle")(x, old.get("middle"))
         block = nn.remat(ResidualBlock) if config.remat else ResidualBlock
         for level, width in reversed(list(enumerate(config.decoder_widths))):
             entered = x
             for i in range(config.blocks_per_level + config.decoder_extra_blocks):
                 name = f"block{level}_{i}"
-                x, new[name] = block(config, width, name=name)(x, old.get(name))
+                x, new[name] = block(config, width, split, name=name)(x, old.get(name))
             if level > 0:
                 space, time = config.spatial_down[level - 1], config.temporal_down[level - 1]
-                up = Upsample(config, space, time, name=f"up{level}")
+                up = Upsample(config, space, time, split, name=f"up{level}")
                 x, new[up.name] = up(x, old.get(up.name))
+                split = split.finer(1 + time)
                 if config.level_shortcut:
-                    x = x + repeat_shortcut(entered, width, config.change(level - 1), start=cache is None)
-        x = nn.silu(norm(config, "norm_out")(x) if config.norm_out else x)
+                    x = x + repeat_shortcut(entered, width, config.change(level - 1), start=start)
+        edge["split"] = split
+        x = nn.silu(norm(config, split, "norm_out")(x) if config.norm_out else x)
         channels = 3 * config.patch_frames * config.patch**2
         x, new["conv_out"] = CausalConv(channels, name="conv_out", **edge)(x, old.get("conv_out"))
         x = unfold(x, config.patch_frames, config.patch)
-        return (x[:, config.patch_frames - 1 :] if cache is None else x), new
+        return (x[:, config.patch_frames - 1 :] if start else x), new
 
 
 class VAE(nn.Module):
@@ -130,14 +139,16 @@ class VAE(nn.Module):
 
     Videos are float [b t h w 3] in [-1, 1] with t = 1 + temporal_stride * k; latents are
     [b 1+k h' w' c]. A chunk's cache is None at the start of a clip, then what the call before returned.
-    Decoded values are not clipped.
+    Decoded values are not clipped. split: videos and latents are the parts of one device (vdit/vae/split.py); where
+    frames are shared out, a chunk has the frames before its first that make the parts equal.
     """
 
     config: VAEConfig
+    split: Split = WHOLE
 
     def setup(self) -> None:
-        self.encoder = Encoder(self.config)
-        self.decoder = Decoder(self.config)
+        self.encoder = Encoder(self.config, self.split.finer(self.config.temporal_stride))
+        self.decoder = Decoder(self.config, self.split)
 
     def __call__(self, video: Array, key: Array | None = None) -> tuple[Array, Gaussian]:
         """Reconstruction `[b t h w 3]` and the latents' distribution; of the mean when `key` is None."""
@@ -154,7 +165,7 @@ class VAE(nn.Module):
 
     def encode_chunk(self, video: Array, cache: PyTree = None) -> tuple[Gaussian, PyTree]:
         """The next frames of a clip: 1 + stride*k at its start (cache None), later stride*k, k >= 1."""
-        check_video(self.config, video.shape, start=cache is None)
+        check_video(self.config, video.shape, start=cache is None and not self.split.time)
         moments, cache = self.encoder(video, cache)
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return Gaussian(mean=mean, logvar=jnp.clip(logvar, -30.0, 20.0)), cache

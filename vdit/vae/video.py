@@ -12,15 +12,15 @@ import numpy as np
 from vdit.errors import ShapeError
 from vdit.nn.compiling import compiler_options
 from vdit.types import Array, PyTree
+from vdit.vae import split
 from vdit.vae.config import VAEConfig
-from vdit.vae.model import VAE
 from vdit.vae.statistics import denormalise, normalise
 from vdit.vae.streaming import decode_stream, encode_stream
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoVAE:
-    """A VAE with its parameters and the statistics of its latents.
+    """A VAE with its parameters and the statistics of its latents. Devices of the mesh in context share the work.
 
     statistics: {"mean": [c], "std": [c]}; latents given out and taken in are normalised by them.
     """
@@ -64,7 +64,7 @@ def _as_float(video: Array) -> Array:
 @functools.cache
 def _encode(config: VAEConfig):
     def encode(params, statistics, video):
-        mean = VAE(config).apply({"params": params}, video, method="encode").mean
+        mean = split.encode(config, params, video).mean
         return normalise(mean.astype(jnp.float32), statistics)
 
     return jax.jit(encode, compiler_options=compiler_options())
@@ -73,7 +73,7 @@ def _encode(config: VAEConfig):
 @functools.cache
 def _decode(config: VAEConfig):
     def decode(params, statistics, latents):
-        video = VAE(config).apply({"params": params}, denormalise(latents, statistics), method="decode")
+        video = split.decode(config, params, denormalise(latents, statistics))
         return jnp.clip(video.astype(jnp.float32), -1.0, 1.0)
 
     return jax.jit(decode, compiler_options=compiler_options())
@@ -82,7 +82,7 @@ def _decode(config: VAEConfig):
 @functools.cache
 def _encode_chunk(config: VAEConfig):
     def encode_chunk(params, chunk, cache):
-        return VAE(config).apply({"params": params}, chunk, cache, method="encode_chunk")
+        return split.encode_chunk(config, params, chunk, cache)
 
     return jax.jit(encode_chunk, compiler_options=compiler_options())
 
@@ -90,6 +90,6 @@ def _encode_chunk(config: VAEConfig):
 @functools.cache
 def _decode_chunk(config: VAEConfig):
     def decode_chunk(params, latents, cache):
-        return VAE(config).apply({"params": params}, latents, cache, method="decode_chunk")
+        return split.decode_chunk(config, params, latents, cache)
 
     return jax.jit(decode_chunk, compiler_options=compiler_options())
