@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -157,13 +158,37 @@ def _gathered_backward(names: Names, _: None, gradient: Array) -> tuple[Array]:
 gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
+def look_up(table: Array, ids: Array) -> Array:
+    """Rows of a table ("vocab", "embed"): `[v d]`, int `[b ...] -> [b ... d]`.
+
+    The table stays where it is. Devices that hold other columns of it look up each other's ids, and then exchange
+    columns for rows; asked for rows at once, XLA would have every device look up the whole batch.
+    """
+    sizes, without = _auto_axes(), RULES["embed"]
+    ids = _constrain(ids, ("batch", *[None] * (ids.ndim - 1)), without)
+    rows = jnp.take(table, ids, axis=0)
+    if not sizes:
+        return rows
+    left = {name: size for name, size in sizes.items() if name not in without}
+    batch, _ = partition_spec(("batch",), rows.shape[:1], left)
+    width, _ = partition_spec(("embed",), rows.shape[-1:], sizes)
+    rows = jax.lax.with_sharding_constraint(rows, P(*batch, *[None] * (rows.ndim - 2), *width))
+    return constrain(rows, ("batch", *[None] * (rows.ndim - 1)))
+
+
 def _constrain(x: Array, names: Names, without: Sequence[str]) -> Array:
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return x
-    axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types)
-    sizes = {name: size for name, size, kind in axes if kind == AxisType.Auto}
-    if all(size == 1 for size in sizes.values()):
+    sizes = _auto_axes()
+    if not sizes:
         return x
     spec, _ = partition_spec(names, x.shape, {name: size for name, size in sizes.items() if name not in without})
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def _auto_axes() -> dict[str, int]:
+    """Axes of the mesh in context that XLA places, with their sizes; none where all are of one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return {}
+    axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types)
+    sizes = {name: size for name, size, kind in axes if kind == AxisType.Auto}
+    return {} if all(size == 1 for size in sizes.values()) else sizes

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from vdit.dist.rules import look_up
 from vdit.types import Array
 
 
@@ -19,7 +20,7 @@ class Embed(nn.Module):
     @nn.compact
     def __call__(self, ids: Array) -> Array:
         init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), ("vocab", "embed"))
-        return jnp.take(self.param("embedding", init, (self.count, self.features)), ids, axis=0)
+        return look_up(self.param("embedding", init, (self.count, self.features)), ids)
 
 
 def sinusoid(x: Array, width: int, *, max_period: float = 10_000.0, shift: int = 0) -> Array:
