@@ -17,8 +17,10 @@ from jax.sharding import PartitionSpec as P
 
 from vdit.dist.collectives import collectives, totals
 from vdit.dist.mesh import MeshConfig, make_mesh
-from vdit.dist.rules import partition_spec
+from vdit.dist.rules import constrain, partition_spec
 from vdit.nn.attention import attention, chunked
+from vdit.nn.linear import matmul
+from vdit.nn.rope import rotate, rotations
 
 MESHES = {
     "sequence 8": MeshConfig(data=1, sequence=8),
@@ -62,10 +64,13 @@ def gradients(**options):
     return jax.jit(run)
 
 
+ON_ONE_DEVICE = gradients(implementation="dense")
+
+
 def error(mesh, heads, way, shape, axes=("tokens", "tokens"), **options):
     """Largest error against one device, relative to the largest number, of the output and each gradient."""
     given = inputs(heads, **shape)
-    wanted = gradients(implementation="dense")(*given)
+    wanted = ON_ONE_DEVICE(*given)
     with jax.set_mesh(mesh):
         got = gradients(axes=axes, sequence_parallel=way, **options)(*given)
     worst = lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(b).max())  # noqa: E731
@@ -78,7 +83,7 @@ def in_a_mapped_function(mesh):
     with jax.set_mesh(mesh):
         spec = P(("data", "sequence"))
         got = jax.jit(jax.shard_map(gradients(), in_specs=spec, out_specs=spec))(*given)
-    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in zip(got, gradients()(*given)))
+    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in zip(got, ON_ONE_DEVICE(*given)))
 
 
 def traffic(mesh, heads, way, n=2048):
@@ -102,6 +107,35 @@ def traffic(mesh, heads, way, n=2048):
     }
 
 
+def linear_traffic(mesh, product):
+    """What the gradient of two linear layers sends, where parameters lie as the table says."""
+    sizes = dict(mesh.shape)
+
+    def place(names, *shape):
+        sharding = NamedSharding(mesh, partition_spec(names, shape, sizes)[0])
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+
+    def loss(up, down, x):
+        y = product(jnp.tanh(product(x, up)), down)
+        return jnp.sum(constrain(y, ("batch", "tokens", "embed")) ** 2)
+
+    given = place(("embed", "mlp"), 64, 256), place(("mlp", "embed"), 256, 64), place(NAMES[:2] + ("embed",), 8, 64, 64)
+    with jax.set_mesh(mesh):
+        gradient = jax.jit(jax.grad(loss, (0, 1, 2)), out_shardings=tuple(x.sharding for x in given))
+        text = gradient.lower(*given).compile().as_text()
+    return {line.kind: line.bytes for line in totals(collectives(text, mesh))}
+
+
+def rotation_traffic(mesh):
+    """What turning the heads of tokens sends, where tokens are shared out."""
+    sharding = NamedSharding(mesh, P(None, "sequence"))
+    x = jax.ShapeDtypeStruct((2, 64, 4, 16), jnp.float32, sharding=sharding)
+    position = jax.ShapeDtypeStruct((2, 64, 3), jnp.int32, sharding=sharding)
+    with jax.set_mesh(mesh):
+        turn = jax.jit(lambda x, position: rotate(x, *rotations(position, 16)), out_shardings=sharding)
+        return len(collectives(turn.lower(x, position).compile().as_text(), mesh))
+
+
 def main():
     meshes = {name: make_mesh(config) for name, config in MESHES.items()}
     results = {"errors": {}, "traffic": {}}
@@ -114,8 +148,8 @@ def main():
             found = error(mesh, heads, way, shape, axes, implementation="chunked")
             results["errors"][f"{mesh_name}: {case}"] = found
     for kernel in ("splash", "triton"):
-        found = error(meshes["sequence 8"], 2, "auto", {"rows": 1}, implementation=kernel)
-        results["errors"][f"sequence 8: {kernel}"] = found
+        found = error(meshes["data 2, sequence 4"], 2, "auto", {"rows": 2}, implementation=kernel)
+        results["errors"][f"data 2, sequence 4: {kernel}"] = found
     results["errors"]["in a mapped function"] = in_a_mapped_function(meshes["data 2, sequence 4"])
     chunked.Q_CHUNK = chunked.K_CHUNK = 128
     one = make_mesh(MeshConfig(), devices=jax.devices()[:1])
@@ -127,6 +161,9 @@ def main():
         ("mixed", "fsdp 2, sequence 2, tensor 2", 8, "auto"),
     ):
         results["traffic"][name] = traffic(meshes[mesh], heads, way)
+    mixed = meshes["fsdp 2, sequence 2, tensor 2"]
+    results["linear"] = {name: linear_traffic(mixed, f) for name, f in (("ours", matmul), ("plain", jnp.matmul))}
+    results["rotations"] = rotation_traffic(meshes["sequence 8"])
     print(json.dumps(results))
 
 

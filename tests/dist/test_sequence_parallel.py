@@ -59,3 +59,14 @@ def test_memory_is_shared_out(results):
     assert results["traffic"]["ulysses"]["temporaries"] < one / 6
     assert results["traffic"]["mixed"]["temporaries"] < one / 6
     assert results["traffic"]["ring"]["temporaries"] < one / 3  # what travels is held twice
+
+
+def test_a_linear_layer_sends_what_a_plain_product_does(results):
+    """Its derivative is written by hand: parameters gathered, gradients summed, and no other traffic."""
+    ours, plain = results["linear"]["ours"], results["linear"]["plain"]
+    assert set(ours) <= {"all-gather", "all-reduce", "reduce-scatter"}
+    assert sum(ours.values()) <= sum(plain.values())
+
+
+def test_rotations_stay_where_their_tokens_are(results):
+    assert results["rotations"] == 0

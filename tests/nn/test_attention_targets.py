@@ -49,7 +49,7 @@ def test_keys_travel_while_the_kernel_runs(compiled):
     assert compiled["ring"]["overlap"]
 
 
-@pytest.mark.parametrize("dtype, head_dim, keys", [("bfloat16", 128, 1024), ("float32", 72, 77)])
+@pytest.mark.parametrize(("dtype", "head_dim", "keys"), [("bfloat16", 128, 1024), ("float32", 72, 77)])
 def test_triton_is_lowered_for_a_gpu(monkeypatch, dtype, head_dim, keys):
     monkeypatch.setattr(triton, "platform", lambda: "gpu")
     q, k = (jax.ShapeDtypeStruct((1, 2, n, head_dim), dtype) for n in (1024, keys))

@@ -29,7 +29,7 @@ def on_both(function, *arguments):
     return results
 
 
-@pytest.mark.parametrize("kernel", ["dense", "chunked"])
+@pytest.mark.parametrize("kernel", ["dense", "chunked", "triton"])
 def test_attention(kernel):
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, 300, 4, 64)).astype(np.float32) for _ in range(3))

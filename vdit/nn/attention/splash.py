@@ -21,7 +21,7 @@ from vdit.nn.attention.kernel import FLOOR, K_PADDING, MASKED, Q_PADDING, pad_to
 from vdit.types import Array
 
 LANES = 128
-# Largest blocks; a row is padded to a multiple of LANES, and a block divides it.
+# Largest blocks; a block is the largest multiple of LANES that divides the padded row.
 Q_BLOCK, K_BLOCK, K_COMPUTE = 1024, 2048, 512
 Q_BLOCK_BACKWARD, K_BLOCK_BACKWARD = 1024, 1024
 # The table of blocks lies in the scalar memory of a core; a longer row visits all blocks.
@@ -60,7 +60,7 @@ def backward(
     """Gradients of q, k and v, in their types: see vdit/nn/attention/kernel.py."""
     (n, d), m = q.shape[2:], k.shape[2]
     rows = _padded(q, k, v, q_clip, k_clip)
-    lse, delta, do = (pad_tokens(x, LANES, 2) for x in (safe_lse(lse), delta, do.astype(q.dtype)))
+    lse, delta, do = (pad_tokens(x, _multiple(n), 2) for x in (safe_lse(lse), delta, do.astype(q.dtype)))
     q_block = _block(rows[0].shape[2], Q_BLOCK_BACKWARD)
     k_block = _block(rows[1].shape[2], K_BLOCK_BACKWARD)
     same = {
@@ -85,8 +85,14 @@ def backward(
 
 def _padded(q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array) -> tuple[Array, ...]:
     q = (q * q.shape[-1] ** -0.5).astype(q.dtype)  # the kernel does not scale
-    q, k, v = (pad_tokens(x, LANES, 2) for x in (q, k, v))
-    return q, k, v, pad_tokens(q_clip, LANES, 1, Q_PADDING), pad_tokens(k_clip, LANES, 1, K_PADDING)
+    n, m = _multiple(q.shape[2]), _multiple(k.shape[2])
+    q, k, v = pad_tokens(q, n, 2), pad_tokens(k, m, 2), pad_tokens(v, m, 2)
+    return q, k, v, pad_tokens(q_clip, n, 1, Q_PADDING), pad_tokens(k_clip, m, 1, K_PADDING)
+
+
+def _multiple(n: int) -> int:
+    """What n tokens are padded to a multiple of: much, for large blocks, but an eighth of them at most."""
+    return max(size for size in (LANES, 2 * LANES, 4 * LANES, 8 * LANES) if size in (LANES, min(size, n // 8)))
 
 
 def _block(n: int, most: int) -> int:
@@ -107,5 +113,5 @@ def _blocks_to_visit(q_clip: Array, k_clip: Array, q_block: int, k_block: int, *
     visit = (q_low[:, None] <= k_high) & (k_low <= q_high[:, None])
     axis = 0 if next_query else 1
     index = jax.lax.broadcasted_iota(jnp.int32, visit.shape, axis)
-    held = jax.lax.cummax(jnp.where(visit, index, 0), axis)
-    return mask_info.MaskInfo(held[None], None, visit[None].astype(jnp.int32), None, None)
+    held = jax.lax.cummax(jnp.where(visit, index, 0), axis).astype(jnp.int16)
+    return mask_info.MaskInfo(held[None], None, visit[None].astype(jnp.int8), None, None)
