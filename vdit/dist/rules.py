@@ -128,6 +128,12 @@ def batch_ways(mesh: Mesh) -> int:
     return math.prod(mesh.shape.get(axis, 1) for axis in RULES["batch"])
 
 
+def ways(name: str) -> int:
+    """Over how many devices of the mesh in context a dimension is shared out that they divide."""
+    sizes = _auto_axes()
+    return math.prod(sizes.get(axis, 1) for axis in RULES[name])
+
+
 def constrain(x: Array, names: Names) -> Array:
     """Asks for the table's sharding of an activation; a no-op where no mesh is in context.
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from vdit.data.patches import patchify, unpatchify
 from vdit.diffusion import Guidance, guide
 from vdit.diffusion.schedules import Schedule
+from vdit.dist.rules import ways
 from vdit.samplers.base import Denoise, Sampler
 from vdit.samplers.grid import Grid
 from vdit.tasks.canvas import Canvas, Prompts, canvas_tokens, dense_rows
@@ -97,6 +98,19 @@ def _fold(condition: Array | None, network: Network) -> Array | None:
     return None if condition is None else patchify(condition, network.dit.patch)
 
 
+def _divisible(row: Row, condition: Array | None) -> tuple[Row, Array | None]:
+    """A row, and what comes beside its values, with padding up to tokens that the mesh in context divides.
+
+    A video's own number of tokens seldom does, and tokens that do not divide are shared out by no device.
+    """
+    extra = -row.values.shape[1] % ways("tokens")
+    if not extra:
+        return row, condition
+    pad = lambda x: jnp.pad(x, ((0, 0), (0, extra), *[(0, 0)] * (x.ndim - 2)))  # noqa: E731
+    fields = {name: pad(getattr(row, name)) for name, axes in Row.AXES.items() if "tokens" in axes}
+    return dataclasses.replace(row, **fields), None if condition is None else pad(condition)
+
+
 def _denoiser(network: Network, params: PyTree, scene: _Scene, method: Method) -> Denoise:
     """denoise(x [b n p], t []): guided, by the transformer that is responsible for the level."""
     high = _guided(network, params, scene, method, HIGH, method.guidance)
@@ -117,9 +131,9 @@ def _guided(
         time = jnp.broadcast_to(jnp.asarray(method.schedule.time(t), jnp.float32), scene.known.shape)
         time = jnp.where(scene.known, jnp.float32(method.schedule.time(0.0)), time)
         row = dataclasses.replace(scene.row, values=x)
-        return network.apply(
-            params, row, time, scene.text, condition=scene.condition, image=scene.image, expert=expert
-        )
+        row, condition = _divisible(row, scene.condition)
+        output = network.apply(params, row, time, scene.text, condition=condition, image=scene.image, expert=expert)
+        return output[:, : x.shape[1]]
 
     def alone(x: Array, t: Array) -> Array:
         return predict(jax.tree.map(lambda leaf: leaf[: x.shape[0]], scene), x, t)
