@@ -23,6 +23,7 @@ from vdit.vae.config import preset as vae_preset
 def config() -> Experiment:
     return Experiment(
         name="dit_xl_pod",
+        topology="v6e:4x4",
         mesh=MeshConfig(data=-1, fsdp=8),
         data=DataConfig(
             source="folder",
@@ -53,7 +54,7 @@ def config() -> Experiment:
         ),
         latents=LatentsConfig(samples=0, dtype="bfloat16"),
         text=TextConfig(vocab_size=32_000, max_length=128, width=768, depth=6, heads=12, dtype="bfloat16"),
-        dit=dit_preset("XL", dtype="bfloat16", remat="full"),
+        dit=dit_preset("XL", dtype="bfloat16", remat="attention"),
         diffusion=DiffusionConfig(kind="flow", prediction="velocity", timestep_sampling="logit_normal", shift=3.0),
         per_frame_noise=0.25,
         dit_train=TrainConfig(

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from typing import Any
 
-from vdit.plan.program_text import kept_by_loops
+from vdit.plan.program_text import Kept, kept_by_loops
 from vdit.plan.programs import Program
 
 SAVED, GRADIENTS, TEMPORARIES = "activations kept for the backward", "gradients of stacked layers", "temporaries"
@@ -22,8 +22,7 @@ class Memory:
         them, and the step's counters), activations kept for the backward (stacks that the loop over layers writes, one
         entry a layer), gradients of stacked layers, other temporaries, outputs that take no input's place, the program.
         None where the program was not compiled to its end.
-    total: their sum; where the compiler ran out of memory, what it says that it needs. peak: of execution, where the
-    compiler tells. state: what is held between steps, which `kinds` begins with.
+    total: their sum; where the compiler ran out of memory, what it says that it needs.
     """
 
     kinds: dict[str, int] | None
@@ -41,7 +40,8 @@ def memory(program: Program, compiled: Any, text: str, capacity: float | None) -
     Activations and gradients are taken out of the compiler's temporaries as far as loops stack them; buffers that
     share one place are then counted less than their sum, so they are cut to what is there.
     """
-    stats, kept = compiled.memory_analysis(), kept_by_loops(text)
+    stats = compiled.memory_analysis()
+    kept = kept_by_loops(text) if program.differentiated else Kept(saved=0, gradients=0)
     room = stats.temp_size_in_bytes
     saved = min(int(kept.saved), room)
     gradients = min(int(kept.gradients), room - saved)

@@ -130,6 +130,7 @@ def _measure(program: Any, topology: Topology, mesh: Any, effort: str) -> Progra
     import jax
 
     from vdit.dist.collectives import collectives
+    from vdit.plan.kernels import kernel_bytes
     from vdit.plan.memory import memory, out_of_memory
     from vdit.plan.program_text import hbm_bytes
     from vdit.plan.roofline import times, traffic
@@ -154,7 +155,7 @@ def _measure(program: Any, topology: Topology, mesh: Any, effort: str) -> Progra
     text = compiled.as_text()
     held = memory(program, compiled, text, capacity)
     lines = traffic(topology, mesh, collectives(text, mesh))
-    moved = hbm_bytes(text)
+    moved = hbm_bytes(text) + kernel_bytes(program.traced.jaxpr.jaxpr)
     took = None
     if chip is not None:
         least = times(topology, flops=program.flops / program.repeats, hbm=moved, lines=lines)
@@ -162,8 +163,14 @@ def _measure(program: Any, topology: Topology, mesh: Any, effort: str) -> Progra
         took = {name: getattr(least, name) * program.repeats for name in names}
     return ProgramPlan(
         fits=held.fits, memory=held.kinds, total=held.total, hbm=moved * program.repeats, times=took,
-        traffic=tuple(dataclasses.asdict(line) for line in lines), compile_seconds=seconds, **same,
+        traffic=tuple(_times(line, program.repeats) for line in lines), compile_seconds=seconds, **same,
     )  # fmt: skip
+
+
+def _times(line: Any, repeats: int) -> dict[str, Any]:
+    """A line of traffic, of all runs of its program."""
+    known = dataclasses.asdict(line)
+    return known | {key: known[key] * repeats for key in ("bytes", "count", "seconds") if known[key] is not None}
 
 
 def _largest(message: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ _FREE = _CONTROL | {
     "copy-done", "async-done", "async-update", "opt-barrier", "all-gather-done", "all-reduce-done",
     "collective-permute-done", "send-done", "recv-done",
 }  # fmt: skip
+_FREE_CALLS = ('"AllocateBuffer"', '"tpu_custom_call"')  # Pallas kernels are counted in vdit/plan/kernels.py
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,8 @@ def hbm_bytes(text: str) -> float:
     """Bytes that one device moves through HBM in one run: operands and results of everything outside of fusions.
 
     Loops are counted through. A fusion that reads or writes a slice of an array counts the slice. What lies in the
-    core's own memory counts nothing. An estimate: caches and prefetches that the text does not tell are not in it.
+    core's own memory counts nothing, nor do Pallas kernels (vdit.plan.kernels). An estimate: caches and prefetches
+    that the text does not tell are not in it.
     """
     program = computations(text)
     inside = {
@@ -94,7 +96,7 @@ def stored_bytes(type_text: str) -> float:
 
 
 def _moved(instruction: Instruction, around: Computation, program: dict[str, Computation]) -> float:
-    if instruction.opcode in _FREE or "AllocateBuffer" in instruction.text:
+    if instruction.opcode in _FREE or any(target in instruction.text for target in _FREE_CALLS):
         return 0.0
     operands = [around.by_name.get(name) for name in instruction.operands]
     if instruction.opcode.endswith("-start"):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from vdit.dist.rules import batch_shardings, batch_ways, replicated
+from vdit.dist.rules import batch_shardings, batch_ways, replicated, ways
 from vdit.dist.target import platform_of
 from vdit.errors import ConfigError
 from vdit.nn.compiling import compiler_options
@@ -35,7 +35,7 @@ from vdit.train.step import make_train_step
 from vdit.vae import split
 from vdit.vae.model import VAE
 
-DECODE_FRAMES = 16
+DECODE_FRAMES = 4  # latent frames at a time, at the least
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Program:
     name: "train", "sample" or "decode". traced: to be lowered and compiled under the mesh. held: bytes of its
     arguments on one device, by kind. flops: of all devices in one run of it, the hardware's. model_flops: those
     that are useful. tokens: of the DiT. seconds: of video. repeats: how often the program runs for all of these; its
-    own FLOPs are that part of `flops`. report: dimensions left whole against the table of vdit/dist/rules.py.
+    own FLOPs are that part of `flops`. differentiated: it has a backward pass. report: dimensions left whole against the table of vdit/dist/rules.py.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Program:
     tokens: int
     seconds: float
     repeats: int = 1
+    differentiated: bool = False
     report: tuple[str, ...] = ()
 
 
@@ -84,6 +85,7 @@ def train_program(experiment: Experiment, mesh: Mesh) -> Program:
         model_flops=train_flops(experiment),
         tokens=tokens,
         seconds=tokens / tokens_per_second(experiment),
+        differentiated=True,
         report=plan.report,
     )
 
@@ -128,12 +130,14 @@ def sample_program(experiment: Experiment, mesh: Mesh) -> Program:
 def decode_program(experiment: Experiment, mesh: Mesh) -> Program:
     """The VAE's decode of one video of `experiment.sample` for each group of devices that share a batch.
 
-    A long one is decoded DECODE_FRAMES latent frames at a time, as vdit.vae.video does: planned is a chunk in the
-    middle, which finds the last frames of the one before it in its cache.
+    A long one is decoded some latent frames at a time, one or more for each device that shares frames: planned is a
+    chunk in the middle, which finds the last frames of the one before it in its cache.
     """
     config, sample, count = experiment.vae, experiment.sample, batch_ways(mesh)
     t, h, w, c = config.latent_shape(sample.frames, *sample.size)
-    frames = min(t, DECODE_FRAMES)
+    with jax.set_mesh(mesh):
+        shared = ways("time")
+    frames = min(t, -(-DECODE_FRAMES // shared) * shared)
     latents = jax.ShapeDtypeStruct((count, frames, h, w, c), jnp.float32)
     init = lambda key: VAE(config).init(key, jnp.zeros((1, 1, *[config.spatial_stride] * 2, 3)))["params"]  # noqa: E731
     shapes = unboxed(jax.eval_shape(init, jax.random.key(0)))

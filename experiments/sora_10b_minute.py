@@ -1,0 +1,64 @@
+"""A minute of 1080p from a prompt: a DiT of 10 B parameters, rows of one whole clip, shared out over 32 chips each.
+
+    vdit plan experiments/sora_10b_minute.py
+    vdit train experiments/sora_10b_minute.py --out gs://bucket/sora --cfg.data.path=VIDEOS
+"""
+
+from vdit.data.config import DataConfig
+from vdit.diffusion import DiffusionConfig
+from vdit.dist.mesh import MeshConfig
+from vdit.dit.config import DiTConfig
+from vdit.text.config import TextConfig
+from vdit.train.config import OptimizerConfig, TrainConfig
+from vdit.train.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
+from vdit.vae.config import DiscriminatorConfig, VAELossConfig
+from vdit.vae.config import preset as vae_preset
+
+
+def config() -> Experiment:
+    return Experiment(
+        name="sora_10b_minute",
+        topology="v5p:8x8x8",
+        mesh=MeshConfig(data=1, fsdp=16, sequence=32),
+        data=DataConfig(
+            source="folder",
+            path="videos",
+            areas=(256 * 448, 480 * 832, 704 * 1280, 1088 * 1920),
+            size_multiple=32,
+            frames=(1, 121, 481, 1441),
+            fps=(24.0,),
+            hflip=0.5,
+            # 1441 frames of 1088 x 1920 are 361 x 34 x 60 = 736,440 tokens: 99.9% of a row.
+            row_tokens=737_280,
+            row_text=4096,
+            row_slots=1024,
+            row_clips=32,
+            buffer_rows=4,
+            threads=32,
+            read_ahead=64,
+        ),
+        vae=vae_preset("wan22", dtype="bfloat16", remat=True),
+        vae_loss=VAELossConfig(kl_weight=1e-5, adversarial_weight=0.05, adversarial_start=100_000),
+        discriminator=DiscriminatorConfig(dtype="bfloat16"),
+        vae_clips=VAETrainConfig(frames=17, size=(256, 256)),
+        vae_train=TrainConfig(
+            steps=200_000,
+            batch_size=512,
+            optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=2000, schedule="cosine", final_scale=0.1),
+            save_every=5000,
+        ),
+        latents=LatentsConfig(latent_frames=4, dtype="bfloat16"),
+        text=TextConfig(vocab_size=64_000, max_length=256, width=2048, depth=12, heads=16, dtype="bfloat16"),
+        dit=DiTConfig(in_channels=48, width=4096, depth=36, heads=32, dtype="bfloat16", remat="attention"),
+        diffusion=DiffusionConfig(kind="flow", prediction="velocity", timestep_sampling="logit_normal", shift=8.0),
+        per_frame_noise=0.25,
+        dit_train=TrainConfig(
+            steps=200_000,
+            batch_size=16,
+            optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=5000, weight_decay=0.01, b2=0.95),
+            ema_decay=0.9999,
+            save_every=500,
+            keep=3,
+        ),
+        sample=SampleConfig(frames=1441, size=(1088, 1920), fps=24.0, sampler="unipc", steps=40, guidance=6.0),
+    )

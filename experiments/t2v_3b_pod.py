@@ -1,0 +1,65 @@
+"""Text to video with 3 B parameters on 64 chips: five seconds of 720p in a row, shared out over four chips.
+
+    vdit plan experiments/t2v_3b_pod.py
+    vdit train experiments/t2v_3b_pod.py --out gs://bucket/t2v --cfg.data.path=VIDEOS
+"""
+
+from vdit.data.config import DataConfig
+from vdit.diffusion import DiffusionConfig
+from vdit.dist.mesh import MeshConfig
+from vdit.dit.config import DiTConfig
+from vdit.text.config import TextConfig
+from vdit.train.config import OptimizerConfig, TrainConfig
+from vdit.train.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
+from vdit.vae.config import DiscriminatorConfig, VAELossConfig
+from vdit.vae.config import preset as vae_preset
+
+
+def config() -> Experiment:
+    return Experiment(
+        name="t2v_3b_pod",
+        topology="v5p:4x4x4",
+        mesh=MeshConfig(data=1, fsdp=16, sequence=4),
+        data=DataConfig(
+            source="folder",
+            path="videos",
+            areas=(256 * 448, 480 * 832, 704 * 1280),
+            size_multiple=16,
+            frames=(1, 33, 65, 121),
+            fps=(24.0,),
+            hflip=0.5,
+            # 121 frames at the largest area are 31 x 44 x 80 = 109,120 tokens; shorter and smaller clips fill up.
+            row_tokens=114_688,
+            row_text=2048,
+            row_slots=512,
+            row_clips=32,
+            buffer_rows=8,
+            threads=32,
+            read_ahead=64,
+        ),
+        vae=vae_preset("wan21", dtype="bfloat16", remat=True),
+        vae_loss=VAELossConfig(kl_weight=1e-5, adversarial_weight=0.05, adversarial_start=50_000),
+        discriminator=DiscriminatorConfig(dtype="bfloat16"),
+        vae_clips=VAETrainConfig(frames=17, size=(192, 192)),
+        vae_train=TrainConfig(
+            steps=100_000,
+            batch_size=128,
+            optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=1000, schedule="cosine", final_scale=0.1),
+            save_every=5000,
+        ),
+        latents=LatentsConfig(latent_frames=4, dtype="bfloat16"),
+        text=TextConfig(vocab_size=32_000, max_length=256, width=1024, depth=6, heads=16, dtype="bfloat16"),
+        dit=DiTConfig(width=2560, depth=32, heads=20, dtype="bfloat16", remat="attention"),
+        diffusion=DiffusionConfig(kind="flow", prediction="velocity", timestep_sampling="logit_normal", shift=5.0),
+        per_frame_noise=0.25,
+        dit_train=TrainConfig(
+            steps=300_000,
+            batch_size=32,
+            optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=5000, weight_decay=0.01, b2=0.95),
+            ema_decay=0.9999,
+            save_every=1000,
+            keep=3,
+            log_every=20,
+        ),
+        sample=SampleConfig(frames=121, size=(704, 1280), fps=24.0, sampler="unipc", steps=40, guidance=5.0),
+    )
