@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from vdit.tasks.canvas import Canvas
 from vdit.tasks.sample import TextToVideo, blank
 from vdit.types import Array, PyTree
+from vdit.vae import split
 from vdit.vae.config import VAEConfig
-from vdit.vae.model import VAE
 from vdit.vae.statistics import normalise
 
 
@@ -64,5 +64,4 @@ def first_frame_mask(vae: VAEConfig, shape: tuple[int, ...]) -> Array:
 
 
 def _encode(config: VAEConfig, params: PyTree, statistics: PyTree, video: Array) -> Array:
-    mean = VAE(config).apply({"params": params}, video, method="encode").mean
-    return normalise(mean.astype(jnp.float32), statistics)
+    return normalise(split.encode(config, params, video).mean, statistics)

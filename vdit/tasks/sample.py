@@ -14,8 +14,8 @@ from vdit.tasks.canvas import Canvas, Prompts
 from vdit.tasks.generate import Method, fill
 from vdit.tasks.network import Network
 from vdit.types import Array, PyTree
+from vdit.vae import split
 from vdit.vae.config import VAEConfig
-from vdit.vae.model import VAE
 from vdit.vae.statistics import denormalise
 
 
@@ -79,7 +79,7 @@ class TextToVideo:
         latents = fill(self.network, params, canvas, prompts, negative, key, self.method, noise=noise)
         if not self.decode:
             return latents
-        video = VAE(self.vae).apply({"params": vae_params}, denormalise(latents, statistics), method="decode")
+        video = split.decode(self.vae, vae_params, denormalise(latents, statistics))
         return jnp.clip(video.astype(jnp.float32), -1.0, 1.0)
 
     def canvas(self, params: PyTree, vae_params: PyTree, statistics: PyTree, batch: int, given: PyTree) -> Canvas:
