@@ -28,7 +28,13 @@ MESHES = {
     "data 2, sequence 4": MeshConfig(data=2, sequence=4),
     "fsdp 2, sequence 2, tensor 2": MeshConfig(data=1, fsdp=2, sequence=2, tensor=2),
 }
-FEW = ("heads exchanged", "ring", "heads run out")  # what the second and third mesh are tried with
+# What each mesh is tried with.
+TRIED = (
+    ("heads exchanged", "ring", "heads run out", "cross", "nothing divides"),
+    ("heads exchanged", "heads run out"),
+    ("ring", "heads run out"),
+    ("heads exchanged", "an odd number of heads", "cross", "nothing divides"),
+)
 # heads, how devices meet, and what else differs from 4 rows of 64 tokens that attend to themselves
 CASES = {
     "heads exchanged": (8, "ulysses", {}),
@@ -140,8 +146,8 @@ def main():
     meshes = {name: make_mesh(config) for name, config in MESHES.items()}
     results = {"errors": {}, "traffic": {}}
     chunked.Q_CHUNK = chunked.K_CHUNK = 16  # parts of a row hold several chunks
-    for i, (mesh_name, mesh) in enumerate(meshes.items()):
-        for case in FEW if i in (1, 2) else CASES:
+    for (mesh_name, mesh), cases in zip(meshes.items(), TRIED):
+        for case in cases:
             heads, way, shape = CASES[case]
             shape = dict(shape)
             axes = shape.pop("axes", ("tokens", "tokens"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vdit.errors import ShapeError
-from vdit.nn.attention import attention, chunked, splash
+from vdit.nn.attention import SAVED, attention, chunked, splash
 from vdit.nn.attention.kernel import merge
 from vdit.nn.attention.pick import KERNELS, pick
 
@@ -133,6 +133,20 @@ def test_long_rows_take_memory_as_their_tokens_do():
     short, long = temporaries(4096), temporaries(16384)
     assert long < 4.5 * short
     assert long < 16384 * 16384 / 8  # a byte for each score would be 16 times as much
+
+
+def test_what_remat_may_save_keeps_the_kernel_from_running_again():
+    def kernels(**remat):
+        """How many exponentials of scores a gradient computes: one in the forward, one in the backward."""
+        tokens, clip = jnp.ones((1, 16, 2, 8)), jnp.ones((1, 16), jnp.int32)
+        function = lambda x: attention(jnp.tanh(x), x, x, clip, clip)  # noqa: E731
+        function = jax.checkpoint(function, **remat) if remat else function
+        compiled = jax.jit(jax.grad(lambda x: jnp.sum(function(x) ** 2))).lower(tokens).compile()
+        return compiled.as_text().count(" exponential(")
+
+    assert kernels() == 2
+    assert kernels(policy=None) == 3
+    assert kernels(policy=jax.checkpoint_policies.save_only_these_names(SAVED)) == 2
 
 
 @pytest.mark.parametrize(

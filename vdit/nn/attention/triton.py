@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ def forward(q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array) -> tuple
     n, d = q.shape[2:]
     blocks, (q, k, v, q_clip, k_clip) = _padded(q, k, v, q_clip, k_clip)
     visits = _blocks_to_visit(q_clip, k_clip, *blocks)
-    query, keys = _specs(q.shape, blocks[0]), _specs(k.shape)
+    query, keys = _block_of(q.shape, blocks[0]), _all_of(k.shape)
     out, lse = pl.pallas_call(
         functools.partial(_forward_kernel, block=blocks[1], scale=d**-0.5 * LOG2E),
         grid=(q.shape[2] // blocks[0], *q.shape[:2]),
@@ -65,10 +66,10 @@ def backward(
             **_options(name),
         )(*visits, *arrays)  # fmt: skip
 
-    part, whole = _specs(q.shape, blocks[0]), _specs(k.shape)
+    part, whole = _block_of(q.shape, blocks[0]), _all_of(k.shape)
     dq_kernel = functools.partial(_dq_kernel, block=blocks[1])
     (dq,) = call(dq_kernel, "attention_dq", _blocks_to_visit(q_clip, k_clip, *blocks), part, whole, part, [q])
-    part, whole = _specs(k.shape, blocks[1]), _specs(q.shape)
+    part, whole = _block_of(k.shape, blocks[1]), _all_of(q.shape)
     dkv_kernel = functools.partial(_dkv_kernel, block=blocks[0])
     visits = _blocks_to_visit(k_clip, q_clip, *reversed(blocks))
     dk, dv = call(dkv_kernel, "attention_dkv", visits, whole, part, part, [k, v])
@@ -135,14 +136,30 @@ def _product(a, b):
     return jnp.dot(a, b, preferred_element_type=jnp.float32)
 
 
-class _specs:
-    """Where a program of the grid (block, row, head) finds its tokens: one block of them, or the whole row."""
+class _Tokens(NamedTuple):
+    """Where a program of the grid (block, row, head) finds its values [b h n d], numbers [b h n] and clips [b n]."""
 
-    def __init__(self, shape: tuple[int, ...], block: int | None = None):
-        size, at = (shape[2], lambda i: 0) if block is None else (block, lambda i: i)
-        self.values = pl.BlockSpec((None, None, size, shape[3]), lambda i, b, h: (b, h, at(i), 0))
-        self.number = pl.BlockSpec((None, None, size), lambda i, b, h: (b, h, at(i)))
-        self.clip = pl.BlockSpec((None, size), lambda i, b, h: (b, at(i)))
+    values: pl.BlockSpec
+    number: pl.BlockSpec
+    clip: pl.BlockSpec
+
+
+def _block_of(shape: tuple[int, ...], size: int) -> _Tokens:
+    """One block of tokens: that of the program's number."""
+    return _tokens(size, shape[3], lambda i: i)
+
+
+def _all_of(shape: tuple[int, ...]) -> _Tokens:
+    """All tokens of the row, of which the program reads the blocks it wants."""
+    return _tokens(shape[2], shape[3], lambda i: 0)
+
+
+def _tokens(size: int, d: int, at) -> _Tokens:
+    return _Tokens(
+        pl.BlockSpec((None, None, size, d), lambda i, b, h: (b, h, at(i), 0)),
+        pl.BlockSpec((None, None, size), lambda i, b, h: (b, h, at(i))),
+        pl.BlockSpec((None, size), lambda i, b, h: (b, at(i))),
+    )
 
 
 def _scalars(count: int) -> list[pl.BlockSpec]:
