@@ -68,13 +68,20 @@ def tiny_run(tiny_quickstart) -> Path:
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    """The parity table: what tests/pretrained compared with the reference, from every worker."""
+    """Tables that tests have filled in, from every worker: parity with the reference, layouts of devices."""
+    _print_table(terminalreporter, "parity", "parity with the reference, float32",
+                 ("module", "shape", "max abs", "relative", "bound"))  # fmt: skip
+    _print_table(terminalreporter, "layout", "layouts of 8 devices against one, float32: relative errors",
+                 ("layout", "gradient", "moment", "params", "average", "metrics", "KiB sent by a device"))  # fmt: skip
+
+
+def _print_table(terminalreporter, name: str, title: str, head: tuple[str, ...]) -> None:
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
-    rows = [value.split("|") for report in reports for name, value in report.user_properties if name == "parity"]
+    rows = [value.split("|") for report in reports for key, value in report.user_properties if key == name]
     if not rows:
         return
-    rows = [("module", "shape", "max abs", "relative", "bound"), *sorted(rows)]
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    terminalreporter.section("parity with the reference, float32")
+    rows = [head, *sorted(rows)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    terminalreporter.section(title)
     for row in rows:
         terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
