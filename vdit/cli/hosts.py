@@ -14,7 +14,7 @@ from pathlib import Path
 import vdit
 from vdit.cli.ending import ending
 from vdit.dist.multihost import initialize, leave
-from vdit.dist.peers import Peers, Place
+from vdit.dist.peers import Peers, Place, peer_is_gone
 from vdit.errors import AGAIN, INTERRUPTED
 from vdit.train.stopping import Stop
 
@@ -53,7 +53,7 @@ def joined(about: Mapping[str, str], *, wait: float | None = None) -> Iterator[T
 
 def _end(error: BaseException, peers: Peers) -> None:
     known = ending(error)
-    line, code = known or (f"{type(error).__name__}: {error}", 1)
+    line, code = known or (f"{type(error).__name__}: {error}", AGAIN if peer_is_gone(error) else 1)
     if code in (AGAIN, INTERRUPTED):
         peers.fail(f"ended: {line}", AGAIN)
     else:

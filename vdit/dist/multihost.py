@@ -97,7 +97,9 @@ def initialize(
         shutdown_timeout_seconds=_SHUTDOWN,
     )
     client = distributed.global_state.client
-    peers = Peers(client, config.process_id, config.processes, heartbeat=heartbeat, place=place or Place())
+    peers = Peers(
+        client, config.coordinator, config.process_id, config.processes, heartbeat=heartbeat, place=place or Place()
+    )
     peers.start()
     atexit.register(peers.leave)  # runs before jax's own shutdown, which was registered earlier
     return peers

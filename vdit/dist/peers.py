@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vdit.dist.rollcall import split_address
 from vdit.errors import AGAIN, MEND
 
 _BEATS, _MAIL, _READ, _NAMES = "vdit/beat/", "vdit/mail/", "vdit/read/", "vdit/name/"
@@ -31,6 +32,7 @@ _PEER_GONE = re.compile(
     r"gloo|nccl|connection (reset|closed|refused)|socket closed|broken pipe|heartbeat|coordination service"
     r"|UNAVAILABLE|peer", re.IGNORECASE
 )  # fmt: skip
+_OFTEN, _LOOK = 3.0, 0.5  # seconds between beats at most, and between looks whether they are answered
 _FAREWELL = 5.0  # seconds: how long the first host, which holds the service, waits for the others to read why it ends
 
 
@@ -57,15 +59,19 @@ class Place:
 
 
 class Peers:
-    """The other hosts of a run. client: jax's of its coordination service. heartbeat: seconds of silence until a host
-    counts as lost. write: where the line goes that says why this process ends, beside stderr.
+    """The other hosts of a run. client: jax's of its coordination service, which process 0 holds at `coordinator`,
+    host:port. heartbeat: seconds of silence until a host counts as lost. write: where the line goes that says why
+    this process ends, beside stderr.
     """
 
-    def __init__(self, client: Any, process_id: int, processes: int, *, heartbeat: float, place: Place):
+    def __init__(
+        self, client: Any, coordinator: str, process_id: int, processes: int, *, heartbeat: float, place: Place
+    ):
         self._client, self._id, self._count, self._heartbeat = client, process_id, processes, heartbeat
+        self._coordinator = split_address(coordinator)
         self.place = place
         self.write: Callable[[str], None] = lambda line: None
-        self.interval = max(0.2, min(5.0, heartbeat / 5))
+        self.interval = max(0.2, min(_OFTEN, heartbeat / 5))
         self._answered = time.monotonic()
         self._leaving = threading.Event()
         self._ending = threading.Lock()
@@ -95,7 +101,7 @@ class Peers:
         what must be mended first.
         """
         self.write(f"this host {what}")
-        if code != MEND and _PEER_GONE.search(what):
+        if code != MEND and peer_is_gone(what):
             time.sleep(self._heartbeat + 3 * self.interval)
         with self._ending:
             self._tell({"text": f"{self._who(self._id)} {what}", "code": code})
@@ -133,10 +139,17 @@ class Peers:
                 self._end(**json.loads(mail))
 
     def _guard(self) -> None:
-        """Calls of a service whose machine has vanished may never return; this counts the seconds."""
-        while not self._leaving.wait(self.interval):
-            if time.monotonic() - self._answered > self._heartbeat + 2 * self.interval:
+        """Counts the seconds that a call has not returned: its service may be gone.
+
+        Where the service's process has ended, jax's client is about to abort this one, and holds a lock meanwhile on
+        which every other call waits. Where its machine has vanished, nothing ever comes back.
+        """
+        while not self._leaving.wait(_LOOK):
+            silent = time.monotonic() - self._answered
+            if silent > self._heartbeat + 2 * self.interval:
                 self._first_is_gone(f"no answer for {self._heartbeat:g} s")
+            elif silent > self.interval + 2 * _LOOK and self._id != 0 and _refuses(*self._coordinator):
+                self._first_is_gone("its port is closed")
 
     def _miss(self) -> None:
         """On the first host: ends the run if another host has been silent for too long."""
@@ -190,6 +203,22 @@ class Peers:
             return f"host {host} ({self._client.key_value_try_get(f'{_NAMES}{host}')})"
         except Exception:
             return f"host {host}"
+
+
+def peer_is_gone(error: BaseException | str) -> bool:
+    """Whether an error looks as if another host were its cause."""
+    return _PEER_GONE.search(str(error)) is not None
+
+
+def _refuses(host: str, port: int) -> bool:
+    """Whether nobody listens there, for sure."""
+    try:
+        socket.create_connection((host, port), timeout=2 * _LOOK).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _hold_aborts() -> None:
