@@ -1,14 +1,18 @@
 """Any file of a step may be truncated, deleted, or have a bit flipped: it is found, named, and never used."""
 
+import contextlib
 import json
 import os
 import random
 import shutil
+import signal
+import time
 
 import pytest
 
 from tests.checkpoint.runs import Source, abstract, assert_same, make_run, trees
 from vdit.checkpoint import MANIFEST, Checkpointer, find_step, load_meta, load_params, load_trees
+from vdit.checkpoint import trees as tree_reading
 from vdit.checkpoint.sums import files_in, share
 from vdit.errors import CheckpointError
 
@@ -159,3 +163,28 @@ def test_a_manifest_of_old_without_a_sum_of_its_own_still_serves(copied):
     assert find_step(copied, warn=pytest.fail) == copied / "3"
     harm(copied / "3" / "ema" / "_sharding", "flip", random.Random(4))
     assert find_step(copied, warn=str) == copied / "2"
+
+
+def test_a_signal_while_reading_is_not_swallowed(copied, monkeypatch):
+    """Orbax catches what a signal handler raises, KeyboardInterrupt too, and goes on without what it was reading."""
+    real = tree_reading.ocp.metadata
+
+    class Stopped(BaseException):
+        pass
+
+    def handle(*_):
+        raise Stopped
+
+    def interrupted(*args, **options):
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.2)
+        return real(*args, **options)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    monkeypatch.setattr(tree_reading.ocp, "metadata", interrupted)
+    try:
+        with pytest.raises(Stopped):
+            load_params(copied)
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -86,6 +86,25 @@ def test_an_old_step_goes_only_after_the_new_one_is_sealed(tmp_path, monkeypatch
     assert seen == [("1", ["1", "2", "3"], True), ("2", ["2", "3", "4"], True)]
 
 
+def test_a_step_that_is_deleted_is_none_before_its_first_file_goes(tmp_path, monkeypatch):
+    real = files.shutil.rmtree
+
+    def die(folder, **how):
+        if not folder.name.startswith("1") or how:
+            return real(folder, **how)
+        assert [entry.name for entry in tmp_path.iterdir() if entry.name.isdigit()] == ["2"]
+        raise OSError("killed")
+
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        checkpointer.save(1, TREE)
+        checkpointer.wait()
+        monkeypatch.setattr(files.shutil, "rmtree", die)
+        checkpointer.save(2, TREE)
+        checkpointer.wait()
+        monkeypatch.undo()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["1.deleting", "2"]
+
+
 def test_a_step_on_its_way_out_is_none_and_is_cleared(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(1, TREE)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def read_trees(folder: Path, abstract: Mapping[str, PyTree]) -> dict[str, PyTree
     check_shapes(folder, abstract)
     wanted = {name: _placed(without_keys(tree)) for name, tree in abstract.items()}
     try:
-        loaded = ocp.load_checkpointables(folder, wanted)
+        loaded = _apart(lambda: ocp.load_checkpointables(folder, wanted))
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: cannot be read: {reason(error)}; take another step") from error
     return {name: _with_keys(loaded[name], tree) for name, tree in abstract.items()}
@@ -33,10 +34,15 @@ def read_trees(folder: Path, abstract: Mapping[str, PyTree]) -> dict[str, PyTree
 
 def stored(folder: Path) -> dict[str, PyTree]:
     """Name -> tree of what the step's files say of their arrays (.shape, .dtype)."""
+    names = [entry.name for entry in folder.iterdir() if (entry / "_METADATA").exists()]
     try:
-        return {name: ocp.metadata(folder, checkpointable_name=name).metadata for name in _names(folder)}
+        found = _apart(lambda: {name: ocp.metadata(folder, checkpointable_name=name).metadata for name in names})
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: cannot be read: {reason(error)}; take another step") from error
+    unread = [name for name, tree in found.items() if tree is None]
+    if unread:
+        raise CheckpointError(f"{folder}: {unread[0]}/_METADATA cannot be read; take another step")
+    return found
 
 
 def check_shapes(folder: Path, abstract: Mapping[str, PyTree]) -> None:
@@ -115,8 +121,11 @@ def total_bytes(tree: PyTree) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype"))
 
 
-def _names(folder: Path) -> list[str]:
-    return [entry.name for entry in folder.iterdir() if (entry / "_METADATA").exists()]
+def _apart(read: Callable[[], Any]) -> Any:
+    """Calls in a thread of its own, which no signal interrupts: Orbax would swallow what a signal raises, and read on
+    without what it was just reading. It is raised in this thread, when the reading is over."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(read).result()
 
 
 def _arrays(part: Path) -> list[tensorstore.TensorStore]:
