@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from vdit.dist.rollcall import split_address
@@ -104,7 +104,7 @@ class Peers:
         if code != MEND and peer_is_gone(what):
             time.sleep(self._heartbeat + 3 * self.interval)
         with self._ending:
-            self._tell({"text": f"{self._who(self._id)} {what}", "code": code})
+            self._tell(f"{self._who(self._id)} {what}", code)
 
     def leave(self) -> None:
         """Ends the watch: this host has come to its end in good order, and waits for the others in jax's shutdown."""
@@ -135,8 +135,9 @@ class Peers:
                 self._answered = time.monotonic()
                 continue
             if mail != _LEFT:
-                self._client.key_value_set(f"{_READ}{self._id}", "", allow_overwrite=True)
-                self._end(**json.loads(mail))
+                notice = json.loads(mail)
+                self._part(but=notice.pop("lost"))
+                self._end(**notice)
 
     def _guard(self) -> None:
         """Counts the seconds that a call has not returned: its service may be gone.
@@ -160,30 +161,34 @@ class Peers:
             if self._beats.get(host, (None,))[0] != value:
                 self._beats[host] = value, now
             elif value != _LEFT and now - self._beats[host][1] > self._heartbeat:
-                notice = {
-                    "text": f"{self._who(host)} was lost (no heartbeat for {self._heartbeat:g} s)", "code": AGAIN
-                }  # fmt: skip
+                text = f"{self._who(host)} was lost (no heartbeat for {self._heartbeat:g} s)"
                 with self._ending:
-                    self._tell(notice, but=host)
-                self._end(**notice)
+                    self._tell(text, AGAIN, lost=host)
+                self._end(text, AGAIN)
 
-    def _tell(self, notice: Mapping[str, Any], *, but: int | None = None) -> None:
-        others = [host for host in range(self._count) if host not in (self._id, but)]
-        with contextlib.suppress(Exception):  # the service may be what is gone
-            for host in others:
-                with contextlib.suppress(Exception):  # it was told something already
-                    self._client.key_value_set(f"{_MAIL}{host}", json.dumps(notice))
+    def _tell(self, text: str, code: int, *, lost: int | None = None) -> None:
+        """Gives all others the notice, the first host last: the service, which it holds, goes with it."""
+        notice = json.dumps({"text": text, "code": code, "lost": lost})
+        for host in range(self._count - 1, -1, -1):
+            if host not in (self._id, lost):
+                with contextlib.suppress(Exception):  # it was told something already, or the service is gone
+                    self._client.key_value_set(f"{_MAIL}{host}", notice)
+        self._part(but=lost)
+
+    def _part(self, *, but: int | None) -> None:
+        """Notes that this host knows; the first one, which holds the service, waits until all do."""
+        with contextlib.suppress(Exception):
+            self._client.key_value_set(f"{_READ}{self._id}", "", allow_overwrite=True)
             until = time.monotonic() + _FAREWELL
-            while self._id == 0 and time.monotonic() < until:
-                if len(self._client.key_value_dir_get(_READ)) >= len(others):
-                    break
+            knowing = self._count - (but is not None)
+            while self._id == 0 and len(self._client.key_value_dir_get(_READ)) < knowing and time.monotonic() < until:
                 time.sleep(0.05)
 
     def _first_is_gone(self, why: str) -> None:
         if not self._leaving.is_set():
-            self._end(text=f"host 0, which holds the coordination service, was lost ({why})", code=AGAIN)
+            self._end(f"host 0, which holds the coordination service, was lost ({why})", AGAIN)
 
-    def _end(self, *, text: str, code: int) -> None:
+    def _end(self, text: str, code: int) -> None:
         """Says why, and ends the process; its other threads may be in calls that never come back."""
         with self._ending:
             saved = None
