@@ -34,8 +34,6 @@ from vdit.checkpoint.trees import read_trees, total_bytes, without_keys
 from vdit.errors import CheckpointError
 from vdit.types import PyTree
 
-_LOOK = 0.2  # seconds between looks whether a save has failed on another host
-
 
 class DataIterator(Protocol):
     """What a checkpoint needs of a data iterator (Grain's iterators have it)."""
@@ -201,28 +199,15 @@ class _Save:
 
     def _written(self) -> str | None:
         """Waits until Orbax has committed the step; returns what went wrong here, or that it did elsewhere."""
-        error = self._error or self._wait()
+        error = self._error or _outcome(self._response)
         if error is None:
             return None
-        if isinstance(error, _FailedElsewhere) or self._exchange.seen("failed"):
+        if self._exchange.seen("failed"):
             return "given up, as another host's part failed"
         words = self._words(error)
         self._exchange.put("failed", words)
-        self._exchange.spoil(self._barriers)
+        self._exchange.spoil(self._barriers)  # where the others would wait for this host for minutes
         return words
-
-    def _wait(self) -> BaseException | None:
-        """The others would wait in Orbax's barriers for minutes after one host's failure: they are told at once."""
-        if self._exchange.count == 1:
-            return _outcome(self._response)
-        outcome: list[BaseException | None] = []
-        waiting = threading.Thread(target=lambda: outcome.append(_outcome(self._response)), daemon=True)
-        waiting.start()
-        while waiting.is_alive():
-            waiting.join(_LOOK)
-            if waiting.is_alive() and self._exchange.seen("failed"):
-                return _FailedElsewhere()
-        return outcome[0]
 
     def _words(self, error: BaseException) -> str:
         words = no_room(error, self._folder.parent, self._bytes) or reason(error)
@@ -255,10 +240,6 @@ class _Save:
                 say(f"{directory}: step {step} is old and could not be deleted: {reason(failure)}")
 
 
-class _FailedElsewhere(Exception):
-    """Another host's part of a save has failed, so this one's can never be complete."""
-
-
 def _context() -> ocp.Context:
     context = ocp.Context()
     context.asynchronous.timeout_secs = PATIENCE
@@ -268,7 +249,7 @@ def _context() -> ocp.Context:
 
 
 def _orbax_barriers(parts: Iterable[str]) -> list[str]:
-    """Where hosts wait for each other in the save just begun; other versions of Orbax may have other names."""
+    """Where hosts wait for each other in the save just begun, by Orbax 0.12's names."""
     operation = synchronization.OperationIdGenerator.get_current_operation_id()
     each = [f"[op={operation}.{part}] save_and_finalize_{operation}.{part}" for part in parts]
     ends = [f"{name}_{moment}_complete" for name in each for moment in ("commit", "finalize")]
