@@ -69,6 +69,7 @@ class Run:
         self.directory, self._args, self._rng = directory, args, rng
         self.checkpoints = directory / "checkpoints"
         self.ever: list[int] = []  # steps that were seen sealed
+        self._said: dict[int, int] = {}  # bytes in each host's log before its last process
         directory.mkdir()
 
     def start(self, host: int = 0, port: int = 0, die: tuple | None = None) -> subprocess.Popen:
@@ -82,6 +83,7 @@ class Run:
             env |= {"VDIT_PROCESS_ID": str(host), "XLA_FLAGS": ""}
         command = [sys.executable, str(ROOT / "tools/killed_run.py"), json.dumps(options)]
         with (self.directory / f"log.{host}").open("a") as log:
+            self._said[host] = log.tell()
             return subprocess.Popen(command, stdout=log, stderr=log, env=env)
 
     def start_all(self, die: dict[int, tuple] | None = None) -> list[subprocess.Popen]:
@@ -147,8 +149,9 @@ class Run:
         except OSError:
             return "starting"
 
-    def log(self, host: int = 0, size: int = 2500) -> str:
-        return (self.directory / f"log.{host}").read_text()[-size:]
+    def log(self, host: int = 0) -> str:
+        """What a host's last process said."""
+        return (self.directory / f"log.{host}").read_text()[self._said[host] :]
 
     def _strike(self, children, victims, aim, signals, startup) -> str | None:
         """Sends the signals when it is time; returns the phase that they hit, None if the child saw to that itself."""
@@ -199,7 +202,7 @@ class Run:
             allowed = {AGAIN, 0, *early} | (killed if host in victims else set())
             if code not in allowed:
                 raise Wrong(f"host {host} ended with {code}, killed were {victims} in {phase}:\n{self.log(host)}")
-            if code == AGAIN and "\nvdit: " not in self.log(host):
+            if code == AGAIN and not any(line.startswith("vdit: ") for line in self.log(host).splitlines()):
                 raise Wrong(f"host {host} ended without a reason:\n{self.log(host)}")
         if set(codes) == {AGAIN} and phase == "training" and signals == (signal.SIGTERM,):
             step = json.loads((self.directory / "metrics.jsonl").read_text().splitlines()[-1])["step"]
@@ -208,7 +211,8 @@ class Run:
 
     def check_starts(self) -> None:
         """No start began anew, or from a step before one that had been sealed."""
-        begun = [int(line.split()[1]) for line in self.log(size=10**8).splitlines() if line.startswith("BEGIN")]
+        lines = (self.directory / "log.0").read_text().splitlines()
+        begun = [int(line.split()[1]) for line in lines if line.startswith("BEGIN")]
         if begun != sorted(begun):
             raise Wrong(f"a start fell back: {begun}")
 
