@@ -4,11 +4,9 @@ Prints what it found as JSON, a line for each case. Run in a process of its own:
 jax starts. `python tests/dist/dit_layouts.py NAME ...` runs the cases named, without names all of them.
 """
 
-import collections
 import dataclasses
 import json
 import os
-import re
 import sys
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -17,8 +15,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 
+from tests.dist.programs import buffers
 from vdit.dist.collectives import collectives, totals
-from vdit.dist.hlo import computations, repeats
 from vdit.dist.mesh import MeshConfig, make_mesh
 from vdit.dit.config import DiTConfig
 from vdit.text import TextConfig
@@ -225,25 +223,6 @@ def held(found: dict) -> dict[str, dict]:
         }
         for source, state in shapes.items()
     }
-
-
-def buffers(text: str) -> list[tuple[str, tuple[int, ...], str]]:
-    """(type, shape, where it comes from) of each array that the program puts in memory."""
-    program = computations(text)
-    inside = {name for part in program.values() for one in part.instructions if one.opcode == "fusion"
-              for name in re.findall(r"calls=%?([\w.\-]+)", one.text)}  # fmt: skip
-    found = collections.Counter()
-    for name in repeats(program):
-        for one in () if name in inside else program[name].instructions:
-            if one.opcode in ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "constant"):
-                continue  # they name what another instruction has made, or what is given
-            where = re.search(r'op_name="([^"]*)"', one.text)
-            for part in one.parts:
-                array = re.match(r"(\w+)\[([\d,]*)\]", part)
-                if array and array.group(2):
-                    shape = tuple(map(int, array.group(2).split(",")))
-                    found[array.group(1), shape, where.group(1)[-70:] if where else one.name] += 1
-    return list(found)
 
 
 def whole(case: Case, found: list) -> dict[str, list[str]]:

@@ -95,19 +95,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def batch_shardings(mesh: Mesh, batch: PyTree, *, accumulation: bool = False) -> PyTree:
+def batch_shardings(mesh: Mesh, batch: PyTree, *, accumulation: bool = False, strict: bool = True) -> PyTree:
     """A NamedSharding for each array of a batch, global shapes.
 
     batch: tree of arrays or ShapeDtypeStructs [b ...]; with `accumulation`, [a b/a ...], its pieces first. The
     fields of a Row lie as `Row.AXES` says, videos [b t h w 3] as VIDEO does, and anything else is shared out over
-    the batch only. What does not divide stays whole, but the batch itself must.
+    the batch only. What does not divide stays whole; only the batch itself must, if `strict`.
     """
 
     def place(leaf, names: Names | None = None) -> NamedSharding:
         shape = leaf.shape[1:] if accumulation else leaf.shape
         if names is None:
             names = VIDEO if len(shape) == 5 and shape[-1] == 3 else ("batch", *[None] * (len(shape) - 1))
-        if shape[0] % batch_ways(mesh):
+        if strict and shape[0] % batch_ways(mesh):
             raise ConfigError(
                 f"a batch of {shape[0]} rows must be a multiple of data * fsdp = {batch_ways(mesh)}: change "
                 "batch_size, accumulation or the mesh"

@@ -14,13 +14,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vdit.dist.rules import batch_shardings, batch_ways
 from vdit.errors import ConfigError, ShapeError
 from vdit.infer.images import as_bytes, fit_images
 from vdit.tasks.animate import FirstFrame, ImageToVideo
 from vdit.tasks.canvas import Prompts, tokenize
 from vdit.tasks.generate import Method
-from vdit.tasks.sample import TextToVideo, compiled
+from vdit.tasks.sample import TextToVideo, draw
 from vdit.text import Tokenizer
 from vdit.train.experiment import Experiment, sample_method
 from vdit.types import Array, PyTree
@@ -73,6 +72,7 @@ class Generator:
         noise: float32 [b t' h' w' c], the latents to start from instead of those that `seed` draws.
         latents: give the normalised latents float32 [b t' h' w' c], not the videos.
         Compiles once for each combination of number of prompts, frames, size, steps and method.
+        On several hosts all call it with the same arguments, and each gets all of the videos (vdit.tasks.sample.draw).
         Raises ShapeError for sizes that the model cannot make, ConfigError for unknown samplers.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -82,16 +82,11 @@ class Generator:
         changes |= {"interval": interval, "rescale": rescale}
         method = sample_method(self.experiment, **{k: v for k, v in changes.items() if v is not None})
         task = self.task(method, frames, size, image=image is not None, decode=not latents)
-        padded = prompts + [""] * (-len(prompts) % batch_ways(self.mesh))
-        given = None if image is None else self._first_frame(image, task.size, len(prompts), len(padded))
-        inputs = [self._tokens(padded), self._tokens([negative] * len(padded))]
-        inputs = self._put(inputs)
-        extras = self._put([self._noise(noise, task, len(prompts), len(padded)), given])
-        arguments = (self.params, self.vae.params, self.vae.statistics, *inputs, jax.random.key(seed), *extras)
-        with jax.set_mesh(self.mesh):
-            place = batch_shardings(self.mesh, jax.eval_shape(task, *arguments))
-            videos = compiled(task, place)(*arguments)
-        return videos[: len(prompts)]
+        given = None if image is None else self._first_frame(image, task.size, len(prompts))
+        noise = None if noise is None else self._noise(noise, task, len(prompts))
+        tokens = self._tokens(prompts), self._tokens([negative] * len(prompts))
+        models = self.params, self.vae.params, self.vae.statistics
+        return draw(task, self.mesh, *models, *tokens, jax.random.key(seed), noise, given)
 
     def task(
         self,
@@ -118,34 +113,21 @@ class Generator:
             decode=decode,
         )
 
-    def _put(self, inputs: PyTree) -> PyTree:
-        return jax.device_put(inputs, batch_shardings(self.mesh, inputs))
-
     def _tokens(self, prompts: list[str]) -> Prompts:
         return tokenize(self.tokenizer, prompts, length=self.experiment.text.max_length)
 
-    def _first_frame(self, image: Array, size: tuple[int, int], count: int, padded: int) -> FirstFrame:
+    def _first_frame(self, image: Array, size: tuple[int, int], count: int) -> FirstFrame:
         images = as_bytes(image)
         if len(images) not in (1, count):
             raise ShapeError(f"{len(images)} images for {count} prompts: give one for all, or one for each")
-
-        def spread(x: np.ndarray) -> np.ndarray:
-            return np.repeat(x, padded, axis=0) if len(x) == 1 else _pad(x, padded)
-
+        spread = lambda x: np.repeat(x, count // len(x), axis=0)  # noqa: E731
         pixels = None
         if self.experiment.vision is not None:  # the encoder cuts the given image in its own way
             pixels = spread(np.stack([clip_pixels(frame, self.experiment.vision) for frame in images]))
         frames = spread(fit_images(images, size))
         return FirstFrame(image=np.float32(frames) / 127.5 - 1.0, pixels=pixels)
 
-    def _noise(self, noise: Array | None, task: TextToVideo, count: int, padded: int) -> Array | None:
-        if noise is None:
-            return None
+    def _noise(self, noise: Array, task: TextToVideo, count: int) -> Array:
         if np.shape(noise) != (count, *task.latent_shape):
             raise ShapeError(f"noise of shape {np.shape(noise)} must be {(count, *task.latent_shape)}, as the latents")
-        return _pad(np.asarray(noise, np.float32), padded)
-
-
-def _pad(x: np.ndarray, count: int) -> np.ndarray:
-    """x [b ...] with zeros up to `count` entries."""
-    return np.concatenate([x, np.zeros((count - len(x), *x.shape[1:]), x.dtype)])
+        return np.asarray(noise, np.float32)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from vdit.data.patches import patchify, unpatchify
 from vdit.diffusion import Guidance, guide
 from vdit.diffusion.schedules import Schedule
-from vdit.dist.rules import ways
+from vdit.dist.rules import constrain, ways
 from vdit.samplers.base import Denoise, Sampler
 from vdit.samplers.grid import Grid
 from vdit.tasks.canvas import Canvas, Prompts, canvas_tokens, dense_rows
@@ -58,12 +58,13 @@ def fill(
     else:
         start = patchify(noise.astype(jnp.float32), network.dit.patch)
     # The noisiest level of a schedule may hold a little data; from noise alone is where sampling starts.
-    x = jnp.where(keep, given, start)
+    x = constrain(jnp.where(keep, given, start), Row.AXES["values"])
 
     scene = _Scene(row=row, known=known, condition=_fold(canvas.condition, network), image=canvas.image, text=None)
     if method.guidance.needed or (method.low_guidance is not None and method.low_guidance.needed):
         other = dataclasses.replace(scene, row=_rows(network, given, grid, negative))
-        scene = jax.tree.map(lambda *pair: jnp.concatenate(pair), scene, other)
+        scene = jax.tree.map(_interleave, scene, other)
+    scene = _lay_out(scene)
     scene = dataclasses.replace(scene, text=network.encode_text(params, scene.row))
     x = method.sampler.sample(
         _denoiser(network, params, scene, method),
@@ -80,7 +81,7 @@ def fill(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Scene:
-    """What the network is told beside x and the level; with guidance, the negative side below the other."""
+    """What the network is told beside x and the level; with guidance, each row is followed by its negative one."""
 
     row: Row
     known: Array
@@ -98,17 +99,37 @@ def _fold(condition: Array | None, network: Network) -> Array | None:
     return None if condition is None else patchify(condition, network.dit.patch)
 
 
-def _divisible(row: Row, condition: Array | None) -> tuple[Row, Array | None]:
-    """A row, and what comes beside its values, with padding up to tokens that the mesh in context divides.
+def _interleave(a: Array, b: Array) -> Array:
+    """[b ...], [b ...] -> [2b ...]: a video's two rows lie side by side, so on the same devices of a mesh."""
+    return jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])
+
+
+def _halves(x: Array) -> tuple[Array, Array]:
+    """The inverse of `_interleave`."""
+    pairs = x.reshape(-1, 2, *x.shape[1:])
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _lay_out(scene: _Scene) -> _Scene:
+    """The scene where the mesh in context wants it, with padding up to tokens that it divides.
 
     A video's own number of tokens seldom does, and tokens that do not divide are shared out by no device.
     """
+    row, axes = scene.row, Row.AXES
     extra = -row.values.shape[1] % ways("tokens")
-    if not extra:
-        return row, condition
-    pad = lambda x: jnp.pad(x, ((0, 0), (0, extra), *[(0, 0)] * (x.ndim - 2)))  # noqa: E731
-    fields = {name: pad(getattr(row, name)) for name, axes in Row.AXES.items() if "tokens" in axes}
-    return dataclasses.replace(row, **fields), None if condition is None else pad(condition)
+    fields = {
+        name: constrain(_pad(getattr(row, name), extra) if "tokens" in axes[name] else getattr(row, name), axes[name])
+        for name in axes
+    }
+    condition = scene.condition
+    if condition is not None:
+        condition = constrain(_pad(condition, extra), axes["values"])
+    return dataclasses.replace(scene, row=Row(**fields), condition=condition)
+
+
+def _pad(x: Array, extra: int) -> Array:
+    """[b n ...] -> [b n+extra ...], with zeros."""
+    return jnp.pad(x, ((0, 0), (0, extra), *[(0, 0)] * (x.ndim - 2))) if extra else x
 
 
 def _denoiser(network: Network, params: PyTree, scene: _Scene, method: Method) -> Denoise:
@@ -130,16 +151,17 @@ def _guided(
     def predict(scene: _Scene, x: Array, t: Array) -> Array:
         time = jnp.broadcast_to(jnp.asarray(method.schedule.time(t), jnp.float32), scene.known.shape)
         time = jnp.where(scene.known, jnp.float32(method.schedule.time(0.0)), time)
-        row = dataclasses.replace(scene.row, values=x)
-        row, condition = _divisible(row, scene.condition)
-        output = network.apply(params, row, time, scene.text, condition=condition, image=scene.image, expert=expert)
-        return output[:, : x.shape[1]]
+        values = constrain(_pad(x, scene.row.clip.shape[1] - x.shape[1]), Row.AXES["values"])
+        row = dataclasses.replace(scene.row, values=values)
+        more = {"condition": scene.condition, "image": scene.image, "expert": expert}
+        return network.apply(params, row, time, scene.text, **more)[:, : x.shape[1]]
 
     def alone(x: Array, t: Array) -> Array:
-        return predict(jax.tree.map(lambda leaf: leaf[: x.shape[0]], scene), x, t)
+        first = scene if scene.known.shape[0] == x.shape[0] else jax.tree.map(lambda leaf: _halves(leaf)[0], scene)
+        return predict(first, x, t)
 
     def pair(x: Array, t: Array) -> tuple[Array, Array]:
-        return tuple(jnp.split(predict(scene, jnp.concatenate([x, x]), t), 2))
+        return _halves(predict(scene, _interleave(x, x), t))
 
     if not guidance.needed:
         return alone

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
+from vdit.dist.fetch import to_host
+from vdit.dist.rules import batch_shardings, batch_ways
 from vdit.errors import ShapeError
 from vdit.nn.compiling import compiler_options
 from vdit.tasks.canvas import Canvas, Prompts
@@ -55,6 +60,11 @@ class TextToVideo:
             )
 
     @property
+    def output_shape(self) -> tuple[int, int, int, int]:
+        """(t, h, w, 3) of one video, or (t, h, w, c) of its latents."""
+        return (self.frames, *self.size, 3) if self.decode else self.latent_shape
+
+    @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """(t, h, w, c) of the latents of one video."""
         return self.vae.latent_shape(self.frames, *self.size)
@@ -86,6 +96,48 @@ class TextToVideo:
         """What is known of the videos before they are made: nothing."""
         del params, vae_params, statistics, given
         return blank(batch, self.latent_shape)
+
+
+def draw(
+    task: TextToVideo,
+    mesh: Mesh,
+    params: PyTree,
+    vae_params: PyTree,
+    statistics: PyTree,
+    prompts: Prompts,
+    negative: Prompts,
+    key: Array,
+    noise: Array | None = None,
+    given: PyTree = None,
+) -> Array:
+    """Calls the task on a mesh: [b ...] for prompts of b, the same numbers on every mesh.
+
+    prompts, negative, noise, given: arrays of the host. What the network is asked about at once, a video or with
+    guidance two rows for each, is shared out over data and fsdp: where these do not divide it, further videos are made
+    and thrown away. So one video is best made on a mesh of `sequence` and `tensor`, where nothing is.
+    On several hosts all call this with the same arguments, and each gets all of the videos, as numpy.
+    """
+    count = prompts.ids.shape[0]
+    padded = _rounded(count, batch_ways(mesh), 2 if task.method.guidance.needed else 1)
+    inputs = jax.tree.map(lambda x: _extend(x, padded), (prompts, negative, noise, given))
+    prompts, negative, noise, given = jax.device_put(inputs, batch_shardings(mesh, inputs, strict=False))
+    shape = jax.ShapeDtypeStruct((padded, *task.output_shape), jnp.float32)
+    with jax.set_mesh(mesh):
+        program = compiled(task, batch_shardings(mesh, shape, strict=False))
+        out = program(params, vae_params, statistics, prompts, negative, key, noise, given)
+    return (to_host(out) if jax.process_count() > 1 else out)[:count]
+
+
+def _rounded(count: int, ways: int, rows: int) -> int:
+    """The least number of videos, from `count` up, whose rows divide by `ways`."""
+    step = ways // math.gcd(ways, rows)
+    return -(-count // step) * step
+
+
+def _extend(x: Array, count: int) -> Array:
+    """x [b ...] with its last entry again and again, up to `count` entries."""
+    x = np.asarray(x)
+    return np.concatenate([x, np.repeat(x[-1:], count - len(x), axis=0)])
 
 
 @functools.lru_cache(maxsize=32)

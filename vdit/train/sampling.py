@@ -7,10 +7,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vdit.checkpoint import load_params
-from vdit.dist.rules import batch_ways, replicated
 from vdit.nn.lora import join
 from vdit.tasks.canvas import tokenize
-from vdit.tasks.sample import TextToVideo, compiled
+from vdit.tasks.sample import TextToVideo, draw
 from vdit.text import Tokenizer
 from vdit.train.experiment import Experiment, sample_method
 from vdit.train.loop import SampleHook
@@ -33,20 +32,16 @@ def sample_hook(
         frames=sample.frames,
         size=sample.size,
     )
-    length, count = experiment.text.max_length, len(sample.prompts)
-    padding = [""] * (-count % batch_ways(mesh))
-    prompts = tokenize(tokenizer, [*sample.prompts, *padding], length=length)
-    negative = tokenize(tokenizer, [""] * (count + len(padding)), length=length)
+    length = experiment.text.max_length
+    prompts = tokenize(tokenizer, list(sample.prompts), length=length)
+    negative = tokenize(tokenizer, [""] * len(sample.prompts), length=length)
     # On the host: a hook may take of the devices' memory only while it runs.
     vae_params = jax.tree.map(np.asarray, load_params(workspace.vae)["vae"])
     statistics = workspace.statistics()
 
-    def draw(step: int, state) -> dict[str, Array]:
+    def videos(step: int, state) -> dict[str, Array]:
         params = join(frozen or {}, state.params if state.ema is None else state.ema)
         key = jax.random.key(experiment.seed)  # the same noise each time: what changes is the model
-        with jax.set_mesh(mesh):
-            sampled = compiled(task, replicated(mesh))
-            videos = sampled(params, vae_params, statistics, prompts, negative, key)
-        return {"samples": np.asarray(videos)[:count]}
+        return {"samples": draw(task, mesh, params, vae_params, statistics, prompts, negative, key)}
 
-    return SampleHook(every=experiment.dit_train.sample_every, draw=draw, fps=sample.fps)
+    return SampleHook(every=experiment.dit_train.sample_every, draw=videos, fps=sample.fps)
