@@ -21,6 +21,7 @@ from vdit.errors import ConfigError, HostsError
 # can find its peers (TPU pods, Slurm, Open MPI).
 _OWN = ("VDIT_COORDINATOR", "VDIT_PROCESSES", "VDIT_PROCESS_ID")
 _CLUSTER = ("TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+_ASK_JAX = "VDIT_CLUSTER"  # set to 1 where no variable tells that there are peers, as on the machines of a TPU pod
 _WAIT, _HEARTBEAT = "VDIT_WAIT_FOR_HOSTS", "VDIT_HEARTBEAT"
 _SHUTDOWN = 900  # seconds: the first host may still write what is written once when the others are done
 
@@ -68,8 +69,8 @@ def initialize(
 ) -> Peers | None:
     """Joins the other hosts, if there are any; must run before jax touches a device.
 
-    With `config`, or with the VDIT_* variables, those say who the peers are; with `cluster`, or on a pod of several
-    workers, jax finds them itself. Otherwise nothing happens, and the answer is None.
+    With `config`, or with the VDIT_* variables, those say who the peers are; with `cluster` (or VDIT_CLUSTER=1), or
+    where the variables of a cluster are set, jax finds them itself. Otherwise nothing happens, and the answer is None.
 
     about: what must be the same on all hosts, beside the versions of vdit and jax. wait: seconds until all hosts must
     have come (VDIT_WAIT_FOR_HOSTS, or 300). Raises on all hosts that came, HostsError or ConfigError, with one line
@@ -78,7 +79,7 @@ def initialize(
     """
     config = config or from_environment()
     if config is None:
-        if not cluster and not _several_workers(os.environ):
+        if not cluster and os.environ.get(_ASK_JAX, "0") == "0" and not _several_workers(os.environ):
             return None
         config = _found_by_jax()
     wait = _seconds(_WAIT, 300.0) if wait is None else wait

@@ -143,6 +143,7 @@ def _steps(
             watch.profiler.before(step + 1)
             state, metrics = train_step(state, batch)
             step += 1
+            watch.place.step = step
             if first:  # from here on there is something to save
                 calm.enter_context(stop.deferred())
             clock.book("other" if first else "compute")
@@ -220,7 +221,7 @@ class _Log:
     def _handle(self, step: int, metrics: dict[str, jax.Array]) -> None:
         values = {key: float(value) for key, value in jax.device_get(metrics).items()}
         self._watch.clock.book("compute")
-        self._watch.done(step)
+        self._watch.moved()
         self._since += 1
         self.latest = values
         self._check(step, values)

@@ -112,9 +112,8 @@ class Watch:
             self._summary()
             self.at("between stages")
 
-    def done(self, step: int) -> None:
+    def moved(self) -> None:
         """A step has been finished."""
-        self.place.step = step
         if self._stall is not None:
             self._stall.moved()
 
