@@ -2,14 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from vdit.dist.mesh import AXES, MeshConfig, make_mesh
 from vdit.dist.multihost import HostConfig, any_host, from_environment, initialize
-from vdit.dist.rules import RULES, constrain, partition_spec
+from vdit.dist.rules import RULES, batch_shardings, constrain, partition_spec
 from vdit.errors import ConfigError
+from vdit.types import Row
 
 SIZES = {"data": 2, "fsdp": 4, "sequence": 2, "tensor": 2}
 
@@ -83,3 +85,26 @@ def test_hosts_come_from_the_environment_as_a_whole():
         from_environment({key: given[key] for key in ("VDIT_COORDINATOR", "VDIT_PROCESSES")})
     with pytest.raises(ConfigError, match="process_id=1"):
         from_environment(given | {"VDIT_PROCESSES": "1"})
+
+
+def test_a_batch_lies_as_its_logical_axes_say():
+    devices = np.array(jax.devices() * 4)[:4].reshape(2, 1, 2, 1)
+    mesh = Mesh(devices, AXES)
+    struct = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)  # noqa: E731
+    row = Row(**{name: struct(4, *[6] * (len(axes) - 1)) for name, axes in Row.AXES.items()})
+    places = batch_shardings(mesh, {"row": row, "video": struct(4, 8, 6, 6, 3), "weight": struct(4)})
+    parts = jax.tree.map(lambda place, leaf: place.shard_shape(leaf.shape), places["row"], row)
+    assert (parts.values, parts.clip, parts.position) == ((2, 3, 6), (2, 3), (2, 3, 6))
+    assert (parts.text, parts.slot_clip, parts.label) == ((2, 6), (2, 6), (2, 6))
+    assert places["video"].shard_shape((4, 8, 6, 6, 3)) == (2, 4, 6, 6, 3)
+    assert places["weight"].shard_shape((4,)) == (2,)
+    pieces = batch_shardings(mesh, struct(3, 4, 5), accumulation=True)
+    assert pieces.shard_shape((3, 4, 5)) == (3, 2, 5)
+
+
+def test_a_batch_that_does_not_divide_is_refused_unless_it_may_stay_whole():
+    mesh = Mesh(np.array(jax.devices() * 2)[:2].reshape(2, 1, 1, 1), AXES)
+    odd = jax.ShapeDtypeStruct((3, 4), np.float32)
+    with pytest.raises(ConfigError, match="a batch of 3 rows must be a multiple of data \\* fsdp = 2"):
+        batch_shardings(mesh, odd)
+    assert batch_shardings(mesh, odd, strict=False).shard_shape((3, 4)) == (3, 4)
