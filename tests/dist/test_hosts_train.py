@@ -80,8 +80,8 @@ def test_every_host_has_a_log_and_the_first_a_summary(runs):
     assert "as host 3 of 4; mesh data=2 fsdp=2" in logs["host_3.log"]
     assert "data share 3 of 4" in logs["host_3.log"]
     assert all("ended: done" in log for log in logs.values())
-    assert "hosts: a step" in logs["host_0.log"]
-    assert "hosts: a step" not in logs["host_1.log"]
+    assert "hosts: a step takes" in logs["host_0.log"]
+    assert "hosts: a step takes" not in logs["host_1.log"]
 
 
 def test_sigterm_on_one_host_stops_all_at_one_step(runs, compile_cache):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import faulthandler
+import os
+import socket
 import sys
 import threading
 import time
@@ -14,6 +16,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
+import vdit
 from vdit.dist.peers import Peers, Place
 from vdit.dist.share import host_share
 from vdit.train.clock import Clock
@@ -58,6 +61,7 @@ class Watch:
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"host_{jax.process_index()}.log"
             self._file = self._inside.enter_context(path.open("a", buffering=1))
+        self.note(f"started: vdit {vdit.__version__}, jax {jax.__version__}, {socket.gethostname()}, pid {os.getpid()}")
         if self.peers is not None:
             self.peers.write = self.note
         if self._own_stop:
@@ -142,7 +146,7 @@ class Watch:
         if self.peers is None or jax.process_index() != 0:
             return
         places = [(host, place) for host, place in self.peers.places().items() if place.seconds is not None]
-        for what, name in (("a step", "seconds"), ("of them waiting for data", "waited")):
+        for what, name in (("a step takes", "seconds"), ("of it, waiting for data takes", "waited")):
             if places:
                 low, high = (pick(places, key=lambda item: getattr(item[1], name)) for pick in (min, max))
                 fast, slow = (f"{getattr(place, name):.3g} s (host {host})" for host, place in (low, high))
