@@ -197,9 +197,9 @@ class Run:
             raise Wrong(f"damaged: {bad}, {list(self.checkpoints.glob('*.damaged*'))}")
         killed = {-signal.SIGKILL} if signal.SIGKILL in signals else set()
         for host, code in enumerate(codes):
-            # A signal before Python can handle it ends a process, too; and a host may be done before it is hit.
-            early = {-signal.SIGTERM} if phase == "starting" and host in victims else set()
-            allowed = {AGAIN, 0, *early} | (killed if host in victims else set())
+            # Before Python can handle signals, and when all is done and saved, SIGTERM is what it is to any process.
+            bare = {-signal.SIGTERM} if phase == "starting" or now[-1:] == [self._args.steps] else set()
+            allowed = {AGAIN, 0} | (killed | bare if host in victims else set())
             if code not in allowed:
                 raise Wrong(f"host {host} ended with {code}, killed were {victims} in {phase}:\n{self.log(host)}")
             if code == AGAIN and not any(line.startswith("vdit: ") for line in self.log(host).splitlines()):
