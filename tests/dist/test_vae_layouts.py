@@ -30,13 +30,28 @@ WAYS = {
 }
 
 
-@pytest.fixture(scope="module")
-def results():
-    command = [sys.executable, str(ROOT / "tests/dist/vae_layouts.py")]
+# Layouts of vae_training.py.
+TRAINED = (
+    "data 8", "fsdp 8", "data 2 fsdp 2 sequence 2", "sequence 4 tensor 2", "fsdp 2 sequence 2 tensor 2",
+)  # fmt: skip
+
+
+def run(script):
     env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "tests/dist" / script)]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def results():
+    return run("vae_layouts.py")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return run("vae_training.py")
 
 
 @pytest.mark.parametrize("name", WAYS)
@@ -75,6 +90,30 @@ def test_no_device_holds_a_whole_video_and_memory_falls_with_their_number(result
     one, eight = compiled["memory"]
     assert eight < one / 4
     assert compiled["largest"] < 2 * compiled["part of the widest"]
+
+
+@pytest.mark.parametrize("layout", TRAINED)
+def test_training_has_the_loss_and_gradients_of_one_device(trained, layout):
+    one, eight = trained["one"]["metrics"], trained[layout]["metrics"]
+    assert {"reconstruction", "kl", "generator", "discriminator", "loss", "grad_norm"} <= set(one)
+    np.testing.assert_allclose(list(eight.values()), [one[name] for name in eight], rtol=1e-5, atol=1e-6)
+    assert max(trained[layout]["errors"].values()) < 1e-5, trained[layout]["errors"]
+
+
+@pytest.mark.parametrize("layout", TRAINED)
+def test_training_gathers_parameters_alone_and_scatters_their_gradients(trained, layout):
+    """Over the axes that share the parameters; they lie as the table says after the step."""
+    found = trained[layout]
+    assert found["split"] == found["table"]
+    assert any(found["split"]) == ("fsdp" in layout)
+    sent = [(kind, payload) for kind, axes, payload in found["sent"] if {"data", "fsdp"} & set(axes)]
+    gathered = [payload for kind, payload in sent if kind == "all-gather"]
+    assert max(gathered, default=0) <= trained["largest parameter"]
+    assert len(gathered) >= sum(found["split"])
+    assert {kind for kind, _ in sent} <= {"all-gather", "reduce-scatter", "all-reduce"}
+    if "fsdp" in layout:
+        scattered = sum(payload for kind, payload in sent if kind == "reduce-scatter")
+        assert scattered > 0.8 * trained["parameters"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vdit.nn.conv import Conv
+from vdit.nn.halo import WHOLE, Split
 from vdit.nn.norm import RMSNorm
 from vdit.types import Array
 from vdit.vae.blocks import fold
@@ -16,15 +17,17 @@ class Discriminator(nn.Module):
     """`[b t h w 3] -> [b t' h' w']`, high where the patch looks real. Takes images (t = 1) too.
 
     Not causal: a patch is judged by the frames before and after it. Sides must be multiples of
-    config.patch; time is halved rounding up.
+    config.patch; time is halved rounding up. split: rows may be shared out, by devices that each have some of the
+    scores' rows; not frames.
     """
 
     config: DiscriminatorConfig
+    split: Split = WHOLE
 
     @nn.compact
     def __call__(self, video: Array) -> Array:
         config = self.config
-        options = {"dtype": jnp.dtype(config.dtype), "formulation": config.conv}
+        options = {"dtype": jnp.dtype(config.dtype), "formulation": config.conv, "split": self.split}
         x = fold(video, 1, config.patch).astype(options["dtype"])
         for level, (mult, time) in enumerate(zip(config.channel_mults, config.temporal_down)):
             strides = (2 if time else 1, 2, 2)

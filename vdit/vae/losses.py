@@ -2,7 +2,7 @@
 
 The generator's term sees the discriminator's parameters through stop_gradient, the discriminator's terms
 see the reconstruction through stop_gradient: the gradient of the sum is, for each network, the gradient
-of its own loss.
+of its own loss. Devices of the mesh in context share the clips (vdit/vae/split.py); the losses are those of one device.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax.linen import meta
 
+from vdit.dist.rules import constrain
 from vdit.errors import ConfigError
 from vdit.types import Array, PyTree
+from vdit.vae import split
 from vdit.vae.config import DiscriminatorConfig, VAEConfig, VAELossConfig
 from vdit.vae.discriminator import Discriminator
 from vdit.vae.model import VAE
@@ -79,7 +81,8 @@ class VAELoss:
         config = self.config
         video = to_float(batch["video"])
         sample_key, frame_key = jax.random.split(key)
-        recon, gaussian = self.vae.apply({"params": params["vae"]}, video, sample_key)
+        gaussian = split.encode(self.vae.config, params["vae"], video)
+        recon = split.decode(self.vae.config, params["vae"], gaussian.sample(sample_key))
         metrics = {
             "reconstruction": reconstruction_loss(config, recon, video),
             "kl": jnp.mean(gaussian.kl()),
@@ -99,7 +102,7 @@ class VAELoss:
 
     def _adversarial(self, params: PyTree, recon: Array, video: Array) -> tuple[Array, Array]:
         def score(params: PyTree, x: Array) -> Array:
-            return self.discriminator.apply({"params": params}, x)
+            return split.score(self.discriminator.config, params, x)
 
         generator = hinge_generator_loss(score(jax.lax.stop_gradient(params), recon))
         fake = score(params, jax.lax.stop_gradient(recon))
@@ -107,7 +110,8 @@ class VAELoss:
 
     def _perceptual(self, recon: Array, video: Array, key: Array) -> Array:
         frames = jax.random.permutation(key, video.shape[1])[: self.config.perceptual_frames]
-        x, y = (v[:, frames].reshape(-1, *v.shape[2:]) for v in (recon, video))
+        # A few frames: whole where they are looked at.
+        x, y = (constrain(v[:, frames], ("batch", *[None] * 4)).reshape(-1, *v.shape[2:]) for v in (recon, video))
         return jnp.mean(perceptual_distance(self.squeezenet, x, y))
 
 

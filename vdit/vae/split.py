@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax.linen import meta
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -25,7 +26,8 @@ from jax.sharding import PartitionSpec as P
 from vdit.dist.rules import RULES, partition_spec
 from vdit.nn.halo import Axes, Split
 from vdit.types import Array, PyTree
-from vdit.vae.config import VAEConfig
+from vdit.vae.config import DiscriminatorConfig, VAEConfig
+from vdit.vae.discriminator import Discriminator
 from vdit.vae.model import VAE, Gaussian, check_latents, check_video
 
 
@@ -54,6 +56,22 @@ def encode_chunk(config: VAEConfig, params: PyTree, video: Array, cache: PyTree 
     """VAE.encode_chunk on the mesh in context; see `decode_chunk`."""
     check_video(config, video.shape, start=cache is None)
     return _run(config, "encode_chunk", params, video, cache, keep_cache=True)
+
+
+def score(config: DiscriminatorConfig, params: PyTree, video: Array) -> Array:
+    """Scores of videos `[b t h w 3] -> [b t' h' w']`, as Discriminator; clips and rows shared out, frames whole."""
+    stride = config.patch * 2 ** len(config.channel_mults)
+    b, _, height = video.shape[:3]
+    plan = plan_split(b, 1, 1 if height % stride else height // stride)
+    if not plan.axes:
+        return Discriminator(config).apply({"params": params}, video)
+    specs, gather = _parameters(Discriminator(config), stride, params, plan)
+
+    def part(params: PyTree, video: Array) -> Array:
+        return Discriminator(config, plan.split).apply({"params": gather(params)}, video)
+
+    rows = plan.whole_frames()
+    return jax.shard_map(part, in_specs=(specs, rows), out_specs=rows)(params, video)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +109,8 @@ class Plan:
         return P(*(names or None for names in (self.batch, *axes)))
 
 
-def plan_split(batch: int, latent_frames: int, rows: int, *, start: bool = True, sizes: dict[str, int] | None = None
+def plan_split(
+    batch: int, latent_frames: int, rows: int, *, start: bool = True, sizes: dict[str, int] | None = None
 ) -> Plan:
     """Shares out `batch` clips of `latent_frames` x `rows` (of latents): as little work a device as possible.
 
@@ -103,23 +122,28 @@ def plan_split(batch: int, latent_frames: int, rows: int, *, start: bool = True,
     sizes = mesh_axes() if sizes is None else sizes
     spec, _ = partition_spec(("batch",), (batch,), sizes)
     taken = _axes(spec[0])
-    free = [axis for axis in sizes if axis not in taken]
+    free = [axis for axis in RULES["height"] if axis in sizes and axis not in taken]
     choices = [[name for name in ("time", "height") if axis in RULES[name]] + [None] for axis in free]
-    best, best_cost = None, None
-    for choice in itertools.product(*choices):
-        used = {name: tuple(axis for axis in RULES[name] if dict(zip(free, choice)).get(axis) == name)
-            for name in ("time", "height")}
-        ways = {name: math.prod(sizes[axis] for axis in axes) for name, axes in used.items()}
-        if rows % ways["height"] or (not start and latent_frames % ways["time"]):
-            continue
-        frames = -(-latent_frames // ways["time"])
-        cost = frames * rows // ways["height"], ways["time"] * ways["height"]
-        if best is None or cost < best_cost:
-            best, best_cost = (used, ways, frames * ways["time"] - latent_frames), cost
-    used, ways, front = best
-    split = Split(time=used["time"], time_ways=ways["time"], height=used["height"], height_ways=ways["height"],
-        first=front if start and used["time"] else None)
-    return Plan(batch=taken, split=split, front=front)
+    plans = [_plan(taken, dict(zip(free, choice)), latent_frames, sizes) for choice in itertools.product(*choices)]
+
+    def work(plan: Plan) -> tuple[int, int]:
+        split = plan.split
+        parts = split.time_ways * split.height_ways
+        return (latent_frames + plan.front) * rows // parts, parts
+
+    fit = [plan for plan in plans if rows % plan.split.height_ways == 0 and (start or plan.front == 0)]
+    best = min(fit, key=work)
+    if start and best.split.time:
+        best = dataclasses.replace(best, split=dataclasses.replace(best.split, first=best.front))
+    return best
+
+
+def _plan(batch: Axes, serves: dict[str, str | None], latent_frames: int, sizes: dict[str, int]) -> Plan:
+    """The plan in which each mesh axis serves "time", "height" or nothing."""
+    time, height = (tuple(axis for axis in RULES[name] if serves.get(axis) == name) for name in ("time", "height"))
+    time_ways, height_ways = (math.prod(sizes[axis] for axis in axes) for axes in (time, height))
+    split = Split(time=time, time_ways=time_ways, height=height, height_ways=height_ways)
+    return Plan(batch=batch, split=split, front=-latent_frames % time_ways)
 
 
 def _axes(entry: str | Axes | None) -> Axes:
@@ -150,7 +174,9 @@ def _run(
     stride_in, stride_out = (config.temporal_stride, 1) if encodes else (1, config.temporal_stride)
     out_shape = _out_shape(config, x.shape, encodes)
     (in_spec, in_dim), (out_spec, out_dim) = plan.at_rest(x.shape), plan.at_rest(out_shape)
-    specs, gather = _parameters(config, params, plan)
+    half = "encoder" if encodes else "decoder"
+    params = {half: params[half]}
+    specs, gather = _parameters(VAE(config), config.spatial_stride, params, plan)
 
     def part(params: PyTree, x: Array, cache: PyTree) -> tuple[PyTree, PyTree]:
         x = _to_parts(plan, x, in_dim, stride_in)
@@ -198,14 +224,16 @@ def _crop(plan: Plan, y: Array, stride: int) -> Array:
     return y[:, plan.split.finer(stride).first or 0 :]
 
 
-def _parameters(config: VAEConfig, params: PyTree, plan: Plan) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
-    """How each device holds the parameters (a tree of PartitionSpec), and what makes them whole inside.
+def _parameters(
+    model: nn.Module, side: int, params: PyTree, plan: Plan
+) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+    """How each device holds a model's parameters (a tree of PartitionSpec), and what makes them whole inside.
 
     They lie as the table says. Made whole by an all-gather in the forward, their gradients are reduced and scattered
     to where they lie in the backward.
     """
     sizes = {axis: size for axis, size in mesh_axes().items() if axis in plan.axes}
-    names = _names(config)
+    names = _names(model, side)
 
     def spec(path, leaf):
         axes = names.get(jax.tree_util.keystr(path))
@@ -225,11 +253,10 @@ def _parameters(config: VAEConfig, params: PyTree, plan: Plan) -> tuple[PyTree, 
 
 
 @functools.cache
-def _names(config: VAEConfig) -> dict[str, tuple[str | None, ...]]:
-    """Path of a parameter -> its logical axes."""
-    side = config.spatial_stride
+def _names(model: nn.Module, side: int) -> dict[str, tuple[str | None, ...]]:
+    """Path of a parameter -> its logical axes, of a model of videos; side: of a video that it takes."""
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
-        boxed = jax.eval_shape(VAE(config).init, jax.random.key(0), jnp.zeros((1, 1, side, side, 3)))["params"]
+        boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1, side, side, 3)))["params"]
     is_box = lambda leaf: isinstance(leaf, meta.AxisMetadata)  # noqa: E731
     leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_box)
     return {jax.tree_util.keystr(path): leaf.names for path, leaf in leaves if is_box(leaf)}
