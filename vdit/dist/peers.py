@@ -32,7 +32,7 @@ _PEER_GONE = re.compile(
     r"gloo|nccl|connection (reset|closed|refused)|socket closed|broken pipe|heartbeat|coordination service"
     r"|UNAVAILABLE|peer", re.IGNORECASE
 )  # fmt: skip
-_OFTEN, _LOOK = 3.0, 0.5  # seconds between beats at most, and between looks whether they are answered
+_OFTEN, _LOOK = 2.0, 0.5  # seconds between beats at most, and between looks whether they are answered
 _FAREWELL = 5.0  # seconds: how long the first host, which holds the service, waits for the others to read why it ends
 
 
