@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ META = "meta.json"
 DELETING = ".deleting"
 DAMAGED = ".damaged"
 PARTIAL = ".partial"
+_MOMENT = 0.1  # seconds
 _TMP = ".orbax-checkpoint-tmp"
 # What the system says when there is no room, by number and as tensorstore words it; and what to say of it.
 _NO_ROOM = {
@@ -89,8 +91,9 @@ def flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def probe(folder: Path) -> None:
-    """OSError if a step cannot even be begun: it is known before hosts have parted for their shares of it."""
+def prepare(folder: Path) -> None:
+    """Clears the way for a step; OSError if it cannot even be begun, before hosts part for their shares of it."""
+    clear_left_overs(folder.parent)
     if folder.exists():
         raise FileExistsError(f"there is such a step already: save another, or move {folder} away")
     trial = folder.with_name(folder.name + _TMP + "-probe")
@@ -105,7 +108,7 @@ def clear_left_overs(directory: Path) -> None:
     """Removes what a killed process left half-written or half-deleted; only the host that writes may."""
     for pattern in (f"*{_TMP}*", f"*{DELETING}"):
         for folder in directory.glob(pattern):
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
     for partial in directory.glob(f"*/*{PARTIAL}"):
         partial.unlink()
 
@@ -123,11 +126,11 @@ def remove_failed(folder: Path, *, begun: bool = True) -> None:
 
     begun: whether the step is this save's own, if there is one.
     """
-    for path in (*([folder] if begun else []), *folder.parent.glob(f"{folder.name}{_TMP}*")):
-        try:
-            remove_step(path)
-        except OSError:
-            continue
+    for _ in range(3):  # of several writers, the others may be at it still
+        for path in (*([folder] if begun else []), *folder.parent.glob(f"{folder.name}{_TMP}*")):
+            with contextlib.suppress(OSError):
+                remove_step(path)
+        time.sleep(_MOMENT)
 
 
 def set_aside(folder: Path) -> str:
@@ -162,16 +165,13 @@ def no_room(error: BaseException, directory: Path, needed: int | None = None) ->
     return None
 
 
-@contextlib.contextmanager
-def quiet():
-    """Without Orbax's log: it prints a page for what it raises anyway."""
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
+def quiet_orbax() -> None:
+    """Keeps what Orbax logs off the terminal: pages for what it raises anyway, from threads that outlive a save."""
+    logging.getLogger("absl").addFilter(_not_orbax)  # the same one twice is once
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+    return "/orbax/" not in record.pathname
 
 
 def read_json(path: Path) -> Any:

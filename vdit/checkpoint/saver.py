@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,8 +18,8 @@ from vdit.checkpoint.files import (
     Warn,
     clear_left_overs,
     no_room,
-    probe,
-    quiet,
+    prepare,
+    quiet_orbax,
     reason,
     remove_failed,
     remove_step,
@@ -70,6 +69,7 @@ class Checkpointer:
         self._meta, self._keep, self._attempts = dict(meta or {}), keep, attempts
         self._warn, self._quiet = warn, False
         self._saving: _Save | None = None
+        quiet_orbax()
         self._failures: list[str] = []  # of the saves since the last one that succeeded
         on_first(self._open)
 
@@ -168,12 +168,10 @@ class _Save:
         self._bytes = total_bytes(trees)
         self._exchange = Exchange()  # here, in the main thread: hosts number them alike
         self.failure: str | None = None
-        self._quiet = contextlib.ExitStack()
-        self._quiet.enter_context(quiet())
         self._response, self._error, self._barriers = None, None, ()
         parts = trees | {"data": Places(place, self._exchange), "meta": File(META, meta)}
         try:
-            on_first(lambda: probe(folder))
+            on_first(lambda: prepare(folder))
             with _context():
                 self._response = ocp.save_checkpointables_async(folder, parts)
             self._barriers = _orbax_barriers(trees)
@@ -194,8 +192,6 @@ class _Save:
         except Exception as failure:
             self.failure = f"{self._folder}: not saved: {reason(failure)}"
             self._failed(self.failure)
-        finally:
-            self._quiet.close()
 
     def _written(self) -> str | None:
         """Waits until Orbax has committed the step; returns what went wrong here, or that it did elsewhere."""

@@ -22,7 +22,7 @@ import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from vdit.checkpoint.agree import Exchange
-from vdit.checkpoint.files import META, File, clear_left_overs, no_room, quiet, remove_failed
+from vdit.checkpoint.files import META, File, clear_left_overs, no_room, quiet_orbax, remove_failed
 from vdit.checkpoint.places import Places
 from vdit.checkpoint.sums import write_manifest
 from vdit.errors import CheckpointError
@@ -66,6 +66,7 @@ def save_streamed(
         raise CheckpointError(f"{directory}: has step {step} already; give another directory")
     directory.mkdir(parents=True, exist_ok=True)
     clear_left_overs(directory)
+    quiet_orbax()
     _return_large_memory()
     turn = threading.Lock()
     parts: dict[str, Any] = {}
@@ -80,7 +81,7 @@ def save_streamed(
     context.checkpointables.registry = registry
     context.asynchronous.timeout_secs = _LONGEST
     try:
-        with context, quiet():
+        with context:
             ocp.save_checkpointables(directory / str(step), parts)
         write_manifest(directory / str(step))
     except BaseException as error:
