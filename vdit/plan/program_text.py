@@ -20,6 +20,7 @@ _FREE = _CONTROL | {
     "copy-done", "async-done", "async-update", "opt-barrier", "all-gather-done", "all-reduce-done",
     "collective-permute-done", "send-done", "recv-done",
 }  # fmt: skip
+_SLICES = ("slice", "dynamic-slice")
 _FREE_CALLS = ('"AllocateBuffer"', '"tpu_custom_call"')  # Pallas kernels are counted in vdit/plan/kernels.py
 
 
@@ -107,7 +108,7 @@ def _moved(instruction: Instruction, around: Computation, program: dict[str, Com
     inner = None
     if instruction.opcode == "fusion" and (found := _CALLS.search(instruction.text)):
         inner = program.get(found[1])
-    if instruction.opcode == "dynamic-slice":
+    if instruction.opcode in _SLICES:
         return 2 * _in_hbm(instruction.type)
     if instruction.opcode == "dynamic-update-slice":
         return 2 * _in_hbm(operands[1].type) if operands[1] else 0.0
@@ -132,7 +133,7 @@ def _read_of(inner: Computation, index: int) -> float:
     users = [one for one in inner.instructions if name in one.operands]
     total = 0.0
     for user in users:
-        if user.opcode == "dynamic-slice":
+        if user.opcode in _SLICES:
             total += stored_bytes(user.type)
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
             continue

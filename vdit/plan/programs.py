@@ -45,7 +45,8 @@ class Program:
     name: "train", "sample" or "decode". traced: to be lowered and compiled under the mesh. held: bytes of its
     arguments on one device, by kind. flops: of all devices in one run of it, the hardware's. model_flops: those
     that are useful. tokens: of the DiT. seconds: of video. repeats: how often the program runs for all of these; its
-    own FLOPs are that part of `flops`. differentiated: it has a backward pass. report: dimensions left whole against the table of vdit/dist/rules.py.
+    own FLOPs are that part of `flops`. differentiated: it has a backward pass. report: dimensions left whole against
+    the table of vdit/dist/rules.py.
     """
 
     name: str
@@ -91,7 +92,12 @@ def train_program(experiment: Experiment, mesh: Mesh) -> Program:
 
 
 def train_flops(experiment: Experiment) -> float:
-    """Model FLOPs of a training step: three times those of the loss's own forward pass, as it is traced."""
+    """Model FLOPs of a training step: three times those of the loss's own forward pass, as it is traced.
+
+    With one noise level a row: to look up the levels of tokens is no arithmetic of the model, though it is done by
+    products (vdit.dit.blocks.take_slots).
+    """
+    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, row_slots=1))
     loss = DenoisingLoss(experiment=experiment)
     params = jax.eval_shape(experiment.network.init, jax.random.key(0))
     one = abstract_rows(experiment, rows=1)
