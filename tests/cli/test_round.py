@@ -88,6 +88,8 @@ def test_what_a_run_cannot_make_is_one_line(tiny_run, tmp_path, capsys):
     for arguments, named in [
         (["--size", "33x32"], "height=33 must be a multiple of 16"),
         (["--frames", "6"], "use 5 or 9"),
+        (["--mesh", "sequnce=2"], "--mesh sequnce=2: "),
+        (["--mesh", "sequence=16"], "sequence=16"),
     ]:
         assert main(["sample", str(tiny_run), "a", "--out", str(tmp_path / "a.mp4"), *arguments]) == 2
         err = capsys.readouterr().err

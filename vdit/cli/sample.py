@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vdit.cli.parser import UsageError, at_least, nearest, size
 from vdit.cli.prompts import read_prompts
+from vdit.errors import ConfigError
 
 SUMMARY = "make videos of prompts with a trained run, or with public weights"
 DESCRIPTION = """\
@@ -24,7 +25,9 @@ examples:
   vdit sample --model Wan2.1-T2V-1.3B-Diffusers "a dog runs" --out dog.mp4 --weights int8
   vdit sample --model Wan2.2-TI2V-5B "the dog runs" --image dog.jpg --out dog.mp4 --lora style.safetensors:0.8
   vdit sample --model DiT-XL-2-256 207 "golden retriever" --out dogs
+  vdit sample runs/mine "a long walk" --frames 1441 --mesh sequence=8 --out walk.mp4      one video by 8 devices
 
+On several hosts, start the same command on each, as `vdit train` (see its --help); the first writes the files.
 --out is a file for one prompt (.mp4, .webm, .gif; .png for one frame), or a folder."""
 TAKES_OVERRIDES = False
 
@@ -51,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="may be repeated")
     parser.add_argument("--weights", choices=WEIGHTS, help="how weights are held; default: as they are stored")
     parser.add_argument("--compute", choices=COMPUTE, help="type of products; default: the run's; public: by device")
+    parser.add_argument(
+        "--mesh", metavar="AXES", help="how devices share the work, as in fsdp=2,sequence=4; default: data=-1"
+    )
     parser.add_argument("--batch", type=at_least(1), default=8, metavar="N", help="videos made at once; default: 8")
 
 
@@ -68,13 +74,25 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     wanted_size = None if options.size is None else size(options.size)
     _check_out(Path(options.out), len(prompts), options.frames)
 
+    from vdit.cli.hosts import joined
+
+    asked = {name: value for name, value in vars(options).items() if name not in ("run", "parser")}
+    with joined({"the command": str(asked)}):
+        _sample(options, folder, prompts, wanted_size)
+    return 0
+
+
+def _sample(options: argparse.Namespace, folder: str, prompts: list[str], wanted_size: tuple[int, int] | None) -> None:
     from vdit.cli.cache import keep_compiled
+    from vdit.dist.mesh import make_mesh
+    from vdit.dist.multihost import is_first
     from vdit.infer import load
     from vdit.infer.images import read_image
 
     keep_compiled()
+    mesh = make_mesh(_mesh(options.mesh))
     image = None if options.image is None else read_image(options.image)
-    generator = load(folder, compute=options.compute, weights=options.weights, lora=options.lora)
+    generator = load(folder, mesh, compute=options.compute, weights=options.weights, lora=options.lora)
     defaults = generator.experiment.sample
     frames = options.frames or defaults.frames
     paths = _paths(Path(options.out), prompts, frames)
@@ -93,10 +111,20 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
             negative=options.negative,
             sampler=options.sampler,
         )
-        for path, video in zip(paths[start:], videos[: len(texts)]):
+        for path, video in zip(paths[start:], videos[: len(texts)]) if is_first() else ():
             _write(path, video, options.fps or defaults.fps)
             print(path, flush=True)
-    return 0
+
+
+def _mesh(text: str | None):
+    """"fsdp=2,sequence=4" -> MeshConfig, in which what is not named is 1, or all that are left along data."""
+    from vdit.config import apply_overrides
+    from vdit.dist.mesh import MeshConfig
+
+    try:
+        return apply_overrides(MeshConfig(), [] if text is None else text.split(","))
+    except ConfigError as error:
+        raise UsageError(f"--mesh {text}: {error}") from None
 
 
 def _check_out(out: Path, count: int, frames: int | None) -> None:
