@@ -40,8 +40,8 @@ _FAREWELL = 5.0  # seconds: how long the first host, which holds the service, wa
 class Place:
     """Where a host stands. Plain assignments keep it, so that a step pays nothing for being watched.
 
-    phase: what it does ("training", "waiting for data", ...). step: the last one begun. saved: gives the step of the last
-    complete checkpoint, or None. seconds: a step takes so many on this host, `waited` of them for data.
+    phase: what it does ("training", "waiting for data", ...). step: the last one begun. saved: gives the step of the
+    last complete checkpoint, or None. seconds: a step takes so many on this host, `waited` of them for data.
     """
 
     phase: str = "starting"
