@@ -130,7 +130,7 @@ def case(name):
 
 
 def streamed(name, mesh):
-    """Five latent frames, two at a time, against all of them on one device; the last chunk does not divide."""
+    """Five latent frames, two at a time, against all of them on one device; the first is left over."""
     config = CONFIGS[name]
     params, video, latents = drawn(config, 5, 2, 1)
     plain = {"mean": np.zeros(2, np.float32), "std": np.ones(2, np.float32)}

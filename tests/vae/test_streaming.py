@@ -83,6 +83,8 @@ def test_streams_cover_the_clip_once(model):
     assert [part.mean.shape[1] for part in parts] == [2, 2]
     np.testing.assert_allclose(jnp.concatenate([p.mean for p in parts], 1), model.latents, atol=2e-5)
     chunks = list(decode_stream(model.decode_chunk, model.config, model.latents, latent_frames=3))
+    stride = model.config.temporal_stride
+    assert [chunk.shape[1] for chunk in chunks] == [1, 3 * stride]
     np.testing.assert_allclose(jnp.concatenate(chunks, 1), model.decoded, atol=2e-5)
 
 

@@ -19,18 +19,16 @@ def encode_stream(
 ) -> Iterator[Gaussian]:
     """Distributions of the latents of a video [b t h w 3], `latent_frames` at a time.
 
-    encode_chunk: `VAE.encode_chunk` with its parameters bound, jitted or not. Compiles at most three
-    shapes, whatever the length: the first chunk, those in the middle, and the last.
+    encode_chunk: `VAE.encode_chunk` with its parameters bound, jitted or not. Compiles at most two shapes, whatever
+    the length: what is left over comes first, and all other chunks are alike.
     """
     check_video(config, video.shape)
-    step = _positive(latent_frames) * config.temporal_stride
-    cache, start = None, 0
-    while start < video.shape[1]:
+    stride, cache = config.temporal_stride, None
+    for start, stop in _chunks(1 + (video.shape[1] - 1) // stride, latent_frames):
         # The clip's first frame is a latent frame of its own.
-        stop = start + step if start else 1 + step - config.temporal_stride
-        gaussian, cache = encode_chunk(video[:, start:stop], cache)
+        first = 1 + (start - 1) * stride if start else 0
+        gaussian, cache = encode_chunk(video[:, first : 1 + (stop - 1) * stride], cache)
         yield gaussian
-        start = stop
 
 
 def decode_stream(
@@ -40,15 +38,19 @@ def decode_stream(
     *,
     latent_frames: int = 4,
 ) -> Iterator[Array]:
-    """Frames of latents [b t h w c], as chunks [b t' h' w' 3], `latent_frames` at a time."""
+    """Frames of latents [b t h w c], as chunks [b t' h' w' 3], `latent_frames` at a time; what is left over first."""
     check_latents(config, latents.shape)
-    step, cache = _positive(latent_frames), None
-    for start in range(0, latents.shape[1], step):
-        video, cache = decode_chunk(latents[:, start : start + step], cache)
+    cache = None
+    for start, stop in _chunks(latents.shape[1], latent_frames):
+        video, cache = decode_chunk(latents[:, start:stop], cache)
         yield video
 
 
-def _positive(latent_frames: int) -> int:
-    if latent_frames < 1:
-        raise ConfigError(f"latent_frames={latent_frames} must be at least 1")
-    return latent_frames
+def _chunks(frames: int, step: int) -> Iterator[tuple[int, int]]:
+    """[start, stop) of chunks. Only the first may be smaller: devices that share frames fill up a clip's start."""
+    if step < 1:
+        raise ConfigError(f"latent_frames={step} must be at least 1")
+    start = 0
+    for stop in range((frames - 1) % step + 1, frames + 1, step):
+        yield start, stop
+        start = stop
