@@ -78,6 +78,7 @@ class Run:
         options = {"directory": str(self.directory), "cache": str(args.cache), "steps": args.steps, "die": die}
         options |= {"save_every": args.save_every, "pause": args.pause}
         env = os.environ | {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"), "VDIT_HEARTBEAT": "3"}
+        env |= {"VDIT_WAIT_FOR_HOSTS": "40"}
         if args.hosts > 1:
             env |= {"VDIT_COORDINATOR": f"127.0.0.1:{port}", "VDIT_PROCESSES": str(args.hosts)}
             env |= {"VDIT_PROCESS_ID": str(host), "XLA_FLAGS": ""}
