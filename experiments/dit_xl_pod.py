@@ -60,6 +60,7 @@ def config() -> Experiment:
         dit_train=TrainConfig(
             steps=400_000,
             batch_size=64,
+            accumulation=4,
             optimizer=OptimizerConfig(
                 learning_rate=1e-4, warmup_steps=5000, weight_decay=0.01, b2=0.95, schedule="constant"
             ),

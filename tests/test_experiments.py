@@ -23,6 +23,8 @@ from vdit.video_io import write_video
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
+# Pods differ in sizes, which shrinking takes away, and in layouts, which tests/plan compiles: one of them trains.
+TRAINED = [name for name in NAMES if name not in ("pod_tiny", "t2v_3b_pod", "sora_10b_minute")]
 STEPS = 2
 VIDEOS = {"wide.mp4": (48, 80), "tall.mp4": (80, 48), "square.mp4": (64, 64), "held_out.mp4": (48, 64)}
 FRAMES = 20
@@ -143,7 +145,7 @@ def tfds_folder(path: Path, experiment: Experiment) -> str:
     return str(builder.data_path)
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=TRAINED)
 def trained(request, tmp_path_factory, folder) -> tuple[Experiment, Path]:
     """A shrunk experiment, trained for two steps."""
     full = load_config(ROOT / "experiments" / f"{request.param}.py")

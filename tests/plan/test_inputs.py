@@ -1,4 +1,4 @@
-"""Planned arrays are those of a run: rows as the packer makes them, FLOPs as the formula says, kernels by their grid."""
+"""Planned arrays are those of a run: rows as the packer makes them, FLOPs by formula, kernels by their grid."""
 
 import dataclasses
 import math
