@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
+
 from vdit.nn.linear import matmul
 from vdit.train.flops import count_flops, training_flops
 
@@ -45,3 +48,23 @@ def test_training_is_three_times_the_forward_pass():
     loss = lambda x, w: (x @ w).sum()  # noqa: E731
     assert training_flops(loss, X, W) == 3 * PRODUCT
     assert count_flops(jax.value_and_grad(lambda xw: matmul(*xw).sum()), (X, W)) == 3 * PRODUCT
+
+
+def test_what_remat_computes_again_counts_for_the_hardware():
+    """Two products forward, four backward, and the first again: what follows the last tanh is not needed twice."""
+    w = jnp.ones((8, 8))
+    layer = lambda x, w: (jnp.tanh(x @ w) @ w).sum()  # noqa: E731
+    one = 2 * 3 * 5 * 8 * 8
+    assert count_flops(jax.grad(layer, argnums=(0, 1)), X, w) == 6 * one
+    assert count_flops(jax.grad(jax.checkpoint(layer), argnums=(0, 1)), X, w) == 7 * one
+
+
+def test_a_part_on_each_device_counts_for_all_of_them():
+    mesh = AbstractMesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    product = lambda x, w: x @ w  # noqa: E731
+    rows = jnp.ones((16, 8))
+    with jax.sharding.use_abstract_mesh(mesh):
+        shared = jax.shard_map(product, in_specs=(P(("a", "b")), P()), out_specs=P(("a", "b")))
+        assert count_flops(shared, rows, W) == 2 * 16 * 8 * 16
+        twice = jax.shard_map(product, in_specs=(P("a"), P()), out_specs=P("a"))  # each pair does the same
+        assert count_flops(twice, rows, W) == 4 * 2 * 16 * 8 * 16
