@@ -15,7 +15,7 @@ from vdit.train.experiment import Experiment
 MAY_CHANGE = tuple(
     f"{stage}.{field}" for stage in ("vae_train", "dit_train")
     for field in ("steps", "save_every", "keep", "log_every", "sample_every", "max_nonfinite", "stall_seconds")
-) + ("sample", "mesh", "start_from", "data.threads", "data.read_ahead", "data.prefetch")  # fmt: skip
+) + ("sample", "mesh", "topology", "start_from", "data.threads", "data.read_ahead", "data.prefetch")  # fmt: skip
 
 
 def is_complete(folder: Path, config: TrainConfig, experiment: Experiment) -> bool:
