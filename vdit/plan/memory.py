@@ -46,7 +46,7 @@ def memory(program: Program, compiled: Any, text: str, capacity: float | None) -
     saved = min(int(kept.saved), room)
     gradients = min(int(kept.gradients), room - saved)
     kinds = dict(program.held) | {
-        "padding": stats.argument_size_in_bytes - sum(program.held.values()),
+        "padding": max(0, stats.argument_size_in_bytes - sum(program.held.values())),  # arguments may go unused
         SAVED: saved,
         GRADIENTS: gradients,
         TEMPORARIES: room - saved - gradients,

@@ -182,4 +182,4 @@ def _largest(message: str) -> tuple[str, ...]:
 
 def gib(size: float) -> str:
     """Bytes for people."""
-    return "?" if math.isnan(size) else f"{size / GIB:.2f} GiB" if size >= 0.01 * GIB else f"{size / 2**20:.2f} MiB"
+    return "?" if math.isnan(size) else f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"

@@ -82,7 +82,9 @@ def memory_rows(program: ProgramPlan) -> list[tuple[str, ...]]:
 
 def figure_rows(program: ProgramPlan, topology: Topology) -> list[tuple[str, str]]:
     """FLOPs, times, utilisation, throughput."""
-    rows = [("model FLOPs", _si(program.model_flops)), ("hardware FLOPs", _si(program.flops))]
+    rows = [("FLOPs", _si(program.flops))]
+    if program.flops != program.model_flops:
+        rows = [("model FLOPs", _si(program.model_flops)), ("hardware FLOPs", _si(program.flops))]
     if program.hbm is not None:
         rows.append(("HBM traffic a device", gib(program.hbm)))
     if program.times is not None:
@@ -90,8 +92,10 @@ def figure_rows(program: ProgramPlan, topology: Topology) -> list[tuple[str, str
         for name in ("arithmetic", "hbm", "network"):
             rows.append((f"time: {name}", _seconds(took[name])))
         rows.append(("roofline time", _range(program.seconds, _seconds)))
-        for name, both in program.utilisation(topology).items():
-            rows.append((name, _range(both, "{:.0%}".format)))
+        use = program.utilisation(topology)
+        if program.flops == program.model_flops:
+            use = {"use of the chips": use["MFU"]}
+        rows += [(name, _range(both, "{:.0%}".format)) for name, both in use.items()]
         day = program.a_day()
         if program.tokens:
             rows.append(("tokens a day", _range(day["tokens"], _si)))
