@@ -7,12 +7,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdit.checkpoint import MANIFEST, Checkpointer, StreamedLeaf, files, load_params, save_streamed, saver, stream
-from vdit.errors import CheckpointError
+from vdit.checkpoint import (
+    MANIFEST,
+    Checkpointer,
+    StreamedLeaf,
+    agree,
+    files,
+    load_params,
+    save_streamed,
+    saver,
+    stream,
+)
+from vdit.errors import CheckpointError, HostsError
 
 ROOT = Path(__file__).resolve().parents[2]
 TREE = {"params": {"w": jnp.ones(4)}}
@@ -133,3 +144,41 @@ def test_an_import_that_finds_no_room_says_so(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="0: not saved: the disk is full"):
         save_streamed(tmp_path, {"params": {"w": leaf}}, {"params": lambda put: put("w", None, np.ones(4, np.float32))})
     assert list(tmp_path.iterdir()) == []
+
+
+def fail_to_seal(*_):
+    raise OSError(errno.ENOSPC, "no")
+
+
+def save_and(then, directory):
+    with Checkpointer(directory, warn=str) as checkpointer:
+        checkpointer.save(1, TREE)
+        then()
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def test_an_error_on_its_way_is_not_hidden_by_that_of_a_save(tmp_path, monkeypatch):
+    monkeypatch.setattr(saver, "write_manifest", fail_to_seal)
+    with pytest.raises(KeyboardInterrupt):
+        save_and(interrupt, tmp_path)
+    with pytest.raises(CheckpointError, match="disk is full"):
+        save_and(lambda: None, tmp_path)
+
+
+def test_a_lost_host_is_no_failure_of_the_save(tmp_path, monkeypatch):
+    """It is not for the user to mend: the run ends, to be started again."""
+
+    def lose_host(*_):
+        with agree._asking("host 1"):
+            raise jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed")
+
+    heard = []
+    checkpointer = Checkpointer(tmp_path, warn=heard.append)
+    monkeypatch.setattr(agree.Exchange, "agree", lose_host)
+    checkpointer.save(1, TREE)
+    with pytest.raises(HostsError, match="host 1 gave no answer"):
+        checkpointer.close()
+    assert heard == []

@@ -11,13 +11,13 @@ import itertools
 import json
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 from jax._src import distributed  # the service has no public name; Orbax takes it from there, too
 
-from vdit.errors import CheckpointError
+from vdit.errors import CheckpointError, HostsError
 
 PATIENCE = 1200  # seconds that one host waits for the slowest: as long as Orbax waits for a save
 _numbers = itertools.count()  # each exchange has names of its own, the same on all hosts
@@ -40,14 +40,16 @@ class Exchange:
         """Lays down this host's value (plain JSON) under a name."""
         if self._client is None:
             self._own[name] = json.dumps(value)
-        else:
+            return
+        with _asking("the hosts"):
             self._client.key_value_set(f"{self._folder}/{name}/{self.index}", json.dumps(value))
 
     def seen(self, name: str) -> dict[int, Any]:
         """Host -> its value, of the hosts that laid one down so far."""
         if self._client is None:
             return {0: json.loads(self._own[name])} if name in self._own else {}
-        found = self._client.key_value_dir_get(f"{self._folder}/{name}")
+        with _asking("the hosts"):
+            found = self._client.key_value_dir_get(f"{self._folder}/{name}")
         return {int(key.rpartition("/")[2]): json.loads(text) for key, text in found}
 
     def collect(self, name: str, seconds: float = PATIENCE) -> list[Any]:
@@ -60,7 +62,8 @@ class Exchange:
     def agree(self, value: Any, merge: Callable[[list[Any]], Any], *, seconds: float = PATIENCE) -> Any:
         """Every host gives a value; the first one makes an answer of them, which all return; once per exchange.
 
-        What `merge` raises is raised on all hosts, on the others as a CheckpointError with the same words.
+        What `merge` raises is raised on all hosts, on the others as a CheckpointError with the same words. HostsError
+        if a host does not answer, here as in the other methods.
         """
         if self._client is None:
             return merge([json.loads(json.dumps(value))])
@@ -70,15 +73,16 @@ class Exchange:
             try:
                 answer = {"answer": merge(self.collect("value", seconds))}
             except Exception as error:
-                failure, answer = error, {"error": str(error)}
-            self._client.key_value_set(f"{self._folder}/answer", json.dumps(answer))
+                failure, answer = error, {"error": str(error), "lost": isinstance(error, HostsError)}
+            with _asking("the hosts"):
+                self._client.key_value_set(f"{self._folder}/answer", json.dumps(answer))
         else:
             answer = self._get("answer", time.monotonic() + seconds + 60, "the first host")
         self._forget()
         if failure is not None:
             raise failure
         if "error" in answer:
-            raise CheckpointError(answer["error"])
+            raise (HostsError if answer["lost"] else CheckpointError)(answer["error"])
         return answer["answer"]
 
     def spoil(self, barriers: Iterable[str]) -> None:
@@ -92,11 +96,8 @@ class Exchange:
 
     def _get(self, name: str, end: float, whose: str) -> Any:
         left = max(int(1000 * (end - time.monotonic())), 1)
-        try:
+        with _asking(whose):
             return json.loads(self._client.blocking_key_value_get(f"{self._folder}/{name}", left))
-        except jax.errors.JaxRuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"{whose} gave no answer about a checkpoint ({reason}): see its log") from None
 
     def _forget(self) -> None:
         """The service keeps what it was told: for a run of weeks that adds up."""
@@ -106,6 +107,16 @@ class Exchange:
                 self._client.key_value_delete(self._folder)
         except jax.errors.JaxRuntimeError:
             return  # a host is gone, which is noticed elsewhere; a few keys stay
+
+
+@contextlib.contextmanager
+def _asking(whom: str) -> Iterator[None]:
+    """What the service says when a host is gone is no fault of a checkpoint's: the run is to be started again."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        words = str(error).strip().splitlines()[0]
+        raise HostsError(f"{whom} gave no answer about a checkpoint ({words}): see its log") from None
 
 
 def on_first(act: Callable[[], Any]) -> Any:

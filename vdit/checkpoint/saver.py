@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ from vdit.checkpoint.places import Places, read_place
 from vdit.checkpoint.steps import find_step, repair
 from vdit.checkpoint.sums import is_sealed, my_sums, write_manifest
 from vdit.checkpoint.trees import read_trees, total_bytes, without_keys
-from vdit.errors import CheckpointError
+from vdit.errors import CheckpointError, HostsError
 from vdit.types import PyTree
 
 
@@ -53,7 +54,8 @@ class Checkpointer:
 
     A save that fails, as on a full disk, is no reason to stop: `warn` gets a line, what it left is removed, and the
     next save tries again. The failures that end a run are `attempts` in a row, raised by `save`, and the last save's,
-    raised by `wait` and `close`. All hosts come to the same verdict, and call all methods in the same order.
+    raised by `wait` and `close`; and a lost host (HostsError), by any method. All hosts come to the same verdict, and
+    call all methods in the same order.
     """
 
     def __init__(
@@ -135,8 +137,10 @@ class Checkpointer:
     def __enter__(self) -> Checkpointer:
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        """As `close`; an error that is on its way is not hidden by that of a save."""
+        with contextlib.suppress(*([CheckpointError, HostsError] if kind is not None else [])):
+            self.close()
 
     def _open(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -148,6 +152,8 @@ class Checkpointer:
             return
         save, self._saving = self._saving, None
         save.thread.join()
+        if save.lost is not None:
+            raise save.lost
         self._failures = [*self._failures, save.failure] if save.failure is not None else []
 
     def _failed(self, failure: str) -> None:
@@ -161,13 +167,15 @@ class Checkpointer:
 
 
 class _Save:
-    """One save under way. failure: what went wrong, once its thread has ended; the same words on all hosts."""
+    """One save under way. Once its thread has ended, failure: what went wrong, in the same words on all hosts; lost:
+    that a host did not answer."""
 
     def __init__(self, folder: Path, trees: dict[str, PyTree], meta: dict, place, *, keep: int, failed: Warn):
         self._folder, self._keep, self._failed = folder, keep, failed
         self._bytes = total_bytes(trees)
         self._exchange = Exchange()  # here, in the main thread: hosts number them alike
         self.failure: str | None = None
+        self.lost: HostsError | None = None
         self._response, self._error, self._barriers = None, None, ()
         parts = trees | {"data": Places(place, self._exchange), "meta": File(META, meta)}
         try:
@@ -189,6 +197,8 @@ class _Save:
                 except OSError as failure:
                     error = self._words(failure)
             self._exchange.agree({"error": error, "sums": found}, self._seal)
+        except HostsError as lost:
+            self.lost = lost
         except Exception as failure:
             self.failure = f"{self._folder}: not saved: {reason(failure)}"
             self._failed(self.failure)
