@@ -201,6 +201,8 @@ class Run:
             # Before Python can handle signals, and when all is done and saved, SIGTERM is what it is to any process.
             bare = {-signal.SIGTERM} if phase == "starting" or now[-1:] == [self._args.steps] else set()
             allowed = {AGAIN, 0} | (killed | bare if host in victims else set())
+            if host not in victims and self.phase(host) == "ending":
+                allowed.add(-signal.SIGABRT)  # by jax: it was done, and waited for the other to be
             if code not in allowed:
                 raise Wrong(f"host {host} ended with {code}, killed were {victims} in {phase}:\n{self.log(host)}")
             if code == AGAIN and not any(line.startswith("vdit: ") for line in self.log(host).splitlines()):

@@ -44,7 +44,8 @@ def joined(about: Mapping[str, str], *, wait: float | None = None) -> Iterator[T
         try:
             yield Together(peers=peers, place=place, stop=stop)
         except BaseException as error:
-            if peers is not None and not stop.agreed:
+            # All stop together where that was agreed, unless one is lost while it saves.
+            if peers is not None and (isinstance(error, Exception) or not stop.agreed):
                 _end(error, peers)
             leave(peers)
             raise
