@@ -4,7 +4,8 @@
     python tools/weak_scaling.py --out docs/weak_scaling --draw   # the table and the picture again, from the .json
 
 Work a chip stays the same; three ways to grow are told apart (v5p, 2x2x2 to 8x8x8):
-    fsdp      a row a chip, parameters shared out over all chips. A chip gathers (g-1)/g of the parameters: flat.
+    fsdp      a row a chip, parameters shared out over all chips. A chip gathers (g-1)/g of the parameters: flat to 32,
+              and flat again from 64 on, at twice as much: over so many devices XLA gathers by sums of padded shards.
     data      a row a chip, parameters shared out over 8. Adds the sum of gradient shards, 2 (g-1)/g of a shard: flat.
     sequence  one row as long as the pod is large, its tokens shared out over all chips. Heads are exchanged as far as
               they go (16 of them): (s-1)/s of a chip's share, flat. Beyond, keys go round a ring of s/16 groups: a
@@ -102,7 +103,7 @@ def draw(lines: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(WAYS), figsize=(13, 4.2), constrained_layout=True)
+    figure, (*panels, rates) = plt.subplots(1, len(WAYS) + 1, figsize=(16, 4.2), constrained_layout=True)
     for way, panel in zip(WAYS, panels):
         mine = [line for line in lines if line["way"] == way]
         chips = [line["chips"] for line in mine]
@@ -114,12 +115,17 @@ def draw(lines: list[dict], path: Path) -> None:
         panel.plot(chips, [line["bytes_a_chip"] / 2**20 for line in mine], "k-o", lw=2, ms=4, label="all")
         for kind in shown:
             panel.plot(chips, [by_kind(line).get(kind, float("nan")) / 2**20 for line in mine], "-o", ms=3, label=kind)
+        panel.set(title=way, ylabel="MiB a chip sends in a step" if way == WAYS[0] else "")
+        panel.set_ylim(0, 1.5 * panel.get_ylim()[1])  # room for the legend
+        rates.plot(chips, [line["bytes_a_chip"] / line["flops_a_chip"] * 1e9 for line in mine], "-o", ms=4, label=way)
+    rates.set(title="bytes a GFLOP")
+    rates.set_ylim(bottom=0)
+    for panel in (*panels, rates):
         panel.set_xscale("log", base=2)
         panel.set_xticks(chips, [str(count) for count in chips])
-        panel.set_ylim(bottom=0)
-        panel.set(title=way, xlabel="chips", ylabel="MiB a chip sends in a step" if way == WAYS[0] else "")
+        panel.set_xlabel("chips")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
+        panel.legend(fontsize=8, loc="upper left")
     figure.savefig(path, dpi=110)
 
 

@@ -108,6 +108,7 @@ def _estimate(experiment, topology, mesh: MeshConfig, remat: str, pieces: int, s
     activations = stream * (dit.depth * _KEPT[remat] / mesh.tensor ** (remat in ("none", "dots")) + _WORKING)
     parameters = (8 if dit.text == "none" else 16) * dit.width**2 * dit.depth
     gathered = parameters / mesh.tensor * (1 - 1 / mesh.fsdp) * (3 * 2 + 4) * pieces
+    gathered *= 2 if mesh.fsdp >= 64 else 1  # XLA then gathers by sums (tools/weak_scaling.py)
     summed = 8 * parameters / (mesh.fsdp * mesh.tensor) * (mesh.data > 1)
     exchanged = 10 * dit.depth * tokens * dit.width * 2 * (mesh.sequence > 1) / mesh.tensor
     reduced = 8 * dit.depth * tokens * dit.width * 2 * (mesh.tensor > 1)
