@@ -1,7 +1,18 @@
-"""A minute of 1080p from a prompt: a DiT of 10 B parameters, rows of one whole clip, shared out over 32 chips each.
+"""A minute of 1080p from a prompt: a DiT of 10 B parameters, each clip one row of 736,440 tokens on 32 chips.
 
     vdit plan experiments/sora_10b_minute.py
     vdit train experiments/sora_10b_minute.py --out gs://bucket/sora --cfg.data.path=VIDEOS
+
+Hardware: 512 TPU v5p (8x8x8); not run yet. Expected, by `vdit plan` (a roofline: nothing overlapped, rows of one clip):
+
+    training step, 16 rows, 11.8 M tokens   58.3 of 95.7 GiB a chip, 103 s, MFU 66%, 9.9 G tokens a day
+    sampling 16 videos, 40 steps, guided     9.1 GiB, 1,842 s
+    decoding them, 32 latent frames at once 27.3 GiB, 5.6 s
+
+Parameters, optimizer and average are shared out over `fsdp`=16, the tokens of a row over `sequence`=32: each chip
+holds one of the 32 heads of all tokens while it attends, and 23,040 tokens of all heads for the rest. The attention
+of the forward pass is kept for the backward (remat="attention"), all else of a block is computed again. Images and
+shorter or smaller clips fill up rows that a minute of 1080p does not.
 """
 
 from vdit.data.config import DataConfig

@@ -1,7 +1,16 @@
-"""Text to video with 3 B parameters on 64 chips: five seconds of 720p in a row, shared out over four chips.
+"""Text to video with 3.4 B parameters: up to five seconds of 720p in a row, shared out over four chips.
 
     vdit plan experiments/t2v_3b_pod.py
     vdit train experiments/t2v_3b_pod.py --out gs://bucket/t2v --cfg.data.path=VIDEOS
+
+Hardware: 64 TPU v5p (4x4x4); not run yet. Expected, by `vdit plan` (a roofline: nothing overlapped, rows of one clip):
+
+    training step, 32 rows, 3.7 M tokens    57.2 of 95.7 GiB a chip, 25 s, MFU 66%, 12.6 G tokens a day
+    sampling 16 videos, 40 steps, guided     5.3 GiB, 208 s
+    decoding them, 4 latent frames at once  18.2 GiB, 1.6 s
+
+Parameters, optimizer and average are shared out over `fsdp`=16, the tokens of a row over `sequence`=4 by exchange of
+heads (5 of 20 a chip).
 """
 
 from vdit.data.config import DataConfig
