@@ -1,6 +1,6 @@
 """DiT-XL for text to video on a pod: parameters sharded by eight, rows of 32k tokens, bf16, remat.
 
-    vdit train experiments/dit_xl_pod.py --out gs://bucket/xl --cfg.data.path=VIDEOS
+    vdit train experiments/dit_xl_pod.py --workdir /mnt/shared/xl --cfg.data.path=VIDEOS
 
 Hardware: 8 chips or any multiple of 8 (TPU v5p, v6e, or H200). Expected: not measured yet.
 

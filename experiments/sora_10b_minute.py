@@ -1,7 +1,7 @@
 """A minute of 1080p from a prompt: a DiT of 10 B parameters, each clip one row of 736,440 tokens on 32 chips.
 
     vdit plan experiments/sora_10b_minute.py
-    vdit train experiments/sora_10b_minute.py --out gs://bucket/sora --cfg.data.path=VIDEOS
+    vdit train experiments/sora_10b_minute.py --workdir /mnt/shared/sora --cfg.data.path=VIDEOS
 
 Hardware: 512 TPU v5p (8x8x8); not run yet. Expected, by `vdit plan` (a roofline: nothing overlapped, rows of one clip):
 
