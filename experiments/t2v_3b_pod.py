@@ -1,7 +1,7 @@
 """Text to video with 3.4 B parameters: up to five seconds of 720p in a row, shared out over four chips.
 
     vdit plan experiments/t2v_3b_pod.py
-    vdit train experiments/t2v_3b_pod.py --out gs://bucket/t2v --cfg.data.path=VIDEOS
+    vdit train experiments/t2v_3b_pod.py --workdir /mnt/shared/t2v --cfg.data.path=VIDEOS
 
 Hardware: 64 TPU v5p (4x4x4); not run yet. Expected, by `vdit plan` (a roofline: nothing overlapped, rows of one clip):
 
