@@ -3,7 +3,7 @@
     vdit plan experiments/pod_tiny.py
     vdit train experiments/pod_tiny.py --workdir /mnt/shared/tiny --cfg.data.path=VIDEOS
 
-Hardware: 8 TPU v5e (2x4); not run yet. Expected, by `vdit plan` (a roofline: nothing overlapped, rows of one clip): a
+Hardware: 8 TPU v5e (2x4); not run yet. Expected: by `vdit plan` (a roofline: nothing overlapped, rows of one clip): a
 step of 16 rows of 8,192 tokens takes 1.9 of 15.75 GiB a chip and 0.11 s, MFU 52%, 106 G tokens a day.
 """
 

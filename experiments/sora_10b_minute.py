@@ -3,7 +3,7 @@
     vdit plan experiments/sora_10b_minute.py
     vdit train experiments/sora_10b_minute.py --workdir /mnt/shared/sora --cfg.data.path=VIDEOS
 
-Hardware: 512 TPU v5p (8x8x8); not run yet. Expected, by `vdit plan` (a roofline: nothing overlapped, rows of one clip):
+Hardware: 512 TPU v5p (8x8x8); not run yet. Expected: by `vdit plan` (a roofline: nothing overlapped, rows of one clip):
 
     training step, 16 rows, 11.8 M tokens   58.3 of 95.7 GiB a chip, 103 s, MFU 66%, 9.9 G tokens a day
     sampling 16 videos, 40 steps, guided     9.1 GiB, 1,842 s

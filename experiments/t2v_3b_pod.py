@@ -3,7 +3,7 @@
     vdit plan experiments/t2v_3b_pod.py
     vdit train experiments/t2v_3b_pod.py --workdir /mnt/shared/t2v --cfg.data.path=VIDEOS
 
-Hardware: 64 TPU v5p (4x4x4); not run yet. Expected, by `vdit plan` (a roofline: nothing overlapped, rows of one clip):
+Hardware: 64 TPU v5p (4x4x4); not run yet. Expected: by `vdit plan` (a roofline: nothing overlapped, rows of one clip):
 
     training step, 32 rows, 3.7 M tokens    57.2 of 95.7 GiB a chip, 25 s, MFU 66%, 12.6 G tokens a day
     sampling 16 videos, 40 steps, guided     5.3 GiB, 208 s
