@@ -4,6 +4,7 @@
     python tools/weak_scaling.py --out docs/weak_scaling --draw   # the table and the picture again, from the .json
 
 Work a chip stays the same; three ways to grow are told apart (v5p, 2x2x2 to 8x8x8):
+
     fsdp      a row a chip, parameters shared out over all chips. A chip gathers (g-1)/g of the parameters: flat to 32,
               and flat again from 64 on, at twice as much: over so many devices XLA gathers by sums of padded shards.
     data      a row a chip, parameters shared out over 8. Adds the sum of gradient shards, 2 (g-1)/g of a shard: flat.
@@ -137,7 +138,10 @@ def main() -> None:
     out = Path(options.out)
     kept = out.with_suffix(".json")
     lines = json.loads(kept.read_text()) if options.draw else measure(kept)
-    out.with_suffix(".md").write_text(table(lines))
+    title, *rest = __doc__.splitlines()
+    picture = f"![bytes that a chip sends]({out.name}.png)"
+    preface = "\n".join([f"# {title}", *rest, "", picture, "", ""])
+    out.with_suffix(".md").write_text(preface + table(lines))
     draw(lines, out.with_suffix(".png"))
     print(table(lines))
 
