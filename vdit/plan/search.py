@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from vdit.dist.mesh import AXES, MeshConfig
 from vdit.errors import ConfigError, VditError
 from vdit.plan.candidates import Candidate, candidates
 from vdit.plan.plan import ProgramPlan
@@ -57,12 +58,16 @@ def search(
 ) -> Search:
     """Compiles the training step in at most `limit` layouts, `jobs` at once, with the compiler's lesser effort.
 
+    The first is the experiment's own, if its sizes fit the topology.
+
     progress: called with the name of each layout as it begins, and with its Trial when it is done.
     """
     if topology.chip is None:
         raise ConfigError(f"topology {topology.name}: a search ranks by time, and simulated devices have none")
     all_of_them = candidates(experiment, topology)
-    chosen = spread([one for one in all_of_them if one.reason is None], limit)
+    own = _own(experiment, topology, all_of_them)
+    hopeful = [one for one in all_of_them if one.reason is None and one != own]
+    chosen = [one for one in (own,) if one] + spread(hopeful, limit - (own is not None))
     if not chosen:
         raise ConfigError(f"no layout of {experiment.name} on {topology.name} comes near to fitting: "
                           + (all_of_them[0].reason if all_of_them else
@@ -85,9 +90,19 @@ def search(
         experiment=experiment.name,
         topology=topology.name,
         trials=tuple(sorted(trials, key=order)),
-        ruled_out=tuple(one for one in all_of_them if one.reason is not None),
-        left=tuple(one for one in all_of_them if one.reason is None and one not in chosen),
+        ruled_out=tuple(one for one in all_of_them if one.reason is not None and one not in chosen),
+        left=tuple(one for one in hopeful if one not in chosen),
     )
+
+
+def _own(experiment: Any, topology: Topology, known: list[Candidate]) -> Candidate | None:
+    """The candidate that is the experiment as it stands."""
+    try:
+        mesh = MeshConfig(**dict(zip(AXES, experiment.mesh.shape(topology.devices))))
+    except ConfigError:
+        return None
+    mine = mesh, experiment.dit.remat, experiment.dit_train.accumulation
+    return next((one for one in known if (one.mesh, one.remat, one.accumulation) == mine), None)
 
 
 def spread(ranked: list[Candidate], limit: int) -> list[Candidate]:
