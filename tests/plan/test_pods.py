@@ -1,4 +1,4 @@
-"""Shipped pods compiled for the TPUs that they are for: the tiny one as it is, the largest with its text encoder cut.
+"""Shipped pods compiled for the TPUs that they are for: the tiny one as it is, the largest without its text.
 
 The compiler's lesser effort, which takes a third of the time and tells memory from above. All as they are, and with
 the full effort: `pytest -m slow tests/plan`.
@@ -65,7 +65,7 @@ def test_a_plan_is_whole(tiny):
 
 def test_the_minute_of_1080p_fits_its_pod():
     experiment = load_config(ROOT / "experiments" / "sora_10b_minute.py")
-    short = apply_overrides(experiment, ["text.depth=1"])
+    short = apply_overrides(experiment, ["dit.text=none", "dit.text_pool=false"])
     train = plan(short, experiment.topology, programs=("train",), effort="quick").programs[0]
     assert train.fits
     assert train.total < 0.8 * train.capacity
@@ -79,7 +79,7 @@ def test_the_minute_of_1080p_fits_its_pod():
 def test_what_does_not_fit_is_said_with_the_exit_code(tmp_path, capsys):
     """The tiny pod without remat, on rows eight times as long: refused by the compiler in its first seconds."""
     command = ["plan", str(ROOT / "experiments" / "pod_tiny.py"), "--quick", "--out", str(tmp_path)]
-    cut = ["--cfg.dit.remat=none", "--cfg.data.row_tokens=262144", "--cfg.text.depth=0", "--cfg.dit.text_pool=false"]
+    cut = ["--cfg.dit.remat=none", "--cfg.data.row_tokens=262144", "--cfg.dit.text=none", "--cfg.dit.text_pool=false"]
     assert main([*command, "--program", "train", *cut]) == 3
     assert "DOES NOT FIT" in capsys.readouterr().out
 
