@@ -1,15 +1,19 @@
 """DiT-XL for text to video on a pod: parameters sharded by eight, rows of 32k tokens, bf16, remat.
 
     vdit plan experiments/dit_xl_pod.py
-    vdit train experiments/dit_xl_pod.py --workdir /mnt/shared/xl --cfg.data.path=VIDEOS
+    vdit train experiments/dit_xl_pod.py --out gs://bucket/xl --cfg.data.path=VIDEOS
 
-Hardware: 16 TPU v6e (4x4), or any multiple of 8 chips (v5p, H200); not run yet. Expected: by `vdit plan` (a roofline:
-nothing overlapped, rows of one clip): a step of 64 rows takes 19.9 of 31.25 GiB a chip and 4.1 s, MFU 58%, 44 G tokens
-a day.
+Hardware: 16 TPU v6e (4x4), or any multiple of 8 chips; not run yet.
+Expected: by `vdit plan`, at the roofline with nothing overlapped, rows of one clip:
+
+    training step, 64 rows, 2.1 M tokens    19.9 of 31.25 GiB a chip, 4.1 s, MFU 58%, 44 G tokens a day
+    sampling 16 videos, 30 steps, guided     0.9 GiB, 2.9 s
+    decoding them, 4 latent frames at once   1.1 GiB, 0.06 s
 
 The same command on every host (see experiments/launch). Mesh: parameters and optimizer state over
-`fsdp`, the batch over `data` and `fsdp`; for longer rows give --cfg.mesh.sequence=4, for wider
-models --cfg.mesh.tensor=2. Smaller: --cfg.dit.width=768 --cfg.dit.depth=12 --cfg.dit.heads=12 is DiT-B.
+`fsdp`, the batch over `data` and `fsdp`, in four pieces, which is what fits; for longer rows give
+--cfg.mesh.sequence=4, for wider models --cfg.mesh.tensor=2.
+Smaller: --cfg.dit.width=768 --cfg.dit.depth=12 --cfg.dit.heads=12 is DiT-B.
 """
 
 from vdit.data.config import DataConfig

@@ -53,7 +53,7 @@ def save_plan(plan: Plan, folder: Path) -> Path:
     topology = parse_topology(plan.topology)
     page = Page(f"{plan.experiment} on {plan.topology}", _place(plan))
     for program in plan.programs:
-        page.text(f"# {TITLES[program.name].capitalize()}\n{verdict(program)}. "
+        page.text(f"# {TITLES[program.name].capitalize()}\n\n{verdict(program)}. "
                   f"Compiled in {program.compile_seconds:.0f} s. " + " ".join(program.notes))  # fmt: skip
         if program.memory:
             page.table(("memory a device", "", "of capacity"), memory_rows(program))
