@@ -1,7 +1,7 @@
 """DiT-XL for text to video on a pod: parameters sharded by eight, rows of 32k tokens, bf16, remat.
 
     vdit plan experiments/dit_xl_pod.py
-    vdit train experiments/dit_xl_pod.py --out gs://bucket/xl --cfg.data.path=VIDEOS
+    vdit train experiments/dit_xl_pod.py --workdir /mnt/shared/xl --cfg.data.path=VIDEOS
 
 Hardware: 16 TPU v6e (4x4), or any multiple of 8 chips; not run yet.
 Expected: by `vdit plan`, at the roofline with nothing overlapped, rows of one clip:
