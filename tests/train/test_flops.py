@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import pytest
-
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
