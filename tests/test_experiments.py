@@ -79,7 +79,10 @@ def shrink(experiment: Experiment, data: str) -> Experiment:
     )
     stages = {
         name: dataclasses.replace(
-            getattr(e, name), **train, optimizer=dataclasses.replace(getattr(e, name).optimizer, **optimizer)
+            getattr(e, name),
+            **train,
+            accumulation=min(getattr(e, name).accumulation, train["batch_size"]),
+            optimizer=dataclasses.replace(getattr(e, name).optimizer, **optimizer),
         )
         for name in ("vae_train", "dit_train")
     }
