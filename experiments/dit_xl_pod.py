@@ -21,6 +21,7 @@ from vdit.diffusion import DiffusionConfig
 from vdit.dist.mesh import MeshConfig
 from vdit.dit.config import preset as dit_preset
 from vdit.text.config import TextConfig
+from vdit.train.canvases import CanvasConfig
 from vdit.train.config import OptimizerConfig, TrainConfig
 from vdit.train.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
 from vdit.vae.config import DiscriminatorConfig, VAELossConfig
@@ -63,7 +64,7 @@ def config() -> Experiment:
         text=TextConfig(vocab_size=32_000, max_length=128, width=768, depth=6, heads=12, dtype="bfloat16"),
         dit=dit_preset("XL", dtype="bfloat16", remat="attention"),
         diffusion=DiffusionConfig(kind="flow", prediction="velocity", timestep_sampling="logit_normal", shift=3.0),
-        per_frame_noise=0.25,
+        canvases=CanvasConfig(none=0.6, first=0.1, head=0.1, tail=0.05, ends=0.05, frames=0.1, window=0.1),
         dit_train=TrainConfig(
             steps=400_000,
             batch_size=64,

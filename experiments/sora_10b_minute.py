@@ -20,6 +20,7 @@ from vdit.diffusion import DiffusionConfig
 from vdit.dist.mesh import MeshConfig
 from vdit.dit.config import DiTConfig
 from vdit.text.config import TextConfig
+from vdit.train.canvases import CanvasConfig
 from vdit.train.config import OptimizerConfig, TrainConfig
 from vdit.train.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
 from vdit.vae.config import DiscriminatorConfig, VAELossConfig
@@ -62,7 +63,7 @@ def config() -> Experiment:
         text=TextConfig(vocab_size=64_000, max_length=256, width=2048, depth=12, heads=16, dtype="bfloat16"),
         dit=DiTConfig(in_channels=48, width=4096, depth=36, heads=32, dtype="bfloat16", remat="attention"),
         diffusion=DiffusionConfig(kind="flow", prediction="velocity", timestep_sampling="logit_normal", shift=8.0),
-        per_frame_noise=0.25,
+        canvases=CanvasConfig(none=0.6, first=0.1, head=0.1, tail=0.05, ends=0.05, frames=0.1, window=0.1),
         dit_train=TrainConfig(
             steps=200_000,
             batch_size=16,

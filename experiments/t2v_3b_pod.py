@@ -18,6 +18,7 @@ from vdit.diffusion import DiffusionConfig
 from vdit.dist.mesh import MeshConfig
 from vdit.dit.config import DiTConfig
 from vdit.text.config import TextConfig
+from vdit.train.canvases import CanvasConfig
 from vdit.train.config import OptimizerConfig, TrainConfig
 from vdit.train.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
 from vdit.vae.config import DiscriminatorConfig, VAELossConfig
@@ -60,7 +61,7 @@ def config() -> Experiment:
         text=TextConfig(vocab_size=32_000, max_length=256, width=1024, depth=6, heads=16, dtype="bfloat16"),
         dit=DiTConfig(width=2560, depth=32, heads=20, dtype="bfloat16", remat="attention"),
         diffusion=DiffusionConfig(kind="flow", prediction="velocity", timestep_sampling="logit_normal", shift=5.0),
-        per_frame_noise=0.25,
+        canvases=CanvasConfig(none=0.6, first=0.1, head=0.1, tail=0.05, ends=0.05, frames=0.1, window=0.1),
         dit_train=TrainConfig(
             steps=300_000,
             batch_size=32,

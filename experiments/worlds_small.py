@@ -15,6 +15,7 @@ from vdit.data.config import DataConfig
 from vdit.diffusion import DiffusionConfig
 from vdit.dit.config import preset as dit_preset
 from vdit.text.config import TextConfig
+from vdit.train.canvases import CanvasConfig
 from vdit.train.config import OptimizerConfig, TrainConfig
 from vdit.train.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
 from vdit.vae.config import VAELossConfig
@@ -53,8 +54,7 @@ def config() -> Experiment:
         text=TextConfig(vocab_size=2048, max_length=64, width=256, depth=2, heads=4),
         dit=dit_preset("S", dtype="bfloat16"),
         diffusion=DiffusionConfig(kind="flow", prediction="velocity", stratified=True),
-        # A quarter of the clips learn to go on from frames that are clean already (rollouts, connecting).
-        per_frame_noise=0.25,
+        canvases=CanvasConfig(none=0.5, first=0.1, head=0.1, tail=0.05, ends=0.05, mask=0.1, frames=0.1, window=0.1),
         dit_train=TrainConfig(
             steps=60_000,
             batch_size=16,

@@ -51,6 +51,7 @@ class Row:
         least one text token (the first, which alone stands for the empty prompt).
     text_position: int32 [b m], index of the token inside its own caption, from 0.
     label: int32 [b s], class label of clip 1, 2, ..., s (0 where unused or unlabelled).
+    action: float32 [b k a], what is done in the latent frame of each slot (vdit/data/actions.py); None without actions.
 
     AXES: the logical axes of each field (vdit/dist/rules.py).
     """
@@ -65,6 +66,7 @@ class Row:
         "text_clip": ("batch", "text_tokens"),
         "text_position": ("batch", "text_tokens"),
         "label": ("batch", None),
+        "action": ("batch", None, None),
     }
 
     values: Array
@@ -76,3 +78,4 @@ class Row:
     text_clip: Array
     text_position: Array
     label: Array
+    action: Array | None = None

@@ -20,6 +20,7 @@ from vdit.dist.collectives import collectives, totals
 from vdit.dist.mesh import MeshConfig, make_mesh
 from vdit.dit.config import DiTConfig
 from vdit.text import TextConfig
+from vdit.train.canvases import CanvasConfig
 from vdit.train.config import OptimizerConfig, TrainConfig
 from vdit.train.denoising import DenoisingLoss
 from vdit.train.experiment import Experiment
@@ -94,7 +95,7 @@ def experiment(case: Case) -> Experiment:
         vae=preset("tiny", latent_channels=5),
         text=TextConfig(vocab_size=136, max_length=24, width=TEXT_WIDTH, depth=1, heads=HEADS),
         text_dropout=0.3,
-        per_frame_noise=0.5,
+        canvases=CanvasConfig(first=1.0, ends=1.0, mask=1.0, frames=1.0, window=0.3, context_noise=0.2),
         dit=DiTConfig(**dit),
         dit_train=TrainConfig(
             steps=4,

@@ -12,10 +12,10 @@ from vdit.diffusion import Flow, Guidance
 from vdit.dit.config import DiTConfig
 from vdit.errors import ShapeError
 from vdit.samplers.grid import Grid
-from vdit.tasks.canvas import Canvas, Prompts
+from vdit.tasks.canvas import Canvas, Prompts, blank
 from vdit.tasks.generate import Method, fill
 from vdit.tasks.network import Network
-from vdit.tasks.sample import TextToVideo, blank, compiled
+from vdit.tasks.sample import TextToVideo, compiled
 from vdit.text import TextConfig
 from vdit.vae.config import preset
 
@@ -59,17 +59,18 @@ def test_known_frames_come_back_bit_for_bit_and_matter(params):
     rng = np.random.default_rng(0)
     latents = rng.normal(size=(2, *SHAPE)).astype(np.float32)
     known = np.array([[True, False, False], [False, False, True]])
+    level = jnp.where(known, 0.0, 1.0)[..., None, None]
     words = prompts(3, 5)
-    out = run(params, Canvas(latents=jnp.asarray(latents), known=jnp.asarray(known)), words, method())
+    out = run(params, Canvas(latents=jnp.asarray(latents), level=level), words, method())
     np.testing.assert_array_equal(out[known], latents[known])
     assert np.all(np.isfinite(out))
     latents[known] += 1
-    moved = run(params, Canvas(latents=jnp.asarray(latents), known=jnp.asarray(known)), words, method())
+    moved = run(params, Canvas(latents=jnp.asarray(latents), level=level), words, method())
     assert np.abs(moved - out)[~known].min(axis=(-1, -2, -3)).max() > 0, "known frames must guide the others"
 
 
 def test_unknown_values_are_not_read(params):
-    junk = Canvas(latents=jnp.full((1, *SHAPE), 50.0), known=jnp.zeros((1, 3), bool))
+    junk = Canvas(latents=jnp.full((1, *SHAPE), 50.0), level=jnp.ones((1, 3, 1, 1)))
     np.testing.assert_array_equal(
         run(params, junk, prompts(3), method()), run(params, blank(1, SHAPE), prompts(3), method())
     )

@@ -107,19 +107,6 @@ def test_dropped_captions_are_not_read(rows):
         assert (a == b) == same
 
 
-def test_per_frame_noise_gives_frames_their_own_level(rows):
-    """With a level for each frame the loss differs from one level a clip, and both are finite."""
-    params = _rough(EXPERIMENT)
-    row = jax.tree.map(jnp.asarray, rows[0])
-    values = [
-        float(jax.jit(DenoisingLoss(experiment=dataclasses.replace(EXPERIMENT, per_frame_noise=share)))(
-            params, row, jax.random.key(0), 0)[0])
-        for share in (0.0, 1.0)
-    ]  # fmt: skip
-    assert np.all(np.isfinite(values))
-    assert values[0] != values[1]
-
-
 def _rough(experiment: Experiment):
     """Parameters away from the start, where gates are zero and hide everything."""
     params = plan_state(experiment.network.init, experiment.dit_train).create(jax.random.key(0)).params

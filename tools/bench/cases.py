@@ -24,7 +24,7 @@ from vdit.samplers import Grid, make
 from vdit.tasks.canvas import Prompts, dense_rows
 from vdit.tasks.generate import Method, fill
 from vdit.tasks.network import Network
-from vdit.tasks.sample import blank
+from vdit.tasks.canvas import blank
 from vdit.text import T5Config, make_encoder, t5_preset, t5_text
 from vdit.train.config import OptimizerConfig, TrainConfig
 from vdit.train.state import plan_state

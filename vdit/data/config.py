@@ -30,6 +30,7 @@ class DataConfig:
         aspects: width / height of worlds, which have no size of their own.
         hflip: probability of a mirror image, only where no caption names a side or a direction.
         detailed: probability of a caption other than the first (the short one), where there is one.
+        actions: numbers that say what is done in each video frame (vdit.data.actions); 0 for none.
 
     Rows:
         row_tokens, row_text, row_slots, row_clips: n, m, k and s of vdit.types.Row.
@@ -70,6 +71,7 @@ class DataConfig:
     aspects: tuple[float, ...] = (1.0,)
     hflip: float = 0.0
     detailed: float = 0.5
+    actions: int = 0
 
     row_tokens: int = 1024
     row_text: int = 256
@@ -94,7 +96,7 @@ class DataConfig:
                      "row_slots", "row_clips", "buffer_rows", "buffer_tokens", "buffer_clips"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"data.{name}={getattr(self, name)}: must be at least 1")
-        for name in ("streams", "epochs", "threads", "read_ahead", "prefetch"):
+        for name in ("actions", "streams", "epochs", "threads", "read_ahead", "prefetch"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"data.{name}={getattr(self, name)}: must be 0 or more")
         for name in ("hflip", "detailed"):

@@ -118,7 +118,8 @@ def batch_shardings(mesh: Mesh, batch: PyTree, *, accumulation: bool = False, st
     def each(part):
         if not isinstance(part, Row):
             return place(part)
-        return Row(**{name: place(getattr(part, name), names) for name, names in Row.AXES.items()})
+        fields = {name: (getattr(part, name), names) for name, names in Row.AXES.items()}
+        return Row(**{name: None if leaf is None else place(leaf, names) for name, (leaf, names) in fields.items()})
 
     return jax.tree.map(each, batch, is_leaf=lambda part: isinstance(part, Row))
 

@@ -31,6 +31,7 @@ class DiTConfig:
         and values of their own; 0 for none (Wan 2.1's image-to-video: CLIP's 1280).
     image_positions: how many tokens of encoded images a clip has, where each has a learned position; 0 for
         no such positions (Wan 2.1's first and last frame: 514).
+    action_width: numbers that say what is done in one frame of tokens, embedded beside its noise level; 0 for none.
     learn_variance: predict 2 x channels, the second half for the variance (Nichol and Dhariwal, 2021).
     time_frequency_shift: the sinusoids of the time embedding have the frequencies
         10000^(-i / (time_features / 2 - shift)): 0 in DiT and Wan, 1 in diffusers' DiT.
@@ -61,6 +62,7 @@ class DiTConfig:
     classes: int = 0
     image_width: int = 0
     image_positions: int = 0
+    action_width: int = 0
     learn_variance: bool = False
     time_features: int = 256
     time_frequency_shift: int = 0
@@ -83,7 +85,7 @@ class DiTConfig:
         for name in ("in_channels", "width", "depth", "heads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"dit.{name}={getattr(self, name)} must be at least 1")
-        for name in ("condition_channels", "image_width", "image_positions"):
+        for name in ("condition_channels", "image_width", "image_positions", "action_width"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"dit.{name}={getattr(self, name)} must not be negative: use 0 for none")
         if self.image_width and self.text != "cross":

@@ -41,6 +41,7 @@ class DiT(nn.Module):
         text: Array | None = None,
         text_clip: Array | None = None,
         label: Array | None = None,
+        action: Array | None = None,
         condition: Array | None = None,
         image: Array | None = None,
         image_clip: Array | None = None,
@@ -48,14 +49,14 @@ class DiT(nn.Module):
         """Denoise rows of tokens; shapes as in vdit.types.Row.
 
         values: [b n p]; time: float [b k], the noise level of each slot in 0..1000 (schedule.time);
-        text: [b m e], encoded captions, with text_clip int [b m]; label: int [b s];
+        text: [b m e], encoded captions, with text_clip int [b m]; label: int [b s]; action: [b k a], what is done in the frame of each slot;
         condition: [b n pc], what is known beside the noisy latents, folded to tokens as values are;
         image: [b mi e], encoded images, with image_clip int [b mi], the clip that each token belongs to.
         Returns float32 [b n p], or [b n 2p] if the variance is learned.
         """
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
-        _check_inputs(cfg, text=text, condition=condition, image=image)
+        _check_inputs(cfg, text=text, condition=condition, image=image, action=action)
         if condition is not None:
             values = jnp.concatenate([values, condition.astype(values.dtype)], -1)
         x = Linear(cfg.width, ("patch", "embed"), dtype=dtype, name="patch_embed")(values)
@@ -64,7 +65,7 @@ class DiT(nn.Module):
             x = x + sincos_position(position, cfg.width).astype(dtype)
         x = constrain(x, ACTIVATION)
 
-        embedding = self._condition(time, slot_clip, text, text_clip, label)
+        embedding = self._condition(time, slot_clip, text, text_clip, label, action)
         if cfg.text == "cross":
             text = MLP(cfg.width, cfg.width, dtype, name="text_embed")(text)
         else:
@@ -79,8 +80,8 @@ class DiT(nn.Module):
         x = self._blocks(x, modulation, slot, clip, rotation, text, text_clip, image, image_clip)
         return self._head(x, embedding, slot)
 
-    def _condition(self, time, slot_clip, text, text_clip, label) -> Array:
-        """Embedding of noise level, class and pooled caption for each slot: float32 [b k d]."""
+    def _condition(self, time, slot_clip, text, text_clip, label, action) -> Array:
+        """Embedding of noise level, class, action and pooled caption for each slot: float32 [b k d]."""
         cfg = self.config
         embedding = constrain(sinusoid(time, cfg.time_features, shift=cfg.time_frequency_shift), OF_SLOTS)
         embedding = Linear(cfg.width, (None, "embed"), name="time_in")(embedding)
@@ -90,6 +91,8 @@ class DiT(nn.Module):
             table = Embed(cfg.classes + 1, cfg.width, name="label_embed")
             of_clip = jnp.pad(table(label), ((0, 0), (1, 0), (0, 0)))
             embedding = embedding + jnp.take_along_axis(of_clip, slot_clip[..., None], axis=1)
+        if action is not None:
+            embedding = embedding + MLP(cfg.width, cfg.width, name="action")(constrain(action, OF_SLOTS))
         if cfg.text == "cross" and cfg.text_pool:
             same = (slot_clip[:, :, None] == text_clip[:, None]) & (slot_clip[:, :, None] > 0)
             weight = same / jnp.maximum(same.sum(-1, keepdims=True), 1)
@@ -167,7 +170,7 @@ def _index_in_clip(clip: Array) -> Array:
 
 def _check_inputs(cfg: DiTConfig, **given: Array | None) -> None:
     """Each optional input is there exactly where the config asks for it, and of its width."""
-    widths = {"condition": cfg.condition_values, "image": cfg.image_width}
+    widths = {"condition": cfg.condition_values, "image": cfg.image_width, "action": cfg.action_width}
     if cfg.text == "cross" and (given["text"] is None or cfg.text_width):
         widths["text"] = cfg.text_width or "the encoder's width"
     for name, width in widths.items():

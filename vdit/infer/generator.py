@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 
 from vdit.errors import ConfigError, ShapeError
 from vdit.infer.images import as_bytes, fit_images
-from vdit.tasks.animate import FirstFrame, ImageToVideo
 from vdit.tasks.canvas import Prompts, tokenize
 from vdit.tasks.generate import Method
+from vdit.tasks.given import FromVideo, Given
 from vdit.tasks.sample import TextToVideo, draw
 from vdit.text import Tokenizer
 from vdit.train.experiment import Experiment, sample_method
@@ -46,6 +46,7 @@ class Generator:
         prompts: str | Sequence[str],
         *,
         image: Array | None = None,
+        given: Given | None = None,
         frames: int | None = None,
         size: tuple[int, int] | None = None,
         seed: int = 0,
@@ -56,6 +57,8 @@ class Generator:
         sampler: str | None = None,
         interval: tuple[float, float] | None = None,
         rescale: float | None = None,
+        known_level: float | None = None,
+        context_guidance: float | None = None,
         noise: Array | None = None,
         latents: bool = False,
     ) -> Array:
@@ -65,9 +68,13 @@ class Generator:
 
         image: the first frame, uint8 or float in [-1, 1], [h w 3] for all prompts or [b h w 3], one for each;
             scaled to cover `size`, and cut around its middle.
+        given: what is given of the videos, for one of them or for all prompts (vdit.tasks.given; the functions of
+            vdit.infer.making build it). Latents come from what is given, and the video is decoded from them: what was
+            given is not put back pixel for pixel. Where no level is 1, sampling begins at the largest.
         frames: 1 + a multiple of the VAE's stride in time; 1 makes images. size: (height, width) in
         pixels, multiples of VAE stride x patch. What is None is as in the experiment's `sample`.
         guidance: scale, 1 for none; low_guidance: that of a model's second transformer, None for the same.
+        known_level, context_guidance: see vdit.tasks.generate.Method.
         seed: the same seed, prompts and sizes give the same videos. negative: guided away from.
         noise: float32 [b t' h' w' c], the latents to start from instead of those that `seed` draws.
         latents: give the normalised latents float32 [b t' h' w' c], not the videos.
@@ -80,9 +87,14 @@ class Generator:
             raise ConfigError(f"prompts={prompts!r} must be a text or a list of at least one text")
         changes = {"sampler": sampler, "steps": steps, "guidance": guidance, "low_guidance": low_guidance}
         changes |= {"interval": interval, "rescale": rescale}
+        changes |= {"known_level": known_level, "context_guidance": context_guidance}
         method = sample_method(self.experiment, **{k: v for k, v in changes.items() if v is not None})
-        task = self.task(method, frames, size, image=image is not None, decode=not latents)
-        given = None if image is None else self._first_frame(image, task.size, len(prompts))
+        if image is not None:
+            size = self.experiment.sample.size if size is None else size
+            given = self._first_frame(image, size, len(prompts))
+        if given is not None:
+            size, given, method = given.video.shape[2:4], _for_each(given, len(prompts)), _beginning(method, given)
+        task = self.task(method, frames, size, given=given is not None, decode=not latents)
         noise = None if noise is None else self._noise(noise, task, len(prompts))
         tokens = self._tokens(prompts), self._tokens([negative] * len(prompts))
         models = self.params, self.vae.params, self.vae.statistics
@@ -94,7 +106,7 @@ class Generator:
         frames: int | None,
         size: tuple[int, int] | None,
         *,
-        image: bool = False,
+        given: bool = False,
         decode: bool = True,
     ) -> TextToVideo:
         """The function that is compiled for these sizes; raises ShapeError if the model cannot make them."""
@@ -102,9 +114,9 @@ class Generator:
         size = defaults.size if size is None else size
         if len(size) != 2:
             raise ShapeError(f"size={size} must be two numbers: (height, width)")
-        if self.experiment.dit.condition_channels and not image:
+        if self.experiment.dit.condition_channels and not given:
             raise ConfigError("this model makes videos of images: give image=, the first frame")
-        return (ImageToVideo if image else TextToVideo)(
+        return (FromVideo if given else TextToVideo)(
             network=self.experiment.network,
             vae=self.experiment.vae,
             method=method,
@@ -116,7 +128,7 @@ class Generator:
     def _tokens(self, prompts: list[str]) -> Prompts:
         return tokenize(self.tokenizer, prompts, length=self.experiment.text.max_length)
 
-    def _first_frame(self, image: Array, size: tuple[int, int], count: int) -> FirstFrame:
+    def _first_frame(self, image: Array, size: tuple[int, int], count: int) -> Given:
         images = as_bytes(image)
         if len(images) not in (1, count):
             raise ShapeError(f"{len(images)} images for {count} prompts: give one for all, or one for each")
@@ -124,10 +136,30 @@ class Generator:
         pixels = None
         if self.experiment.vision is not None:  # the encoder cuts the given image in its own way
             pixels = spread(np.stack([clip_pixels(frame, self.experiment.vision) for frame in images]))
-        frames = spread(fit_images(images, size))
-        return FirstFrame(image=np.float32(frames) / 127.5 - 1.0, pixels=pixels)
+        frames = np.float32(spread(fit_images(images, size))) / 127.5 - 1.0
+        level = np.zeros((count, 1, 1, 1), np.float32)
+        return Given(video=frames[:, None], level=level, pixels=pixels)
 
     def _noise(self, noise: Array, task: TextToVideo, count: int) -> Array:
         if np.shape(noise) != (count, *task.latent_shape):
             raise ShapeError(f"noise of shape {np.shape(noise)} must be {(count, *task.latent_shape)}, as the latents")
         return np.asarray(noise, np.float32)
+
+
+def _for_each(given: Given, count: int) -> Given:
+    """What is given of one video or of `count`, for `count` videos."""
+
+    def spread(x: Array) -> Array:
+        if len(x) not in (1, count):
+            raise ShapeError(f"{len(x)} videos are given for {count} prompts: give one for all, or one for each")
+        return np.repeat(np.asarray(x, np.float32), count // len(x), axis=0)
+
+    return jax.tree.map(spread, given)
+
+
+def _beginning(method: Method, given: Given) -> Method:
+    """The method from the noise level on at which the given videos begin: 1 where anything is to be made anew."""
+    start = float(np.max(given.level))
+    if start in (0.0, 1.0):
+        return method
+    return dataclasses.replace(method, grid=dataclasses.replace(method.grid, start=start))

@@ -1,4 +1,4 @@
-"""The canvas: latents, what is known of them, and rows of tokens made from both.
+"""The canvas: latents, the noise level that each of them begins at, and rows of tokens made from both.
 
 Every way of making or editing a video builds a canvas; one function (vdit.tasks.generate) fills it in.
 """
@@ -22,16 +22,24 @@ from vdit.types import Array, Row
 class Canvas:
     """Videos to be filled in, all of one size.
 
-    latents: float32 [b t h w c], normalised; what is not known holds any finite values.
-    known: bool [b t], latent frames that are given. They stay at noise level 0 and come back unchanged.
+    latents: float32 [b t h w c], normalised; where `level` is 1 they may hold any finite values.
+    level: float32 [b t h w], or [b t 1 1] where whole frames are alike: the noise level that each latent begins at.
+        0: it is known, and comes back unchanged. 1: nothing is known of it. Between: it follows `latents`, noised to
+        the running level, down to its own, and is free from there on (SDEdit, Meng et al. 2022; a level for each
+        place as in differential diffusion, Levin and Fried 2023).
+    action: float32 [b t/pt a], what is done in each frame of tokens, for models with actions.
     condition: float32 [b t h w cc], for models that see what is given as further channels (Wan image-to-video).
     image: float [b m e], encoded images, for models that attend to them.
+    first: the position in time of the first latent frame. A clip's latent frame 0 stands for one video frame, the
+        others for several: a window that has slid on holds only such others, and begins at 1.
     """
 
     latents: Array
-    known: Array
+    level: Array
+    action: Array | None = None
     condition: Array | None = None
     image: Array | None = None
+    first: int = dataclasses.field(default=0, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -46,6 +54,12 @@ class Prompts:
     length: Array
 
 
+def blank(batch: int, latent_shape: tuple[int, int, int, int]) -> Canvas:
+    """Nothing known: `batch` clips of latents (t, h, w, c)."""
+    latents = jnp.zeros((batch, *latent_shape), jnp.float32)
+    return Canvas(latents=latents, level=jnp.ones((batch, latent_shape[0], 1, 1), jnp.float32))
+
+
 def tokenize(tokenizer, prompts: list[str], *, length: int) -> Prompts:
     """Prompts of `tokenizer` (vdit.text), padded to `length` tokens."""
     ids = np.zeros((len(prompts), length), np.int32)
@@ -57,31 +71,61 @@ def tokenize(tokenizer, prompts: list[str], *, length: int) -> Prompts:
     return Prompts(ids=ids, length=counts)
 
 
-def dense_rows(values: Array, grid: tuple[int, int, int], prompts: Prompts, label: Array | None = None) -> Row:
-    """One clip a row: values float [b n p] on a token grid (t, h, w), with a slot for each latent frame."""
-    b, n, _ = values.shape
-    if max(grid) > MAX_POSITION:
-        raise ShapeError(f"a grid of {grid} tokens is too large: positions go to {MAX_POSITION} along each axis")
-    position = jnp.asarray(grid_position(grid))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CanvasTokens:
+    """A canvas as tokens.
+
+    values: float32 [b n p]. level: float32 [b n]. slot: int32 [b n], of 0..k-1. known: bool [b k], slots of known
+    tokens. action: float32 [b k a] or None. grid: tokens along t, h, w.
+    """
+
+    values: Array
+    level: Array
+    slot: Array
+    known: Array
+    action: Array | None
+    grid: tuple[int, int, int]
+
+
+def canvas_tokens(canvas: Canvas, patch: tuple[int, int, int]) -> CanvasTokens:
+    """Tokens of a canvas. A token's level is the largest of its latents: it is known if all of it is.
+
+    Each frame of tokens has a slot. Where frames may be known in part, each has two: k = 2t, and its known tokens
+    are in the second.
+    """
+    grid = token_grid(canvas.latents.shape, patch)
+    level, action = canvas.level.astype(jnp.float32), canvas.action
+    by_frame = level.shape[2:] == (1, 1)
+    if by_frame:
+        level = jnp.broadcast_to(level, (*level.shape[:2], patch[1] * grid[1], patch[2] * grid[2]))
+    level = patchify(level[..., None], patch).max(-1)
+    slot = jnp.broadcast_to(jnp.asarray(grid_position(grid)[:, 0]), level.shape)
+    if by_frame:
+        known = level[:, :: grid[1] * grid[2]] == 0
+    else:
+        slot = slot + grid[0] * (level == 0)
+        known = jnp.broadcast_to(jnp.arange(2 * grid[0]) >= grid[0], (level.shape[0], 2 * grid[0]))
+        action = None if action is None else jnp.concatenate([action, action], axis=1)
+    values = patchify(canvas.latents, patch)
+    return CanvasTokens(values=values, level=level, slot=slot, known=known, action=action, grid=grid)
+
+
+def dense_rows(tokens: CanvasTokens, prompts: Prompts, label: Array | None = None, *, first: int = 0) -> Row:
+    """One clip a row. label: int32 [b 1]. first: position in time of the first frame of tokens."""
+    b, n, _ = tokens.values.shape
+    if first + max(tokens.grid) > MAX_POSITION:
+        raise ShapeError(f"a grid of {tokens.grid} tokens is too large: positions go to {MAX_POSITION} along each axis")
+    position = jnp.asarray(grid_position(tokens.grid)) + jnp.asarray((first, 0, 0), jnp.int32)
     index = jnp.arange(prompts.ids.shape[1], dtype=jnp.int32)[None]
     return Row(
-        values=values,
+        values=tokens.values,
         position=jnp.broadcast_to(position, (b, n, 3)),
         clip=jnp.ones((b, n), jnp.int32),
-        slot=jnp.broadcast_to(position[:, 0], (b, n)),
-        slot_clip=jnp.ones((b, grid[0]), jnp.int32),
+        slot=tokens.slot,
+        slot_clip=jnp.ones(tokens.known.shape, jnp.int32),
         text=prompts.ids,
         text_clip=(index < prompts.length[:, None]).astype(jnp.int32),
         text_position=jnp.broadcast_to(index, prompts.ids.shape),
         label=jnp.zeros((b, 1), jnp.int32) if label is None else label,
+        action=tokens.action,
     )
-
-
-def canvas_tokens(canvas: Canvas, patch: tuple[int, int, int]) -> tuple[Array, Array, tuple[int, int, int]]:
-    """Tokens of a canvas: (values [b n p], known slots bool [b k], token grid).
-
-    A slot covers patch[0] latent frames and is known if all of them are.
-    """
-    grid = token_grid(canvas.latents.shape, patch)
-    known = canvas.known.reshape(canvas.known.shape[0], grid[0], patch[0]).all(-1)
-    return patchify(canvas.latents, patch), known, grid

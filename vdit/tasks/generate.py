@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from vdit.data.patches import patchify, unpatchify
-from vdit.diffusion import Guidance, guide
+from vdit.diffusion import Guidance, add_noise, guide
 from vdit.diffusion.schedules import Schedule
 from vdit.dist.rules import constrain, ways
+from vdit.errors import ConfigError
 from vdit.samplers.base import Denoise, Sampler
-from vdit.samplers.grid import Grid
-from vdit.tasks.canvas import Canvas, Prompts, canvas_tokens, dense_rows
+from vdit.samplers.grid import Grid, resolve
+from vdit.tasks.canvas import Canvas, CanvasTokens, Prompts, canvas_tokens, dense_rows
 from vdit.tasks.network import HIGH, LOW, Network
 from vdit.types import Array, PyTree, Row
+
+RUNNING = -1.0  # stands for the level that sampling is at, where slots may have levels of their own
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +28,13 @@ class Method:
     """How a canvas is filled in; all of it static under jit.
 
     low_guidance: for the second transformer of a network that has two; None is `guidance`.
+    known: how the network is told what is known. "clean": at noise level 0, beside the noisy rest, as models are
+        trained that draw canvases. "noised": at the running level like the rest, noised to it again at every step
+        (replacement; Song et al. 2021), for models that know one level for all.
+    known_level: the level that known tokens are told and noised to instead of 0 (clean only). A little noise hides
+        the small errors that a long rollout would add up.
+    context_guidance: how strongly to follow what is known: 1 as the model says, more moves away from its prediction
+        without (that frames are pure noise; history guidance, Song et al. 2025). Costs a further row (clean only).
     """
 
     schedule: Schedule
@@ -31,6 +43,26 @@ class Method:
     grid: Grid
     guidance: Guidance
     low_guidance: Guidance | None = None
+    known: Literal["clean", "noised"] = "clean"
+    known_level: float = 0.0
+    context_guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.known not in ("clean", "noised"):
+            raise ConfigError(f"known={self.known!r}: use 'clean' or 'noised'")
+        if not 0.0 <= self.known_level < 1.0:
+            raise ConfigError(f"known_level={self.known_level}: a noise level, give 0 or more and below 1")
+        if self.known == "noised" and (self.known_level or self.context_guidance != 1.0):
+            raise ConfigError(
+                "known_level and context_guidance need a model that is told what is known (known='clean'): "
+                "leave them at 0 and 1"
+            )
+
+    @property
+    def rows(self) -> int:
+        """Rows that the network is asked about at once, for each video."""
+        guided = self.guidance.needed or (self.low_guidance is not None and self.low_guidance.needed)
+        return 1 + guided + (self.context_guidance != 1.0)
 
 
 def fill(
@@ -50,64 +82,117 @@ def fill(
     start from, float32 [b t h w c]; drawn from `key` if None. Traceable.
     """
     noise_key, sampler_key = jax.random.split(key)
-    given, known, grid = canvas_tokens(canvas, network.dit.patch)
-    row = _rows(network, given, grid, prompts)
-    keep = known[:, row.slot[0]][..., None]
+    tokens = canvas_tokens(canvas, network.dit.patch)
     if noise is None:
-        start = jax.random.normal(noise_key, given.shape, jnp.float32)
+        noise = jax.random.normal(noise_key, tokens.values.shape, jnp.float32)
     else:
-        start = patchify(noise.astype(jnp.float32), network.dit.patch)
-    # The noisiest level of a schedule may hold a little data; from noise alone is where sampling starts.
-    x = constrain(jnp.where(keep, given, start), Row.AXES["values"])
-
-    scene = _Scene(row=row, known=known, condition=_fold(canvas.condition, network), image=canvas.image, text=None)
-    if method.guidance.needed or (method.low_guidance is not None and method.low_guidance.needed):
-        other = dataclasses.replace(scene, row=_rows(network, given, grid, negative))
-        scene = jax.tree.map(_interleave, scene, other)
-    scene = _lay_out(scene)
+        noise = patchify(noise.astype(jnp.float32), network.dit.patch)
+    held = _Held(tokens=tokens, noise=noise, method=method)
+    scenes = _scenes(network, canvas, tokens, prompts, negative, noise, method)
+    scene = _lay_out(jax.tree.map(_interleave, *scenes) if len(scenes) > 1 else scenes[0])
     scene = dataclasses.replace(scene, text=network.encode_text(params, scene.row))
     x = method.sampler.sample(
         _denoiser(network, params, scene, method),
-        x,
+        constrain(held.start(), Row.AXES["values"]),
         schedule=method.schedule,
         prediction=method.prediction,
         grid=method.grid,
         key=sampler_key,
-        project=lambda x, t: jnp.where(keep, given, x),
+        project=held,
     )
-    return unpatchify(x, grid, network.dit.patch)
+    x = jnp.where((tokens.level == 0)[..., None], tokens.values, x)
+    return unpatchify(x, tokens.grid, network.dit.patch)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Held:
+    """What is not free: tokens at or above their own level follow the canvas. A sampler's `project`."""
+
+    tokens: CanvasTokens
+    noise: Array
+    method: Method
+
+    def __call__(self, x: Array, t: Array | float) -> Array:
+        level, schedule, given = self.tokens.level[..., None], self.method.schedule, self.tokens.values
+        # The margin is for levels that float32 rounds to either side of a grid's.
+        follows = (level < 1.0) & (t > level - 1e-6)
+        x = jnp.where(follows, add_noise(schedule, given, self.noise, jnp.float32(t)), x)
+        if self.method.known == "noised":
+            return x
+        lightly = given
+        if self.method.known_level:
+            lightly = add_noise(schedule, given, self.noise, jnp.float32(self.method.known_level))
+        return jnp.where(level == 0, lightly, x)
+
+    def start(self) -> Array:
+        """The noisiest level of a schedule may hold a little data; from noise alone is where sampling starts."""
+        return self(self.noise, float(resolve(self.method.grid, self.method.schedule)[0]))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Scene:
-    """What the network is told beside x and the level; with guidance, each row is followed by its negative one."""
+    """What the network is told beside x and the level; a video's rows lie side by side: wanted, negative, contextless.
+
+    told: float32 [b k], the level of each slot, or RUNNING. hidden: bool [b n 1] and noise [b n p], tokens that are
+    noise in this row whatever x holds; None where no row hides any.
+    """
 
     row: Row
-    known: Array
+    told: Array
     condition: Array | None
     image: Array | None
-    text: Array | None
+    hidden: Array | None = None
+    noise: Array | None = None
+    text: Array | None = None
 
 
-def _rows(network: Network, values: Array, grid: tuple[int, int, int], prompts: Prompts) -> Row:
+def _scenes(
+    network: Network, canvas: Canvas, tokens: CanvasTokens, prompts: Prompts, negative: Prompts, noise: Array,
+    method: Method,
+) -> list[_Scene]:  # fmt: skip
+    """The rows of each video, as scenes of the same shapes."""
+    known = tokens.known if method.known == "clean" else jnp.zeros_like(tokens.known)
+    contextless = method.context_guidance != 1.0
+    hidden = (tokens.level == 0)[..., None] if contextless else None
+    wanted = _Scene(
+        row=_rows(network, canvas, tokens, prompts),
+        told=jnp.where(known, jnp.float32(method.known_level), RUNNING),
+        condition=None if canvas.condition is None else patchify(canvas.condition, network.dit.patch),
+        image=canvas.image,
+        hidden=None if hidden is None else jnp.zeros_like(hidden),
+        noise=noise if contextless else None,
+    )
+    scenes = [wanted]
+    if method.rows > 1 + contextless:
+        scenes.append(dataclasses.replace(wanted, row=_rows(network, canvas, tokens, negative)))
+    if contextless:
+        scenes.append(dataclasses.replace(wanted, told=jnp.where(known, 1.0, RUNNING), hidden=hidden))
+    return scenes
+
+
+def _rows(network: Network, canvas: Canvas, tokens: CanvasTokens, prompts: Prompts) -> Row:
     """A model without text is told a class: the one token of its prompts (vdit.text.labels)."""
-    return dense_rows(values, grid, prompts, None if network.uses_text else prompts.ids[:, :1])
+    label = None if network.uses_text else prompts.ids[:, :1]
+    return dense_rows(tokens, prompts, label, first=canvas.first)
 
 
-def _fold(condition: Array | None, network: Network) -> Array | None:
-    return None if condition is None else patchify(condition, network.dit.patch)
+def _interleave(*parts: Array) -> Array:
+    """[b ...], [b ...], ... -> [rb ...]: a video's rows lie side by side, so on the same devices of a mesh."""
+    return jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
 
 
-def _interleave(a: Array, b: Array) -> Array:
-    """[b ...], [b ...] -> [2b ...]: a video's two rows lie side by side, so on the same devices of a mesh."""
-    return jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])
-
-
-def _halves(x: Array) -> tuple[Array, Array]:
+def _apart(x: Array, rows: int) -> list[Array]:
     """The inverse of `_interleave`."""
-    pairs = x.reshape(-1, 2, *x.shape[1:])
-    return pairs[:, 0], pairs[:, 1]
+    parts = x.reshape(-1, rows, *x.shape[1:])
+    return [parts[:, i] for i in range(rows)]
+
+
+def _choose(scene: _Scene, rows: int, wanted: Sequence[int]) -> _Scene:
+    """Some of each video's rows."""
+    if len(wanted) == rows:
+        return scene
+    return jax.tree.map(lambda leaf: _interleave(*(_apart(leaf, rows)[i] for i in wanted)), scene)
 
 
 def _lay_out(scene: _Scene) -> _Scene:
@@ -117,14 +202,17 @@ def _lay_out(scene: _Scene) -> _Scene:
     """
     row, axes = scene.row, Row.AXES
     extra = -row.values.shape[1] % ways("tokens")
-    fields = {
-        name: constrain(_pad(getattr(row, name), extra) if "tokens" in axes[name] else getattr(row, name), axes[name])
-        for name in axes
-    }
-    condition = scene.condition
-    if condition is not None:
-        condition = constrain(_pad(condition, extra), axes["values"])
-    return dataclasses.replace(scene, row=Row(**fields), condition=condition)
+
+    def laid(x: Array | None, names: tuple[str | None, ...]) -> Array | None:
+        if x is None:
+            return None
+        return constrain(_pad(x, extra) if "tokens" in names else x, names)
+
+    return dataclasses.replace(
+        scene,
+        row=Row(**{name: laid(getattr(row, name), axes[name]) for name in axes}),
+        condition=laid(scene.condition, axes["values"]),
+    )
 
 
 def _pad(x: Array, extra: int) -> Array:
@@ -148,21 +236,33 @@ def _denoiser(network: Network, params: PyTree, scene: _Scene, method: Method) -
 def _guided(
     network: Network, params: PyTree, scene: _Scene, method: Method, expert: str, guidance: Guidance
 ) -> Denoise:
-    def predict(scene: _Scene, x: Array, t: Array) -> Array:
-        time = jnp.broadcast_to(jnp.asarray(method.schedule.time(t), jnp.float32), scene.known.shape)
-        time = jnp.where(scene.known, jnp.float32(method.schedule.time(0.0)), time)
-        values = constrain(_pad(x, scene.row.clip.shape[1] - x.shape[1]), Row.AXES["values"])
-        row = dataclasses.replace(scene.row, values=values)
-        more = {"condition": scene.condition, "image": scene.image, "expert": expert}
-        return network.apply(params, row, time, scene.text, **more)[:, : x.shape[1]]
+    contextless = method.context_guidance != 1.0
+    rows = method.rows
 
-    def alone(x: Array, t: Array) -> Array:
-        first = scene if scene.known.shape[0] == x.shape[0] else jax.tree.map(lambda leaf: _halves(leaf)[0], scene)
-        return predict(first, x, t)
+    def predict(x: Array, t: Array, wanted: Sequence[int]) -> list[Array]:
+        """The network's word on some of each video's rows."""
+        asked, inputs = _choose(scene, rows, wanted), _interleave(*[x] * len(wanted))
+        if contextless:
+            inputs = jnp.where(asked.hidden, asked.noise, inputs)
+        level = jnp.where(asked.told == RUNNING, jnp.asarray(t, jnp.float32), asked.told)
+        values = constrain(_pad(inputs, asked.row.clip.shape[1] - x.shape[1]), Row.AXES["values"])
+        row = dataclasses.replace(asked.row, values=values)
+        more = {"condition": asked.condition, "image": asked.image, "expert": expert}
+        output = network.apply(params, row, method.schedule.time(level), asked.text, **more)
+        return _apart(output[:, : x.shape[1]], len(wanted))
+
+    def with_context(x: Array, t: Array, wanted: Sequence[int]) -> list[Array]:
+        """The predictions of these rows, each moved away from the one without what is known."""
+        if not contextless:
+            return predict(x, t, wanted)
+        first, *others, without = predict(x, t, (*wanted, rows - 1))
+        more = (method.context_guidance - 1.0) * (first - without)
+        return [prediction + more for prediction in (first, *others)]
+
+    def single(x: Array, t: Array) -> Array:
+        return with_context(x, t, (0,))[0]
 
     def pair(x: Array, t: Array) -> tuple[Array, Array]:
-        return _halves(predict(scene, _interleave(x, x), t))
+        return tuple(with_context(x, t, (0, 1)))
 
-    if not guidance.needed:
-        return alone
-    return guide(pair, guidance, single=alone)
+    return guide(pair, guidance, single=single) if guidance.needed else single

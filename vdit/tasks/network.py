@@ -49,7 +49,7 @@ class Network:
 
     def init(self, key: Array) -> PyTree:
         """Fresh parameters, in boxes that carry their logical axes."""
-        row = _smallest_row(self.dit.token_values)
+        row = _smallest_row(self.dit)
         time = jnp.zeros(row.slot_clip.shape, jnp.float32)
         params, extra = {}, {}
         text = None
@@ -107,12 +107,12 @@ class Network:
         return DiT(self.dit).apply({"params": params[expert]}, row.values, text=text, **inputs)
 
 
-def _smallest_row(p: int) -> Row:
+def _smallest_row(dit: DiTConfig) -> Row:
     """A row of one clip of one token with one token of text; parameters do not depend on sizes."""
     one = jnp.ones((1, 1), jnp.int32)
     zero = jnp.zeros((1, 1), jnp.int32)
     return Row(
-        values=jnp.zeros((1, 1, p), jnp.float32),
+        values=jnp.zeros((1, 1, dit.token_values), jnp.float32),
         position=jnp.zeros((1, 1, 3), jnp.int32),
         clip=one,
         slot=zero,
@@ -121,11 +121,13 @@ def _smallest_row(p: int) -> Row:
         text_clip=one,
         text_position=zero,
         label=zero,
+        action=jnp.zeros((1, 1, dit.action_width), jnp.float32) if dit.action_width else None,
     )
 
 
 def _dit_inputs(row: Row, time: Array) -> dict[str, Array]:
-    return {
+    action = {} if row.action is None else {"action": row.action}
+    return action | {
         "time": time,
         "position": row.position,
         "clip": row.clip,

@@ -15,20 +15,13 @@ from vdit.dist.fetch import to_host
 from vdit.dist.rules import batch_shardings, batch_ways
 from vdit.errors import ShapeError
 from vdit.nn.compiling import compiler_options
-from vdit.tasks.canvas import Canvas, Prompts
+from vdit.tasks.canvas import Canvas, Prompts, blank
 from vdit.tasks.generate import Method, fill
 from vdit.tasks.network import Network
 from vdit.types import Array, PyTree
 from vdit.vae import split
 from vdit.vae.config import VAEConfig
 from vdit.vae.statistics import denormalise
-
-
-def blank(batch: int, latent_shape: tuple[int, int, int, int]) -> Canvas:
-    """Nothing known: `batch` clips of latents (t, h, w, c)."""
-    return Canvas(
-        latents=jnp.zeros((batch, *latent_shape), jnp.float32), known=jnp.zeros((batch, latent_shape[0]), bool)
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,7 +111,7 @@ def draw(
     On several hosts all call this with the same arguments, and each gets all of the videos, as numpy.
     """
     count = prompts.ids.shape[0]
-    padded = _rounded(count, batch_ways(mesh), 2 if task.method.guidance.needed else 1)
+    padded = _rounded(count, batch_ways(mesh), task.method.rows)
     inputs = jax.tree.map(lambda x: _extend(x, padded), (prompts, negative, noise, given))
     prompts, negative, noise, given = jax.device_put(inputs, batch_shardings(mesh, inputs, strict=False))
     shape = jax.ShapeDtypeStruct((padded, *task.output_shape), jnp.float32)

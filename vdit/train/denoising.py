@@ -1,4 +1,4 @@
-"""The loss of the DiT on packed rows: draw levels, add noise, predict."""
+"""The loss of the DiT on packed rows: draw canvases, add noise, predict."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from vdit.diffusion import add_noise, diffusion_loss, draw_levels, make_schedule
+from vdit.diffusion import add_noise, diffusion_loss, make_schedule
 from vdit.text.encoder import drop_captions
+from vdit.train.canvases import draw_canvases
 from vdit.train.experiment import Experiment
 from vdit.types import Array, PyTree, Row
 
@@ -17,7 +18,7 @@ from vdit.types import Array, PyTree, Row
 class DenoisingLoss:
     """Loss function for vdit.train.step: (params, row, key, step) -> (loss, metrics).
 
-    The mean is over useful tokens, so rows weigh by what they hold.
+    The mean is over the tokens that are neither padding nor known, so rows weigh by what there is to learn.
     """
 
     experiment: Experiment
@@ -25,12 +26,9 @@ class DenoisingLoss:
     def __call__(self, params: PyTree, row: Row, key: Array, step: Array) -> tuple[Array, dict[str, Array]]:
         experiment = self.experiment
         schedule = make_schedule(experiment.diffusion)
-        level_key, frame_key, choice_key, noise_key, drop_key = jax.random.split(key, 5)
-        levels = draw_levels(level_key, row.slot_clip, experiment.diffusion)
-        if experiment.per_frame_noise:
-            free = draw_levels(frame_key, row.slot_clip, experiment.diffusion, per_frame=True)
-            chosen = self._of_clip(choice_key, row, experiment.per_frame_noise)
-            levels = jnp.where(jnp.take_along_axis(chosen, row.slot_clip, axis=1), free, levels)
+        canvas_key, noise_key, drop_key = jax.random.split(key, 3)
+        drawn = draw_canvases(canvas_key, row, experiment.canvases, experiment.diffusion)
+        row, levels = drawn.row, drawn.levels
         if experiment.text_dropout and experiment.dit.text != "none":
             drop = self._of_clip(drop_key, row, experiment.text_dropout)[:, 1:]
             text, text_clip = drop_captions(experiment.text, row.text, row.text_clip, row.text_position, drop)
@@ -44,11 +42,11 @@ class DenoisingLoss:
         noisy = dataclasses.replace(row, values=add_noise(schedule, row.values, noise, level))
         output = experiment.network.apply(params, noisy, schedule.time(levels))
         useful = (row.clip > 0).astype(jnp.float32)
+        weight = useful * ~drawn.known
         loss, metrics = diffusion_loss(
-            experiment.diffusion, output, x0=row.values, noise=noise, level=level, weight=useful
+            experiment.diffusion, output, x0=row.values, noise=noise, level=level, weight=weight
         )
-        tokens = jnp.sum(useful)
-        return loss, metrics | {"weight": tokens, "tokens": tokens, "useful": jnp.mean(useful)}
+        return loss, metrics | {"weight": jnp.sum(weight), "tokens": jnp.sum(useful), "useful": jnp.mean(useful)}
 
     @staticmethod
     def _of_clip(key: Array, row: Row, share: float) -> Array:

@@ -15,6 +15,7 @@ from vdit.samplers.grid import Grid, GridOptions
 from vdit.tasks.generate import Method
 from vdit.tasks.network import Network
 from vdit.text.config import TextConfig
+from vdit.train.canvases import CanvasConfig
 from vdit.train.config import LoRAConfig, TrainConfig
 from vdit.vae.config import DiscriminatorConfig, VAEConfig, VAELossConfig
 from vdit.vision import CLIPVisionConfig
@@ -54,6 +55,8 @@ class SampleConfig:
         for the kind of diffusion. Both belong to `sampler`: asking for another one leaves them out.
     guidance: scale of classifier-free guidance, 1 for none; interval, rescale: see vdit.diffusion.Guidance.
     low_guidance: its scale for the second transformer of a model that has two; None is `guidance`.
+    known, known_level, context_guidance: how what a user gives is told and followed (vdit.tasks.generate.Method);
+        known=None is "clean" for models trained with canvases (Experiment.canvases), else "noised".
     """
 
     prompts: tuple[str, ...] = ()
@@ -68,6 +71,9 @@ class SampleConfig:
     low_guidance: float | None = None
     interval: tuple[float, float] = (0.0, 1.0)
     rescale: float = 0.0
+    known: Literal["clean", "noised"] | None = None
+    known_level: float = 0.0
+    context_guidance: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +82,7 @@ class Experiment:
 
     holdout: ids of videos (file names in a folder) that nothing is trained on.
     text_dropout: share of captions replaced by the empty prompt, for classifier-free guidance.
-    per_frame_noise: share of clips whose latent frames each get a noise level of their own.
+    canvases: what is known of the clips that the DiT is trained on (vdit.train.canvases).
     topology: the TPU topology that it is for, as "v5p:8x8x8"; what `vdit plan` compiles it for by default.
     start_from: folder of the model whose weights the DiT's training starts from; its VAE and tokenizer are used.
     lora: train low-rank additions to that model instead of its weights.
@@ -105,7 +111,7 @@ class Experiment:
     first_label: int = 1
     label_names: tuple[str, ...] = ()
     diffusion: DiffusionConfig = DiffusionConfig()
-    per_frame_noise: float = 0.0
+    canvases: CanvasConfig = CanvasConfig()
     dit_train: TrainConfig = TrainConfig(steps=1000, batch_size=8)
     start_from: str | None = None
     lora: LoRAConfig | None = None
@@ -130,9 +136,14 @@ class Experiment:
                 f"data.frame_multiple={self.data.frame_multiple} must be a multiple of the VAE's "
                 f"stride in time, {self.vae.temporal_stride}"
             )
-        for name in ("text_dropout", "per_frame_noise"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: a probability, give 0 to 1")
+        if not 0 <= self.text_dropout <= 1:
+            raise ConfigError(f"text_dropout={self.text_dropout}: a probability, give 0 to 1")
+        wanted = self.data.actions * self.vae.temporal_stride * self.dit.patch[0]
+        if self.dit.action_width != wanted:
+            raise ConfigError(
+                f"dit.action_width={self.dit.action_width} must be {wanted}: data.actions={self.data.actions} numbers for "
+                "each video frame that a frame of tokens stands for"
+            )
         if self.lora is not None and self.start_from is None:
             raise ConfigError("lora is added to a trained model: name its folder in start_from, or set lora=none")
         if self.data.row_text < self.text.max_length and self.dit.text != "none":
@@ -168,4 +179,7 @@ def sample_method(experiment: Experiment, **changes: Any) -> Method:
         grid=Grid(steps=sample.steps, **dataclasses.asdict(grid)),
         guidance=Guidance(scale=sample.guidance, **more),
         low_guidance=low,
+        known=sample.known or ("clean" if experiment.canvases.gives else "noised"),
+        known_level=sample.known_level,
+        context_guidance=sample.context_guidance,
     )

@@ -40,6 +40,6 @@ def last_step(folder: Path) -> int | None:
 
 def _free(stage: str) -> tuple[str, ...]:
     """Keys that a finished or resumed stage does not depend on."""
-    later = ("latents", "text", "text_dropout", "dit", "dit_train", "diffusion", "per_frame_noise", "data")
+    later = ("latents", "text", "text_dropout", "dit", "dit_train", "diffusion", "canvases", "data")
     earlier = ("vae_train", "vae_loss", "discriminator", "vae_clips")
     return MAY_CHANGE + (later if stage == "vae" else earlier)

@@ -37,7 +37,7 @@ class Stop:
         self.last_words: Callable[[str], None] = lambda line: None
         self.agreed = False
         self._asked: int | None = None
-        self._deferring = False
+        self._deferring = self._holding = False
         self._calls = 0
         self._notify: Callable[[int], None] | None = None
         self._before: dict[int, object] = {}
@@ -93,6 +93,18 @@ class Stop:
         finally:
             self._deferring = False
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """While entered, a signal raises nothing; the thread ends the process if this takes longer than a moment.
+
+        For where hosts meet and part: an exception in the middle would leave the others waiting for this one.
+        """
+        self._holding = True
+        try:
+            yield
+        finally:
+            self._holding = False
+
     def reached(self) -> bool:
         """Whether to stop after this step. Every host calls it after every step, and all get the same answer."""
         if jax.process_count() == 1:
@@ -108,15 +120,17 @@ class Stop:
 
     def end(self) -> None:
         """Raises what a stopped run ends with; on a host that had no signal of its own, another one had."""
+        self._holding = True  # once is enough: the next signal must not interrupt the parting from the others
         raise KeyboardInterrupt if self._asked == signal.SIGINT else Preempted
 
     def _handle(self, number: int, frame: object) -> None:
-        if self._asked is not None and number == signal.SIGINT:
+        if self._asked is not None and number == signal.SIGINT and not self._holding:
+            self.agreed = False  # the others go on with what this host leaves here
             raise KeyboardInterrupt  # the second Ctrl-C: now
         self._asked = number if self._asked is None else self._asked
         if self._notify is not None:
             self._notify(signal.SIGTERM)
-        if not self._deferring:
+        if not (self._deferring or self._holding):
             self.end()
 
     def _watch(self, pipe: int) -> None:
