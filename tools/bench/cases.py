@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from case import DTYPE, GPU, SCAN, Case, Run, no_grad, numpy_of, run_jax, to_torch
 
-from vdit.data.patches import patchify, unpatchify
+from vdit.data.patches import unpatchify
 from vdit.diffusion import Guidance
 from vdit.diffusion.schedules import Flow
 from vdit.dit.config import preset
@@ -21,10 +21,9 @@ from vdit.pretrained import dit as dit_maps
 from vdit.pretrained import t5, wan, wan_vae
 from vdit.pretrained.model import one_device
 from vdit.samplers import Grid, make
-from vdit.tasks.canvas import Prompts, dense_rows
+from vdit.tasks.canvas import Canvas, Prompts, blank, canvas_tokens, dense_rows
 from vdit.tasks.generate import Method, fill
 from vdit.tasks.network import Network
-from vdit.tasks.canvas import blank
 from vdit.text import T5Config, make_encoder, t5_preset, t5_text
 from vdit.train.config import OptimizerConfig, TrainConfig
 from vdit.train.state import plan_state
@@ -32,6 +31,12 @@ from vdit.train.step import make_train_step
 from vdit.types import Array, PyTree, Row
 from vdit.vae import VAE
 from vdit.vae import preset as vae_preset
+
+
+def _rows(latents: Array, patch: tuple[int, int, int], prompts: Prompts, label: Array | None = None) -> Row:
+    """Latents [b t h w c] as rows of one clip each."""
+    canvas = Canvas(latents=latents, level=np.ones((*latents.shape[:2], 1, 1), np.float32))
+    return dense_rows(canvas_tokens(canvas, patch), prompts, label)
 
 
 class DiTForward(Case):
@@ -75,7 +80,7 @@ class DiTForward(Case):
         """The latents as a row of one clip for each image; ours count classes from 1."""
         prompts = Prompts(ids=np.zeros((self.batch, 1), np.int32), length=np.ones(self.batch, np.int32))
         label = np.int32(self.labels[:, None] + 1)
-        return dense_rows(patchify(self.latents, self.config.patch), self.grid, prompts, label)
+        return _rows(self.latents, self.config.patch, prompts, label)
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -198,7 +203,7 @@ class WanForward(Case):
     def ours(self) -> Run:
         params = {"dit": self.params(wan.diffusers_rules(self.config), lambda key: self.network.init(key)["dit"])}
         prompts = Prompts(ids=np.zeros((1, self.captions), np.int32), length=np.array([self.captions], np.int32))
-        row = dense_rows(patchify(self.latents, self.config.patch), self.grid, prompts)
+        row = _rows(self.latents, self.config.patch, prompts)
 
         def predict(params, row, times, text):
             time = jnp.broadcast_to(times[:, None], row.slot_clip.shape)

@@ -49,7 +49,8 @@ class DiT(nn.Module):
         """Denoise rows of tokens; shapes as in vdit.types.Row.
 
         values: [b n p]; time: float [b k], the noise level of each slot in 0..1000 (schedule.time);
-        text: [b m e], encoded captions, with text_clip int [b m]; label: int [b s]; action: [b k a], what is done in the frame of each slot;
+        text: [b m e], encoded captions, with text_clip int [b m]; label: int [b s];
+        action: [b k a], what is done in the frame of each slot;
         condition: [b n pc], what is known beside the noisy latents, folded to tokens as values are;
         image: [b mi e], encoded images, with image_clip int [b mi], the clip that each token belongs to.
         Returns float32 [b n p], or [b n 2p] if the variance is learned.

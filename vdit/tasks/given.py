@@ -86,7 +86,7 @@ class FromVideo(TextToVideo):
 
 
 def latent_level(vae: VAEConfig, level: Array) -> Array:
-    """Of pixels [b s h w] or [b s 1 1] -> of latents [b s' h' w'] or [b s' 1 1]: the largest of what each stands for."""
+    """Of pixels [b s h w] or [b s 1 1] -> of latents [b s' h' w'] or [b s' 1 1]: the largest that each stands for."""
     stride, side = vae.temporal_stride, vae.spatial_stride
     b, _, h, w = level.shape
     if (h, w) != (1, 1):
