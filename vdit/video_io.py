@@ -25,13 +25,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import av
 import numpy as np
 
 from vdit.errors import VideoError
 from vdit.types import Clip
 from vdit.video_convert import MAX_FRAME_PIXELS, Fit, FrameConverter, Size, orientation_of
-from vdit.video_source import Shown, Source
+from vdit.video_source import Source
+from vdit.video_window import Window, make_clip
 from vdit.video_write import encode_bytes, write_video
 
 __all__ = [
@@ -116,7 +116,7 @@ def iter_frames(
     size: (height, width) or the shorter side, with fit; None keeps the displayed size.
     threads: of the decoder; 0 lets it choose. Callers that read many files at once want 1.
     """
-    window = _Window.checked(fps=fps, start=start, duration=duration, max_frames=max_frames)
+    window = Window.checked(fps=fps, start=start, duration=duration, max_frames=max_frames)
     if on_error not in ("raise", "keep"):
         raise VideoError(f'on_error is {on_error!r}, must be "raise" or "keep"')
     convert = FrameConverter(size=size, fit=fit, background=background)
@@ -142,7 +142,7 @@ def read_video(
     fps of the clip is the one asked for, else the container's average where it agrees to 1% with the
     frames' times, else theirs. max_bytes bounds the decoded size.
     """
-    window = _Window.checked(fps=fps, start=start, duration=duration, max_frames=max_frames)
+    window = Window.checked(fps=fps, start=start, duration=duration, max_frames=max_frames)
     if on_error not in ("raise", "keep"):
         raise VideoError(f'on_error is {on_error!r}, must be "raise" or "keep"')
     convert = FrameConverter(size=size, fit=fit, background=background)
@@ -156,66 +156,13 @@ def read_video(
                 f"{_name(path)}: decodes to more than max_bytes = {max_bytes} after {len(frames)} frames of"
                 f" {frame.shape[0]}x{frame.shape[1]}: give size, duration or max_frames, or use iter_frames"
             )
-    rate = fps or _rate(np.asarray(times), declared[0])
-    return Clip(frames=_gather(frames), times=np.asarray(times, np.float64), fps=float(rate))
+    return make_clip(times, frames, fps=fps, declared=declared[0])
 
 
 def resample_times(times: np.ndarray, fps: float, *, end: float, epsilon: float = 1e-6) -> np.ndarray:
     """The frames on screen at 0, 1/fps, 2/fps, ... before `end`: indices int64 [k] into times [t]."""
     grid = np.arange(max(0, math.ceil((end - epsilon) * fps))) / fps
     return np.maximum(np.searchsorted(times, grid + epsilon, side="right") - 1, 0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Window:
-    """Which frames are wanted: a span of time, a grid within it, a most."""
-
-    fps: float | None
-    start: float
-    stop: float
-    most: float
-
-    @classmethod
-    def checked(cls, *, fps, start, duration, max_frames) -> _Window:
-        if fps is not None and not 0 < fps <= 1000:
-            raise VideoError(f"fps is {fps}, must be above 0 and at most 1000, or None for every frame")
-        if not 0 <= start < math.inf:
-            raise VideoError(f"start is {start}, must be a number of seconds from 0 up")
-        if duration is not None and not duration > 0:
-            raise VideoError(f"duration is {duration}, must be above 0 seconds, or None for all")
-        if max_frames is not None and max_frames < 1:
-            raise VideoError(f"max_frames is {max_frames}, must be at least 1, or None for all")
-        stop = math.inf if duration is None else start + duration
-        return cls(fps=fps, start=start, stop=stop, most=math.inf if max_frames is None else max_frames)
-
-    def choose(self, shown: Iterator[Shown], tick: float) -> Iterator[tuple[float, av.VideoFrame]]:
-        """(time, frame) of each frame wanted, a frame as often as the grid meets it."""
-        count, held = 0, None
-        for now in shown:
-            if held is not None:
-                for item in self._during(held, now.time, count, tick):
-                    yield item
-                    count += 1
-            if count >= self.most or now.time >= self.stop - tick:
-                return
-            held = now
-            if self.fps is None and count + 1 >= self.most and now.time >= self.start:
-                break  # the last one wanted: what follows it need not decode
-        if held is not None:
-            yield from self._during(held, held.time + held.length, count, tick)
-
-    def _during(
-        self, held: Shown, until: float, count: int, tick: float
-    ) -> Iterator[tuple[float, av.VideoFrame]]:
-        if self.fps is None:
-            if until > self.start + tick:
-                yield held.time, held.frame
-            return
-        for k in range(count, count + max(0, math.ceil((until - self.start) * self.fps)) + 1):
-            time = self.start + k / self.fps
-            if time + tick >= until or time >= self.stop - tick or k >= self.most:
-                return
-            yield k / self.fps, held.frame
 
 
 def _stream(path, window, convert, on_error, threads, declared=None) -> Iterator[tuple[float, np.ndarray]]:
@@ -231,21 +178,6 @@ def _stream(path, window, convert, on_error, threads, declared=None) -> Iterator
             yield time - first, image
         if first is None:
             raise VideoError(f"{source.name}: start = {window.start} s is past its end at {source.end:.3f} s")
-
-
-def _gather(frames: list[np.ndarray]) -> np.ndarray:
-    """Stacks [h w 3] frames, letting go of each as it is copied so that the peak stays near one clip."""
-    out = np.empty((len(frames), *frames[0].shape), np.uint8)
-    for i in range(len(frames)):
-        out[i], frames[i] = frames[i], None
-    return out
-
-
-def _rate(times: np.ndarray, declared: float | None) -> float:
-    if len(times) < 2:
-        return declared or 25.0
-    measured = (len(times) - 1) / times[-1]
-    return declared if declared and abs(declared / measured - 1) < 0.01 else measured
 
 
 def _name(path: str | Path | bytes) -> str:
