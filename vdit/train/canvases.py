@@ -92,11 +92,13 @@ def draw_canvases(key: Array, row: Row, config: CanvasConfig, diffusion: Diffusi
         own = draw_levels(frame_key, row.slot_clip, diffusion, per_frame=True)
         levels = jnp.where(clips.at_slots(kind) == KINDS.index("frames"), own, levels)
     known_slots = _known_frames(length_key, clips, kind)
-    known = jnp.take_along_axis(known_slots, row.slot, axis=1) & (row.clip > 0)
+    known = jnp.take_along_axis(known_slots, row.slot, axis=1)
     context = clips.at_slots(_context_levels(context_key, kind.shape, config))
     if not config.mask:
-        return DrawnCanvas(row=row, levels=jnp.where(known_slots, context, levels), known=known)
+        levels = jnp.where(known_slots, context, levels)
+        return DrawnCanvas(row=row, levels=levels, known=known & (row.clip > 0))
     known = known | (_masked(mask_key, row, clips) & (clips.at_tokens(kind) == KINDS.index("mask")))
+    known = known & (row.clip > 0)
     # A frame that is known in part needs two levels: each slot gets a second one, for what is known.
     count = row.slot_clip.shape[1]
     twice = lambda x: None if x is None else jnp.concatenate([x, x], axis=1)  # noqa: E731
