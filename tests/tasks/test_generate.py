@@ -212,7 +212,7 @@ def test_a_window_begins_at_its_position(params):
 def test_what_a_method_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="known='dirty': use 'clean' or 'noised'"):
         method(known="dirty")
-    with pytest.raises(ConfigError, match="known_level=1.0: a noise level"):
+    with pytest.raises(ConfigError, match=r"known_level=1.0: a noise level"):
         method(known_level=1.0)
     with pytest.raises(ConfigError, match="need a model that is told what is known"):
         method(known="noised", context_guidance=2.0)

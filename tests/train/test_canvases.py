@@ -60,7 +60,7 @@ def known_frames(known, b, tokens, frames):
     return [bool(share) for share in shares]
 
 
-@pytest.mark.parametrize("kind", ("first", "head", "tail", "ends"))
+@pytest.mark.parametrize("kind", ["first", "head", "tail", "ends"])
 def test_whole_frames_are_known_where_the_kind_says(row, kind):
     lengths = set()
     for new, known, levels in drawn(row, only(kind)):
@@ -84,7 +84,8 @@ def test_whole_frames_are_known_where_the_kind_says(row, kind):
             elif kind == "head" or count == 2:
                 assert behind == 0 < before
             else:
-                assert before > 0 and behind > 0
+                assert before > 0
+                assert behind > 0
     if kind != "first":
         assert {(7, n) for n in range(2 if kind == "ends" else 1, 7)} <= lengths, "every length must come"
 
@@ -116,13 +117,14 @@ def test_masks_are_boxes_within_frames_that_move(row):
         assert not known[new.clip == 0].any()
         owner = np.take_along_axis(new.slot_clip, new.slot, axis=1)
         np.testing.assert_array_equal(owner[new.clip > 0], new.clip[new.clip > 0])
-        for b, tokens, frames in clips(new):
+        for b, tokens, _frames in clips(new):
             grid = tuple(new.position[b, tokens].max(0) + 1)
             region = known[b, tokens].reshape(grid)
             shares.append(region.mean())
             moving += any((region[0] != region[i]).any() for i in range(1, grid[0]))
             assert all(is_box(frame) or is_box(~frame) for frame in region)
-    assert 0.3 < np.mean(shares) < 0.7 and np.std(shares) > 0.2
+    assert 0.3 < np.mean(shares) < 0.7
+    assert np.std(shares) > 0.2
     assert 0 < moving < len(shares)
 
 
@@ -135,10 +137,12 @@ def test_windows_lose_their_first_frame(row):
     for new, known, _ in drawn(row, only("head", window=1.0), 8):
         for (b, tokens, frames), grid in zip(clips(new), GRIDS + GRIDS[::-1], strict=True):
             first = 0 if grid[0] < 3 else 1
-            assert frames.min() == first and frames.max() == grid[0] - 1
+            assert frames.min() == first
+            assert frames.max() == grid[0] - 1
             assert len(frames) == np.prod(grid) * (grid[0] - first) // grid[0]
             if grid[0] >= 3:
-                assert known[b, tokens][frames == 1].all() and not known[b, tokens][frames == frames.max()].any()
+                assert known[b, tokens][frames == 1].all()
+                assert not known[b, tokens][frames == frames.max()].any()
         kept = (new.clip > 0).sum()
         assert kept == sum(np.prod(g) * (g[0] - (g[0] >= 3)) // g[0] for g in GRIDS) * 2
         assert ((new.slot_clip > 0).sum(1) == sum(g[0] - (g[0] >= 3) for g in GRIDS)).all()
@@ -152,7 +156,8 @@ def test_context_is_dropped_and_noised_as_told(row):
     ])  # fmt: skip
     assert 0.1 < (found == 1).mean() < 0.4
     rest = found[found < 1]
-    assert 0.3 < (rest == 0).mean() < 0.7 and 0.15 < rest.max() <= 0.2
+    assert 0.3 < (rest == 0).mean() < 0.7
+    assert 0.15 < rest.max() <= 0.2
 
 
 def test_shares_are_kept(row):
@@ -168,12 +173,14 @@ def test_shares_are_kept(row):
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ConfigError, match="canvases.head=-1: a share, give 0 or more"):
+    with pytest.raises(ConfigError, match=r"canvases.head=-1: a share, give 0 or more"):
         CanvasConfig(head=-1)
     with pytest.raises(ConfigError, match="no share above 0"):
         CanvasConfig(none=0.0)
-    with pytest.raises(ConfigError, match="canvases.window=1.5: a probability"):
+    with pytest.raises(ConfigError, match=r"canvases.window=1.5: a probability"):
         CanvasConfig(window=1.5)
-    with pytest.raises(ConfigError, match="canvases.context_noise=1.0: a noise level"):
+    with pytest.raises(ConfigError, match=r"canvases.context_noise=1.0: a noise level"):
         CanvasConfig(context_noise=1.0)
-    assert KINDS[0] == "none" and not CanvasConfig().gives and CanvasConfig(mask=0.1).gives
+    assert KINDS[0] == "none"
+    assert not CanvasConfig().gives
+    assert CanvasConfig(mask=0.1).gives
