@@ -20,6 +20,7 @@ _HOME = {
     "build_rows": "packing",
     "encode_clips": "encode",
     "grid_position": "patches",
+    "group_actions": "actions",
     "open_source": "open",
     "patchify": "patches",
     "row_iterator": "pipeline",

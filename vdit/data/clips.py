@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from vdit.data.actions import check_actions
 from vdit.data.config import DataConfig
 from vdit.data.cuts import Cut, Footage, apply_cut, draw_crop, draw_cut, may_flip
 from vdit.data.sources import Sample, Source, draws
@@ -29,7 +30,8 @@ class Library(Protocol):
 class Clips(Source):
     """A cut of each video of a library in each pass: another cut in another pass, the same for a seed.
 
-    Samples have "video" uint8 [t h w 3]; see vdit.data.cuts for how sizes and times are drawn.
+    Samples have "video" uint8 [t h w 3], and "actions" float32 [t a] where the library knows what is done in each
+    frame; see vdit.data.cuts for how sizes and times are drawn.
     """
 
     def __init__(self, library: Library, config: DataConfig, *, seed: int = 0):
@@ -52,6 +54,11 @@ class Clips(Source):
         footage = self.library.open(item, rng)
         return self._sample(footage, draw_cut(footage, self.config, rng), index)
 
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        check_actions(sample, self.config.actions)  # here: a library that has none is no broken item to skip
+        return sample
+
     def crop(self, index: int, *, size: tuple[int, int], frames: int) -> Sample:
         """Like [index], but a random window of size (h, w) and `frames`, the same for every item."""
 
@@ -67,7 +74,10 @@ class Clips(Source):
     def _sample(self, footage: Footage, cut: Cut, index: int) -> Sample:
         shot = apply_cut(footage, cut)
         video, chance = shot.video, self.config.hflip
-        if chance and may_flip(shot.captions) and draws(self.seed, index, FLIP_DRAW).random() < chance:
+        # A mirror image would need other actions; which, only the world knows.
+        may = shot.actions is None and may_flip(shot.captions)
+        if chance and may and draws(self.seed, index, FLIP_DRAW).random() < chance:
             video = np.ascontiguousarray(video[:, :, ::-1])
+        actions = {} if shot.actions is None else {"actions": np.asarray(shot.actions, np.float32)}
         return {"video": video, "captions": list(shot.captions), "fps": cut.fps, "id": footage.id,
-                "label": footage.label, "size": [footage.height, footage.width], "start": cut.start}
+                "label": footage.label, "size": [footage.height, footage.width], "start": cut.start} | actions

@@ -39,10 +39,12 @@ class Cut:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shot:
-    """What a cut shows. video: uint8 [t h w 3]; captions: the first is the short one."""
+    """What a cut shows. video: uint8 [t h w 3]; captions: the first is the short one; actions: float32 [t a] or
+    None, what is done in each frame (vdit.data.actions)."""
 
     video: np.ndarray
     captions: tuple[str, ...]
+    actions: np.ndarray | None = None
 
 
 class Footage(Protocol):
@@ -176,9 +178,12 @@ def apply_cut(footage: Footage, cut: Cut) -> Shot:
         raise DataError(f"video {footage.id!r} gave {shot.video.dtype} {shot.video.shape} from "
                         f"{cut.start:.2f} s on, expected uint8 {expected}: the file is cut short or its "
                         "header is wrong")
+    if shot.actions is not None and (shot.actions.ndim != 2 or len(shot.actions) != cut.frames):
+        raise DataError(f"video {footage.id!r} has actions of shape {shot.actions.shape} for {cut.frames} frames: give "
+                        "[t a], one for each frame")
     (y, x), (h, w) = cut.offset, cut.size
     window = np.ascontiguousarray(shot.video[:, y : y + h, x : x + w])
-    return Shot(video=window, captions=shot.captions)
+    return dataclasses.replace(shot, video=window)
 
 
 def may_flip(captions: Sequence[str]) -> bool:

@@ -27,6 +27,7 @@ def encode_clips(source: Clips, encode: Encode, path: str | Path, *, samples: in
                  ) -> dict[str, Any] | None:
     """Encodes `samples` cuts of a source (0: each item once) into a new folder of latents.
 
+    A clip's actions go into its record as they are.
     encode may return a device array: the next clip is dispatched before the last one is fetched.
     vae: names the VAE in the index. progress: called with (done, samples) of this host after each clip.
     key: plain value that changes when the source's cuts do, its settings for instance. A call that was interrupted

@@ -1,8 +1,8 @@
 """Latents on disk: ArrayRecord shards of safetensors records, and an index that is written last.
 
 A folder holds `latents-00000.arrayrecord`, ... and `index.json`. A record is the bytes of a safetensors
-file with the tensor "latent" [t h w c] and, as metadata, a JSON object: captions, id, fps, label, and
-whatever else the writer passed.
+file with the tensor "latent" [t h w c], the tensor "actions" float32 [t a] (a row a video frame) where the clip has
+them, and, as metadata, a JSON object: captions, id, fps, label, and whatever else the writer passed.
 """
 
 from __future__ import annotations
@@ -116,17 +116,22 @@ def _record(item: Sample, dtype: str, number: int) -> tuple[bytes, np.ndarray]:
     if not np.isfinite(stored.astype(np.float32)).all():
         raise DataError(f"latent {name!r} has values that are not finite as {dtype}: check the VAE, or "
                         "store float32")
-    meta = {key: value for key, value in item.items() if key not in ("latent", "video")}
+    tensors = {"latent": stored}
+    if item.get("actions") is not None:
+        tensors["actions"] = np.ascontiguousarray(item["actions"], np.float32)
+        if tensors["actions"].ndim != 2 or not np.isfinite(tensors["actions"]).all():
+            raise DataError(f"latent {name!r} has actions of shape {tensors['actions'].shape}: give [t a], all finite")
+    meta = {key: value for key, value in item.items() if key not in ("latent", "video", "actions")}
     meta |= {"id": name, "captions": list(item.get("captions", ())), "fps": float(item.get("fps", 0.0)),
              "label": int(item.get("label", 0))}
-    return safetensors.numpy.save({"latent": stored}, metadata={"meta": json.dumps(meta)}), stored
+    return safetensors.numpy.save(tensors, metadata={"meta": json.dumps(meta)}), stored
 
 
 def write_latents(path: str | Path, items: Iterable[Sample], *, vae: str = "", dtype: str = "float16",
                   shard_bytes: int = 256 << 20) -> dict[str, Any]:
     """Writes latents to a new folder, which appears only when all of it is written.
 
-    items: dicts with "latent" [t h w c] and optionally captions, id, fps, label and other plain values.
+    items: dicts with "latent" [t h w c] and optionally "actions" [t a], captions, id, fps, label, other plain values.
     vae: names the VAE that made them (a hash of its weights), kept in the index.
     Returns the index: count, shards, channels, mean and std of each channel, vae, dtype.
     """
@@ -161,7 +166,7 @@ def _write_shards(folder: Path, items: Iterable[Sample], dtype: str, shard_bytes
 
 
 class LatentStore(Source):
-    """Reads what write_latents wrote. Samples have "latent" [t h w c] in the dtype stored.
+    """Reads what write_latents wrote. Samples have "latent" [t h w c] in the dtype stored, and "actions" if they had.
 
     Attributes: index (dict), mean and std (float32 [c], of every latent in the store).
     """
@@ -188,14 +193,19 @@ class LatentStore(Source):
             data = self._readers[shard].read([at])[0]
             size = struct.unpack("<Q", data[:8])[0]
             meta = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["meta"])
-            tensor = dict(safetensors.deserialize(data))["latent"]
-            flat = np.frombuffer(tensor["data"], SAFETENSORS_DTYPES[tensor["dtype"]])
-            latent = flat.reshape(tensor["shape"])
+            tensors = {name: _array(tensor) for name, tensor in safetensors.deserialize(data)}
+            if "latent" not in tensors:
+                raise KeyError("latent")
         except Exception as error:
             reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
             raise DataError(f"{self.path / self.index['shards'][shard]['file']}: record {at} is damaged "
                             f"({reason}): write the latents again") from error
-        return {"latent": latent, **meta}
+        return tensors | meta
+
+
+def _array(tensor: dict[str, Any]) -> np.ndarray:
+    flat = np.frombuffer(tensor["data"], SAFETENSORS_DTYPES[tensor["dtype"]])
+    return flat.reshape(tensor["shape"])
 
 
 def _read_index(path: Path) -> dict[str, Any]:

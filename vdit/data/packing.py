@@ -47,6 +47,7 @@ class TokenClip:
     grid: tokens along t, h, w.
     text: int32 [m], token ids of the caption, at least one.
     label: class label, 0 where there is none.
+    action: float32 [k a], what is done in each frame of tokens, k = grid[0]; None without actions.
     place: the clip's place in the order of reading; from it the clip can be read again.
     name: for messages.
     """
@@ -55,6 +56,7 @@ class TokenClip:
     grid: tuple[int, int, int]
     text: np.ndarray
     label: int = 0
+    action: np.ndarray | None = None
     place: int = 0
     name: str = ""
 
@@ -118,8 +120,8 @@ def choose(needs: np.ndarray, limits: Sequence[int]) -> list[int]:
     return [0, *reversed(picked)]
 
 
-def empty_rows(count: int, width: int, limits: RowLimits) -> Row:
-    """`count` rows of padding for tokens of `width` values."""
+def empty_rows(count: int, width: int, limits: RowLimits, *, actions: int = 0) -> Row:
+    """`count` rows of padding for tokens of `width` values, and `actions` numbers a slot (0: none)."""
     n, m = limits.tokens, limits.text
 
     def ids(*shape: int) -> np.ndarray:
@@ -127,13 +129,18 @@ def empty_rows(count: int, width: int, limits: RowLimits) -> Row:
 
     return Row(values=np.zeros((count, n, width), np.float32), position=ids(n, 3), clip=ids(n), slot=ids(n),
                slot_clip=ids(limits.slots), text=ids(m), text_clip=ids(m), text_position=ids(m),
-               label=ids(limits.clips))
+               label=ids(limits.clips),
+               action=np.zeros((count, limits.slots, actions), np.float32) if actions else None)
 
 
 def build_rows(groups: Sequence[Sequence[TokenClip]], limits: RowLimits) -> Row:
-    """One row [b ...] for each group of clips; groups may be empty, but not all of them."""
-    width = next(clip.values.shape[-1] for group in groups for clip in group)
-    rows = empty_rows(len(groups), width, limits)
+    """One row [b ...] for each group of clips; groups may be empty, but not all of them.
+
+    All clips have actions of one width, or none has.
+    """
+    first = next(clip for group in groups for clip in group)
+    actions = _action_width(first)
+    rows = empty_rows(len(groups), first.values.shape[-1], limits, actions=actions)
     for b, group in enumerate(groups):
         n = m = k = 0
         for number, clip in enumerate(group, start=1):
@@ -141,6 +148,9 @@ def build_rows(groups: Sequence[Sequence[TokenClip]], limits: RowLimits) -> Row:
             total = RowLimits(tokens=n + tokens, text=m + text, slots=k + slots, clips=number)
             if any(have > most for have, most in zip(total.each(), limits.each())):
                 raise DataError(f"clip {clip.name!r} overflows row {b}: {total} against {limits}")
+            if _action_width(clip) != actions:
+                raise DataError(f"clip {clip.name!r} has {_action_width(clip)} numbers a slot as its action, clip "
+                                f"{first.name!r} {actions}: all clips of a batch must have as many")
             position = grid_position(clip.grid)
             rows.values[b, n : n + tokens] = clip.values
             rows.position[b, n : n + tokens] = position
@@ -151,5 +161,11 @@ def build_rows(groups: Sequence[Sequence[TokenClip]], limits: RowLimits) -> Row:
             rows.text_clip[b, m : m + text] = number
             rows.text_position[b, m : m + text] = np.arange(text)
             rows.label[b, number - 1] = clip.label
+            if actions:
+                rows.action[b, k : k + slots] = clip.action
             n, m, k = n + tokens, m + text, k + slots
     return rows
+
+
+def _action_width(clip: TokenClip) -> int:
+    return 0 if clip.action is None else clip.action.shape[-1]

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
+from vdit.data.actions import check_actions, group_actions
 from vdit.data.clips import Clips
 from vdit.data.config import DataConfig
 from vdit.data.packer import PackedRows
@@ -43,13 +44,14 @@ class Tokenizer(Protocol):
 
 
 class ToTokenClip:
-    """Sample with a latent -> TokenClip: normalise, patchify, choose a caption, tokenise it.
+    """Sample with a latent -> TokenClip: normalise, patchify, choose a caption, tokenise it, group its actions.
 
+    stride: video frames that a latent frame stands for, all but the first, which stands for one.
     truncated: captions cut to the tokenizer's max_length (or the row's text) so far.
     """
 
     def __init__(self, source: Source, tokenizer: Tokenizer, patch: Patch, config: DataConfig, *, seed: int,
-                 mean: np.ndarray | None = None, std: np.ndarray | None = None):
+                 stride: int = 1, mean: np.ndarray | None = None, std: np.ndarray | None = None):
         if (mean is None) != (std is None):
             raise ConfigError("latents are normalised by mean and std together: give both or neither")
         self.source = source
@@ -57,6 +59,7 @@ class ToTokenClip:
         self.patch = patch
         self.seed = seed
         self.detailed = config.detailed
+        self.actions, self.stride = config.actions, stride
         self.mean = None if mean is None else np.asarray(mean, np.float32)
         self.std = None if std is None else np.asarray(std, np.float32)
         self.text_limit = min(tokenizer.max_length, config.row_text)
@@ -71,9 +74,20 @@ class ToTokenClip:
         latent = sample["latent"]
         if self.mean is not None:
             latent = (latent.astype(np.float32) - self.mean) / self.std
-        return TokenClip(values=patchify(latent, self.patch), grid=token_grid(latent.shape, self.patch),
-                         text=self._text(sample, index), label=int(sample.get("label", 0)), place=place,
+        grid = token_grid(latent.shape, self.patch)
+        return TokenClip(values=patchify(latent, self.patch), grid=grid, text=self._text(sample, index),
+                         label=int(sample.get("label", 0)), action=self._action(sample, grid[0]), place=place,
                          name=str(sample.get("id", index)))
+
+    def _action(self, sample: Sample, slots: int) -> np.ndarray | None:
+        if not self.actions:
+            return None
+        check_actions(sample, self.actions)
+        count, expected = len(sample["actions"]), 1 + (slots * self.patch[0] - 1) * self.stride
+        if count != expected:
+            raise DataError(f"clip {sample.get('id', '')!r} has actions of {count} frames, its latents stand for "
+                            f"{expected}: encode it again with the VAE of this run (stride {self.stride} in time)")
+        return group_actions(sample["actions"], self.stride, self.patch[0])
 
     def _text(self, sample: Sample, index: int) -> np.ndarray:
         captions = sample.get("captions") or [""]
@@ -89,7 +103,7 @@ class ToTokenClip:
 
 
 def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch: Patch, *, seed: int,
-                 batch_rows: int, shard_index: int = 0, shard_count: int = 1,
+                 batch_rows: int, shard_index: int = 0, shard_count: int = 1, stride: int = 1,
                  mean: np.ndarray | None = None, std: np.ndarray | None = None) -> RowIterator:
     """Iterator of packed rows: vdit.types.Row of NumPy arrays [batch_rows / shard_count ...].
 
@@ -99,6 +113,7 @@ def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch
     batch_rows: of the batch over all hosts.
     shard_index, shard_count: this host's share, vdit.dist.share.host_share(mesh); it gives the rows
         [shard_index * batch_rows / shard_count, ...) of each batch, and the batches are the same for any count.
+    stride: video frames that a latent frame stands for (the VAE's stride in time); used where config.actions is not 0.
     mean, std: float [c]; latents become (latent - mean) / std.
     The iterator has get_state() (JSON-able) and set_state(state). The merged places of all hosts are the place of
     the run, from which any number of hosts that divides the streams goes on bit for bit. A finite pass
@@ -107,12 +122,15 @@ def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch
     streams = stream_count(config.streams, batch_rows=batch_rows, items=len(source))
     own = own_streams(streams, shard_index, shard_count, batch_rows=batch_rows)
     order = Order(items=len(source), seed=seed, streams=streams, epochs=config.epochs)
-    convert = ToTokenClip(source, tokenizer, tuple(patch), config, seed=seed, mean=mean, std=std)
+    convert = ToTokenClip(source, tokenizer, tuple(patch), config, seed=seed, stride=stride,
+                          mean=mean, std=std)
     limits = RowLimits.of(config)
     tokens = config.look_ahead()
     identity = order.identity() | dataclasses.asdict(limits) | {
         "patch": list(patch), "batch_rows": batch_rows, "look_ahead": tokens,
         "buffer_clips": config.buffer_clips, "detailed": config.detailed}
+    if config.actions:  # not otherwise: places saved before there were actions stay good
+        identity |= {"actions": config.actions, "stride": stride}
     rows = PackedRows({stream: order.dataset(stream) for stream in own}, convert, limits,
                       rows_each=batch_rows // streams, most_tokens=tokens, most_clips=config.buffer_clips,
                       threads=config.threads, read_ahead=config.read_ahead, identity=identity)

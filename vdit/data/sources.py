@@ -11,7 +11,8 @@ import numpy as np
 from vdit.errors import DataError, VideoError
 
 # A plain dict: "video" uint8 [t h w 3] or "latent" float [t h w c]; "captions" list of str, the first the
-# short one; "fps" float; "id" str; "label" int (0 where there is none).
+# short one; "fps" float; "id" str; "label" int (0 where there is none); where it is known what is done in each
+# video frame, "actions" float32 [t a].
 Sample = dict[str, Any]
 
 # Items tried before a source is said to be broken as a whole.

@@ -32,7 +32,7 @@ class WorldFootage:
 
     def read(self, *, start: float, fps: float, frames: int, size: tuple[int, int]) -> Shot:
         scene = self.world.render(self.item, size=size, frames=frames, fps=fps)
-        return Shot(video=scene.video, captions=(scene.caption, scene.detailed))
+        return Shot(video=scene.video, captions=(scene.caption, scene.detailed), actions=scene.actions)
 
 
 class WorldLibrary:

@@ -268,6 +268,7 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
         batch_rows=config.batch_size,
         shard_index=share.index,
         shard_count=share.count,
+        stride=experiment.vae.temporal_stride,
         mean=statistics["mean"],
         std=statistics["std"],
     )

@@ -20,6 +20,8 @@ class WorldSample:
     """One rendered clip with captions and facts that are true of it.
 
     video: uint8 [t h w 3].
+    actions: float32 [t a], what is done in each frame, where the world is one that something is done in, else None:
+        actions[i] leads from frame i - 1 to frame i, actions[0] is 0.
     fps: frames per second.
     caption: the short caption.
     detailed: the long caption.
@@ -39,6 +41,7 @@ class WorldSample:
     caption: str
     detailed: str
     meta: dict[str, Any]
+    actions: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
