@@ -119,7 +119,7 @@ def test_corrupt_data_says_how_many_frames_were_read():
     assert len(read_video(path, size=16, max_frames=20).frames) == 20
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "webm", "gif"])
+@pytest.mark.parametrize("suffix", ["mp4", "webm", "gif", "mkv"])
 def test_no_cut_of_a_file_is_short_in_silence(tmp_path, suffix):
     rng = np.random.default_rng(0)
     data = encode_bytes(rng.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8), 12, suffix)
@@ -178,7 +178,7 @@ def test_start_and_duration_choose_what_is_on_screen(uneven):
     assert _indices(read_video(path, start=0.2, fps=10, max_frames=4)).tolist() == [2, 2, 3, 4]
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "webm"])
+@pytest.mark.parametrize("suffix", ["mp4", "webm", "mkv"])
 def test_seeking_gives_the_frames_of_reading_through(tmp_path, suffix):
     frames = np.concatenate([_levels(28)] * 12)  # past a key frame, which come every 250 or 128 frames
     path = tmp_path / f"long.{suffix}"
@@ -296,6 +296,16 @@ def test_written_colours_come_back(tmp_path, suffix):
         assert [int(tag) for tag in tags] == [1, 1, 1, 1], "BT.709, limited"
 
 
+@pytest.mark.parametrize("shape", [(16, 24), (17, 33), (1, 1)])
+def test_mkv_gives_back_the_bytes_written(tmp_path, shape):
+    frames = np.random.default_rng(0).integers(0, 256, (4, *shape, 3), dtype=np.uint8)
+    for given in (frames, np.float32(frames) / 127.5 - 1):
+        write_video(tmp_path / "a.mkv", given, fps=29.97)
+        clip = read_video(tmp_path / "a.mkv")
+        np.testing.assert_array_equal(clip.frames, frames)
+        assert clip.fps == pytest.approx(29.97, rel=1e-3)
+
+
 def test_floats_and_bytes_give_the_same_file():
     frames = _levels(4, 20, 20)
     assert encode_bytes(frames / np.float32(127.5) - 1, 10) == encode_bytes(frames, 10)
@@ -371,7 +381,7 @@ def test_orientation_size_is_its_own_inverse():
     assert turn.size(*turn.size(3, 5)) == (3, 5)
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "webm", "gif"])
+@pytest.mark.parametrize("suffix", ["mp4", "webm", "gif", "mkv"])
 @pytest.mark.parametrize("shape", [(1, 1), (33, 47), (32, 31), (17, 64), (48, 80)])
 def test_any_size_is_kept(tmp_path, suffix, shape):
     rows, columns = np.mgrid[: shape[0], : shape[1]]

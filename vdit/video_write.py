@@ -1,10 +1,11 @@
-"""Frames to a video file: .mp4 (H.264), .webm (VP9), .gif; the file appears whole or not at all.
+"""Frames to a video file: .mp4 (H.264), .webm (VP9), .gif, .mkv (FFV1); the file appears whole or not at all.
 
 - Frames are uint8 in 0..255 or floats in [-1, 1], RGB, and come as an array [t h w 3], or as any
   iterable of frames [h w 3] or chunks [t h w 3]; an iterable is encoded as it comes, in flat memory.
 - mp4 and webm are BT.709, limited range, and tagged so; readers that obey the tags get the colours
   back. Both are 4:2:0, as every browser plays, but for one case: 4:2:0 H.264 has no odd sizes, so an
   mp4 with an odd side is 4:4:4 (which Chromium plays), and keeps its exact size.
+- mkv is lossless: reading it gives the bytes that were written. Browsers do not play it.
 - gif has a palette of its own for each frame, and times in 1/100 s, so at most 50 frames a second.
 """
 
@@ -51,13 +52,14 @@ _FORMATS = {
         options={"crf": "20", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"},
     ),
     "gif": _Format(container="gif", codec="gif", options={}),
+    "mkv": _Format(container="matroska", codec="ffv1", options={"level": "3", "slicecrc": "1"}),
 }
 
 
 def write_video(
     path: str | Path, frames: np.ndarray | Iterable[np.ndarray], fps: float | Fraction = 24
 ) -> None:
-    """Writes frames [t h w 3] (uint8, or float in [-1, 1]) to a .mp4, .webm or .gif file.
+    """Writes frames [t h w 3] (uint8, or float in [-1, 1]) to a .mp4, .webm, .gif or .mkv file.
 
     The folder must exist. An existing file is replaced when the new one is complete.
     """
@@ -82,7 +84,7 @@ def write_video(
 def encode_bytes(
     frames: np.ndarray | Iterable[np.ndarray], fps: float | Fraction = 24, format: str = "mp4"
 ) -> bytes:
-    """The bytes of the file that `write_video` would write; format is "mp4", "webm" or "gif"."""
+    """The bytes of the file that `write_video` would write; format is "mp4", "webm", "gif" or "mkv"."""
     kind = _kind(format, "<bytes>")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"video.{kind}"
@@ -149,6 +151,9 @@ def _encode(target: str, name: str, kind: str, frames: Iterator[np.ndarray], rat
         if kind == "gif":
             images = _paletted(first, frames, rate)
             stream.pix_fmt = "pal8"
+        elif kind == "mkv":
+            images = _rgb(first, frames)
+            stream.pix_fmt = "bgr0"
         else:
             odd = kind == "mp4" and (stream.height % 2 or stream.width % 2)
             stream.pix_fmt = "yuv444p" if odd else "yuv420p"
@@ -188,6 +193,12 @@ def _yuv(first: np.ndarray, rest: Iterator[np.ndarray], pixels: str) -> Iterator
         image.colorspace, image.color_range = _BT709, _LIMITED
         image.color_primaries, image.color_trc = _BT709, _BT709
         yield image
+
+
+def _rgb(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[av.VideoFrame]:
+    swscale = VideoReformatter()
+    for frame in _chain(first, rest):
+        yield swscale.reformat(av.VideoFrame.from_ndarray(frame, format="rgb24"), format="bgr0", threads=1)
 
 
 def _paletted(first: np.ndarray, rest: Iterator[np.ndarray], rate: Fraction) -> Iterator[av.VideoFrame]:

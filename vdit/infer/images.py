@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vdit.errors import ShapeError, VideoError
+from vdit.infer.fit import Fit
 from vdit.types import Array
 
 MAX_PIXELS = 100_000_000
+_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 
 
 def as_bytes(image: Array) -> np.ndarray:
@@ -28,24 +30,50 @@ def as_bytes(image: Array) -> np.ndarray:
 
 
 def fit_images(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [b h w 3] -> uint8 [b height width 3].
-
-    Scaled to cover `size` (height, width), antialiased, and cut around the middle; images of that size are
-    taken as they are. Never squashed.
+    """uint8 [b h w 3] -> uint8 [b height width 3], as vdit.infer.fit.Fit has it: scaled to cover `size` (height,
+    width), antialiased, and cut evenly; images of that size are taken as they are. Never squashed.
     """
-    if images.shape[1:3] == tuple(size):
-        return images
-    fitted = [ImageOps.fit(Image.fromarray(image), size[::-1], Image.Resampling.LANCZOS) for image in images]
-    return np.stack([np.asarray(frame) for frame in fitted])
+    fit = Fit(own=images.shape[1:3], size=tuple(size))
+    return images if fit.own == fit.size else np.stack([fit.image(image) for image in images])
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """uint8 [h w 3] of a still image's file, turned as its camera says; VideoError where it cannot be read."""
+def is_image(path: str | Path) -> bool:
+    """Whether the file holds a picture that `read_image` opens; animations are videos. By content, not by name."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.format != "GIF" or not image.is_animated
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def read_image(path: str | Path, *, background: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
+    """uint8 [h w 3] of a still image's file, turned as its camera says; VideoError where it cannot be read.
+
+    What is transparent shows `background`, as in videos (vdit.video_convert). Of 16 bits the upper 8 are taken.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height}"
                 raise VideoError(f"{path}: has {size} pixels, more than {MAX_PIXELS}: scale it down")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{path}: cannot be read as an image: {error}") from None
+            if image.format in ("PNG", "WEBP", "TIFF") and image.n_frames > 1:
+                mend = "write them as .gif, .mp4 or .webm, or one alone"
+                raise VideoError(f"{path}: holds {image.n_frames} pictures: {mend}")
+            return _rgb(ImageOps.exif_transpose(image), background)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise VideoError(f"{path}: cannot be read as an image: {_reason(error)}") from None
+
+
+def _rgb(image: Image.Image, background: tuple[int, int, int]) -> np.ndarray:
+    if image.mode.startswith("I;16"):
+        return np.repeat((np.asarray(image.convert("I")) >> 8).astype(np.uint8)[..., None], 3, axis=-1)
+    if image.has_transparency_data:
+        below = Image.new("RGBA", image.size, (*background, 255))
+        image = Image.alpha_composite(below, image.convert("RGBA"))
+    return np.asarray(image.convert("RGB"))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is none of {', '.join(_FORMATS)}"
+    return getattr(error, "strerror", None) or str(error)
