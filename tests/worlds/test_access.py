@@ -22,6 +22,8 @@ def digest(samples) -> str:
         for thing in sample.meta["objects"]:
             total.update(thing["position"].tobytes() + thing["velocity"].tobytes())
         total.update(json.dumps(sample.meta["contacts"]).encode())
+        if sample.actions is not None:
+            total.update(sample.actions.tobytes())
     return total.hexdigest()
 
 
@@ -71,7 +73,7 @@ def test_shape_and_type(name):
     assert len(list(world)) == 7
 
 
-@EVERY
+@pytest.mark.parametrize("name", sorted({*worlds.names()} - {"steer"}))  # which counts in frames
 def test_frame_rate_only_chooses_the_instants(name):
     world = worlds.make(name, seed=1)
     for i in range(6):
@@ -97,12 +99,23 @@ def test_resolution_only_chooses_the_pixels(name):
 
 
 @EVERY
+def test_actions_are_one_for_each_frame_and_none_leads_to_the_first(name):
+    actions = worlds.make(name, seed=3).render(1, frames=11).actions
+    assert (actions is not None) == (name in ("steer", "orbit"))
+    if actions is not None:
+        assert actions.dtype == np.float32
+        assert actions.shape == (11, {"steer": 2, "orbit": 1}[name])
+        assert not actions[0].any()
+        assert actions[1:].any()
+
+
+@EVERY
 def test_one_frame_is_a_still_image(name):
     world = worlds.make(name)
     for i in range(8):
         sample = world.render(i, frames=1)
         assert sample.video.shape == (1, 64, 64, 3)
-        for word in ("move", "bounce", "fall", "orbit", "comes out", "left", "right"):
+        for word in ("move", "bounce", "fall", "orbit", "comes out", "left", "right", "steer"):
             assert word not in sample.caption + sample.detailed
 
 
@@ -143,6 +156,8 @@ def test_unknown_names_and_values_are_refused():
         ("collide", {"gravity": 0.0}),
         ("orbit", {"kinds": ("cone",)}),
         ("orbit", {"solids": (3, 2)}),
+        ("steer", {"step": 0.0}),
+        ("steer", {"sizes": (0.2, 0.4)}),
     ):
         with pytest.raises(ConfigError):
             worlds.make(name, **options)

@@ -1,6 +1,6 @@
 """Rendered worlds with known physics and exact captions: the embedded data set and benchmark."""
 
-from vdit.worlds import discs, moving, occluder, orbit
+from vdit.worlds import discs, moving, occluder, orbit, steer
 from vdit.worlds.base import World, WorldSample, make, names
 from vdit.worlds.draw import COLOURS, SHAPES
 from vdit.worlds.moving import DIRECTIONS, combinations
@@ -18,4 +18,5 @@ __all__ = [
     "names",
     "occluder",
     "orbit",
+    "steer",
 ]

@@ -82,18 +82,23 @@ class World:
         fps: float | None = None,
     ) -> WorldSample:
         """Sample i, at its world's size (h, w), frames and fps or at those given."""
+        return self._render(self._index(i), self._view(size, frames, fps))
+
+    def _render(self, i: int, view: View) -> WorldSample:
+        raise NotImplementedError
+
+    def _index(self, i: int) -> int:
         i = operator.index(i)
         if not -self.count <= i < self.count:
             raise IndexError(f"sample {i} of world {self.name!r} that has {self.count}")
-        view = View(
+        return i % self.count
+
+    def _view(self, size: tuple[int, int] | None, frames: int | None, fps: float | None) -> View:
+        return View(
             size=tuple(self.size if size is None else size),
             frames=self.frames if frames is None else frames,
             fps=self.fps if fps is None else float(fps),
         )
-        return self._render(i % self.count, view)
-
-    def _render(self, i: int, view: View) -> WorldSample:
-        raise NotImplementedError
 
     def _random(self, *place: int) -> np.random.Generator:
         """The random stream of one place (an index, a block of indices) of this world."""

@@ -37,7 +37,7 @@ class Orbit(World):
     right, y down, z forward), and degrees_per_second, positive when the camera moves to its right.
     Objects have position [t 3] (the centre), projected [t 2] (x, y in pixels), depth [t] along the
     camera's axis, yaw in radians, and visibility [t], as rendered. In the first frame every solid is in
-    sight, at least in part.
+    sight, at least in part. actions: [t 1], degrees that the camera turns to its right from the frame before, / 10.
     """
 
     solids: tuple[int, int] = (2, 4)
@@ -73,6 +73,7 @@ class Orbit(World):
             fps=view.fps,
             caption=short,
             detailed=detailed,
+            actions=_turns(speed / view.fps, view.frames),
             meta=self._meta(
                 i,
                 view,
@@ -93,6 +94,13 @@ class Orbit(World):
                 ],
             ),
         )
+
+
+def _turns(degrees: float, frames: int) -> np.ndarray:
+    """Actions float32 [t 1] of a camera that turns by as many degrees a frame."""
+    turns = np.full((frames, 1), degrees / 10, np.float32)
+    turns[0] = 0
+    return turns
 
 
 def _facts(camera: Camera, solid: Solid, colour: str, visibility: np.ndarray) -> dict[str, Any]:
