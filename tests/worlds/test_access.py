@@ -157,6 +157,12 @@ def test_unknown_names_and_values_are_refused():
         ("orbit", {"kinds": ("cone",)}),
         ("orbit", {"solids": (3, 2)}),
         ("steer", {"step": 0.0}),
+        ("occluder", {"sizes": (0.1, 0.13)}),
+        ("occluder", {"sizes": (0.0, 0.1)}),
+        ("occluder", {"sizes": (0.1, 0.1), "hiding": (0.2, 0.3)}),
+        ("occluder", {"hiding": (0.1, 0.05)}),
+        ("occluder", {"place": (0.5, 1.2)}),
+        ("occluder", {"colours": ("grey",)}),
         ("steer", {"sizes": (0.2, 0.4)}),
     ):
         with pytest.raises(ConfigError):

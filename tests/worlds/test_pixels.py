@@ -84,6 +84,31 @@ def test_occluder_hides_all_and_lets_out_where_it_must():
         np.testing.assert_allclose(before[0] + step * (len(times) - 1), after[-1], atol=1e-6)
 
 
+@pytest.mark.parametrize("fps", [8.0, 24.0])
+def test_occluder_can_show_the_shape_whole_at_both_ends_and_hide_it_for_frames_between(fps):
+    options = {"sizes": (0.08, 0.1), "hiding": (0.06, 0.09), "place": (0.45, 0.55), "colours": ("red", "blue")}
+    world = worlds.make("occluder", size=(48, 48), frames=17, fps=fps, **options)
+    for i in range(200):
+        (thing,) = world.render(i, size=(8, 8)).meta["objects"]
+        hidden, whole = np.flatnonzero(thing["visibility"] < 1e-9), thing["visibility"] > 1 - 1e-9
+        assert 2 <= len(hidden) <= 4
+        assert 2 <= whole[: hidden[0]].sum() <= 5
+        assert 2 <= whole[hidden[-1] :].sum() <= 5
+        assert 0.08 <= thing["size"] <= 0.1
+        assert thing["colour"] in ("red", "blue")
+
+
+def test_the_largest_shapes_are_hidden_whole():
+    world = worlds.make("occluder", sizes=(0.12, 0.12), hiding=(0.03, 0.03), frames=2, size=(8, 8))
+    for i in range(100):
+        sample = world[i]
+        first, last = sample.meta["hidden"]
+        (thing,), axis = sample.meta["objects"], 0 if sample.meta["combo"][2] in ("left", "right") else 1
+        wall, travel = sample.meta["occluder"]["box"], sample.fps * np.diff(thing["position"][:, axis]).item()
+        assert (last - first) * abs(travel) == pytest.approx(0.06, abs=1e-9)
+        assert wall[axis + 2] - wall[axis] > 0.2
+
+
 def test_camera_matrices_are_one_pinhole_camera():
     for sample in samples("orbit", 8, size=(48, 80)):
         camera = sample.meta["camera"]

@@ -20,7 +20,8 @@ class DataConfig:
             captions.csv, then a .txt beside each video.
         split, video_feature, caption_feature, label_feature, fps_feature: for "tfds" only. An empty
             feature name means that the data set has none; then `default_fps` is the frame rate.
-        world, world_count, world_options ("key=value" each): for "worlds" only.
+        world, world_count, world_options ("key=value" each): for "worlds" only. "moving+occluder" mixes worlds
+            evenly; an option is for each of them that has it, "occluder.hiding=..." for one (vdit.worlds.make).
 
     Sizes (a clip keeps its aspect ratio: see vdit.data.cuts.fit_size):
         areas: pixel budgets, one drawn for each sample among those not above the video's own.
@@ -122,7 +123,7 @@ class DataConfig:
         arguments = {}
         for option in self.world_options:
             key, equals, value = option.partition("=")
-            if not equals or not key.isidentifier():
+            if not equals or not all(part.isidentifier() for part in key.split(".")):
                 raise ConfigError(f"data.world_options has {option!r}: write key=value")
             try:
                 arguments[key] = ast.literal_eval(value)

@@ -7,7 +7,7 @@ import difflib
 import math
 import operator
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -164,7 +164,7 @@ _REGISTRY: dict[str, type[World]] = {}
 
 
 def register(name: str) -> Callable[[type[World]], type[World]]:
-    """Class decorator: make(name) builds this world."""
+    """Class decorator: make_one(name) builds this world."""
 
     def add(cls: type[World]) -> type[World]:
         cls.name = name
@@ -175,23 +175,28 @@ def register(name: str) -> Callable[[type[World]], type[World]]:
 
 
 def names() -> tuple[str, ...]:
-    """The worlds that make() knows."""
+    """The worlds that there are."""
     return tuple(sorted(_REGISTRY))
 
 
-def make(name: str, **options: Any) -> World:
-    """The world of that name; options are its fields: seed, count, size, frames, fps and its own."""
+def fields_of(name: str) -> list[str]:
+    """The options of the world of that name."""
     if name not in _REGISTRY:
-        raise ConfigError(f"world {name!r} is unknown; {_suggest(name, names())}")
-    cls = _REGISTRY[name]
-    known = [field.name for field in dataclasses.fields(cls)]
+        raise ConfigError(f"world {name!r} is unknown; {nearest(name, names())}")
+    return [field.name for field in dataclasses.fields(_REGISTRY[name])]
+
+
+def make_one(name: str, **options: Any) -> World:
+    """The world of that name; options are its fields: seed, count, size, frames, fps and its own."""
+    known = fields_of(name)
     for option in options:
         if option not in known:
-            raise ConfigError(f"world {name!r} has no option {option!r}; {_suggest(option, known)}")
-    return cls(**options)
+            raise ConfigError(f"world {name!r} has no option {option!r}; {nearest(option, known)}")
+    return _REGISTRY[name](**options)
 
 
-def _suggest(word: str, known: tuple[str, ...] | list[str]) -> str:
-    nearest = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    start = f"the nearest: {', '.join(nearest)}; " if nearest else ""
+def nearest(word: str, known: Sequence[str]) -> str:
+    """For an error: what of `known` may have been meant, and all of it."""
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    start = f"the nearest: {', '.join(near)}; " if near else ""
     return f"{start}choose from {', '.join(sorted(known))}"

@@ -7,15 +7,14 @@ import functools
 
 import numpy as np
 
+from vdit.errors import ConfigError
 from vdit.worlds import words
 from vdit.worlds.base import View, World, WorldSample, register
 from vdit.worlds.draw import COLOURS, SHAPES, Shape, canvas, grey, paint, to_uint8
 from vdit.worlds.moving import DIRECTIONS
 
-_SIZES = (0.08, 0.12)
-_LARGE = 0.10
-_HIDING = (0.03, 0.10)  # of a short side, that the wall reaches beyond the shape on each side
 _MARGIN = 0.02
+_WIDEST = 2.36  # a shape's extent along an axis, in sizes: the triangle's base
 _GREYS = (28.0, 70.0)
 _WALL_LEVELS = (120.0, 180.0)
 _OPPOSITE = {"left": "right", "right": "left", "up": "bottom", "down": "top"}
@@ -27,18 +26,46 @@ _EDGE = {"left": "left", "right": "right", "up": "top", "down": "bottom"}
 class Occluder(World):
     """One shape at constant velocity, in sight at the start, hidden by a wall, in sight at the end.
 
-    The speed follows from the clip's duration. meta has, beside the usual: occluder, with the wall's
+    The speed follows from the clip's duration. sizes: least and largest radius, in short sides of the frame. hiding:
+    least and most that the wall reaches beyond the shape on each side; where the frame is too small for the most, it
+    reaches less. place: where between the ends the wall stands, least and most, 0 to 1; at 0.5 the shape is in sight
+    for as long before as after. colours: to draw from.
+    With sizes=(0.08, 0.1), hiding=(0.06, 0.09), place=(0.45, 0.55) a square clip of 17 frames shows the shape whole in
+    2 to 5 frames at each end, and nothing of it in 2 to 4 between, whatever the frame rate.
+    meta has, beside the usual: occluder, with the wall's
     box (left, top, right, bottom); and hidden, the times (from, to) between which nothing is in sight.
     """
 
+    sizes: tuple[float, float] = (0.08, 0.12)
+    hiding: tuple[float, float] = (0.03, 0.10)
+    place: tuple[float, float] = (0.2, 0.8)
+    colours: tuple[str, ...] = tuple(COLOURS)
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("sizes", "hiding", "place"):
+            value = getattr(self, name)
+            if not (len(value) == 2 and 0 <= value[0] <= value[1]):
+                raise ConfigError(f"{name}={value}: give the least and the most, 0 or more")
+        if not self.sizes[0] > 0 or 3 * _WIDEST * self.sizes[1] + 2 * self.hiding[0] > 1 - 4 * _MARGIN:
+            raise ConfigError(
+                f"sizes={self.sizes}, hiding={self.hiding}: a wall that hides the largest shape must fit between two "
+                f"of it; keep {3 * _WIDEST:.2f} * sizes[1] + 2 * hiding[0] at {1 - 4 * _MARGIN:.2f} or less, and "
+                "sizes[0] above 0"
+            )
+        if self.place[1] > 1:
+            raise ConfigError(f"place={self.place}: between the ends, give 0 to 1")
+        if not self.colours or set(self.colours) - set(COLOURS):
+            raise ConfigError(f"colours={self.colours}: choose one or more from {', '.join(COLOURS)}")
+
     def _render(self, i: int, view: View) -> WorldSample:
         random = self._random(0, i)
-        colour = random.choice(list(COLOURS)).item()
+        colour = random.choice(list(self.colours)).item()
         shape = random.choice(list(SHAPES)).item()
         direction = random.choice(list(DIRECTIONS)).item()
-        radius = random.uniform(*_SIZES)
+        radius = random.uniform(*self.sizes)
         level, wall_level = random.uniform(*_GREYS), random.uniform(*_WALL_LEVELS)
-        path = _Path.draw(random, shape, direction, radius, view)
+        path = _Path.draw(random, shape, direction, radius, view, hiding=self.hiding, place=self.place)
         velocity = (path.end - path.start) / view.duration if view.frames > 1 else np.zeros(2)
         position = path.start + velocity * view.times[:, None]
 
@@ -47,9 +74,8 @@ class Occluder(World):
         paint(video, SHAPES[shape], position * view.scale, radius * view.scale, COLOURS[colour])
         video += share * (wall_level - video)
 
-        short, detailed = _captions(
-            colour, shape, direction, "large" if radius >= _LARGE else "small", view.frames > 1
-        )
+        size = "large" if radius >= sum(self.sizes) / 2 else "small"
+        short, detailed = _captions(colour, shape, direction, size, view.frames > 1)
         return WorldSample(
             video=to_uint8(video),
             fps=view.fps,
@@ -89,8 +115,9 @@ class _Path:
 
     @classmethod
     def draw(
-        cls, random: np.random.Generator, shape: str, direction: str, radius: float, view: View
-    ) -> _Path:
+        cls, random: np.random.Generator, shape: str, direction: str, radius: float, view: View, *,
+        hiding: tuple[float, float], place: tuple[float, float],
+    ) -> _Path:  # fmt: skip
         outline = SHAPES[shape]
         heading = np.array(DIRECTIONS[direction])
         axis = int(np.abs(heading).argmax())
@@ -101,9 +128,9 @@ class _Path:
         ends = np.array([low + _MARGIN, box - high - _MARGIN])
         near = ends[0, axis] + high[axis]
         far = ends[1, axis] - low[axis]
-        thickness = low[axis] + high[axis] + 2 * random.uniform(*_HIDING)
+        thickness = low[axis] + high[axis] + 2 * random.uniform(*hiding)
         thickness = min(thickness, far - near - 2 * _MARGIN)
-        first = near + _MARGIN + random.uniform(0.2, 0.8) * (far - near - 2 * _MARGIN - thickness)
+        first = near + _MARGIN + random.uniform(*place) * (far - near - 2 * _MARGIN - thickness)
         wall = [0.0, 0.0, float(box[0]), float(box[1])]
         wall[axis], wall[axis + 2] = float(first), float(first + thickness)
 
