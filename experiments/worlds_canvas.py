@@ -1,0 +1,82 @@
+"""One model for every canvas, of rendered worlds: moving shapes, shapes behind a wall, bouncing balls.
+
+    vdit train experiments/worlds_canvas.py --out runs/canvas
+    vdit extend runs/canvas shape.mp4 "a red circle moves to the left" --after 16 --out longer.mp4
+    python tools/canvas_report.py runs/canvas --out canvas_report
+
+Hardware: 2 CPU cores. Expected: not measured yet.
+
+Half of the clips are drawn from text alone; of the others some frames, or a region of them, are known, so that the
+same weights make, animate, extend, loop, connect, edit, inpaint and roll out (vdit/train/canvases.py).
+"""
+
+from vdit.data.config import DataConfig
+from vdit.diffusion import DiffusionConfig
+from vdit.dit.config import DiTConfig
+from vdit.text.config import TextConfig
+from vdit.train.canvases import CanvasConfig
+from vdit.train.config import OptimizerConfig, TrainConfig
+from vdit.train.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
+from vdit.vae.config import VAELossConfig
+from vdit.vae.config import preset as vae_preset
+
+
+def config() -> Experiment:
+    return Experiment(
+        name="worlds_canvas",
+        data=DataConfig(
+            source="worlds",
+            world="moving+occluder+bounce",
+            world_count=12_000,
+            world_options=(
+                "moving.sizes=(0.18,0.26)", "occluder.sizes=(0.1,0.12)", "occluder.hiding=(0.03,0.06)",
+                "occluder.place=(0.4,0.6)", "bounce.balls=(1,2)",
+            ),  # fmt: skip
+            areas=(48 * 48,),
+            frames=(1, 17, 33, 33),
+            fps=(24.0,),
+            row_tokens=270,
+            row_text=160,
+            row_slots=48,
+            row_clips=16,
+            threads=2,
+        ),
+        vae=vae_preset("tiny"),
+        vae_loss=VAELossConfig(reconstruction="mse", kl_weight=1e-4),
+        vae_clips=VAETrainConfig(frames=5, size=(48, 48)),
+        vae_train=TrainConfig(
+            steps=4000,
+            batch_size=4,
+            ema_decay=0.99,
+            optimizer=OptimizerConfig(
+                learning_rate=1.5e-3, warmup_steps=50, schedule="cosine", final_scale=0.02, b2=0.95, clip_norm=0.3
+            ),
+        ),
+        latents=LatentsConfig(samples=12_000),
+        text=TextConfig(width=128, depth=0, heads=4, max_length=48, vocab_size=500),
+        dit=DiTConfig(in_channels=8, width=192, depth=6, heads=3, position="both", scan=False),
+        diffusion=DiffusionConfig(stratified=True),
+        canvases=CanvasConfig(
+            none=0.45, first=0.1, head=0.14, tail=0.08, ends=0.08, mask=0.1, frames=0.05, window=0.2,
+            context_noise=0.1,
+        ),  # fmt: skip
+        dit_train=TrainConfig(
+            steps=16_000,
+            batch_size=2,
+            ema_decay=0.998,
+            save_every=1000,
+            optimizer=OptimizerConfig(
+                learning_rate=1.5e-3, warmup_steps=200, schedule="cosine", final_scale=0.03, b2=0.95
+            ),
+        ),
+        sample=SampleConfig(
+            prompts=("a red circle moves to the left", "a blue cross moves up"),
+            frames=33,
+            size=(48, 48),
+            fps=24.0,
+            sampler="heun",
+            steps=20,
+            guidance=3.0,
+            interval=(0.0, 0.7),
+        ),
+    )
