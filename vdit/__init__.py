@@ -18,6 +18,10 @@ __version__ = "0.1.0"
 _LAZY = {
     "Clip": "vdit.types",
     "Row": "vdit.types",
+    "animate": "vdit.infer.making",
+    "connect": "vdit.infer.making",
+    "extend": "vdit.infer.making",
+    "loop": "vdit.infer.making",
     "Generator": "vdit.infer",
     "load": "vdit.infer",
     "read_video": "vdit.video_io",

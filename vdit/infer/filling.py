@@ -1,0 +1,98 @@
+"""What the functions share that fill in a canvas (vdit.infer.making, editing): videos in, what was given put back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+
+from vdit.errors import ShapeError
+from vdit.infer.generator import Generator
+from vdit.infer.keep import keep_given
+from vdit.tasks.given import Given
+from vdit.tasks.grouping import Grouping
+from vdit.types import Array, Clip
+from vdit.vision import clip_pixels
+
+Prompts = str | Sequence[str]
+Video = Array | Clip
+
+
+class Sampling(TypedDict, total=False):
+    """How videos are sampled: options of Generator.__call__, where each is described."""
+
+    steps: int
+    guidance: float
+    low_guidance: float
+    negative: str
+    sampler: str
+    interval: tuple[float, float]
+    rescale: float
+    known_level: float
+    context_guidance: float
+
+
+def frames_of(video: Array | Clip, name: str = "video") -> np.ndarray:
+    """uint8, or float in [-1, 1], [t h w 3], or a Clip -> float32 [1 t h w 3]; ShapeError for anything else.
+
+    A byte becomes byte / 127.5 - 1, and round((x + 1) * 127.5) is that byte again.
+    """
+    frames = np.asarray(video.frames if isinstance(video, Clip) else video)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
+        raise ShapeError(f"{name} of shape {frames.shape} must be [t h w 3], with one frame or more")
+    if frames.dtype == np.uint8:
+        return np.float32(frames)[None] / np.float32(127.5) - np.float32(1)
+    if not np.issubdtype(frames.dtype, np.floating) or not np.abs(frames).max() <= 1.0:
+        raise ShapeError(f"{name} of {frames.dtype} must be uint8, or float in [-1, 1]")
+    return np.float32(frames)[None]
+
+
+def as_bytes(frames: np.ndarray) -> np.ndarray:
+    """Floats in [-1, 1] -> uint8."""
+    return np.round((frames + 1) * 127.5).astype(np.uint8)
+
+
+def grouping_of(generator: Generator) -> Grouping:
+    return Grouping.of(generator.experiment.vae, generator.experiment.dit)
+
+
+def window_of(generator: Generator, window: int | None = None) -> int:
+    """Frames of the longest canvas that is made at once; None: what the model was trained on or is sampled at."""
+    grouping, experiment = grouping_of(generator), generator.experiment
+    if window is None:
+        window = max(*experiment.data.frames, experiment.sample.frames)
+    elif window < grouping.first:
+        raise ShapeError(f"window={window} must hold {grouping.first} frames or more, as many as are made at once")
+    return grouping.head(window)
+
+
+def fill(
+    generator: Generator,
+    prompts: Prompts,
+    given: Given,
+    *,
+    frames: int,
+    seed: int,
+    sampling: Sampling,
+    kept: Array | None = None,
+) -> np.ndarray:
+    """Videos for the prompts, float32 [b frames h w 3] in [-1, 1], with what was given put back bit for bit.
+
+    kept: bool [s], the frames of `given` to put back; None for all pixels whose level is 0.
+    The image encoder of a model that has one is shown the first frame, or what stands in its place.
+    """
+    vision = generator.experiment.vision
+    if vision is not None and given.pixels is None:
+        pixels = np.stack([clip_pixels(image, vision) for image in as_bytes(np.asarray(given.video[:, 0]))])
+        given = dataclasses.replace(given, pixels=pixels)
+    made = np.asarray(generator(prompts, given=given, frames=frames, seed=seed, **sampling))
+    known = np.asarray(given.level) == 0 if kept is None else np.asarray(kept)[None, :, None, None]
+    pick = lambda x, i: x[i if len(x) > 1 else 0]  # noqa: E731
+    return np.stack([keep_given(video, pick(given.video, i), pick(known, i)) for i, video in enumerate(made)])
+
+
+def window_seed(seed: int, index: int) -> int:
+    """A seed for each canvas of a video that takes several; the first one's is the video's own."""
+    return seed if index == 0 else int(np.random.SeedSequence((seed, index)).generate_state(1)[0])

@@ -1,0 +1,293 @@
+"""Videos around what a user gives: animate, extend, loop, connect.
+
+    longer = vdit.extend(generator, "a dog runs", vdit.read_video("dog.mp4"), after=48)
+    vdit.write_video("longer.mp4", longer[0], fps=24)
+
+Videos are uint8 or float in [-1, 1], [t h w 3], or a Clip; height and width must be multiples of VAE stride x patch
+(vdit.infer.inputs.read_input fits files to that). Each function gives the whole video for each prompt, float32
+[b t h w 3] in [-1, 1], and the frames that were given come back in it bit for bit.
+
+In all of them: prompts: a text or several, a video for each. seed: the same seed and arguments give the same video.
+window: frames of the longest canvas that is made at once; None is the longest video that the model was trained on or
+is sampled at. What is longer is made by several. sampling: steps, guidance, ...: see vdit.infer.Generator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Unpack
+
+import numpy as np
+
+from vdit.errors import ConfigError, ShapeError
+from vdit.infer.filling import Prompts, Sampling, Video, fill, frames_of, grouping_of, window_of, window_seed
+from vdit.infer.generator import Generator
+from vdit.infer.images import as_bytes, fit_images
+from vdit.tasks import animate as animating
+from vdit.tasks import connect as connecting
+from vdit.tasks import extend as extending
+from vdit.tasks import loop as looping
+from vdit.types import Array
+from vdit.vision import clip_pixels
+
+
+def animate(
+    generator: Generator,
+    prompts: Prompts,
+    images: Array | Sequence[Array],
+    *,
+    times: Sequence[int] = (0,),
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    window: int | None = None,
+    seed: int = 0,
+    **sampling: Unpack[Sampling],
+) -> np.ndarray:
+    """Videos of `frames` frames, of which those at `times` are the images.
+
+    images: one for each time, uint8 or float in [-1, 1], [h w 3] of any size: scaled to cover `size` (height, width)
+        and cut around their middle (a single one need not be in a list).
+    times: frame numbers from 0, all of them in the window, no two among those that are made at once (ShapeError). For
+        the model the picture stands still there for as many frames as are made at once; only its own is the image.
+    frames, size: None is as in the experiment's `sample`.
+    """
+    experiment, grouping = generator.experiment, grouping_of(generator)
+    size = tuple(experiment.sample.size if size is None else size)
+    frames = _positive("frames", experiment.sample.frames if frames is None else frames)
+    run = _Run(generator=generator, prompts=prompts, window=window_of(generator, window), seed=seed, sampling=sampling)
+    pictures = [as_bytes(image) for image in ([images] if len(images) and np.ndim(images[0]) == 2 else images)]
+    if not pictures or len(pictures) != len(times) or any(len(picture) != 1 for picture in pictures):
+        raise ShapeError(f"{len(pictures)} images for {len(times)} times: give one [h w 3] for each time")
+    length = min(run.window, grouping.canvas(frames))
+    shown = frames_of(np.concatenate([fit_images(picture, size) for picture in pictures]), "images")
+    alone = bool(experiment.dit.condition_channels)
+    given = animating.animate(shown, times=times, frames=min(length, frames), grouping=grouping, alone=alone)
+    if experiment.vision is not None:  # the encoder cuts the picture as it was given, in its own way
+        first = pictures[int(np.argmin(times))][0]
+        given = dataclasses.replace(given, pixels=clip_pixels(first, experiment.vision)[None])
+    kept = np.isin(np.arange(given.video.shape[1]), times)
+    return run.longer(run.fill(given, length, kept=kept), frames)
+
+
+def extend(
+    generator: Generator,
+    prompts: Prompts,
+    video: Video,
+    *,
+    before: int = 0,
+    after: int = 0,
+    context: int | None = None,
+    window: int | None = None,
+    seed: int = 0,
+    **sampling: Unpack[Sampling],
+) -> np.ndarray:
+    """The video with `before` more frames ahead of it and `after` more behind: any numbers of them.
+
+    context: how many frames next to those to be made the model sees at most. None: as many as these leave of the
+        window, and half of it where they are many. Of a shorter video it sees all (backward, at least as many frames
+        as are made at once, else ShapeError).
+    """
+    whole = frames_of(video)
+    for name, count in (("before", before), ("after", after)):
+        if count < 0:
+            raise ShapeError(f"{name}={count}: frames to be made, give 0 or more")
+    if before == after == 0:
+        raise ShapeError("before=0 and after=0: nothing is to be made, give one of them")
+    run = _Run(generator=generator, prompts=prompts, window=window_of(generator, window), seed=seed, sampling=sampling)
+    if after:
+        whole = _joined(whole, run.forward(whole, after, context))
+    if before:
+        whole = _joined(run.backward(whole, before, context), whole)
+    return whole
+
+
+def loop(
+    generator: Generator,
+    prompts: Prompts,
+    video: Video | None = None,
+    *,
+    passage: int | None = None,
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    window: int | None = None,
+    seed: int = 0,
+    **sampling: Unpack[Sampling],
+) -> np.ndarray:
+    """The video and a passage from its end back to its beginning: after the last frame the first may follow.
+
+    video: None makes one of the prompt first, of `frames` and `size` (None: as in the experiment's `sample`).
+    passage: how many frames it has, a multiple of the frames that are made at once; None for about half the window.
+    """
+    run = _Run(generator=generator, prompts=prompts, window=window_of(generator, window), seed=seed, sampling=sampling)
+    passage = run.passage_frames("passage", passage)
+    if video is not None:
+        if frames is not None or size is not None:
+            raise ConfigError(f"frames={frames}, size={size}: of a video to be made; leave them out where one is given")
+        whole = frames_of(video)
+    else:
+        frames = _positive("frames", generator.experiment.sample.frames if frames is None else frames)
+        whole = run.longer(run.sample(min(run.window, grouping_of(generator).canvas(frames)), size), frames)
+    return _joined(whole, run.passage(whole, None, passage))
+
+
+def connect(
+    generator: Generator,
+    prompts: Prompts,
+    first: Video,
+    second: Video,
+    *,
+    frames: int | None = None,
+    blend: bool = False,
+    strength: float = 0.8,
+    window: int | None = None,
+    seed: int = 0,
+    **sampling: Unpack[Sampling],
+) -> np.ndarray:
+    """The first video, a passage of `frames`, the second; or, with blend, one that gradually turns into the other.
+
+    frames: a multiple of the frames that are made at once (ShapeError names the nearest); None for about half the
+        window. With blend: for how many frames both run at once, so that the result is as much shorter than both.
+    strength: with blend, how freely its middle is made anew, above 0 and below 1 (vdit.tasks.connect.blend).
+    """
+    ahead, behind = frames_of(first, "first"), frames_of(second, "second")
+    if ahead.shape[2:] != behind.shape[2:]:
+        sizes = " and ".join("{1}x{0}".format(*video.shape[2:4]) for video in (ahead, behind))
+        raise ShapeError(f"videos of {sizes} (width x height): give both the same size (vdit.infer.inputs.read_input)")
+    run = _Run(generator=generator, prompts=prompts, window=window_of(generator, window), seed=seed, sampling=sampling)
+    frames = run.passage_frames("frames", frames)
+    if blend:
+        made = run.blend(ahead, behind, frames, strength)
+        return _joined(ahead[:, :-frames], made, behind[:, frames:])
+    return _joined(ahead, run.passage(ahead, behind, frames), behind)
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Run:
+    """One call of one of these functions: canvas after canvas, each with a seed of its own."""
+
+    generator: Generator
+    prompts: Prompts
+    window: int
+    seed: int
+    sampling: Sampling
+    count: int = 0
+
+    def next_seed(self) -> int:
+        self.count += 1
+        return window_seed(self.seed, self.count - 1)
+
+    @property
+    def grouping(self):
+        return grouping_of(self.generator)
+
+    def passage_frames(self, name: str, frames: int | None) -> int:
+        if frames is None:
+            return self._half()
+        self.grouping.check_passage(name, frames)
+        return frames
+
+    def _half(self) -> int:
+        """Frames of a passage that leaves half of the window to what is known."""
+        return max(self.grouping.step, self.grouping.tail(self.window // 2))
+
+    def fill(self, given, frames: int, **kept) -> np.ndarray:
+        return fill(
+            self.generator, self.prompts, given, frames=frames, seed=self.next_seed(), sampling=self.sampling, **kept
+        )
+
+    def sample(self, frames: int, size: tuple[int, int] | None) -> np.ndarray:
+        """Made of the prompts alone."""
+        return np.asarray(
+            self.generator(self.prompts, frames=frames, size=size, seed=self.next_seed(), **self.sampling)
+        )
+
+    def longer(self, video: np.ndarray, frames: int) -> np.ndarray:
+        """The video, made longer or cut to `frames`."""
+        missing = frames - video.shape[1]
+        return _joined(video, self.forward(video, missing, None)) if missing > 0 else video[:, :frames]
+
+    def forward(self, video: np.ndarray, wanted: int, context: int | None) -> np.ndarray:
+        """The next `wanted` frames after the video."""
+        more = {"has": video.shape[1], "window": self.window, "grouping": self.grouping, "context": context}
+        parts = []
+        for canvas in extending.forward_windows(wanted, **more):
+            video = self.fill(extending.forward(video, context=canvas.context), canvas.frames)
+            parts.append(video[:, canvas.context :])
+        return _joined(*parts)[:, :wanted]
+
+    def backward(self, video: np.ndarray, wanted: int, context: int | None) -> np.ndarray:
+        """The `wanted` frames that lead up to the video."""
+        more = {"has": video.shape[1], "window": self.window, "grouping": self.grouping, "context": context}
+        parts = []
+        for canvas in extending.backward_windows(wanted, **more):
+            given = extending.backward(video, context=canvas.context, frames=canvas.frames)
+            video = self.fill(given, canvas.frames)
+            parts.insert(0, video[:, : canvas.frames - canvas.context])
+        return _joined(*parts)[:, -wanted:]
+
+    def passage(self, first: np.ndarray, second: np.ndarray | None, frames: int) -> np.ndarray:
+        """`frames` from the end of the first to the beginning of the second, or of the first itself.
+
+        A passage too long for a window with known ends begins as the first video goes on.
+        """
+        has = first.shape[1], (first if second is None else second).shape[1]
+        more = {"window": self.window, "grouping": self.grouping}
+        ends, early, closing = connecting.contexts(frames, has=has, **more), [], frames
+        if ends is None:
+            closing = min(frames, self._half())
+            ends = connecting.contexts(closing, has=has, **more)
+            if ends is None:
+                least = self.grouping.first + 2 * self.grouping.step
+                raise ShapeError(f"window={self.window} holds no passage between known ends: give {least} or more")
+            if frames > closing:
+                early = [self.forward(first, frames - closing, None)]
+                first = _joined(first, *early)
+                ends = connecting.contexts(closing, has=(first.shape[1], has[1]), **more)
+        before, after = ends
+        sides = {"frames": closing, "before": before, "after": after}
+        if second is None:
+            given = looping.loop(first, **sides)
+        else:
+            given = connecting.connect(*_as_many(first, second), **sides)
+        made = self.fill(given, before + closing + after)
+        return _joined(*early, made[:, before : before + closing])
+
+    def blend(self, first: np.ndarray, second: np.ndarray, frames: int, strength: float) -> np.ndarray:
+        """`frames` in which the end of the first turns into the beginning of the second."""
+        if self.generator.experiment.dit.condition_channels:
+            raise ConfigError("this model is told of given frames, not of blends: connect the videos without blend")
+        grouping = self.grouping
+        for name, video, known in (("first", first, grouping.first), ("second", second, grouping.step)):
+            if video.shape[1] < frames + known:
+                raise ShapeError(
+                    f"frames={frames} in which both run at once: {name} has {video.shape[1]} frames, give a video of "
+                    f"{frames + known} or more, or a shorter blend"
+                )
+        has = first.shape[1] - frames, second.shape[1] - frames
+        ends = connecting.contexts(frames, has=has, window=self.window, grouping=grouping)
+        if ends is None:
+            most = grouping.tail(self.window - grouping.first - grouping.step)
+            mend = f"give at most {most}" if most else f"give window={grouping.first + 2 * grouping.step} or more"
+            raise ShapeError(f"frames={frames} do not fit a window of {self.window} between known ends: {mend}")
+        before, after = ends
+        sides = {"before": before, "after": after, "strength": strength, "grouping": grouping}
+        given = connecting.blend(first, second, frames=frames, **sides)
+        return self.fill(given, before + frames + after)[:, before : before + frames]
+
+
+def _as_many(*videos: np.ndarray) -> list[np.ndarray]:
+    """Videos of one entry beside others of b: all of b."""
+    count = max(map(len, videos))
+    return [np.broadcast_to(video, (count, *video.shape[1:])) for video in videos]
+
+
+def _joined(*videos: np.ndarray) -> np.ndarray:
+    """One after the other: [b t h w 3]."""
+    return np.concatenate(_as_many(*videos), axis=1)
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise ShapeError(f"{name}={value}: give 1 or more")
+    return value
