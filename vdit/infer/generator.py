@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -88,7 +89,7 @@ class Generator:
         changes = {"sampler": sampler, "steps": steps, "guidance": guidance, "low_guidance": low_guidance}
         changes |= {"interval": interval, "rescale": rescale}
         changes |= {"known_level": known_level, "context_guidance": context_guidance}
-        method = sample_method(self.experiment, **{k: v for k, v in changes.items() if v is not None})
+        method = self.method(**changes)
         if image is not None:
             size = self.experiment.sample.size if size is None else size
             given = self._first_frame(image, size, len(prompts))
@@ -96,7 +97,7 @@ class Generator:
             size, given, method = given.video.shape[2:4], _for_each(given, len(prompts)), _beginning(method, given)
         task = self.task(method, frames, size, given=given is not None, decode=not latents)
         noise = None if noise is None else self._noise(noise, task, len(prompts))
-        tokens = self._tokens(prompts), self._tokens([negative] * len(prompts))
+        tokens = self.tokens(prompts), self.tokens([negative] * len(prompts))
         models = self.params, self.vae.params, self.vae.statistics
         return draw(task, self.mesh, *models, *tokens, jax.random.key(seed), noise, given)
 
@@ -125,8 +126,13 @@ class Generator:
             decode=decode,
         )
 
-    def _tokens(self, prompts: list[str]) -> Prompts:
-        return tokenize(self.tokenizer, prompts, length=self.experiment.text.max_length)
+    def method(self, **changes: Any) -> Method:
+        """How videos are sampled: as the experiment does, but for `changes` that are not None (see __call__)."""
+        return sample_method(self.experiment, **{k: v for k, v in changes.items() if v is not None})
+
+    def tokens(self, prompts: Sequence[str]) -> Prompts:
+        """Prompts as the model reads them."""
+        return tokenize(self.tokenizer, list(prompts), length=self.experiment.text.max_length)
 
     def _first_frame(self, image: Array, size: tuple[int, int], count: int) -> Given:
         images = as_bytes(image)

@@ -16,8 +16,10 @@ from vdit.dist.rules import constrain, ways
 from vdit.errors import ConfigError
 from vdit.samplers.base import Denoise, Sampler
 from vdit.samplers.grid import Grid, resolve
+from vdit.samplers.invert import invert
 from vdit.tasks.canvas import Canvas, CanvasTokens, Prompts, canvas_tokens, dense_rows
 from vdit.tasks.network import HIGH, LOW, Network
+from vdit.tasks.structure import Structure
 from vdit.types import Array, PyTree, Row
 
 RUNNING = -1.0  # stands for the level that sampling is at, where slots may have levels of their own
@@ -35,6 +37,8 @@ class Method:
         the small errors that a long rollout would add up.
     context_guidance: how strongly to follow what is known: 1 as the model says, more moves away from its prediction
         without (that frames are pure noise; history guidance, Song et al. 2025). Costs a further row (clean only).
+    structure: low frequencies that are the canvas' while sampling is above a level; then its latents matter at level
+        1 too. None: none are.
     """
 
     schedule: Schedule
@@ -46,6 +50,7 @@ class Method:
     known: Literal["clean", "noised"] = "clean"
     known_level: float = 0.0
     context_guidance: float = 1.0
+    structure: Structure | None = None
 
     def __post_init__(self) -> None:
         if self.known not in ("clean", "noised"):
@@ -87,7 +92,7 @@ def fill(
         noise = jax.random.normal(noise_key, tokens.values.shape, jnp.float32)
     else:
         noise = patchify(noise.astype(jnp.float32), network.dit.patch)
-    held = _Held(tokens=tokens, noise=noise, method=method)
+    held = _Held(tokens=tokens, noise=noise, method=method, patch=network.dit.patch)
     scenes = _scenes(network, canvas, tokens, prompts, negative, noise, method)
     scene = _lay_out(jax.tree.map(_interleave, *scenes) if len(scenes) > 1 else scenes[0])
     scene = dataclasses.replace(scene, text=network.encode_text(params, scene.row))
@@ -104,6 +109,37 @@ def fill(
     return unpatchify(x, tokens.grid, network.dit.patch)
 
 
+def noise_of(
+    network: Network, params: PyTree, canvas: Canvas, prompts: Prompts, key: Array, method: Method
+) -> Array:
+    """The noise from which the model, told what the canvas shows, would make it: float32 [b t h w c].
+
+    prompts: what it shows. Given to `fill` as its noise, sampling begins at the grid's first level where the inverted
+    latents lie, so with these prompts, Euler's method and no guidance it comes back to the canvas. Where that is known,
+    beside the noise of which models are told, the noise is drawn from `key`. Traceable.
+    """
+    method = dataclasses.replace(
+        method, guidance=Guidance(), low_guidance=None, context_guidance=1.0, known_level=0.0, structure=None
+    )
+    tokens = canvas_tokens(canvas, network.dit.patch)
+    (scene,) = _scenes(network, canvas, tokens, prompts, prompts, tokens.values, method)
+    scene = _lay_out(scene)
+    scene = dataclasses.replace(scene, text=network.encode_text(params, scene.row))
+    known = (tokens.level == 0)[..., None] if method.known == "clean" else jnp.zeros((), bool)
+    x = invert(
+        _denoiser(network, params, scene, method),
+        constrain(tokens.values, Row.AXES["values"]),
+        schedule=method.schedule,
+        prediction=method.prediction,
+        grid=method.grid,
+        project=lambda x, t: jnp.where(known, tokens.values, x),
+    )
+    start = resolve(method.grid, method.schedule)[0]
+    noise = (x - float(method.schedule.alpha(start)) * tokens.values) / float(method.schedule.sigma(start))
+    drawn = jax.random.normal(key, noise.shape, jnp.float32)
+    return unpatchify(jnp.where(known, drawn, noise), tokens.grid, network.dit.patch)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Held:
     """What is not free: tokens at or above their own level follow the canvas. A sampler's `project`."""
@@ -111,18 +147,29 @@ class _Held:
     tokens: CanvasTokens
     noise: Array
     method: Method
+    patch: tuple[int, int, int]
 
     def __call__(self, x: Array, t: Array | float) -> Array:
         level, schedule, given = self.tokens.level[..., None], self.method.schedule, self.tokens.values
-        # The margin is for levels that float32 rounds to either side of a grid's.
+        noised = add_noise(schedule, given, self.noise, jnp.float32(t))
+        # The margins are for levels that float32 rounds to either side of a grid's.
+        if self.method.structure is not None:
+            # What is known may lie in x without noise: it has no part in the difference.
+            more = self._low(jnp.where(level == 0, 0.0, noised - x))
+            x = jnp.where(t > self.method.structure.until - 1e-6, x + more, x)
         follows = (level < 1.0) & (t > level - 1e-6)
-        x = jnp.where(follows, add_noise(schedule, given, self.noise, jnp.float32(t)), x)
+        x = jnp.where(follows, noised, x)
         if self.method.known == "noised":
             return x
         lightly = given
         if self.method.known_level:
             lightly = add_noise(schedule, given, self.noise, jnp.float32(self.method.known_level))
         return jnp.where(level == 0, lightly, x)
+
+    def _low(self, x: Array) -> Array:
+        """Low frequencies of tokens [b n p]."""
+        latents = unpatchify(x, self.tokens.grid, self.patch)
+        return patchify(self.method.structure.low(latents), self.patch)
 
     def start(self) -> Array:
         """The noisiest level of a schedule may hold a little data; from noise alone is where sampling starts."""

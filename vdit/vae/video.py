@@ -52,6 +52,20 @@ class VideoVAE:
         parts = decode_stream(chunk, self.config, latents, latent_frames=latent_frames)
         return jnp.clip(jnp.concatenate(list(parts), 1), -1.0, 1.0)
 
+    def encode_chunk(self, video: Array, cache: PyTree = None) -> tuple[Array, PyTree]:
+        """The next frames of a video, as VAE.encode_chunk: 1 + stride*k at its start (cache None), later stride*k.
+
+        -> their latents, normalised, and the next cache.
+        """
+        gaussian, cache = _encode_chunk(self.config)(self.params, _as_float(video), cache)
+        return normalise(gaussian.mean, self.statistics), cache
+
+    def decode_chunk(self, latents: Array, cache: PyTree = None) -> tuple[Array, PyTree]:
+        """The next latents of a video, as VAE.decode_chunk -> their frames in [-1, 1], and the next cache."""
+        latents = denormalise(jnp.asarray(latents, jnp.float32), self.statistics)
+        video, cache = _decode_chunk(self.config)(self.params, latents, cache)
+        return jnp.clip(video, -1.0, 1.0), cache
+
 
 def _as_float(video: Array) -> Array:
     if np.ndim(video) != 5 or np.shape(video)[-1] != 3:
