@@ -146,7 +146,7 @@ def test_help_config_lists_keys_that_overrides_take(capsys):
 
 def test_command_line_says_what_the_library_does():
     from vdit import samplers
-    from vdit.cli.sample import SAMPLERS
+    from vdit.cli.output import SAMPLERS
     from vdit.cli.train import STAGES
     from vdit.train import stages
 

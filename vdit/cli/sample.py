@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import re
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vdit.cli.parser import UsageError, at_least, nearest, size
-from vdit.cli.prompts import read_prompts
-from vdit.errors import ConfigError
+from vdit.cli import output
+from vdit.cli.parser import UsageError, at_least, size
+from vdit.cli.prompts import Wish, read_wishes
 
 SUMMARY = "make videos of prompts with a trained run, or with public weights"
 DESCRIPTION = """\
-Writes one video for each prompt, by a run (its averaged parameters), an imported model, or, with --model, a folder
-of public weights: Wan 2.1 and 2.2, DiT. What is not given (frames, size, steps, guidance, sampler) is as in the run's
-own `sample` config, or as the public model is meant to be sampled. The same seed, prompts and sizes give the same
-videos; each number of prompts at once, size and duration compiles once."""
+Writes a video for each prompt, or one for each prompt and seed, by a run (its averaged parameters), an imported model,
+or, with --model, a folder of public weights: Wan 2.1 and 2.2, DiT. What is not given (frames, size, steps, guidance,
+sampler) is as in the run's own `sample` config, or as the public model is meant to be sampled. The same seed, prompt
+and size give the same video, whatever is made beside it (ddpm: in the same command); each number of videos at once,
+size and duration compiles once."""
 EPILOG = """\
 examples:
   vdit sample runs/mine "a dog runs" --out dog.mp4
-  vdit sample runs/mine "a dog runs" "a cat sleeps" --out samples --frames 33 --size 64x96
+  vdit sample runs/mine "a dog runs" "a cat sleeps" --out samples --frames 33 --size 64x96 --count 4
   vdit sample runs/mine --prompts prompts.txt --out samples --guidance 5 --negative "blurred" --steps 50
   vdit sample runs/mine "a dog" --frames 1 --out dog.png
   vdit sample --model Wan2.1-T2V-1.3B-Diffusers "a dog runs" --out dog.mp4 --weights int8
@@ -27,142 +30,141 @@ examples:
   vdit sample --model DiT-XL-2-256 207 "golden retriever" --out dogs
   vdit sample runs/mine "a long walk" --frames 1441 --mesh sequence=8 --out walk.mp4      one video by 8 devices
 
-On several hosts, start the same command on each, as `vdit train` (see its --help); the first writes the files.
---out is a file for one prompt (.mp4, .webm, .gif; .png for one frame), or a folder."""
-TAKES_OVERRIDES = False
+A line of a .jsonl or .csv file of --prompts may say more of its own video; the rest is as the command says:
+  {"prompt": "a dog runs", "negative": "blurred", "seed": 7, "frames": 33, "size": "64x96", "out": "dog.mp4"}
 
-VIDEO, IMAGE = (".mp4", ".webm", ".gif"), (".png", ".jpg")
-# As in vdit.samplers, which is not imported here: help must be quick. A test compares them.
-SAMPLERS = ("ddim", "ddpm", "dpmpp2m", "euler", "heun", "unipc")
-WEIGHTS, COMPUTE = ("float32", "bfloat16", "int8", "fp8"), ("float32", "bfloat16")
+On several hosts, start the same command on each, as `vdit train` (see its --help); the first writes the files.
+--out is a file for one prompt (.mp4, .webm, .gif, lossless .mkv; .png or .jpg for one frame), or a folder."""
+TAKES_OVERRIDES = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="RUN PROMPT", help="the folder of a run, then texts; quote them")
-    parser.add_argument("--model", metavar="FOLDER", help="public weights, in the place of RUN")
     parser.add_argument("--prompts", dest="file", metavar="FILE", help="prompts, as .txt (one a line), .jsonl or .csv")
     parser.add_argument("--out", default="samples", metavar="PATH", help="a file or a folder; default: %(default)s")
     parser.add_argument("--image", metavar="FILE", help="the first frame; scaled to cover the size, and cut around")
     parser.add_argument("--frames", type=at_least(1), metavar="N", help="1 + a multiple of the VAE's stride in time")
     parser.add_argument("--size", metavar="HxW", help="height x width in pixels, as in 64x96")
     parser.add_argument("--fps", type=at_least(0.1, float), help="of the files; default: the run's own")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="default: 0")
-    parser.add_argument("--steps", type=at_least(1), metavar="N", help="sampler steps")
-    parser.add_argument("--guidance", type=at_least(0, float), metavar="SCALE", help="1 for none")
-    parser.add_argument("--negative", default="", metavar="TEXT", help="a prompt to guide away from")
-    parser.add_argument("--sampler", metavar="NAME", help=f"one of {', '.join(SAMPLERS)}")
-    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="may be repeated")
-    parser.add_argument("--weights", choices=WEIGHTS, help="how weights are held; default: as they are stored")
-    parser.add_argument("--compute", choices=COMPUTE, help="type of products; default: the run's; public: by device")
-    parser.add_argument(
-        "--mesh", metavar="AXES", help="how devices share the work, as in fsdp=2,sequence=4; default: data=-1"
-    )
+    output.add_sampling(parser)
+    output.add_seeds(parser)
+    output.add_model(parser)
     parser.add_argument("--batch", type=at_least(1), default=8, metavar="N", help="videos made at once; default: 8")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """One video to be made. size: (height, width)."""
+
+    prompt: str
+    negative: str
+    seed: int
+    frames: int
+    size: tuple[int, int]
+    path: Path
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
-    if not options.words and not options.model:
-        raise UsageError("no model: give RUN, the folder of a run, or --model FOLDER (see vdit sample --help)")
-    folder, *texts = options.words if options.model is None else [options.model, *options.words]
-    prompts = [*texts, *(read_prompts(options.file) if options.file else ())]
-    if not prompts:
+    folder, texts = output.split_model(options)
+    wishes = [*(Wish(prompt=text) for text in texts), *(read_wishes(options.file) if options.file else ())]
+    if not wishes:
         raise UsageError("nothing to sample: give a PROMPT, or --prompts FILE (see vdit sample --help)")
-    if options.sampler is not None and options.sampler not in SAMPLERS:
-        hint = nearest(options.sampler, SAMPLERS)
-        raise UsageError(f"sampler {options.sampler!r} is unknown{hint} (samplers: {', '.join(SAMPLERS)})")
+    output.check_sampler(options)
     wanted_size = None if options.size is None else size(options.size)
-    _check_out(Path(options.out), len(prompts), options.frames)
-
-    from vdit.cli.hosts import joined
-
-    asked = {name: value for name, value in vars(options).items() if name not in ("run", "parser")}
-    with joined({"the command": str(asked)}):
-        _sample(options, folder, prompts, wanted_size)
+    _check_out(options, wishes, output.seeds_of(options))
+    with output.opened(options, folder) as generator:
+        defaults = generator.experiment.sample
+        jobs = _jobs(
+            options, wishes, output.seeds_of(options), options.frames or defaults.frames, wanted_size or defaults.size
+        )
+        _sample(options, generator, jobs)
     return 0
 
 
-def _sample(options: argparse.Namespace, folder: str, prompts: list[str], wanted_size: tuple[int, int] | None) -> None:
-    from vdit.cli.cache import keep_compiled
-    from vdit.dist.mesh import make_mesh
-    from vdit.dist.multihost import is_first
-    from vdit.infer import load
+def _check_out(options: argparse.Namespace, wishes: Sequence[Wish], seeds: Sequence[int]) -> None:
+    """Before anything is loaded: can the videos go there?"""
+    out, count = Path(options.out), sum(len(_seeds(options, wish, seeds)) for wish in wishes)
+    what = "prompts" if count == len(wishes) else "videos"
+    output.check_out(out, count=count, what=what, frames=wishes[0].frames or options.frames, fps=options.fps)
+    for wish in wishes:
+        if wish.out is not None:
+            if output.is_file(out):
+                raise UsageError(f"--out {out}: is a file, and {options.file} names {wish.out}; give a folder")
+            output.check_suffix(Path(wish.out), wish.frames or options.frames, options.fps, name=f"out {wish.out}")
+
+
+def _seeds(options: argparse.Namespace, wish: Wish, seeds: Sequence[int]) -> list[int]:
+    """A line's own seed stands alone, or is the first of --count."""
+    return list(seeds) if wish.seed is None else [wish.seed + k for k in range(options.count or 1)]
+
+
+def _jobs(
+    options: argparse.Namespace, wishes: Sequence[Wish], seeds: Sequence[int], frames: int, size: tuple[int, int]
+) -> list[Job]:
+    """A job for each wish and seed. frames, size: of wishes that say nothing of them."""
+    out, jobs, taken = Path(options.out), [], set()
+    for number, wish in enumerate(wishes):
+        own = _seeds(options, wish, seeds)
+        for seed in own:
+            shown, length = seed if len(own) > 1 else None, wish.frames or frames
+            if wish.out is not None:
+                path = out / output.with_seed(Path(wish.out), shown)
+            else:
+                path = out / output.file_name(number, wish.prompt, frames=length, seed=shown)
+            path = out if output.is_file(out) else path
+            if path in taken:
+                raise UsageError(f"{options.file} names {wish.out} twice: give each prompt a file of its own")
+            taken.add(path)
+            negative = options.negative if wish.negative is None else wish.negative
+            video = {"frames": length, "size": wish.size or size}
+            jobs.append(Job(prompt=wish.prompt, negative=negative, seed=seed, path=path, **video))
+    return jobs
+
+
+def _sample(options: argparse.Namespace, generator, jobs: list[Job]) -> None:
     from vdit.infer.images import read_image
+    from vdit.infer.noise import noise_of
 
-    keep_compiled()
-    mesh = make_mesh(_mesh(options.mesh))
     image = None if options.image is None else read_image(options.image)
-    generator = load(folder, mesh, compute=options.compute, weights=options.weights, lora=options.lora)
-    defaults = generator.experiment.sample
-    frames = options.frames or defaults.frames
-    paths = _paths(Path(options.out), prompts, frames)
-    batch = min(options.batch, len(prompts))
-    for start in range(0, len(prompts), batch):
-        texts = prompts[start : start + batch]
-        padded = texts + [""] * (batch - len(texts))  # one compilation serves the last batch too
+    fps = options.fps or generator.experiment.sample.fps
+    names = ("steps", "guidance", "sampler")
+    asked = {name: getattr(options, name) for name in names}
+    for job in jobs:  # what cannot be made is told before anything is
+        generator.task(generator.method(), job.frames, job.size, given=True)
+    display = output.progress("videos", len(jobs)) if len(jobs) > options.batch else None
+    done = 0
+    for batch, count in _batches(jobs, options.batch):
+        first = batch[0]
+        video = {"frames": first.frames, "size": first.size}
         videos = generator(
-            padded,
+            [job.prompt for job in batch],
             image=image,
-            frames=frames,
-            size=wanted_size,
-            seed=options.seed + start,
-            steps=options.steps,
-            guidance=options.guidance,
-            negative=options.negative,
-            sampler=options.sampler,
+            seed=first.seed,
+            noise=noise_of(generator, [job.seed for job in batch], **video),
+            negative=first.negative,
+            **video,
+            **asked,
         )
-        for path, video in zip(paths[start:], videos[: len(texts)]) if is_first() else ():
-            _write(path, video, options.fps or defaults.fps)
-            print(path, flush=True)
+        for job, made in zip(batch[:count], videos):
+            output.write(job.path, made, fps)
+        done += count
+        if display is not None:
+            display.update(done, {})
+    if display is not None:
+        display.close()
 
 
-def _mesh(text: str | None):
-    """"fsdp=2,sequence=4" -> MeshConfig, in which what is not named is 1, or all that are left along data."""
-    from vdit.config import apply_overrides
-    from vdit.dist.mesh import MeshConfig
+def _batches(jobs: Sequence[Job], most: int) -> Iterator[tuple[list[Job], int]]:
+    """(jobs that are made at once, how many of them count): of one shape and one negative prompt.
 
-    try:
-        return apply_overrides(MeshConfig(), [] if text is None else text.split(","))
-    except ConfigError as error:
-        raise UsageError(f"--mesh {text}: {error}") from None
-
-
-def _check_out(out: Path, count: int, frames: int | None) -> None:
-    """Before anything is loaded: can the prompts go there?"""
-    if not out.suffix or out.is_dir():
-        return
-    if out.suffix.lower() not in VIDEO + IMAGE:
-        raise UsageError(f"--out {out}: ends in {out.suffix!r}; use {', '.join(VIDEO + IMAGE)}, or a folder")
-    if count > 1:
-        raise UsageError(f"--out {out}: is one file for {count} prompts; give a folder")
-    if out.suffix.lower() in IMAGE and frames != 1:
-        raise UsageError(f"--out {out}: is an image; add --frames 1, or use {', '.join(VIDEO)}")
-
-
-def _paths(out: Path, prompts: list[str], frames: int) -> list[Path]:
-    """A file for each prompt, in a folder that exists by now."""
-    if out.suffix and not out.is_dir():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return [out]
-    out.mkdir(parents=True, exist_ok=True)
-    suffix = ".png" if frames == 1 else ".mp4"
-    return [out / f"{number:03}-{_slug(prompt)}{suffix}" for number, prompt in enumerate(prompts)]
-
-
-def _slug(prompt: str) -> str:
-    return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48].strip("-") or "empty"
-
-
-def _write(path: Path, video, fps: float) -> None:
-    """video: float32 [t h w 3] in [-1, 1]."""
-    import numpy as np
-
-    from vdit.video_io import write_video
-
-    video = np.asarray(video)
-    if path.suffix.lower() not in IMAGE:
-        write_video(path, video, fps=fps)
-        return
-    from PIL import Image
-
-    Image.fromarray(np.round((video[0] + 1) * 127.5).astype(np.uint8)).save(path)
+    Those of one shape are all as long, filled up with the last job, so that each shape compiles once; they follow each
+    other, in the order in which shapes come first.
+    """
+    shape = lambda job: (job.frames, job.size)  # noqa: E731
+    for wanted in dict.fromkeys(map(shape, jobs)):
+        alike = [job for job in jobs if shape(job) == wanted]
+        groups = [[job for job in alike if job.negative == n] for n in dict.fromkeys(job.negative for job in alike)]
+        length = min(most, max(map(len, groups)))
+        for batch in itertools.chain.from_iterable(output.batches(group, length) for group in groups):
+            yield batch + batch[-1:] * (length - len(batch)), len(batch)

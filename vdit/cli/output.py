@@ -1,0 +1,195 @@
+"""What the commands share that make videos: options of the model and the sampler, names of files, writing them.
+
+Nothing heavy is imported before it is needed: help must be quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vdit.cli.parser import UsageError, at_least, nearest
+from vdit.errors import ConfigError
+
+VIDEO, IMAGE = (".mp4", ".webm", ".gif", ".mkv"), (".png", ".jpg")
+GIF_FPS = 50  # the most that the format can say
+# As in vdit.samplers, which is not imported here. A test compares them.
+SAMPLERS = ("ddim", "ddpm", "dpmpp2m", "euler", "heun", "unipc")
+WEIGHTS, COMPUTE = ("float32", "bfloat16", "int8", "fp8"), ("float32", "bfloat16")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Options of which model it is, and how it is held and shared out."""
+    parser.add_argument("--model", metavar="FOLDER", help="public weights, in the place of RUN")
+    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="may be repeated")
+    parser.add_argument("--weights", choices=WEIGHTS, help="how weights are held; default: as they are stored")
+    parser.add_argument("--compute", choices=COMPUTE, help="type of products; default: the run's; public: by device")
+    parser.add_argument(
+        "--mesh", metavar="AXES", help="how devices share the work, as in fsdp=2,sequence=4; default: data=-1"
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Options of how videos are sampled."""
+    parser.add_argument("--seed", type=at_least(0), default=0, help="default: 0")
+    parser.add_argument("--steps", type=at_least(1), metavar="N", help="sampler steps")
+    parser.add_argument("--guidance", type=at_least(0, float), metavar="SCALE", help="by the prompt; 1 for none")
+    parser.add_argument("--negative", default="", metavar="TEXT", help="a prompt to guide away from")
+    parser.add_argument("--sampler", metavar="NAME", help=f"one of {', '.join(SAMPLERS)}")
+
+
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    """Options of making each video several times."""
+    parser.add_argument("--seeds", type=_seeds, metavar="A,B,...", help="a video of each prompt with each of these")
+    parser.add_argument("--count", type=at_least(1), metavar="N", help="N videos of each prompt, seeds from --seed up")
+
+
+def seeds_of(options: argparse.Namespace) -> list[int]:
+    """The seeds asked for by --seed, --seeds and --count."""
+    if options.seeds is not None and (options.count is not None or options.seed):
+        raise UsageError("--seeds names all seeds: leave --seed and --count out, or give --seed and --count instead")
+    return options.seeds or [options.seed + k for k in range(options.count or 1)]
+
+
+def split_model(options: argparse.Namespace) -> tuple[str, list[str]]:
+    """(the model's folder, the words after it) of options.words and --model."""
+    if not options.words and not options.model:
+        help_ = f"(see vdit {options.command} --help)"
+        raise UsageError(f"no model: give RUN, the folder of a run, or --model FOLDER {help_}")
+    folder, *words = options.words if options.model is None else [options.model, *options.words]
+    return folder, words
+
+
+def check_sampler(options: argparse.Namespace) -> None:
+    if options.sampler is not None and options.sampler not in SAMPLERS:
+        hint = nearest(options.sampler, SAMPLERS)
+        raise UsageError(f"sampler {options.sampler!r} is unknown{hint} (samplers: {', '.join(SAMPLERS)})")
+
+
+def is_file(out: Path) -> bool:
+    """Whether --out names one file, and no folder."""
+    return bool(out.suffix) and not out.is_dir()
+
+
+def check_out(
+    out: Path, *, count: int = 1, what: str = "prompts", frames: int | None = None, fps: float | None = None
+) -> None:
+    """Before anything is loaded: can `count` videos of `frames` frames (None: not known yet) go there?"""
+    if not is_file(out):
+        return
+    check_suffix(out, frames, fps, name=f"--out {out}")
+    if count > 1:
+        raise UsageError(f"--out {out}: is one file for {count} {what}; give a folder")
+
+
+def check_suffix(path: Path, frames: int | None, fps: float | None = None, *, name: str) -> None:
+    """UsageError, beginning with `name`, where a video of `frames` frames and this rate is not written so."""
+    suffix = path.suffix.lower()
+    if suffix not in VIDEO + IMAGE:
+        raise UsageError(f"{name}: ends in {path.suffix!r}; use {', '.join(VIDEO + IMAGE)}, or a folder")
+    if suffix in IMAGE and frames != 1:
+        raise UsageError(f"{name}: is an image; add --frames 1, or use {', '.join(VIDEO)}")
+    if suffix == ".gif" and fps is not None and fps > GIF_FPS:
+        raise UsageError(f"{name}: a gif shows at most {GIF_FPS} frames a second, not --fps {fps:g}: use .mp4")
+
+
+def file_name(number: int, prompt: str, *, frames: int, seed: int | None = None) -> str:
+    """"003-a-red-circle.mp4"; with a seed "003-a-red-circle-seed7.mp4"."""
+    slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48].strip("-") or "empty"
+    return with_seed(Path(f"{number:03}-{slug}{'.png' if frames == 1 else '.mp4'}"), seed).name
+
+
+def with_seed(path: Path, seed: int | None) -> Path:
+    return path if seed is None else path.with_stem(f"{path.stem}-seed{seed}")
+
+
+@contextlib.contextmanager
+def opened(options: argparse.Namespace, folder: str) -> Iterator:
+    """Around the work: the generator (vdit.infer), on one host or on several that start the same command."""
+    from vdit.cli.cache import keep_compiled
+    from vdit.cli.hosts import joined
+    from vdit.dist.mesh import make_mesh
+    from vdit.infer import load
+
+    asked = {name: value for name, value in vars(options).items() if name not in ("run", "parser")}
+    with joined({"the command": str(asked)}):
+        keep_compiled()
+        mesh = make_mesh(read_mesh(options.mesh))
+        yield load(folder, mesh, compute=options.compute, weights=options.weights, lora=options.lora)
+
+
+def read_mesh(text: str | None):
+    """"fsdp=2,sequence=4" -> MeshConfig, in which what is not named is 1, or all that are left along data."""
+    from vdit.config import apply_overrides
+    from vdit.dist.mesh import MeshConfig
+
+    try:
+        return apply_overrides(MeshConfig(), [] if text is None else text.split(","))
+    except ConfigError as error:
+        raise UsageError(f"--mesh {text}: {error}") from None
+
+
+def write(path: Path, video, fps: float) -> None:
+    """Writes float32 [t h w 3] in [-1, 1] (of an image one frame), makes the folder, and prints the path.
+
+    On several hosts the first alone does.
+    """
+    import numpy as np
+
+    from vdit.dist.multihost import is_first
+    from vdit.video_io import write_video
+
+    if not is_first():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    video = np.asarray(video)
+    if path.suffix.lower() not in IMAGE:
+        write_video(path, video, fps=fps)
+    else:
+        from PIL import Image
+
+        image = Image.fromarray(np.round((video[0] + 1) * 127.5).astype(np.uint8))
+        image.save(path, **({"quality": 95} if path.suffix.lower() == ".jpg" else {}))
+    print(path, flush=True)
+
+
+def say(line: str) -> None:
+    """Prints; on several hosts the first alone does."""
+    from vdit.dist.multihost import is_first
+
+    if is_first():
+        print(line, flush=True)
+
+
+def progress(name: str, total: int):
+    """A display of how many of `total` are made and the time left, on stderr; stdout is for names of files.
+
+    None where there is nothing to wait for, or another host shows it.
+    """
+    import sys
+
+    from rich.console import Console
+
+    from vdit.dist.multihost import is_first
+    from vdit.train.progress import Lines, make_display
+
+    if total < 2 or not is_first():
+        return None
+    # A bar moves lines of stdout above itself, which must not happen where stdout goes to a file.
+    kind = make_display if sys.stdout.isatty() else Lines
+    return kind(name, total, 0, console=Console(stderr=True))
+
+
+def _seeds(text: str) -> list[int]:
+    seeds = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in seeds) or len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"{text!r} must be different whole numbers from 0 up, as in 0,1,2")
+    return [int(part) for part in seeds]
+
+
+def batches(items: Sequence, size: int) -> Iterator[list]:
+    """Runs of `size` items; the last may be shorter."""
+    return (list(items[start : start + size]) for start in range(0, len(items), size))
