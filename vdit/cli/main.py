@@ -7,7 +7,19 @@ import traceback
 from collections.abc import Sequence
 
 import vdit
-from vdit.cli import export_model, import_model, plan, quickstart, reconstruct, sample, train
+from vdit.cli import (
+    animate,
+    connect,
+    export_model,
+    extend,
+    import_model,
+    loop,
+    plan,
+    quickstart,
+    reconstruct,
+    sample,
+    train,
+)
 from vdit.cli.ending import ending
 from vdit.cli.parser import Parser, UsageError, nearest, refuse_unknown, take_overrides
 from vdit.errors import MEND
@@ -17,6 +29,10 @@ COMMANDS = {
     "train": train,
     "plan": plan,
     "sample": sample,
+    "animate": animate,
+    "extend": extend,
+    "loop": loop,
+    "connect": connect,
     "reconstruct": reconstruct,
     "import": import_model,
     "export": export_model,
@@ -37,6 +53,7 @@ examples:
   vdit plan experiments/dit_xl_pod.py                what a pod needs for it, compiled without one
   vdit sample runs/mine "a dog runs" --out dog.mp4
   vdit sample --model Wan2.1-T2V-1.3B-Diffusers "a dog runs" --out dog.mp4
+  vdit animate runs/mine dog.jpg "a dog runs"      and vdit extend, vdit loop, vdit connect: from images and videos
   vdit import Wan2.1-T2V-1.3B-Diffusers runs/wan   and vdit export runs/wan FOLDER, the way back
   vdit reconstruct runs/mine video.mp4 --out check
 

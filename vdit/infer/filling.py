@@ -68,6 +68,12 @@ def window_of(generator: Generator, window: int | None = None) -> int:
     return grouping.head(window)
 
 
+def usual_passage(generator: Generator, window: int | None = None) -> int:
+    """Frames of a passage that leaves about half of the window to what is known on its sides."""
+    grouping = grouping_of(generator)
+    return max(grouping.step, grouping.tail(window_of(generator, window) // 2))
+
+
 def fill(
     generator: Generator,
     prompts: Prompts,

@@ -21,7 +21,17 @@ from typing import Unpack
 import numpy as np
 
 from vdit.errors import ConfigError, ShapeError
-from vdit.infer.filling import Prompts, Sampling, Video, fill, frames_of, grouping_of, window_of, window_seed
+from vdit.infer.filling import (
+    Prompts,
+    Sampling,
+    Video,
+    fill,
+    frames_of,
+    grouping_of,
+    usual_passage,
+    window_of,
+    window_seed,
+)
 from vdit.infer.generator import Generator
 from vdit.infer.images import as_bytes, fit_images
 from vdit.tasks import animate as animating
@@ -183,13 +193,9 @@ class _Run:
 
     def passage_frames(self, name: str, frames: int | None) -> int:
         if frames is None:
-            return self._half()
+            return usual_passage(self.generator, self.window)
         self.grouping.check_passage(name, frames)
         return frames
-
-    def _half(self) -> int:
-        """Frames of a passage that leaves half of the window to what is known."""
-        return max(self.grouping.step, self.grouping.tail(self.window // 2))
 
     def fill(self, given, frames: int, **kept) -> np.ndarray:
         return fill(
@@ -235,7 +241,7 @@ class _Run:
         more = {"window": self.window, "grouping": self.grouping}
         ends, early, closing = connecting.contexts(frames, has=has, **more), [], frames
         if ends is None:
-            closing = min(frames, self._half())
+            closing = min(frames, usual_passage(self.generator, self.window))
             ends = connecting.contexts(closing, has=has, **more)
             if ends is None:
                 least = self.grouping.first + 2 * self.grouping.step

@@ -1,0 +1,50 @@
+"""`vdit animate`: an image, or several at chosen times, become a video."""
+
+from __future__ import annotations
+
+import argparse
+
+from vdit.cli import canvas
+from vdit.cli.parser import UsageError
+
+SUMMARY = "make a video of an image, or of several at chosen times"
+DESCRIPTION = """\
+Writes a video in which the images are frames: the first one its first frame, others at the time that stands after
+their name. They are scaled to cover the size, and cut around their middle."""
+EPILOG = """\
+examples:
+  vdit animate runs/mine dog.jpg "a dog runs" --frames 2s --out dog.mp4
+  vdit animate runs/mine dog.jpg end.jpg@1.5s "a dog runs" --frames 2s --fps 24
+  vdit animate --model Wan2.1-I2V-14B-480P-Diffusers dog.jpg "a dog runs" --size 480x832 --out dog.mp4
+
+Durations and times are frames (48) or seconds (2s)."""
+TAKES_OVERRIDES = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    canvas.add_arguments(parser, "IMAGE[@TIME]...", out="animated.mp4")
+    parser.add_argument("--frames", type=canvas.duration, metavar="TIME", help="how long; default: the model's own")
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    words = canvas.split_words(options, inputs=("IMAGE[@TIME]...",))
+    files, times = zip(*map(canvas.split_time, words.inputs))
+    if times.count(None) > 1:
+        untimed = [file for file, time in zip(files, times) if time is None]
+        raise UsageError(f"{' and '.join(untimed)}: one is the first frame; give others times, as in end.jpg@2s")
+    with canvas.opened(options, words) as generator:
+        from vdit.infer.images import read_image
+        from vdit.infer.making import animate
+
+        inputs, fps = canvas.read_inputs(options, files, generator, max_frames=1)
+        # As they are, not as they were fitted: a model's image encoder cuts them in its own way.
+        images = [read_image(given.path) if given.still else given.frames[0] for given in inputs]
+        frames = generator.experiment.sample.frames if options.frames is None else options.frames.frames(fps)
+        canvas.tell(words, fps, frames)
+        more = {"times": [0 if time is None else time.frames(fps) for time in times], "frames": frames}
+        more |= {"size": inputs[0].size, "window": options.window}
+        for seed in canvas.seeds(options):
+            made = animate(generator, words.prompt, images, **more, **canvas.sampling(options, seed))
+            canvas.finish(options, made[0], fps, seed)
+    return 0

@@ -1,0 +1,51 @@
+"""`vdit connect`: two videos become one, by a passage that is made between them or by a gradual blend."""
+
+from __future__ import annotations
+
+import argparse
+
+from vdit.cli import canvas
+from vdit.cli.parser import UsageError
+
+SUMMARY = "join two videos by a generated passage, or blend one into the other"
+DESCRIPTION = """\
+Writes the first video, a passage that leads from its end to the beginning of the second, and the second. Both stay as
+they are. With --blend both run at once for that long instead, and one gradually turns into the other."""
+EPILOG = """\
+examples:
+  vdit connect runs/mine dog.mp4 cat.mp4 "a dog turns into a cat" --frames 24 --out both.mp4
+  vdit connect runs/mine dog.mp4 cat.mp4 "a dog turns into a cat" --frames 2s --blend --strength 0.7
+
+Durations are frames (48) or seconds (2s). A passage, or a blend, is a multiple of the frames that are made at once;
+given in seconds it is rounded to one. The second video is taken at the rate of the first (or at --fps)."""
+TAKES_OVERRIDES = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    canvas.add_arguments(parser, "VIDEO VIDEO", out="connected.mp4")
+    parser.add_argument("--frames", type=canvas.duration, metavar="TIME", help="default: half of what is made at once")
+    parser.add_argument("--blend", action="store_true", help="one video turns into the other while both run")
+    parser.add_argument(
+        "--strength", type=float, metavar="LEVEL", help="of a blend: how freely its middle is made; 0.8"
+    )
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    words = canvas.split_words(options, inputs=("VIDEO", "VIDEO"))
+    if options.strength is not None and not options.blend:
+        raise UsageError("--strength: is of a blend; add --blend, or leave it out")
+    with canvas.opened(options, words) as generator:
+        from vdit.infer.making import connect
+
+        (first, second), fps = canvas.read_inputs(options, words.inputs, generator)
+        frames = canvas.passage_frames(options.frames, fps, generator, options.window)
+        whole = len(first.frames) + len(second.frames) + (-frames if options.blend else frames)
+        canvas.tell(words, fps, whole, frames)
+        more = {"frames": frames, "blend": options.blend, "window": options.window}
+        more |= {} if options.strength is None else {"strength": options.strength}
+        for seed in canvas.seeds(options):
+            videos = first.frames, second.frames
+            made = connect(generator, words.prompt, *videos, **more, **canvas.sampling(options, seed))
+            canvas.finish(options, made[0], fps, seed)
+    return 0

@@ -1,0 +1,48 @@
+"""`vdit extend`: a video goes on after its end, or begins earlier."""
+
+from __future__ import annotations
+
+import argparse
+
+from vdit.cli import canvas
+from vdit.cli.parser import UsageError, at_least
+
+SUMMARY = "make a video longer, forward, backward, or both"
+DESCRIPTION = """\
+Writes the video with more frames behind it (--after), ahead of it (--before), or both. Its own frames stay as they
+are. What is longer than the model makes at once is made piece by piece, each seeing the end of the one before."""
+EPILOG = """\
+examples:
+  vdit extend runs/mine dog.mp4 "a dog runs" --after 2s --out longer.mp4
+  vdit extend runs/mine dog.mp4 "a dog runs" --before 24 --after 24 --context 9 --size 64x96
+  vdit extend --model Wan2.2-TI2V-5B cat.mp4 "the cat jumps" --after 5s --out jump.mp4
+
+Durations are frames (48) or seconds (2s)."""
+TAKES_OVERRIDES = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    canvas.add_arguments(parser, "VIDEO", out="longer.mp4")
+    parser.add_argument("--after", type=canvas.duration, metavar="TIME", help="how much to make behind the video")
+    parser.add_argument("--before", type=canvas.duration, metavar="TIME", help="how much to make ahead of it")
+    parser.add_argument("--context", type=at_least(1), metavar="N", help="frames of it that are seen at most")
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    words = canvas.split_words(options, inputs=("VIDEO",))
+    if options.after is None and options.before is None:
+        raise UsageError("nothing to make: give --after TIME, --before TIME, or both")
+    with canvas.opened(options, words) as generator:
+        from vdit.infer.making import extend
+
+        (video,), fps = canvas.read_inputs(options, words.inputs, generator)
+        asked = {"before": options.before, "after": options.after}
+        lengths = {name: time.frames(fps) for name, time in asked.items() if time is not None}
+        made = sum(lengths.values())
+        canvas.tell(words, fps, len(video.frames) + made, made)
+        more = lengths | {"context": options.context, "window": options.window}
+        for seed in canvas.seeds(options):
+            longer = extend(generator, words.prompt, video.frames, **more, **canvas.sampling(options, seed))
+            canvas.finish(options, longer[0], fps, seed)
+    return 0

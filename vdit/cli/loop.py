@@ -1,0 +1,53 @@
+"""`vdit loop`: a video, or a prompt, becomes a loop."""
+
+from __future__ import annotations
+
+import argparse
+
+from vdit.cli import canvas
+from vdit.cli.parser import UsageError
+
+SUMMARY = "close a video, or one made of a prompt, to a loop"
+DESCRIPTION = """\
+Writes the video followed by a passage that leads from its end back to its beginning, so that it can be shown over
+and over without a jump. Its own frames stay as they are. Without a VIDEO one is made of the prompt first."""
+EPILOG = """\
+examples:
+  vdit loop runs/mine dog.mp4 "a dog runs" --out loop.mp4
+  vdit loop runs/mine dog.mp4 "a dog runs" --passage 24 --out loop.gif
+  vdit loop runs/mine "waves on a beach" --frames 2s --size 64x96 --out waves.mp4
+
+Durations are frames (48) or seconds (2s). A passage is a multiple of the frames that are made at once; given in
+seconds it is rounded to one."""
+TAKES_OVERRIDES = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    canvas.add_arguments(parser, "[VIDEO]", out="loop.mp4")
+    parser.add_argument("--passage", type=canvas.duration, metavar="TIME", help="default: half of what is made at once")
+    parser.add_argument("--frames", type=canvas.duration, metavar="TIME", help="of a video of the prompt alone")
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    words = canvas.split_words(options, inputs=("VIDEO",), least=0)
+    if words.inputs and options.frames is not None:
+        raise UsageError("--frames: is of a video made of the prompt; leave it out where VIDEO is given")
+    with canvas.opened(options, words) as generator:
+        from vdit.infer.making import loop
+
+        inputs, fps = canvas.read_inputs(options, words.inputs, generator)
+        passage = canvas.passage_frames(options.passage, fps, generator, options.window)
+        more = {"passage": passage, "window": options.window}
+        if inputs:
+            video = inputs[0].frames
+            canvas.tell(words, fps, len(video) + passage, passage)
+        else:
+            video, frames = None, generator.experiment.sample.frames
+            frames = frames if options.frames is None else options.frames.frames(fps)
+            more |= {"frames": frames, "size": canvas.asked_size(options)}
+            canvas.tell(words, fps, frames + passage)
+        for seed in canvas.seeds(options):
+            made = loop(generator, words.prompt, video, **more, **canvas.sampling(options, seed))
+            canvas.finish(options, made[0], fps, seed)
+    return 0
