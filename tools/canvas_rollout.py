@@ -1,0 +1,102 @@
+"""Long rollouts and simulations, measured: memory, drift, actions obeyed, speed (see canvas_report.py)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from canvas_measures import SEED, SHARE, Measure, as_bytes, scenes
+
+import vdit
+import vdit.worlds
+from vdit.eval.tracks import colour_drift, count_objects, displacements, track
+from vdit.infer.generator import Generator
+
+SHORT = 10  # seconds of the rollout that memory is compared with
+STEPS = 40  # of a simulation
+
+
+def rollout(generator: Generator, run: str, *, seconds: int, out: Path) -> Measure:
+    """7. A long video in the memory of a short one, and how colour and count of objects drift along it."""
+    scene = next(one for one in scenes(generator, "bounce", 16) if len(one.meta["objects"]) == 1)
+    fps = generator.experiment.sample.fps
+    files = {length: out / f"rollout-{length}s.mp4" for length in (SHORT, seconds)}
+    costs = {length: _run(run, scene.caption, length, file) for length, file in files.items()}
+    video = vdit.read_video(files[seconds]).frames
+    tenth = len(video) // 6
+    rgb = track(video).rgb
+    drift = colour_drift(rgb)
+    counts = np.array([count_objects(frame) for frame in video])
+    grey = np.median(video.reshape(len(video), -1), axis=1)
+    rows = []
+    for start in range(0, len(video) - tenth + 1, tenth):
+        part = slice(start, start + tenth)
+        rows.append({
+            "seconds": f"{start / fps:.0f} to {(start + tenth) / fps:.0f}",
+            "one object" + SHARE: float((counts[part] == 1).mean()),
+            "objects": float(counts[part].mean()),
+            "colour's distance from the start, of 255": float(np.nanmean(drift[part])),
+            "background": float(grey[part].mean()),
+        })  # fmt: skip
+    (short, short_time), (long, long_time) = costs[SHORT], costs[seconds]
+    what = (
+        f"{seconds} s at {fps:g} fps ({len(video)} frames) of {scene.caption!r}, made in {long_time:.0f} s, peak memory "
+        f"{long / 2**20:.0f} MiB; {SHORT} s in {short_time:.0f} s, {short / 2**20:.0f} MiB ({long / short - 1:+.1%})."
+    )
+    stills = video[:: max(1, len(video) // 12)]
+    cards = [(video[: 8 * int(fps)], "the first 8 s"), (video[-8 * int(fps) :], "the last 8 s")]
+    return Measure(name="rollout", what=what, rows=rows, cards=[*cards, (stills, "a frame of each twelfth")])
+
+
+def _run(run: str, prompt: str, seconds: int, file: Path) -> tuple[int, float]:
+    """(peak memory in bytes, seconds) of the command in a process of its own."""
+    command = [sys.executable, "-m", "vdit.cli.main", "rollout", run, prompt, "--seconds", str(seconds), "--seed", "1"]
+    began = time.perf_counter()
+    process = subprocess.Popen([*command, "--out", str(file)], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)}: failed")
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), time.perf_counter() - began
+
+
+def simulate(generator: Generator, count: int) -> Measure:
+    """8. Whether actions are obeyed, against the world under the same actions, and steps a second."""
+    sample, data = generator.experiment.sample, generator.experiment.data
+    world = vdit.worlds.make(data.world, seed=SEED, count=count, size=sample.size, fps=sample.fps)
+    random = np.random.default_rng(SEED)
+    rows: dict[str, list] = {"model": [], "stands still": []}
+    seconds, cards = [], []
+    for i in range(count):
+        actions = np.repeat(random.integers(-1, 2, (STEPS // 4, 2)), 4, axis=0).astype(np.float32)
+        truth = world.play(i, np.concatenate([np.zeros((1, 2), np.float32), actions]))
+        simulator = vdit.Simulator(generator, truth.caption, start=truth.video[0], seed=i)
+        frames = [truth.video[0]]
+        for action in actions:
+            began = time.perf_counter()
+            frames.extend(as_bytes(simulator.step(action)))
+            seconds.append(time.perf_counter() - began)
+        video = np.stack(frames)
+        scale = truth.meta["scale"]
+        wanted = truth.meta["displacement"][1:] * scale
+        for name, moved in (
+            ("model", displacements(track(video).centres)[1:]),
+            ("stands still", np.zeros_like(wanted)),
+        ):
+            error = np.nan_to_num(np.abs(moved - wanted).max(-1), nan=np.inf)
+            rows[name].append((error < 0.5 * world.step * scale).mean())
+        rows.setdefault("place", []).append(
+            np.linalg.norm(track(video).centres[-1] - truth.meta["objects"][0]["position"][-1] * scale) / scale
+        )
+        cards += [(video, truth.caption), (truth.video, "truth")]
+    compiled = np.median(seconds[len(seconds) // 2 :])
+    what = f"{count} scenes of {STEPS} actions each; {1 / compiled:.1f} steps a second. Obeyed: within half a step."
+    table = [
+        {"by": "model", "obeyed" + SHARE: float(np.mean(rows["model"])),
+         f"error of place after {STEPS} steps": float(np.nanmean(rows["place"]))},
+        {"by": "stands still", "obeyed" + SHARE: float(np.mean(rows["stands still"]))},
+    ]  # fmt: skip
+    return Measure(name="simulate", what=what, rows=table, cards=cards[:16], columns=4)
