@@ -1,0 +1,204 @@
+"""Videos made again, in whole or in part: edit, inpaint, outpaint.
+
+    clip = vdit.read_video("dog.mp4")
+    cat = vdit.edit(generator, "a cat runs", clip, strength=0.7)
+    without = vdit.inpaint(generator, "an empty meadow", clip, mask)
+    wide = vdit.outpaint(generator, "a dog runs on a meadow", clip, aspect=16 / 9)
+
+Videos are uint8 or float in [-1, 1], [t h w 3], or a Clip; height and width must be multiples of VAE stride x patch
+(vdit.infer.inputs.read_input fits files to that). Each function gives a video for each prompt, float32 [b t h w 3] in
+[-1, 1], of as many frames: where the model makes several at once, the last frame is repeated, and cut off again.
+
+In all of them: prompts: a text or several, a video for each. seed: the same seed and arguments give the same video.
+window: frames of the longest canvas that is made at once; None is the longest video that the model was trained on or
+is sampled at. What is longer is made by several, each of which knows the last `overlap` frames of the one before; None
+is a third of the window (vdit.infer.windows). noise: float32 [b t' h' w' c], the latents to start from, of the whole
+video; drawn from `seed` if None. sampling: steps, guidance, ...: see vdit.infer.Generator; the number of steps is that
+from `strength` on down.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, Unpack
+
+import numpy as np
+
+from vdit.errors import ConfigError, ShapeError
+from vdit.infer.filling import Prompts, Sampling, Video, frames_of
+from vdit.infer.generator import Generator
+from vdit.infer.keep import keep_given
+from vdit.infer.windows import Begin, Remake
+from vdit.tasks import edit as editing
+from vdit.tasks import inpaint as inpainting
+from vdit.tasks.given import Given
+from vdit.tasks.structure import Structure
+from vdit.types import Array
+
+
+def edit(
+    generator: Generator,
+    prompts: Prompts,
+    video: Video,
+    *,
+    strength: float | Sequence[float] = 0.6,
+    source: str | None = None,
+    structure: Structure | None = None,
+    invert: bool = False,
+    mask: Array | None = None,
+    grow: int = 0,
+    soft: tuple[float, float] | None = None,
+    window: int | None = None,
+    overlap: int | None = None,
+    seed: int = 0,
+    noise: Array | None = None,
+    **sampling: Unpack[Sampling],
+) -> np.ndarray:
+    """The video as the prompts say, made again from the noise level `strength` down (SDEdit, Meng et al. 2022).
+
+    strength: 0 to 1: near 0 the video as the VAE gives it back, 1 one that is made of the prompt alone. One for each
+        frame makes an edit gradual; frames of 0 are known to the model, and come back as the VAE gives them.
+    structure: keeps low frequencies in space, so the layout, while sampling is above a level; None keeps none.
+    invert: begin from the noise of which the model would make this very video, found by going up the sampler's path,
+        instead of noise that is drawn: closer to the video. The sampler is then Euler's, unless one is named.
+    source: with invert, the prompt that describes the video as it is; None is "".
+    mask: bool [h w], or [t h w] where it moves: only where it is true is the video edited, the rest comes back bit for
+        bit. grow, soft: see `inpaint`. Without a mask all of it is made again, and nothing is put back.
+    """
+    whole = frames_of(video)
+    levels = editing.check_strength(strength, whole.shape[1])
+    mask = None if mask is None else editing.check_mask(mask, whole.shape)
+    if source is not None and not invert:
+        raise ConfigError("source describes the video for its inversion: add invert=True, or leave it out")
+    if invert and noise is not None:
+        raise ConfigError("noise and invert=True: inversion finds the noise, leave one of them out")
+    if invert:
+        sampling = {"sampler": "euler"} | sampling
+    wide = None if mask is None else editing.grown(mask, grow)
+
+    def begin(first: int, stop: int) -> Given:
+        frames = _frames(first, stop, whole.shape[1])
+        where = None if wide is None else wide[frames]
+        return editing.edit(whole[:, frames], strength=levels[frames], mask=where)
+
+    more = {"source": (source or "") if invert else None, "structure": structure, "start": float(levels.max())}
+    more |= {"window": window, "overlap": overlap, "seed": seed, "noise": noise, "sampling": sampling}
+    made = _made(generator, prompts, whole, begin, **more)
+    return made if mask is None else _kept(made, whole, mask, soft)
+
+
+def inpaint(
+    generator: Generator,
+    prompts: Prompts,
+    video: Video,
+    mask: Array,
+    *,
+    grow: int = 0,
+    soft: tuple[float, float] | None = None,
+    window: int | None = None,
+    overlap: int | None = None,
+    seed: int = 0,
+    noise: Array | None = None,
+    **sampling: Unpack[Sampling],
+) -> np.ndarray:
+    """The video with what the mask says made anew; all other pixels come back bit for bit.
+
+    mask: bool [h w], or [t h w] where it moves, true where something is to be made. Of latents those are known all of
+        whose pixels are, so a mask smaller than a latent makes that one anew. A mask of nothing, or of everything
+        (that is text to video), is a ShapeError.
+    grow: pixels by which the mask is wider for the model, so that it sees nothing of what is to go; those come back.
+    soft: (frames, pixels) over which a difference of colour at the edge fades inside (vdit.infer.keep.keep_given).
+    """
+    whole = frames_of(video)
+    mask = editing.check_mask(mask, whole.shape)
+    wide = editing.grown(mask, grow)
+    if wide.all():
+        raise ShapeError(
+            "mask is true everywhere" + (f" once grown by {grow} pixels" if grow else "")
+            + ": that is text to video, make it by generator(prompts) (vdit sample)"
+        )  # fmt: skip
+    filled = inpainting.nearest_shown(wide)
+
+    def begin(first: int, stop: int) -> Given:
+        frames = _frames(first, stop, whole.shape[1])
+        near = filled[frames]
+        given = inpainting.inpaint(whole[:, near], wide[near])
+        level = np.broadcast_to(np.float32(wide[frames]), given.level.shape)
+        return dataclasses.replace(given, level=level)
+
+    more = {"window": window, "overlap": overlap, "seed": seed, "noise": noise, "sampling": sampling}
+    return _kept(_made(generator, prompts, whole, begin, **more), whole, mask, soft)
+
+
+def outpaint(
+    generator: Generator,
+    prompts: Prompts,
+    video: Video,
+    *,
+    size: tuple[int, int] | None = None,
+    aspect: float | None = None,
+    at: tuple[int, int] | Literal["centre"] = "centre",
+    grow: int = 0,
+    soft: tuple[float, float] | None = None,
+    window: int | None = None,
+    overlap: int | None = None,
+    seed: int = 0,
+    noise: Array | None = None,
+    **sampling: Unpack[Sampling],
+) -> np.ndarray:
+    """The video in the larger frame of `size`, the rest made around it; its pixels come back bit for bit.
+
+    size: (height, width), multiples of VAE stride x patch. aspect: width / height instead, and the smallest such frame.
+    at: the video's upper left corner (y, x), or "centre". A corner on a multiple of the VAE's stride leaves the fewest
+        latents known only in part; so "centre" is as near to the middle as that allows.
+    grow, soft: see `inpaint`.
+    """
+    whole, config = frames_of(video), generator.experiment
+    if (size is None) == (aspect is None):
+        raise ConfigError(f"size={size}, aspect={aspect}: give one of them, the frame to fill")
+    inner = whole.shape[2:4]
+    if size is None:
+        size = inpainting.size_of_aspect(inner, aspect, config.size_multiple)
+    frame = inpainting.Frame.around(inner, size, at, config.vae.spatial_stride)
+    more = {"grow": grow, "soft": soft, "window": window, "overlap": overlap, "seed": seed, "noise": noise}
+    return inpaint(generator, prompts, frame.place(whole)[0], frame.mask, **more, **sampling)
+
+
+def _frames(first: int, stop: int, count: int) -> np.ndarray:
+    """Numbers of frames, the last one again and again."""
+    return np.minimum(np.arange(first, stop), count - 1)
+
+
+def _made(
+    generator: Generator,
+    prompts: Prompts,
+    whole: np.ndarray,
+    begin: Begin,
+    *,
+    seed: int,
+    noise: Array | None,
+    sampling: Sampling,
+    start: float = 1.0,
+    structure: Structure | None = None,
+    **windows,
+) -> np.ndarray:
+    """Decoded, as the model gives it: float32 [b t h w 3]. start: the noise level to begin at."""
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ConfigError(f"prompts={prompts!r} must be a text or a list of at least one text")
+    sampling = dict(sampling)
+    negative = sampling.pop("negative", "")
+    method = dataclasses.replace(generator.method(**sampling), structure=structure)
+    if start < 1.0:
+        method = dataclasses.replace(method, grid=dataclasses.replace(method.grid, start=start))
+    remake = Remake(
+        generator=generator, method=method, prompts=prompts, begin=begin, frames=whole.shape[1], size=whole.shape[2:4],
+        negative=negative, seed=seed, noise=noise, **windows,
+    )  # fmt: skip
+    return np.concatenate(list(remake), axis=1)
+
+
+def _kept(made: np.ndarray, whole: np.ndarray, mask: np.ndarray, soft: tuple[float, float] | None) -> np.ndarray:
+    """What was made, with the pixels outside the mask as they were."""
+    return np.stack([keep_given(video, whole[0], ~mask, sigma=soft) for video in made])
