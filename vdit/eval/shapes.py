@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from vdit.errors import ShapeError
+from vdit.eval.pixels import box3, centres, grow, palette, values
 from vdit.worlds.draw import COLOURS, SHAPES
 
 # Distances between colours are Euclidean in RGB of 0..255; lengths are in short sides of the frame.
@@ -56,9 +57,9 @@ class Detection:
 
 def detect(video: np.ndarray) -> Detection:
     """What one clip of the moving world shows; video is uint8, or float in [-1, 1], [t h w 3]."""
-    frames = _values(video)
+    frames = values(video)
     difference = frames - np.median(frames, axis=(1, 2), keepdims=True)
-    distance = np.sqrt((_box3(difference) ** 2).sum(-1))
+    distance = np.sqrt((box3(difference) ** 2).sum(-1))
     mask = distance > _CONTRAST
     side = min(mask.shape[1:])
     windows = [_find(frame, side) for frame in mask]
@@ -80,8 +81,8 @@ def detect(video: np.ndarray) -> Detection:
         return Detection()
 
     direction, travel = _name_direction(np.flatnonzero(seen), centre / side, len(frames))
-    centres = np.full((len(frames), 2), np.nan)
-    centres[seen] = centre
+    track = np.full((len(frames), 2), np.nan)
+    track[seen] = centre
     return Detection(
         found=True,
         colour=colour,
@@ -92,7 +93,7 @@ def detect(video: np.ndarray) -> Detection:
         match=match,
         match_margin=match_margin,
         travel=travel,
-        centres=centres,
+        centres=track,
     )
 
 
@@ -104,23 +105,6 @@ def score(videos: Iterable[np.ndarray], wanted: Sequence[tuple[str, str, str]]) 
     right = np.array([[d.colour == c, d.shape == s, d.direction == w] for d, (c, s, w) in zip(found, wanted)])
     shares = dict(zip(("colour", "shape", "direction"), right.mean(0).tolist()))
     return shares | {"all": float(right.all(1).mean())}
-
-
-def _values(video: np.ndarray) -> np.ndarray:
-    """float32 [t h w 3] of 0..255."""
-    video = np.asarray(video)
-    if video.ndim != 4 or video.shape[-1] != 3 or min(video.shape[1:3]) < 8:
-        raise ShapeError(f"video has shape {video.shape}; give [t h w 3] of 8x8 pixels or more")
-    if video.dtype == np.uint8:
-        return video.astype(np.float32)
-    return np.clip(np.nan_to_num(video.astype(np.float32)) * 127.5 + 127.5, 0, 255)
-
-
-def _box3(x: np.ndarray) -> np.ndarray:
-    """The mean over 3x3 pixels of x [t h w c]."""
-    x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    x = x[:, :-2] + x[:, 1:-1] + x[:, 2:]
-    return (x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]) / 9
 
 
 def _find(mask: np.ndarray, side: int) -> tuple[int, int, int, int] | None:
@@ -162,7 +146,7 @@ def _crop(mask: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
 def _name_colour(rgb: np.ndarray) -> tuple[str | None, float, float]:
     """The palette's name of a colour [3], its distance and its margin over the next."""
     names = list(COLOURS)
-    distances = np.linalg.norm(np.array(list(COLOURS.values())) - rgb, axis=1)
+    distances = np.linalg.norm(palette() - rgb, axis=1)
     best, second = np.argsort(distances)[:2]
     name = names[best] if distances[best] <= _COLOUR_LIMIT else None
     return name, float(distances[best]), float(1 - distances[best] / distances[second])
@@ -171,20 +155,8 @@ def _name_colour(rgb: np.ndarray) -> tuple[str | None, float, float]:
 def _measure(cover: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, float]:
     """Centres [t 2] (x, y) in pixels and the object's area in pixels, from its coverage [t h w]."""
     hard = (cover > 0.5) & window
-    soft = np.where(_grow(hard), cover, 0)
-    weight = soft.sum((1, 2)).clip(1e-3)
-    _, height, width = cover.shape
-    x = soft.sum(1) @ (np.arange(width) + 0.5) / weight
-    y = soft.sum(2) @ (np.arange(height) + 0.5) / weight
-    return np.stack([x, y], 1), float(max(np.median(hard.sum((1, 2))), 1))
-
-
-def _grow(mask: np.ndarray) -> np.ndarray:
-    """mask [t h w] and its neighbours, two pixels on."""
-    padded = np.pad(mask, ((0, 0), (2, 2), (2, 2)))
-    _, height, width = mask.shape
-    rows = functools.reduce(np.logical_or, (padded[:, k : k + height] for k in range(5)))
-    return functools.reduce(np.logical_or, (rows[:, :, k : k + width] for k in range(5)))
+    soft = np.where(grow(hard), cover, 0)
+    return centres(soft), float(max(np.median(hard.sum((1, 2))), 1))
 
 
 def _grid() -> np.ndarray:
