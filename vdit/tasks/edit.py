@@ -43,7 +43,7 @@ def check_mask(mask: Array, shape: tuple[int, ...]) -> np.ndarray:
         raise ShapeError(f"mask of {mask.dtype}: give bool, true where something is to be made")
     if mask.shape not in (wanted, wanted[1:]):
         raise ShapeError(
-            f"mask of shape {mask.shape} does not fit the video: give {wanted[1:]}, or {wanted} where it moves (t, h, w)"
+            f"mask of shape {mask.shape} does not fit the video: give {wanted[1:]}, or {wanted} where it moves"
         )
     if not mask.any():
         raise ShapeError("mask is false everywhere: nothing is to be made, give one that is true somewhere")

@@ -1,0 +1,135 @@
+"""`vdit edit`: a video becomes what a prompt says."""
+
+from __future__ import annotations
+
+import argparse
+
+from vdit.cli import canvas
+from vdit.cli.parser import UsageError, at_least
+from vdit.errors import ConfigError
+
+SUMMARY = "make a video again as a prompt says, all of it or a part"
+DESCRIPTION = """\
+Writes the video as the prompt says. It is noised to a level, --strength, and made again from there: the lower the
+level, the more of it stays. --invert finds the noise of which the model would make this very video, and stays closer
+to it. With --mask or --box only that part is edited, and the rest stays as it is."""
+EPILOG = """\
+examples:
+  vdit edit runs/mine dog.mp4 "a cat runs" --out cat.mp4
+  vdit edit runs/mine dog.mp4 "a cat runs" --strength 0.9 --structure 4 --steps 40
+  vdit edit runs/mine dog.mp4 "a cat runs" --source "a dog runs" --invert --strength 1
+  vdit edit runs/mine dog.mp4 "a dog in the snow" --strength 0:0.8            gradual, from the first frame to the last
+  vdit edit runs/mine dog.mp4 "a red collar" --box 40%,30%,20%,20% --strength 0.8
+
+A long video is made in windows, each of which knows the end of the one before (--overlap)."""
+TAKES_OVERRIDES = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    canvas.add_arguments(parser, "VIDEO", out="edited.mp4")
+    parser.add_argument(
+        "--strength", type=_strength, default=(0.6,), metavar="LEVEL",
+        help="above 0, to 1: all is made anew; A:B from the first frame to the last; default: 0.6",
+    )  # fmt: skip
+    parser.add_argument("--invert", action="store_true", help="begin from the noise that would give the video")
+    parser.add_argument("--source", metavar="TEXT", help="with --invert: what the video shows")
+    parser.add_argument(
+        "--structure", metavar="FACTOR[@UNTIL]",
+        help="keep the layout: low frequencies, as of a picture smaller by FACTOR, while noise is above UNTIL (0.3)",
+    )  # fmt: skip
+    add_part(parser)
+
+
+def add_part(parser: argparse.ArgumentParser) -> None:
+    """Options of which part of a video is made again, of `vdit inpaint` too."""
+    parser.add_argument("--mask", metavar="FILE", help="an image or a video of the same size: white is made again")
+    parser.add_argument(
+        "--box", action="append", default=[], metavar="X,Y,W,H[@T0-T1]",
+        help="a rectangle to be made again, in the file's pixels or %%, for some seconds; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--grow", type=at_least(0), default=0, metavar="N", help="pixels around it that are made too")
+    parser.add_argument("--take", type=canvas.duration, metavar="TIME", help="so much of the video, from its start")
+    parser.add_argument("--overlap", type=at_least(1), metavar="N", help="frames that windows share; default: a third")
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    words = canvas.split_words(options, inputs=("VIDEO",))
+    if options.source is not None and not options.invert:
+        raise UsageError("--source says what the video shows for its inversion: add --invert")
+    boxes, structure = read_boxes(options), _structure(options.structure)
+    with canvas.opened(options, words) as generator:
+        import numpy as np
+
+        from vdit.infer.editing import edit
+
+        (video,), fps = canvas.read_inputs(options, words.inputs, generator, **taken(options))
+        mask = read_part(options, boxes, video)
+        canvas.tell(words, fps, len(video.frames))
+        first, last = options.strength[0], options.strength[-1]
+        strength = first if first == last else np.linspace(first, last, len(video.frames))
+        more = {"strength": strength, "source": options.source, "structure": structure, "invert": options.invert}
+        more |= {"mask": mask, "grow": options.grow, "window": options.window, "overlap": options.overlap}
+        for seed in canvas.seeds(options):
+            made = edit(generator, words.prompt, video.frames, **more, **canvas.sampling(options, seed))
+            canvas.finish(options, made[0], fps, seed)
+    return 0
+
+
+def taken(options: argparse.Namespace) -> dict:
+    """--take, as arguments of vdit.infer.inputs.read_input."""
+    if options.take is None:
+        return {}
+    return {"seconds": options.take.amount} if options.take.seconds else {"max_frames": int(options.take.amount)}
+
+
+def read_boxes(options: argparse.Namespace) -> list:
+    """--box, as vdit.infer.masks.Box; before anything is loaded."""
+    if options.box and options.mask:
+        raise UsageError("--mask and --box: give one of them, what is to be made again")
+    if not options.box:
+        return []
+    from vdit.infer.masks import parse_box
+
+    return [parse_box(text) for text in options.box]
+
+
+def read_part(options: argparse.Namespace, boxes: list, video):
+    """bool [t h w] of --mask or of --box; None without."""
+    from vdit.infer.masks import read_mask
+
+    if options.mask:
+        return read_mask(options.mask, video)
+    if not boxes:
+        return None
+    mask = boxes[0].mask(video)
+    for box in boxes[1:]:
+        mask = mask | box.mask(video)
+    return mask
+
+
+def _strength(text: str) -> tuple[float, ...]:
+    """"0.6", or "0:0.8" for a rise from the first frame to the last."""
+    try:
+        levels = tuple(float(part) for part in text.split(":"))
+    except ValueError:
+        levels = ()
+    rise = len(levels) == 2 and all(0 <= level <= 1 for level in levels) and max(levels) > 0
+    if not (rise or (len(levels) == 1 and 0 < levels[0] <= 1)):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a level above 0 and at most 1, or two, as in 0:0.8")
+    return levels
+
+
+def _structure(text: str | None):
+    """"4" or "4@0.5" -> vdit.tasks.structure.Structure."""
+    if text is None:
+        return None
+    from vdit.tasks.structure import Structure
+
+    factor, at, until = text.partition("@")
+    try:
+        return Structure(factor=float(factor), **({"until": float(until)} if at else {}))
+    except ConfigError:
+        raise
+    except ValueError:
+        raise UsageError(f"--structure {text}: write FACTOR or FACTOR@UNTIL, as in 4@0.3") from None
