@@ -44,7 +44,7 @@ def rollout(generator: Generator, run: str, *, seconds: int, out: Path) -> Measu
         })  # fmt: skip
     (short, short_time), (long, long_time) = costs[SHORT], costs[seconds]
     what = (
-        f"{seconds} s at {fps:g} fps ({len(video)} frames) of {scene.caption!r}, made in {long_time:.0f} s, peak memory "
+        f"{seconds} s at {fps:g} fps ({len(video)} frames) of {scene.caption!r}, in {long_time:.0f} s, peak memory "
         f"{long / 2**20:.0f} MiB; {SHORT} s in {short_time:.0f} s, {short / 2**20:.0f} MiB ({long / short - 1:+.1%})."
     )
     stills = video[:: max(1, len(video) // 12)]
