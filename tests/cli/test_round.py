@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,10 +85,37 @@ def test_samples_of_a_file_of_prompts(tiny_run, tmp_path, capsys):
     assert Image.open(tmp_path / "all" / names[0]).size == (32, 32)
 
 
+def test_a_file_of_wishes_with_many_seeds(tiny_run, tmp_path, capsys):
+    """A video depends on its prompt, seed and size, not on what is made beside it, nor on the order."""
+    lines = [
+        {"prompt": "a red circle", "out": "first.mkv"},
+        {"prompt": "a blue cross", "frames": 1, "size": "16x32"},
+        {"prompt": "a red circle", "seed": 4, "negative": "a blue cross"},
+        {"prompt": "a blue cross", "out": "last.mkv"},
+    ]
+    (tmp_path / "wishes.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    options = ["--out", str(tmp_path / "all"), "--count", "2", "--batch", "2"]
+    assert main(["sample", str(tiny_run), "--prompts", str(tmp_path / "wishes.jsonl"), *options]) == 0
+    out, err = capsys.readouterr()
+    assert sorted(Path(line).name for line in out.splitlines()) == [
+        "001-a-blue-cross-seed0.png", "001-a-blue-cross-seed1.png", "002-a-red-circle-seed4.mp4",
+        "002-a-red-circle-seed5.mp4", "first-seed0.mkv", "first-seed1.mkv", "last-seed0.mkv", "last-seed1.mkv",
+    ]  # fmt: skip
+    assert "8/8" in err
+    assert Image.open(tmp_path / "all" / "001-a-blue-cross-seed0.png").size == (32, 16)
+    (tmp_path / "other.jsonl").write_text('{"prompt": "a blue cross", "seed": 1, "out": "last.mkv"}\n"up"')
+    assert main(["sample", str(tiny_run), "--prompts", str(tmp_path / "other.jsonl"), "--out", str(tmp_path)]) == 0
+    last = vdit.read_video(tmp_path / "last.mkv").frames.astype(int)
+    apart = [np.abs(last - vdit.read_video(tmp_path / "all" / f"last-seed{k}.mkv").frames).max() for k in (0, 1)]
+    assert apart[0] > 8
+    assert apart[1] <= 1
+
+
 def test_what_a_run_cannot_make_is_one_line(tiny_run, tmp_path, capsys):
     for arguments, named in [
         (["--size", "33x32"], "height=33 must be a multiple of 16"),
         (["--frames", "6"], "use 5 or 9"),
+        (["--image", "absent.png"], "absent.png: cannot be read as an image"),
         (["--mesh", "sequnce=2"], "--mesh sequnce=2: "),
         (["--mesh", "sequence=16"], "sequence=16"),
     ]:

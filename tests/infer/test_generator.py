@@ -10,6 +10,7 @@ import pytest
 
 import vdit
 from vdit.errors import CheckpointError, ConfigError, ShapeError, WeightsError
+from vdit.infer.noise import noise_of
 
 PROMPTS = ["a red circle moves to the left", "a blue square", "a green cross moves up"]
 
@@ -45,6 +46,17 @@ def test_seeds_and_prompts_decide(generator):
     assert np.abs(first).max() <= 1
     np.testing.assert_array_equal(first, make(3))
     assert np.abs(first - make(4)).max() > 1e-3
+
+
+def test_each_video_by_its_own_seed_is_the_one_made_alone(generator):
+    options = {"frames": 5, "size": (32, 32), "steps": 1}
+    noise = noise_of(generator, [3, 8], frames=5, size=(32, 32))
+    together = np.asarray(generator(PROMPTS[:2], noise=noise, **options))
+    for prompt, seed, video in zip(PROMPTS, (3, 8), together):
+        alone = np.asarray(generator([prompt, "up"], seed=seed, **options))[0]
+        np.testing.assert_allclose(alone, video, atol=1e-5)
+    with pytest.raises(ShapeError, match="use 5 or 9"):
+        noise_of(generator, [0], frames=6, size=(32, 32))
 
 
 def test_latents_there_and_back(generator):
