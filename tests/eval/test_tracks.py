@@ -7,6 +7,7 @@ from scipy.ndimage import gaussian_filter
 from vdit import worlds
 from vdit.errors import ShapeError
 from vdit.eval.tracks import (
+    Track,
     colour_drift,
     count_objects,
     displacements,
@@ -169,5 +170,7 @@ def test_an_object_is_permanent_only_if_it_hides_and_comes_out_as_itself_where_i
         gone = sample.video.copy()
         gone[8:] = gone[8]  # it never comes out
         assert not is_permanent(track(gone), truth, **told)
+        before = Track(centres=truth, area=np.ones(17), colour=(thing["colour"],) * 17, rgb=found.rgb)
+        assert not is_permanent(before, truth, **told)  # it passes in front of the wall
     with pytest.raises(ShapeError, match="never hidden"):
         is_permanent(found, truth, np.ones(17), "red", within=1.0)
