@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.data_paths import shared_data
 from vdit import video_parts
@@ -42,6 +43,15 @@ def test_the_tail_of_a_long_file_leaves_its_beginning_alone(tmp_path, monkeypatc
     monkeypatch.setattr(video_parts, "iter_frames", lambda *a, **k: (given.append(f) or f for f in read(*a, **k)))
     assert len(read_tail(path, 5).frames) == 5
     assert len(given) < 40
+
+
+def test_frames_that_come_rarely_at_the_end_are_still_found(tmp_path):
+    pictures = [Image.fromarray(np.full((8, 8, 3), 4 * k, np.uint8)) for k in range(40)]
+    times = [50] * 36 + [4000] * 4
+    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=times)
+    whole = read_video(tmp_path / "a.gif").frames
+    for frames in (2, 8, 40):
+        np.testing.assert_array_equal(read_tail(tmp_path / "a.gif", frames).frames, whole[-frames:])
 
 
 @pytest.mark.parametrize("file", ["tc_av1_video.mkv", "decord_unordered.mov", "moviepy_no_duration.webm"])

@@ -86,6 +86,7 @@ def test_lines_of_one_shape_are_made_together_and_compile_once(tmp_path):
         made += batch[:count]
     assert sorted(made, key=all_jobs.index) == all_jobs
     assert sum(a != b for a, b in itertools.pairwise(shapes)) == len(set(shapes)) - 1
+    assert [len(batch) for batch, _ in sample._batches(all_jobs[:1], 4)] == [1]  # no more than there are
 
 
 @pytest.mark.parametrize(("arguments", "wishes", "named"), [
