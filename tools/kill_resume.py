@@ -180,10 +180,16 @@ class Run:
             time.sleep(0.01)
 
     def _in_time(self, children, began: float, deadline: float) -> None:
-        if time.monotonic() - began > deadline:
-            for child in children:
-                child.kill()
-            raise Wrong(f"hangs: {[child.poll() for child in children]} after {deadline:g} s:\n{self.log()}")
+        if time.monotonic() - began < deadline:
+            return
+        alive = [host for host, child in enumerate(children) if child.poll() is None]
+        for host in alive:
+            children[host].send_signal(signal.SIGUSR2)  # it writes down where its threads are
+        time.sleep(2.0)
+        for child in children:
+            child.kill()
+        logs = "\n".join(f"host {host}:\n{self.log(host)}" for host in alive)
+        raise Wrong(f"hangs: hosts {alive} after {deadline:g} s:\n{logs}")
 
     def _check(self, codes, victims, signals, phase, before) -> None:
         """What must hold after a kill."""

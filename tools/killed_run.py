@@ -7,8 +7,10 @@ right before the n-th file event of a kind: so that moments of microseconds are 
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -163,6 +165,7 @@ def main(options: dict) -> int:
     directory = Path(options["directory"])
     phase = Phase(directory / f"phase.{os.environ.get('VDIT_PROCESS_ID', 0)}", directory / "checkpoints")
     phase("starting")
+    faulthandler.register(signal.SIGUSR2, all_threads=True)  # so that a hang can be understood
     if options["die"]:
         die_at(str(directory / "checkpoints"), phase, *options["die"])
     sys.path.insert(0, str(ROOT))

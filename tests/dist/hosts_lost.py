@@ -8,6 +8,8 @@ import signal
 import sys
 import time
 
+from jax._src.distributed import State
+
 from vdit.cli.hosts import joined
 from vdit.errors import DataError
 
@@ -15,9 +17,13 @@ STEPS = 400  # of 0.05 s: longer than the test waits
 
 
 def main(how: str, who: int) -> None:
+    me = int(os.environ["VDIT_PROCESS_ID"])
+    if how == "starting" and me == who:
+        signal_while_jax_starts()
     with joined({}) as together:
-        me = int(os.environ["VDIT_PROCESS_ID"])
         together.place.saved = lambda: 7
+        if how == "last":
+            return the_last(together, me == who)
         for step in range(1, STEPS):
             together.place.step, together.place.phase = step, "counting"
             time.sleep(0.05)
@@ -33,6 +39,26 @@ def main(how: str, who: int) -> None:
                 raise ZeroDivisionError("by me")
             if how == "sigterm":
                 os.kill(os.getpid(), signal.SIGTERM)
+
+
+def signal_while_jax_starts() -> None:
+    """It has met the others, and they wait for it."""
+    start = State.initialize_preemption_sync_manager
+
+    def signalled(state):
+        os.kill(os.getpid(), signal.SIGTERM)
+        start(state)
+
+    State.initialize_preemption_sync_manager = signalled
+
+
+def the_last(together, me: bool) -> None:
+    """A signal comes to a host in its last save, as it were, when the others are done with theirs."""
+    with together.stop.deferred():
+        if me:
+            time.sleep(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1.2)  # jax looks for signals once a second, and asks the others
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ import pytest
 from tests.dist.job import ROOT, free_port, last_line
 
 HEARTBEAT = 2
+JOBS = (("killed", 0), ("stands", 1), ("mend", 1), ("fault", 0), ("sigterm", 2), ("starting", 0), ("last", 1))
 
 
 @pytest.fixture(scope="module")
 def endings():
     """(how, who) -> host -> (exit code, stderr), of jobs of three that run side by side."""
     jobs = {}
-    for how, who in (("killed", 0), ("stands", 1), ("mend", 1), ("fault", 0), ("sigterm", 2)):
+    for how, who in JOBS:
         env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
         env |= {"VDIT_COORDINATOR": f"127.0.0.1:{free_port()}", "VDIT_PROCESSES": "3", "VDIT_HEARTBEAT": str(HEARTBEAT)}
         command = [sys.executable, str(ROOT / "tests/dist/hosts_lost.py"), how, str(who)]
@@ -73,11 +74,16 @@ def test_a_fault_shows_its_traceback_where_it_was_and_its_name_elsewhere(endings
         assert "ended with an error: ZeroDivisionError: by me (see its log)" in line
 
 
-def test_sigterm_where_nothing_is_to_be_saved_ends_all_at_once(endings):
-    errors, code = endings["sigterm", 2][2]
+@pytest.mark.parametrize(("how", "who"), [("sigterm", 2), ("starting", 0)])
+def test_sigterm_where_nothing_is_to_be_saved_ends_all_at_once(endings, how, who):
+    errors, code = endings[how, who][who]
     assert code == 75
     assert "stopped by SIGTERM" in last_line(errors)
-    for line, code in others(endings["sigterm", 2], 2):
+    for line, code in others(endings[how, who], who):
         assert code == 75
-        assert "host 2 (" in line
+        assert f"host {who} (" in line
         assert "stopped by SIGTERM" in line
+
+
+def test_sigterm_when_all_is_done_does_not_keep_the_others_waiting(endings):
+    assert [code for _, code in endings["last", 1].values()] == [0, 0, 0]

@@ -50,6 +50,17 @@ def test_a_second_ctrl_c_does_not_wait_for_the_save():
             signalled(signal.SIGINT)
 
 
+def test_where_hosts_meet_and_part_signals_interrupt_nothing():
+    with Stop() as stop:
+        with stop.held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+        with pytest.raises(Preempted):
+            stop.check()
+        os.kill(os.getpid(), signal.SIGTERM)  # the end is on its way
+        time.sleep(0.01)
+
+
 HELD = """
 import ctypes, sys
 from vdit.train.stopping import Stop

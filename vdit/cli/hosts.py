@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import jax
 
 import vdit
 from vdit.cli.ending import ending
@@ -35,27 +38,36 @@ def joined(about: Mapping[str, str], *, wait: float | None = None) -> Iterator[T
     about: what must be the same on all. wait: see vdit.dist.multihost.initialize. An error on this host is told to the
     others, and ends the process here and now: jax's own end would wait minutes for hosts that wait for this one.
     """
-    place, stop = Place(), Stop()
-    with stop:
-        peers = initialize(about=about | {"the code of vdit": _code()}, wait=wait, place=place)
-        if peers is not None:
-            stop.take_over()
-            stop.last_words = lambda line: peers.fail(f"was stopped by {stop.asked}", AGAIN)
+    place, stop, peers = Place(), Stop(), None
+    with stop, contextlib.ExitStack() as calm:
         try:
+            # A signal while jax starts is kept until the others can be told of it.
+            met = functools.partial(calm.enter_context, stop.held())
+            peers = initialize(about=about | {"the code of vdit": _code()}, wait=wait, place=place, met=met)
+            if peers is not None:
+                stop.take_over()
+                stop.last_words = lambda line: peers.fail(f"was stopped by {stop.asked}", AGAIN)
+            calm.close()
+            stop.check()
             yield Together(peers=peers, place=place, stop=stop)
         except BaseException as error:
-            # All stop together where that was agreed, unless one is lost while it saves.
-            if peers is not None and (isinstance(error, Exception) or not stop.agreed):
-                _end(error, peers)
-            leave(peers)
+            with stop.held():
+                # All stop together where that was agreed, unless one is lost while it saves.
+                if jax.distributed.is_initialized() and (isinstance(error, Exception) or not stop.agreed):
+                    _end(error, peers)
+                leave(peers)
             raise
-        leave(peers)
+        with stop.held():
+            stop.settle()
+            leave(peers)
 
 
-def _end(error: BaseException, peers: Peers) -> None:
+def _end(error: BaseException, peers: Peers | None) -> None:
     known = ending(error)
     line, code = known or (f"{type(error).__name__}: {error}", AGAIN if peer_is_gone(error) else 1)
-    if code in (AGAIN, INTERRUPTED):
+    if peers is None:
+        pass  # they cannot be told yet, and find out
+    elif code in (AGAIN, INTERRUPTED):
         peers.fail(f"ended: {line}", AGAIN)
     else:
         peers.fail(f"ended with an error: {line} ({'mend that first' if known else 'see its log'})", code)

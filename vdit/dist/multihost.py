@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -15,7 +18,7 @@ from jax.experimental import multihost_utils
 import vdit
 from vdit.dist.peers import Peers, Place
 from vdit.dist.rollcall import roll_call
-from vdit.errors import ConfigError, HostsError
+from vdit.errors import AGAIN, ConfigError, HostsError
 
 # Set by the launcher of the job. The first three are read by vdit; the others say that jax itself
 # can find its peers (TPU pods, Slurm, Open MPI).
@@ -23,7 +26,7 @@ _OWN = ("VDIT_COORDINATOR", "VDIT_PROCESSES", "VDIT_PROCESS_ID")
 _CLUSTER = ("TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 _ASK_JAX = "VDIT_CLUSTER"  # set to 1 where no variable tells that there are peers, as on the machines of a TPU pod
 _WAIT, _HEARTBEAT = "VDIT_WAIT_FOR_HOSTS", "VDIT_HEARTBEAT"
-_SHUTDOWN = 900  # seconds: the first host may still write what is written once when the others are done
+_SHUTDOWN = 60  # seconds: all hosts come to it at once, see Peers.leave
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,7 @@ def initialize(
     about: Mapping[str, str] | None = None,
     wait: float | None = None,
     place: Place | None = None,
+    met: Callable[[], object] = lambda: None,
 ) -> Peers | None:
     """Joins the other hosts, if there are any; must run before jax touches a device.
 
@@ -75,7 +79,8 @@ def initialize(
     about: what must be the same on all hosts, beside the versions of vdit and jax. wait: seconds until all hosts must
     have come (VDIT_WAIT_FOR_HOSTS, or 300). Raises on all hosts that came, HostsError or ConfigError, with one line
     that names the hosts that are missing or do not fit. From then on a host that falls silent for VDIT_HEARTBEAT (100)
-    seconds ends the others: see vdit.dist.peers. place: where this host stands, kept by the caller.
+    seconds ends the others: see vdit.dist.peers. place: where this host stands, kept by the caller. met: called once
+    all hosts have come, before jax starts with them: from here on no exception may come between, see `Stop.held`.
     """
     config = config or from_environment()
     if config is None:
@@ -87,16 +92,18 @@ def initialize(
     bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", "").rpartition(":")[0].strip("[]")
     about = _versions() | dict(about or {})
     roll_call(config.coordinator, config.processes, config.process_id, about, seconds=wait, bind=bind)
-    jax.distributed.initialize(
-        config.coordinator,
-        config.processes,
-        config.process_id,
-        local_device_ids=config.local_devices,
-        initialization_timeout=int(max(wait, 60)),
-        # Ours is to find out first: jax ends the process by an abort.
-        heartbeat_timeout_seconds=int(2 * heartbeat + 30),
-        shutdown_timeout_seconds=_SHUTDOWN,
-    )
+    met()
+    with _ends_after(max(wait, 60)) as seconds:
+        jax.distributed.initialize(
+            config.coordinator,
+            config.processes,
+            config.process_id,
+            local_device_ids=config.local_devices,
+            # Ours are to find out first: jax ends the process by an abort.
+            initialization_timeout=int(seconds + 30),
+            heartbeat_timeout_seconds=int(2 * heartbeat + 30),
+            shutdown_timeout_seconds=_SHUTDOWN,
+        )
     client = distributed.global_state.client
     peers = Peers(
         client, config.coordinator, config.process_id, config.processes, heartbeat=heartbeat, place=place or Place()
@@ -111,6 +118,24 @@ def leave(peers: Peers | None) -> None:
     if peers is not None:
         peers.leave()
         jax.distributed.shutdown()
+
+
+@contextlib.contextmanager
+def _ends_after(seconds: float) -> Iterator[float]:
+    """Ends the process where jax's start takes longer: a host has gone between the roll call and that."""
+
+    def end() -> None:
+        line = f"a host was lost while jax started (waited {seconds:g} s): start the same command again"
+        print(f"vdit: {line}", file=sys.stderr, flush=True)
+        os._exit(AGAIN)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield seconds
+    finally:
+        timer.cancel()
 
 
 def is_first() -> bool:

@@ -33,6 +33,7 @@ _PEER_GONE = re.compile(
     r"|UNAVAILABLE|peer", re.IGNORECASE
 )  # fmt: skip
 _OFTEN, _LOOK = 2.0, 0.5  # seconds between beats at most, and between looks whether they are answered
+_PARTING = 900  # seconds that a host waits for all to be done: the first one may still write what is written once
 _FAREWELL = 5.0  # seconds: how long the first host, which holds the service, waits for the others to read why it ends
 
 
@@ -107,9 +108,12 @@ class Peers:
             self._tell(f"{self._who(self._id)} {what}", code)
 
     def leave(self) -> None:
-        """Ends the watch: this host has come to its end in good order, and waits for the others in jax's shutdown."""
+        """Waits until all hosts have come to a good end, and then ends the watch."""
         if self._leaving.is_set():
             return
+        self.place.phase = "done, waiting for the others"
+        with contextlib.suppress(Exception):  # jax's shutdown waits, too
+            self._client.wait_at_barrier("vdit/leave", 1000 * _PARTING)
         self._leaving.set()
         with contextlib.suppress(Exception):
             self._client.key_value_set(f"{_BEATS}{self._id}", _LEFT, allow_overwrite=True)

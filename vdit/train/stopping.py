@@ -22,6 +22,7 @@ from jax.experimental.multihost_utils import reached_preemption_sync_point
 from vdit.errors import AGAIN, INTERRUPTED, Preempted
 
 _GRACE = 5.0  # seconds that the main thread has to act on a signal where nothing is to be saved
+_LOOK = 1.5  # seconds in which jax notices a signal, for sure
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -95,7 +96,7 @@ class Stop:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """While entered, a signal raises nothing; the thread ends the process if this takes longer than a moment.
+        """While entered, a signal raises nothing, and jax is not told; the thread ends the process if this takes long.
 
         For where hosts meet and part: an exception in the middle would leave the others waiting for this one.
         """
@@ -104,6 +105,14 @@ class Stop:
             yield
         finally:
             self._holding = False
+
+    def settle(self) -> None:
+        """Before hosts part: waits until jax has asked them all about a signal that came when no step was left.
+
+        It looks for signals once a second, and a host that has gone in between would keep the others for minutes.
+        """
+        if self._notify is not None and self._asked is not None and not self.agreed:
+            time.sleep(_LOOK)
 
     def reached(self) -> bool:
         """Whether to stop after this step. Every host calls it after every step, and all get the same answer."""
@@ -128,7 +137,7 @@ class Stop:
             self.agreed = False  # the others go on with what this host leaves here
             raise KeyboardInterrupt  # the second Ctrl-C: now
         self._asked = number if self._asked is None else self._asked
-        if self._notify is not None:
+        if self._notify is not None and not self._holding:
             self._notify(signal.SIGTERM)
         if not (self._deferring or self._holding):
             self.end()
