@@ -192,7 +192,7 @@ class _Reading:
 
 
 _ATTACHED_PICTURE = av.stream.Disposition.attached_pic
-_MEND = 'on_error="keep" takes what comes before'
+_MEND = 'write the file anew, or read what comes before with on_error="keep"'
 
 
 def _openable(path: str | Path | bytes, name: str) -> str | io.BytesIO:

@@ -136,6 +136,13 @@ def test_uneven_times_are_told(tmp_path):
     assert "uneven" not in read_input(tmp_path / "uneven.gif", fps=10).note.removeprefix("uneven.gif")
 
 
+def test_a_part_has_the_rate_of_the_whole():
+    """Of a phone's video, whose frames do not come evenly."""
+    path = shared_data("clips", "exo_station_roof_hdr10.mp4")
+    options = {"area": 1024, "multiple": 8}
+    assert read_input(path, max_frames=9, **options).fps == read_input(path, last=9, **options).fps
+
+
 @pytest.mark.parametrize(("name", "asked", "error", "named"), [
     ("v.mp4", {"size": (33, 64), "multiple": 16}, ShapeError, "size 33x64 .*multiples of 16 .*use 32x64"),
     ("v.mp4", {"multiple": 64}, ShapeError, "v.mp4: a picture of 100x60 is smaller than one block of 64x64"),

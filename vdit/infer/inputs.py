@@ -22,6 +22,7 @@ from vdit.video_io import probe, read_video
 from vdit.video_parts import read_tail
 
 SAME_RATE = 5e-3  # rates this near, as 29.97 and 30, are taken for one: no frame is repeated or left out for it
+PART_RATE = 0.1  # how far the rate of a part may be from the file's, and still be taken for it
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -118,8 +119,9 @@ def read_input(
     dropped = (count - lengths[0]) % lengths[1]
     frames = clip.frames[dropped:] if last is not None else clip.frames[: count - dropped]
     taken = f"{_taken(span, count)}{_left_out(span, dropped, lengths)}{_uneven(clip, span)}"
-    note = f"{_note(path, fit, rate if fps else clip.fps)}; {taken}"
-    return Input(path=path, frames=frames, fps=clip.fps, fit=fit, span=span, dropped=dropped, note=note)
+    shown = fps or _rate(clip, rate, span)
+    note = f"{_note(path, fit, rate if fps else shown)}; {taken}"
+    return Input(path=path, frames=frames, fps=shown, fit=fit, span=span, dropped=dropped, note=note)
 
 
 def common_size(
@@ -165,6 +167,12 @@ def _read(path: Path, span: Span, fit: Fit) -> Clip:
     if span.last is not None:
         return read_tail(path, span.last, size=fit.size, threads=0, **span.reading)
     return read_video(path, size=fit.size, threads=0, **span.reading)
+
+
+def _rate(clip: Clip, declared: float, span: Span) -> float:
+    """Of frames at the file's own rate. A few of them tell it badly where they come at uneven times (phones)."""
+    part = span.seconds is not None or span.max_frames is not None or span.last is not None
+    return declared if part and abs(clip.fps / declared - 1) < PART_RATE else clip.fps
 
 
 def _check_length(path: Path, count: int, least: int) -> None:
