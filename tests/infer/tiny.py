@@ -38,7 +38,9 @@ def experiment(stride: int = 4, patch_frames: int = 1, window: int = 17, **chang
         text=TextConfig(vocab_size=16, max_length=6, width=16, depth=1, heads=2),
         dit=DiTConfig(in_channels=4, width=16, depth=1, heads=2, patch=(patch_frames, 2, 2)),
         canvases=CanvasConfig(first=1.0),
-        sample=SampleConfig(frames=first + 2 * patch_frames * stride, size=SIZE, steps=2, guidance=1.0, sampler="euler"),
+        sample=SampleConfig(
+            frames=first + 2 * patch_frames * stride, size=SIZE, steps=2, guidance=1.0, sampler="euler"
+        ),
         **changes,
     )  # fmt: skip
 
@@ -57,18 +59,18 @@ def generator(**options) -> Generator:
     video = jnp.zeros((1, 1 + config.vae.temporal_stride, *SIZE, 3))
     vae = VideoVAE(
         config=config.vae,
-        params=nn.meta.unbox(jax.jit(VAE(config.vae).init)(jax.random.key(2), video))["params"],
+        params=_random(lambda key: VAE(config.vae).init(key, video)["params"]),
         statistics={"mean": jnp.zeros(channels), "std": jnp.ones(channels)},
     )
-    params = _shaken(nn.meta.unbox(jax.jit(config.network.init)(jax.random.key(0))))
+    params = _random(config.network.init)
     return Generator(experiment=config, params=params, vae=vae, tokenizer=Letters(), mesh=make_mesh())
 
 
-def _shaken(params):
-    """No weight at 0, where many begin."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return jax.tree.unflatten(tree, [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+def _random(init):
+    """Parameters of the shapes of `init`, none of them at 0, where many begin; nothing is compiled for them."""
+    rng = np.random.default_rng(0)
+    shapes = nn.meta.unbox(jax.eval_shape(init, jax.random.key(0)))
+    return jax.tree.map(lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape), x.dtype), shapes)
 
 
 @dataclasses.dataclass
