@@ -40,9 +40,16 @@ def largest_clip(experiment) -> int:
     return math.prod(shape[:3]) // math.prod(experiment.dit.patch)
 
 
-def test_planned_rows_are_those_that_the_packer_makes():
+@pytest.mark.parametrize("actions", [0, 2])
+def test_planned_rows_are_those_that_the_packer_makes(actions):
     experiment = PODS["pod_tiny"]
-    real = empty_rows(3, experiment.dit.token_values, RowLimits.of(experiment.data))
+    width = actions * experiment.vae.temporal_stride * experiment.dit.patch[0]
+    experiment = dataclasses.replace(
+        experiment,
+        data=dataclasses.replace(experiment.data, actions=actions),
+        dit=dataclasses.replace(experiment.dit, action_width=width),
+    )
+    real = empty_rows(3, experiment.dit.token_values, RowLimits.of(experiment.data), actions=width)
     planned = abstract_rows(experiment, rows=3)
     assert jax.tree.map(lambda x: (x.shape, str(x.dtype)), real) == jax.tree.map(
         lambda x: (x.shape, str(x.dtype)), planned

@@ -22,9 +22,10 @@ def abstract_rows(experiment: Experiment, *, rows: int | None = None) -> Row:
     a = train.accumulation
     lead = (b,) if a == 1 or rows is not None else (a, b // a)
     ints = lambda *shape: jax.ShapeDtypeStruct((*lead, *shape), jnp.int32)  # noqa: E731
-    values = jax.ShapeDtypeStruct((*lead, data.row_tokens, experiment.dit.token_values), jnp.float32)
+    floats = lambda *shape: jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)  # noqa: E731
+    actions = experiment.dit.action_width
     return Row(
-        values=values,
+        values=floats(data.row_tokens, experiment.dit.token_values),
         position=ints(data.row_tokens, 3),
         clip=ints(data.row_tokens),
         slot=ints(data.row_tokens),
@@ -33,6 +34,7 @@ def abstract_rows(experiment: Experiment, *, rows: int | None = None) -> Row:
         text_clip=ints(data.row_text),
         text_position=ints(data.row_text),
         label=ints(data.row_clips),
+        action=floats(data.row_slots, actions) if actions else None,
     )
 
 
