@@ -2,15 +2,17 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 import vdit
 from tests.infer import tiny
 from vdit.errors import ConfigError, ShapeError
-from vdit.infer import making
+from vdit.infer import Generator, making
 from vdit.tasks.given import Given
 from vdit.types import Clip
+from vdit.vision import CLIPVisionConfig, clip_pixels
 
 SHAPES = [{"stride": 1}, {"stride": 2}, {"stride": 4}, {"stride": 2, "patch_frames": 2, "window": 15}]
 
@@ -211,8 +213,46 @@ def test_what_cannot_be_made_is_told():
     assert generator.asked == []
 
 
-def test_a_model_told_by_channels_cannot_blend():
+@pytest.fixture
+def by_channels():
+    """A model that is told what is given by further channels, and sees the first frame by an image encoder."""
     config = tiny.experiment()
-    config = dataclasses.replace(config, dit=dataclasses.replace(config.dit, condition_channels=8))
+    dit = dataclasses.replace(config.dit, condition_channels=8, image_width=32)
+    vision = CLIPVisionConfig(image_size=28, width=32, layers=2, heads=2, mlp=32)
+    return tiny.Noise(dataclasses.replace(config, dit=dit, vision=vision))
+
+
+def test_an_image_is_given_as_the_generator_takes_one(by_channels):
+    """As models were compared with their reference; the encoder cuts the picture in its own way."""
+    picture = frames(1, size=(40, 64))[0]
+    like = Generator(experiment=by_channels.experiment, params=None, vae=None, tokenizer=None, mesh=None)
+    vdit.animate(by_channels, "a", picture, frames=17)
+    jax.tree.map(np.testing.assert_array_equal, by_channels.asked[0]["given"], like._first_frame(picture, tiny.SIZE, 1))
+    pictures = [frames(1, seed=1)[0], picture]
+    vdit.animate(by_channels, "a", pictures, times=(15, 0), frames=17)
+    given = by_channels.asked[1]["given"]
+    np.testing.assert_array_equal(given.pixels, by_channels.asked[0]["given"].pixels)
+    np.testing.assert_array_equal(np.flatnonzero(given.known[0, :, 0, 0]), [0, 15])  # told of single frames
+
+
+def test_the_image_encoder_sees_the_first_frame_that_is_given(by_channels):
+    video = frames(9)
+    vdit.extend(by_channels, "a", video, before=9, after=8, context=4)
+    (after, before), vision = by_channels.asked, by_channels.experiment.vision
+    np.testing.assert_array_equal(after["given"].pixels[0], clip_pixels(video[-1], vision))
+    np.testing.assert_array_equal(before["given"].pixels[0], clip_pixels(video[0], vision))
+
+
+def test_a_model_told_by_channels_cannot_blend(by_channels):
     with pytest.raises(ConfigError, match="without blend"):
-        vdit.connect(tiny.Noise(config), "a", frames(9), frames(9), frames=4, blend=True)
+        vdit.connect(by_channels, "a", frames(9), frames(9), frames=4, blend=True)
+
+
+def test_a_model_of_actions_is_told_that_nothing_is_done():
+    config = tiny.experiment(stride=2, patch_frames=2, window=15)
+    data, dit = dataclasses.replace(config.data, actions=3), dataclasses.replace(config.dit, action_width=12)
+    generator = tiny.Noise(dataclasses.replace(config, data=data, dit=dit))
+    vdit.extend(generator, "a", frames(9), after=8)
+    assert generator.asked[0]["frames"] == 15
+    assert generator.asked[0]["given"].action.shape == (1, 4, 12)
+    assert not generator.asked[0]["given"].action.any()
