@@ -96,7 +96,8 @@ class Frame:
         that the fewest latents are known only in part.
         """
         if at == "centre":
-            at = tuple(max(0, (outer - own) // 2 // cell * cell) for outer, own in zip(size, inner))
+            room = [max(0, outer - own) for outer, own in zip(size, inner)]
+            at = tuple(min(round(side / 2 / cell), side // cell) * cell for side in room)
         return cls(size=tuple(size), inner=tuple(inner), at=tuple(at))
 
     @property
