@@ -183,6 +183,21 @@ def test_a_model_makes_all_of_them(generator):
     assert blended.shape == (1, 12, *tiny.SIZE, 3)
 
 
+def test_a_model_that_slides_makes_long_videos_of_latents_alone(monkeypatch):
+    """After the known frames nothing goes through pixels; the first windows are those of any longer video."""
+    generator = tiny.generator(window=9, slides=True)
+    monkeypatch.setattr(Generator, "__call__", None)
+    video = frames(11)
+    longer = vdit.extend(generator, ["a", "b"], video, after=14, context=5)
+    assert longer.shape == (2, 25, *tiny.SIZE, 3)
+    np.testing.assert_array_equal(as_bytes(longer[0, :11]), video)
+    np.testing.assert_array_equal(longer[0, :11], longer[1, :11])
+    assert (longer[0, 11:] != longer[1, 11:]).any()
+    assert np.isfinite(longer).all()
+    further = vdit.extend(generator, ["a", "b"], video, after=18, context=5)
+    np.testing.assert_array_equal(further[:, :23], longer[:, :23])
+
+
 def test_what_cannot_be_made_is_told():
     generator, video = noise(), frames(9)
     small = frames(9, size=(16, 24))

@@ -24,8 +24,10 @@ from vdit.vae.video import VideoVAE
 SIZE = (16, 16)
 
 
-def experiment(stride: int = 4, patch_frames: int = 1, window: int = 17, **changes) -> Experiment:
-    """stride: of the VAE in time. patch_frames: of the DiT. window: frames it was trained on."""
+def experiment(
+    stride: int = 4, patch_frames: int = 1, window: int = 17, slides: bool = False
+) -> Experiment:
+    """stride: of the VAE in time. patch_frames: of the DiT. window: frames it was trained on. slides: see Pieces."""
     first = 1 + (patch_frames - 1) * stride
     return Experiment(
         name="tiny",
@@ -37,11 +39,10 @@ def experiment(stride: int = 4, patch_frames: int = 1, window: int = 17, **chang
         ),
         text=TextConfig(vocab_size=16, max_length=6, width=16, depth=1, heads=2),
         dit=DiTConfig(in_channels=4, width=16, depth=1, heads=2, patch=(patch_frames, 2, 2)),
-        canvases=CanvasConfig(first=1.0),
+        canvases=CanvasConfig(first=1.0, window=0.5 * slides),
         sample=SampleConfig(
             frames=first + 2 * patch_frames * stride, size=SIZE, steps=2, guidance=1.0, sampler="euler"
         ),
-        **changes,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from vdit.errors import ShapeError
+from vdit.errors import ConfigError, ShapeError
 from vdit.infer.generator import Generator
 from vdit.infer.keep import keep_given
 from vdit.tasks.given import Given
@@ -47,6 +47,14 @@ def frames_of(video: Array | Clip, name: str = "video") -> np.ndarray:
     if not np.issubdtype(frames.dtype, np.floating) or not np.abs(frames).max() <= 1.0:
         raise ShapeError(f"{name} of {frames.dtype} must be uint8, or float in [-1, 1]")
     return np.float32(frames)[None]
+
+
+def texts_of(prompts: Prompts) -> list[str]:
+    """One text for each video; ConfigError for anything else."""
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"prompts={prompts!r} must be a text or a list of at least one text")
+    return texts
 
 
 def as_bytes(frames: np.ndarray) -> np.ndarray:
@@ -98,10 +106,15 @@ def fill(
     if vision is not None and given.pixels is None:
         pixels = np.stack([clip_pixels(image, vision) for image in as_bytes(np.asarray(given.video[:, 0]))])
         given = dataclasses.replace(given, pixels=pixels)
-    made = np.asarray(generator(prompts, given=given, frames=frames, seed=seed, **sampling))
+    return put_back(generator(prompts, given=given, frames=frames, seed=seed, **sampling), given, kept)
+
+
+def put_back(made: Array, given: Given, kept: Array | None = None) -> np.ndarray:
+    """float32 [b t h w 3]: what was made, with what was given of it (see `fill`; vdit.infer.keep)."""
     known = np.asarray(given.level) == 0 if kept is None else np.asarray(kept)[None, :, None, None]
     pick = lambda x, i: x[i if len(x) > 1 else 0]  # noqa: E731
-    return np.stack([keep_given(video, pick(given.video, i), pick(known, i)) for i, video in enumerate(made)])
+    made = enumerate(np.asarray(made))
+    return np.stack([keep_given(video, pick(given.video, i), pick(known, i)) for i, video in made])
 
 
 def window_seed(seed: int, index: int) -> int:

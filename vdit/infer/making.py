@@ -21,23 +21,11 @@ from typing import Unpack
 import numpy as np
 
 from vdit.errors import ConfigError, ShapeError
-from vdit.infer.filling import (
-    Prompts,
-    Sampling,
-    Video,
-    fill,
-    frames_of,
-    grouping_of,
-    usual_passage,
-    window_of,
-    window_seed,
-)
+from vdit.infer.filling import Prompts, Sampling, Video, frames_of, grouping_of
 from vdit.infer.generator import Generator
 from vdit.infer.images import as_bytes, fit_images
+from vdit.infer.pieces import Pieces, joined
 from vdit.tasks import animate as animating
-from vdit.tasks import connect as connecting
-from vdit.tasks import extend as extending
-from vdit.tasks import loop as looping
 from vdit.types import Array
 from vdit.vision import clip_pixels
 
@@ -65,7 +53,7 @@ def animate(
     experiment, grouping = generator.experiment, grouping_of(generator)
     size = tuple(experiment.sample.size if size is None else size)
     frames = _positive("frames", experiment.sample.frames if frames is None else frames)
-    run = _Run(generator=generator, prompts=prompts, window=window_of(generator, window), seed=seed, sampling=sampling)
+    run = Pieces.of(generator, prompts, window=window, seed=seed, sampling=sampling)
     pictures = [as_bytes(image) for image in ([images] if len(images) and np.ndim(images[0]) == 2 else images)]
     if not pictures or len(pictures) != len(times) or any(len(picture) != 1 for picture in pictures):
         raise ShapeError(f"{len(pictures)} images for {len(times)} times: give one [h w 3] for each time")
@@ -104,11 +92,11 @@ def extend(
             raise ShapeError(f"{name}={count}: frames to be made, give 0 or more")
     if before == after == 0:
         raise ShapeError("before=0 and after=0: nothing is to be made, give one of them")
-    run = _Run(generator=generator, prompts=prompts, window=window_of(generator, window), seed=seed, sampling=sampling)
+    run = Pieces.of(generator, prompts, window=window, seed=seed, sampling=sampling)
     if after:
-        whole = _joined(whole, run.forward(whole, after, context))
+        whole = joined(whole, run.forward(whole, after, context))
     if before:
-        whole = _joined(run.backward(whole, before, context), whole)
+        whole = joined(run.backward(whole, before, context), whole)
     return whole
 
 
@@ -129,7 +117,7 @@ def loop(
     video: None makes one of the prompt first, of `frames` and `size` (None: as in the experiment's `sample`).
     passage: how many frames it has, a multiple of the frames that are made at once; None for about half the window.
     """
-    run = _Run(generator=generator, prompts=prompts, window=window_of(generator, window), seed=seed, sampling=sampling)
+    run = Pieces.of(generator, prompts, window=window, seed=seed, sampling=sampling)
     passage = run.passage_frames("passage", passage)
     if video is not None:
         if frames is not None or size is not None:
@@ -138,7 +126,7 @@ def loop(
     else:
         frames = _positive("frames", generator.experiment.sample.frames if frames is None else frames)
         whole = run.longer(run.sample(min(run.window, grouping_of(generator).canvas(frames)), size), frames)
-    return _joined(whole, run.passage(whole, None, passage))
+    return joined(whole, run.passage(whole, None, passage))
 
 
 def connect(
@@ -164,133 +152,12 @@ def connect(
     if ahead.shape[2:] != behind.shape[2:]:
         sizes = " and ".join("{1}x{0}".format(*video.shape[2:4]) for video in (ahead, behind))
         raise ShapeError(f"videos of {sizes} (width x height): give both the same size (vdit.infer.inputs.read_input)")
-    run = _Run(generator=generator, prompts=prompts, window=window_of(generator, window), seed=seed, sampling=sampling)
+    run = Pieces.of(generator, prompts, window=window, seed=seed, sampling=sampling)
     frames = run.passage_frames("frames", frames)
     if blend:
         made = run.blend(ahead, behind, frames, strength)
-        return _joined(ahead[:, :-frames], made, behind[:, frames:])
-    return _joined(ahead, run.passage(ahead, behind, frames), behind)
-
-
-@dataclasses.dataclass(kw_only=True)
-class _Run:
-    """One call of one of these functions: canvas after canvas, each with a seed of its own."""
-
-    generator: Generator
-    prompts: Prompts
-    window: int
-    seed: int
-    sampling: Sampling
-    count: int = 0
-
-    def next_seed(self) -> int:
-        self.count += 1
-        return window_seed(self.seed, self.count - 1)
-
-    @property
-    def grouping(self):
-        return grouping_of(self.generator)
-
-    def passage_frames(self, name: str, frames: int | None) -> int:
-        if frames is None:
-            return usual_passage(self.generator, self.window)
-        self.grouping.check_passage(name, frames)
-        return frames
-
-    def fill(self, given, frames: int, **kept) -> np.ndarray:
-        return fill(
-            self.generator, self.prompts, given, frames=frames, seed=self.next_seed(), sampling=self.sampling, **kept
-        )
-
-    def sample(self, frames: int, size: tuple[int, int] | None) -> np.ndarray:
-        """Made of the prompts alone."""
-        return np.asarray(
-            self.generator(self.prompts, frames=frames, size=size, seed=self.next_seed(), **self.sampling)
-        )
-
-    def longer(self, video: np.ndarray, frames: int) -> np.ndarray:
-        """The video, made longer or cut to `frames`."""
-        missing = frames - video.shape[1]
-        return _joined(video, self.forward(video, missing, None)) if missing > 0 else video[:, :frames]
-
-    def forward(self, video: np.ndarray, wanted: int, context: int | None) -> np.ndarray:
-        """The next `wanted` frames after the video."""
-        more = {"has": video.shape[1], "window": self.window, "grouping": self.grouping, "context": context}
-        parts = []
-        for canvas in extending.forward_windows(wanted, **more):
-            video = self.fill(extending.forward(video, context=canvas.context), canvas.frames)
-            parts.append(video[:, canvas.context :])
-        return _joined(*parts)[:, :wanted]
-
-    def backward(self, video: np.ndarray, wanted: int, context: int | None) -> np.ndarray:
-        """The `wanted` frames that lead up to the video."""
-        more = {"has": video.shape[1], "window": self.window, "grouping": self.grouping, "context": context}
-        parts = []
-        for canvas in extending.backward_windows(wanted, **more):
-            given = extending.backward(video, context=canvas.context, frames=canvas.frames)
-            video = self.fill(given, canvas.frames)
-            parts.insert(0, video[:, : canvas.frames - canvas.context])
-        return _joined(*parts)[:, -wanted:]
-
-    def passage(self, first: np.ndarray, second: np.ndarray | None, frames: int) -> np.ndarray:
-        """`frames` from the end of the first to the beginning of the second, or of the first itself.
-
-        A passage too long for a window with known ends begins as the first video goes on.
-        """
-        has = first.shape[1], (first if second is None else second).shape[1]
-        more = {"window": self.window, "grouping": self.grouping}
-        ends, early, closing = connecting.contexts(frames, has=has, **more), [], frames
-        if ends is None:
-            closing = min(frames, usual_passage(self.generator, self.window))
-            ends = connecting.contexts(closing, has=has, **more)
-            if ends is None:
-                least = self.grouping.first + 2 * self.grouping.step
-                raise ShapeError(f"window={self.window} holds no passage between known ends: give {least} or more")
-            if frames > closing:
-                early = [self.forward(first, frames - closing, None)]
-                first = _joined(first, *early)
-                ends = connecting.contexts(closing, has=(first.shape[1], has[1]), **more)
-        before, after = ends
-        sides = {"frames": closing, "before": before, "after": after}
-        if second is None:
-            given = looping.loop(first, **sides)
-        else:
-            given = connecting.connect(*_as_many(first, second), **sides)
-        made = self.fill(given, before + closing + after)
-        return _joined(*early, made[:, before : before + closing])
-
-    def blend(self, first: np.ndarray, second: np.ndarray, frames: int, strength: float) -> np.ndarray:
-        """`frames` in which the end of the first turns into the beginning of the second."""
-        if self.generator.experiment.dit.condition_channels:
-            raise ConfigError("this model is told of given frames, not of blends: connect the videos without blend")
-        grouping = self.grouping
-        for name, video, known in (("first", first, grouping.first), ("second", second, grouping.step)):
-            if video.shape[1] < frames + known:
-                raise ShapeError(
-                    f"frames={frames} in which both run at once: {name} has {video.shape[1]} frames, give a video of "
-                    f"{frames + known} or more, or a shorter blend"
-                )
-        has = first.shape[1] - frames, second.shape[1] - frames
-        ends = connecting.contexts(frames, has=has, window=self.window, grouping=grouping)
-        if ends is None:
-            most = grouping.tail(self.window - grouping.first - grouping.step)
-            mend = f"give at most {most}" if most else f"give window={grouping.first + 2 * grouping.step} or more"
-            raise ShapeError(f"frames={frames} do not fit a window of {self.window} between known ends: {mend}")
-        before, after = ends
-        sides = {"before": before, "after": after, "strength": strength, "grouping": grouping}
-        given = connecting.blend(first, second, frames=frames, **sides)
-        return self.fill(given, before + frames + after)[:, before : before + frames]
-
-
-def _as_many(*videos: np.ndarray) -> list[np.ndarray]:
-    """Videos of one entry beside others of b: all of b."""
-    count = max(map(len, videos))
-    return [np.broadcast_to(video, (count, *video.shape[1:])) for video in videos]
-
-
-def _joined(*videos: np.ndarray) -> np.ndarray:
-    """One after the other: [b t h w 3]."""
-    return np.concatenate(_as_many(*videos), axis=1)
+        return joined(ahead[:, :-frames], made, behind[:, frames:])
+    return joined(ahead, run.passage(ahead, behind, frames), behind)
 
 
 def _positive(name: str, value: int) -> int:
