@@ -196,6 +196,11 @@ def test_a_model_that_slides_makes_long_videos_of_latents_alone(monkeypatch):
     assert np.isfinite(longer).all()
     further = vdit.extend(generator, ["a", "b"], video, after=18, context=5)
     np.testing.assert_array_equal(further[:, :23], longer[:, :23])
+    for frame, seen in ((0, False), (8, True)):  # of the last five
+        other = video.copy()
+        other[frame] = 255 - other[frame]
+        made = vdit.extend(generator, ["a", "b"], other, after=14, context=5)
+        assert (np.abs(made - longer)[:, 11:].max() > 1e-3) == seen
 
 
 def test_what_cannot_be_made_is_told():
