@@ -25,6 +25,7 @@ _LAZY = {
     "edit": "vdit.infer.editing",
     "inpaint": "vdit.infer.editing",
     "outpaint": "vdit.infer.editing",
+    "rollout": "vdit.infer.rolling",
     "Structure": "vdit.tasks.structure",
     "Generator": "vdit.infer",
     "load": "vdit.infer",

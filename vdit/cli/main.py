@@ -19,6 +19,7 @@ from vdit.cli import (
     plan,
     quickstart,
     reconstruct,
+    rollout,
     sample,
     train,
 )
@@ -37,6 +38,7 @@ COMMANDS = {
     "connect": connect,
     "edit": edit,
     "inpaint": inpaint,
+    "rollout": rollout,
     "reconstruct": reconstruct,
     "import": import_model,
     "export": export_model,

@@ -1,0 +1,86 @@
+"""`vdit rollout`: a long video, written as it is made."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vdit.cli import canvas, output, streaming
+from vdit.cli.parser import UsageError, at_least
+from vdit.errors import INTERRUPTED, TextError
+
+SUMMARY = "a video of a minute and more, with prompts that change"
+DESCRIPTION = """\
+Writes a video of any length, of a prompt alone, or as an image or a video goes on. What the model makes at once slides
+along time, and knows the end of what was made before it. Memory does not grow with the length, and the file is
+written as frames are made: Ctrl-C ends it early, and leaves what is there."""
+EPILOG = """\
+examples:
+  vdit rollout runs/mine "a dog runs" --seconds 60 --out long.mp4
+  vdit rollout runs/mine dog.jpg "a dog runs" --seconds 60 --prompt-at 10s "the dog sits down"
+  vdit rollout runs/mine dog.mp4 "a dog runs" --frames 480 --script story.txt --context 24
+
+A script is a text file with a line for each prompt after the first: TIME PROMPT, as in "10s the dog sits down"."""
+TAKES_OVERRIDES = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    canvas.add_arguments(parser, "[IMAGE|VIDEO]", out="long.mp4")
+    parser.add_argument("--seconds", type=at_least(0, float), metavar="S", help="how long the whole video is")
+    parser.add_argument("--frames", type=at_least(1), metavar="N", help="the same in frames")
+    parser.add_argument("--context", type=at_least(1), metavar="N", help="frames known from before; default: half")
+    parser.add_argument(
+        "--prompt-at", nargs=2, action="append", default=[], metavar=("TIME", "PROMPT"),
+        help="another prompt from a time on; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--script", metavar="FILE", help="such prompts, a line each")
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    del overrides
+    words = canvas.split_words(options, inputs=("[IMAGE|VIDEO]",), least=0)
+    if (options.frames is None) == (options.seconds is None):
+        raise UsageError("how long the video is: give --seconds S or --frames N")
+    later = read_prompts(options)
+    with canvas.opened(options, words) as generator:
+        from vdit.infer.rolling import rollout
+
+        inputs, fps = canvas.read_inputs(options, words.inputs, generator)
+        frames = round(options.seconds * fps) if options.frames is None else options.frames
+        script = [(0.0, words.prompt), *sorted((time.frames(fps) / fps, prompt) for time, prompt in later)]
+        begins = {"video": inputs[0].frames} if inputs else {"size": canvas.asked_size(options)}
+        more = {"frames": frames, "fps": fps, "window": options.window, "context": options.context}
+        canvas.tell(words, fps, frames, frames - (len(inputs[0].frames) if inputs else 0))
+        for seed in canvas.seeds(options):
+            pieces = rollout(generator, script, **begins, **more, **canvas.sampling(options, seed))
+            several = len(canvas.seeds(options)) > 1
+            path = output.with_seed(Path(options.out), seed if several else None)
+            if not streaming.write(path, pieces, fps, total=frames):
+                return INTERRUPTED
+    return 0
+
+
+def read_prompts(options: argparse.Namespace) -> list[tuple[canvas.Duration, str]]:
+    """Those of --prompt-at and --script: (time, prompt)."""
+    given = [(time, prompt, f"--prompt-at {time}") for time, prompt in options.prompt_at]
+    if options.script is not None:
+        try:
+            lines = Path(options.script).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise TextError(f"script {options.script} cannot be read: {reason}") from None
+        for number, line in enumerate(lines, start=1):
+            time, _, prompt = line.strip().partition(" ")
+            if time:
+                given.append((time, prompt.strip(), f"{options.script}, line {number}"))
+    return [(_time(time, where), prompt) for time, prompt, where in given]
+
+
+def _time(text: str, where: str) -> canvas.Duration:
+    try:
+        time = canvas.duration(text)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"{where}: the time {error}") from None
+    if not time.amount:
+        raise UsageError(f"{where}: the prompt at 0 is the command's own, give a later time")
+    return time

@@ -1,0 +1,88 @@
+"""Videos written while they are made. Ctrl-C ends them early: what is there by then becomes the file."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from vdit.cli import output
+
+
+class Interrupts:
+    """While entered, the first Ctrl-C is noted (`asked`), the second raises KeyboardInterrupt as ever.
+
+    `at_once`: while entered, the first raises too, where nothing is lost by it. On several hosts, of which only one
+    may have heard it, Ctrl-C is left as it is.
+    """
+
+    def __init__(self, mend: str):
+        self.asked = False
+        self._mend, self._raising = mend, False
+
+    def __enter__(self) -> Interrupts:
+        import jax
+
+        alone = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+        self._before = signal.signal(signal.SIGINT, self._handle) if alone else None
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        self._raising = True
+        try:
+            yield
+        finally:
+            self._raising = False
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.asked or self._raising:
+            raise KeyboardInterrupt
+        self.asked = True
+        print(f"vdit: {self._mend}", file=sys.stderr, flush=True)
+
+
+def write(path: Path, pieces: Iterable, fps: float, *, total: int | None = None) -> bool:
+    """Writes pieces [t h w 3] to a video file as they come, makes its folder, and prints its path. Whether all came.
+
+    total: frames there will be, to show progress and the time left. After Ctrl-C the piece that is being made is
+    waited for, and the file holds what was made; a second Ctrl-C leaves no file. On several hosts the first alone
+    writes, and all of them make.
+    """
+    from vdit.dist.multihost import is_first
+    from vdit.video_io import write_video
+
+    display = None if total is None else output.progress("frames", total)
+    mend = "stops after what is being made, and writes the file; Ctrl-C again leaves none"
+    with Interrupts(mend) as interrupts:
+        pieces = _shown(pieces, display, interrupts)
+        try:
+            if is_first():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_video(path, pieces, fps=fps)
+                print(path, flush=True)
+            else:
+                for _ in pieces:
+                    pass
+        finally:
+            if display is not None:
+                display.close()
+    return not interrupts.asked
+
+
+def _shown(pieces: Iterable, display, interrupts: Interrupts) -> Iterator:
+    done = 0
+    for piece in pieces:
+        yield piece
+        done += len(piece)
+        if display is not None:
+            display.update(done, {})
+        if interrupts.asked:
+            return
