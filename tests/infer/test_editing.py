@@ -118,7 +118,7 @@ def test_what_is_not_masked_comes_back_bit_for_bit(generator, video):
 def test_what_is_masked_is_not_seen(generator, video):
     """Nothing of it reaches the result, neither by latents that are known in part nor by their neighbours."""
     mask = np.zeros((FRAMES, *tiny.SIZE), bool)
-    mask[4:9, 2:9, 5:11] = True
+    mask[3:9, 1:6, 10:15] = True  # within one token of four
     mask[11] = True
     other = video.copy()
     other[mask] = 255 - other[mask]
@@ -162,30 +162,36 @@ def test_windows_go_on_from_each_other(generator, monkeypatch):
 
 
 def test_levels_and_latents_go_through_windows_as_through_one(generator, monkeypatch):
-    """Whatever the windows, the canvases hold the latents and levels of the whole video, and no more at once."""
+    """Whatever the windows: heads as they were made, then the latents and levels of the whole video."""
     rng = np.random.default_rng(3)
     video = rng.integers(0, 256, (21, *tiny.SIZE, 3)).astype(np.uint8)
     mask = rng.random(video.shape[:3]) < 0.02
     seen = {}
 
     def spy(task, mesh, params, vae_params, statistics, prompts, negative, key, noise, given):
-        seen.setdefault(window, []).append(given.canvas)
-        return given.canvas.latents
+        seen.setdefault(window, []).append(given)
+        return given.canvas.latents + 1
 
     monkeypatch.setattr(windows, "draw", spy)
     for window in (21, 13, 9):
-        vdit.inpaint(generator, "a", video, mask, window=window)
+        vdit.edit(generator, "a", video, mask=mask, strength=0.5, invert=True, window=window)
     (whole,) = seen[21]
+    assert set(np.unique(whole.canvas.level)) == {0, 0.5}
     for window in (13, 9):
         length = 1 + (window - 1) // 4
         plan = windows.latent_windows(6, length, 1)
         assert len(seen[window]) == len(plan) >= 2
-        for canvas, (start, known, stop) in zip(seen[window], plan):
-            assert canvas.latents.shape[1] == length
-            assert canvas.first == min(start, 1)
-            np.testing.assert_allclose(canvas.latents, whole.latents[:, start:stop], atol=1e-4)
-            np.testing.assert_array_equal(canvas.level[:, known - start :], whole.level[:, known:stop])
-            np.testing.assert_array_equal(canvas.level[:, : known - start], 0)
+        made = np.zeros_like(whole.shown)
+        for given, (start, known, stop) in zip(seen[window], plan):
+            assert given.canvas.latents.shape[1] == length
+            assert given.canvas.first == min(start, 1)
+            head, new = np.split(given.canvas.latents, [known - start], axis=1)
+            np.testing.assert_array_equal(head, made[:, start:known])
+            np.testing.assert_allclose(new, whole.shown[:, known:stop], atol=1e-4)
+            np.testing.assert_allclose(given.shown, whole.shown[:, start:stop], atol=1e-4)
+            np.testing.assert_array_equal(given.canvas.level[:, known - start :], whole.canvas.level[:, known:stop])
+            np.testing.assert_array_equal(given.canvas.level[:, : known - start], 0)
+            made[:, start:stop] = given.canvas.latents + 1
 
 
 def test_models_of_one_level_edit_in_windows(generator, video):
