@@ -26,6 +26,7 @@ _LAZY = {
     "inpaint": "vdit.infer.editing",
     "outpaint": "vdit.infer.editing",
     "rollout": "vdit.infer.rolling",
+    "Simulator": "vdit.infer.simulating",
     "Structure": "vdit.tasks.structure",
     "Generator": "vdit.infer",
     "load": "vdit.infer",

@@ -30,6 +30,8 @@ class Canvas:
     action: float32 [b t/pt a], what is done in each frame of tokens, for models with actions.
     condition: float32 [b t h w cc], for models that see what is given as further channels (Wan image-to-video).
     image: float [b m e], encoded images, for models that attend to them.
+    there: bool [b t/pt], the frames of tokens that there are; None for all. Of the others nothing is seen: a canvas
+        of one size serves while a video is shorter than it.
     first: the position in time of the first latent frame. A clip's latent frame 0 stands for one video frame, the
         others for several: a window that has slid on holds only such others, and begins at 1.
     """
@@ -39,6 +41,7 @@ class Canvas:
     action: Array | None = None
     condition: Array | None = None
     image: Array | None = None
+    there: Array | None = None
     first: int = dataclasses.field(default=0, metadata={"static": True})
 
 
@@ -76,7 +79,8 @@ class CanvasTokens:
     """A canvas as tokens.
 
     values: float32 [b n p]. level: float32 [b n]. slot: int32 [b n], of 0..k-1. known: bool [b k], slots of known
-    tokens. action: float32 [b k a] or None. grid: tokens along t, h, w.
+    tokens. action: float32 [b k a] or None. grid: tokens along t, h, w. there: bool [b k], slots of tokens that there
+    are; None for all.
     """
 
     values: Array
@@ -85,6 +89,7 @@ class CanvasTokens:
     known: Array
     action: Array | None
     grid: tuple[int, int, int]
+    there: Array | None = None
 
 
 def canvas_tokens(canvas: Canvas, patch: tuple[int, int, int]) -> CanvasTokens:
@@ -94,7 +99,7 @@ def canvas_tokens(canvas: Canvas, patch: tuple[int, int, int]) -> CanvasTokens:
     are in the second.
     """
     grid = token_grid(canvas.latents.shape, patch)
-    level, action = canvas.level.astype(jnp.float32), canvas.action
+    level, action, there = canvas.level.astype(jnp.float32), canvas.action, canvas.there
     by_frame = level.shape[2:] == (1, 1)
     if by_frame:
         level = jnp.broadcast_to(level, (*level.shape[:2], patch[1] * grid[1], patch[2] * grid[2]))
@@ -105,9 +110,9 @@ def canvas_tokens(canvas: Canvas, patch: tuple[int, int, int]) -> CanvasTokens:
     else:
         slot = slot + grid[0] * (level == 0)
         known = jnp.broadcast_to(jnp.arange(2 * grid[0]) >= grid[0], (level.shape[0], 2 * grid[0]))
-        action = None if action is None else jnp.concatenate([action, action], axis=1)
+        action, there = (None if x is None else jnp.concatenate([x, x], axis=1) for x in (action, there))
     values = patchify(canvas.latents, patch)
-    return CanvasTokens(values=values, level=level, slot=slot, known=known, action=action, grid=grid)
+    return CanvasTokens(values=values, level=level, slot=slot, known=known, action=action, grid=grid, there=there)
 
 
 def dense_rows(tokens: CanvasTokens, prompts: Prompts, label: Array | None = None, *, first: int = 0) -> Row:
@@ -117,12 +122,16 @@ def dense_rows(tokens: CanvasTokens, prompts: Prompts, label: Array | None = Non
         raise ShapeError(f"a grid of {tokens.grid} tokens is too large: positions go to {MAX_POSITION} along each axis")
     position = jnp.asarray(grid_position(tokens.grid)) + jnp.asarray((first, 0, 0), jnp.int32)
     index = jnp.arange(prompts.ids.shape[1], dtype=jnp.int32)[None]
+    clip, slot_clip = jnp.ones((b, n), jnp.int32), jnp.ones(tokens.known.shape, jnp.int32)
+    if tokens.there is not None:
+        slot_clip = tokens.there.astype(jnp.int32)
+        clip = jnp.take_along_axis(slot_clip, tokens.slot, axis=1)
     return Row(
         values=tokens.values,
         position=jnp.broadcast_to(position, (b, n, 3)),
-        clip=jnp.ones((b, n), jnp.int32),
+        clip=clip,
         slot=tokens.slot,
-        slot_clip=jnp.ones(tokens.known.shape, jnp.int32),
+        slot_clip=slot_clip,
         text=prompts.ids,
         text_clip=(index < prompts.length[:, None]).astype(jnp.int32),
         text_position=jnp.broadcast_to(index, prompts.ids.shape),
