@@ -147,5 +147,6 @@ def test_tensor_sums_activations_and_moves_no_weights(results, name):
     result = results[name]
     gathered = sum(line["payload"] for line in sent(result, "all-gather", "tensor"))
     rows = {"tensor=4 x data=2": 4}.get(name, 2)
-    assert gathered == rows * 7 * 6 * 72 * FLOAT, "what the noise levels give, once"
+    slots = 2 * 7  # of what is known and what is not, in each frame
+    assert gathered == rows * slots * 6 * 72 * FLOAT, "what the noise levels give, once"
     assert sent(result, "all-reduce", "tensor")
