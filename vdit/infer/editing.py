@@ -26,7 +26,7 @@ from typing import Literal, Unpack
 import numpy as np
 
 from vdit.errors import ConfigError, ShapeError
-from vdit.infer.filling import Prompts, Sampling, Video, frames_of
+from vdit.infer.filling import Prompts, Sampling, Video, frames_of, texts_of
 from vdit.infer.generator import Generator
 from vdit.infer.keep import keep_given
 from vdit.infer.windows import Begin, Remake
@@ -184,17 +184,14 @@ def _made(
     **windows,
 ) -> np.ndarray:
     """Decoded, as the model gives it: float32 [b t h w 3]. start: the noise level to begin at."""
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ConfigError(f"prompts={prompts!r} must be a text or a list of at least one text")
     sampling = dict(sampling)
     negative = sampling.pop("negative", "")
     method = dataclasses.replace(generator.method(**sampling), structure=structure)
     if start < 1.0:
         method = dataclasses.replace(method, grid=dataclasses.replace(method.grid, start=start))
     remake = Remake(
-        generator=generator, method=method, prompts=prompts, begin=begin, frames=whole.shape[1], size=whole.shape[2:4],
-        negative=negative, seed=seed, noise=noise, **windows,
+        generator=generator, method=method, prompts=texts_of(prompts), begin=begin, frames=whole.shape[1],
+        size=whole.shape[2:4], negative=negative, seed=seed, noise=noise, **windows,
     )  # fmt: skip
     return np.concatenate(list(remake), axis=1)
 
