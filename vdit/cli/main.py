@@ -21,6 +21,7 @@ from vdit.cli import (
     reconstruct,
     rollout,
     sample,
+    simulate,
     train,
 )
 from vdit.cli.ending import ending
@@ -39,6 +40,7 @@ COMMANDS = {
     "edit": edit,
     "inpaint": inpaint,
     "rollout": rollout,
+    "simulate": simulate,
     "reconstruct": reconstruct,
     "import": import_model,
     "export": export_model,

@@ -19,9 +19,9 @@ class Interrupts:
     may have heard it, Ctrl-C is left as it is.
     """
 
-    def __init__(self, mend: str):
-        self.asked = False
-        self._mend, self._raising = mend, False
+    def __init__(self):
+        self.asked = self._raising = False
+        self._before = None
 
     def __enter__(self) -> Interrupts:
         import jax
@@ -46,22 +46,23 @@ class Interrupts:
         if self.asked or self._raising:
             raise KeyboardInterrupt
         self.asked = True
-        print(f"vdit: {self._mend}", file=sys.stderr, flush=True)
+        print("vdit: stops once the frames in work are made; Ctrl-C again leaves no file", file=sys.stderr, flush=True)
 
 
-def write(path: Path, pieces: Iterable, fps: float, *, total: int | None = None) -> bool:
+def write(
+    path: Path, pieces: Iterable, fps: float, *, total: int | None = None, interrupts: Interrupts | None = None
+) -> bool:
     """Writes pieces [t h w 3] to a video file as they come, makes its folder, and prints its path. Whether all came.
 
     total: frames there will be, to show progress and the time left. After Ctrl-C the piece that is being made is
-    waited for, and the file holds what was made; a second Ctrl-C leaves no file. On several hosts the first alone
-    writes, and all of them make.
+    waited for, and the file holds what was made; a second Ctrl-C leaves no file (`interrupts`: for pieces that ask
+    about it themselves). On several hosts the first alone writes, and all of them make.
     """
     from vdit.dist.multihost import is_first
     from vdit.video_io import write_video
 
     display = None if total is None else output.progress("frames", total)
-    mend = "stops after what is being made, and writes the file; Ctrl-C again leaves none"
-    with Interrupts(mend) as interrupts:
+    with Interrupts() if interrupts is None else interrupts as interrupts:
         pieces = _shown(pieces, display, interrupts)
         try:
             if is_first():

@@ -27,6 +27,13 @@ from vdit.tasks.window import FillWindow, Window
 from vdit.types import Array
 
 
+def action_shape(generator: Generator) -> tuple[int, int]:
+    """(t, a): a step makes t frames, and what is done in each is a numbers. ConfigError for models not told of it."""
+    if not generator.experiment.dit.action_width:
+        raise ConfigError("this model is not told what is done (data.actions=0): make long videos by vdit.rollout")
+    return grouping_of(generator).step, generator.experiment.data.actions
+
+
 class Simulator:
     """A world model in the middle of its world: `step` says what is done, and gives the frames that follow.
 
@@ -55,9 +62,7 @@ class Simulator:
         seed: int = 0,
         **sampling: Unpack[Sampling],
     ):
-        config = generator.experiment
-        if not config.dit.action_width:
-            raise ConfigError("this model is not told what is done (data.actions=0): make long videos by vdit.rollout")
+        config, self._action_shape = generator.experiment, action_shape(generator)
         if config.dit.condition_channels:
             raise ConfigError("this model makes videos of images: it cannot go on from frames of its own")
         negative = sampling.pop("negative", "")
@@ -74,8 +79,8 @@ class Simulator:
 
     @property
     def action_shape(self) -> tuple[int, int]:
-        """(t, a): a step makes t frames, and what is done in each is a numbers."""
-        return self._grouping.step, self._generator.experiment.data.actions
+        """(t, a), see the function of this name."""
+        return self._action_shape
 
     @property
     def frames(self) -> np.ndarray:
@@ -171,7 +176,7 @@ class Simulator:
     def _encoded(self, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Latents [1 m*p h w c] and actions [1 m a] of the last of the given frames."""
         grouping, actions = self._grouping, self._actions
-        t, width = len(given), self.action_shape[1]
+        t, width = len(given), self._action_shape[1]
         actions = np.zeros((t, width), np.float32) if actions is None else np.asarray(actions, np.float32)
         if actions.shape != (t, width):
             raise ShapeError(f"actions of shape {actions.shape}: start has {t} frames, give [{t} {width}]")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdit.data.patches import grid_position, patchify, token_grid
+from vdit.dit.config import DiTConfig
 from vdit.errors import ShapeError
 from vdit.nn.rope import MAX_POSITION
 from vdit.types import Array, Row
@@ -57,10 +58,14 @@ class Prompts:
     length: Array
 
 
-def blank(batch: int, latent_shape: tuple[int, int, int, int]) -> Canvas:
-    """Nothing known: `batch` clips of latents (t, h, w, c)."""
+def blank(batch: int, latent_shape: tuple[int, int, int, int], dit: DiTConfig | None = None) -> Canvas:
+    """Nothing known: `batch` clips of latents (t, h, w, c); nothing done, if `dit` is told what is."""
     latents = jnp.zeros((batch, *latent_shape), jnp.float32)
-    return Canvas(latents=latents, level=jnp.ones((batch, latent_shape[0], 1, 1), jnp.float32))
+    action = None
+    if dit is not None and dit.action_width:
+        action = jnp.zeros((batch, latent_shape[0] // dit.patch[0], dit.action_width), jnp.float32)
+    level = jnp.ones((batch, latent_shape[0], 1, 1), jnp.float32)
+    return Canvas(latents=latents, level=level, action=action)
 
 
 def tokenize(tokenizer, prompts: list[str], *, length: int) -> Prompts:

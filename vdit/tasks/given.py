@@ -55,7 +55,7 @@ class FromVideo(TextToVideo):
                 f"given frames of shape {given.video.shape} do not fit a video of {self.frames} frames of {self.size}: "
                 "give as many or fewer, of that size"
             )
-        canvas = blank(batch, self.latent_shape)
+        canvas = blank(batch, self.latent_shape, self.network.dit)
         if given.action is not None:
             canvas = dataclasses.replace(canvas, action=given.action)
         if self.network.dit.condition_channels:

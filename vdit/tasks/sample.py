@@ -88,7 +88,7 @@ class TextToVideo:
     def canvas(self, params: PyTree, vae_params: PyTree, statistics: PyTree, batch: int, given: PyTree) -> Canvas:
         """What is known of the videos before they are made: nothing."""
         del params, vae_params, statistics, given
-        return blank(batch, self.latent_shape)
+        return blank(batch, self.latent_shape, self.network.dit)
 
 
 def draw(
