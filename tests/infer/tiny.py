@@ -25,20 +25,32 @@ SIZE = (16, 16)
 
 
 def experiment(
-    stride: int = 4, patch_frames: int = 1, window: int = 17, slides: bool = False
+    stride: int = 4,
+    patch_frames: int = 1,
+    window: int = 17,
+    slides: bool = False,
+    actions: int = 0,
+    memory: bool = False,
 ) -> Experiment:
-    """stride: of the VAE in time. patch_frames: of the DiT. window: frames it was trained on. slides: see Pieces."""
+    """stride: of the VAE in time. patch_frames: of the DiT. window: frames it was trained on. slides: see Pieces.
+    actions: numbers that say what is done in a frame. memory: the VAE looks back in time and around in space.
+    """
     first = 1 + (patch_frames - 1) * stride
     return Experiment(
         name="tiny",
-        data=DataConfig(frames=(first, window), frame_multiple=stride, areas=(256,), size_multiple=8, row_text=8),
+        data=DataConfig(
+            frames=(first, window), frame_multiple=stride, areas=(256,), size_multiple=8, row_text=8, actions=actions
+        ),
         vae=VAEConfig(
             latent_channels=4, base_channels=8, channel_mults=(1,), spatial_down=(), temporal_down=(), patch=4,
             patch_frames=stride, blocks_per_level=1, middle="none", decoder_extra_blocks=0, block_kernel=(1, 1, 1),
-            edge_kernel=(1, 1, 1),
+            edge_kernel=(3, 3, 3) if memory else (1, 1, 1),
         ),
         text=TextConfig(vocab_size=16, max_length=6, width=16, depth=1, heads=2),
-        dit=DiTConfig(in_channels=4, width=16, depth=1, heads=2, patch=(patch_frames, 2, 2)),
+        dit=DiTConfig(
+            in_channels=4, width=16, depth=1, heads=2, patch=(patch_frames, 2, 2),
+            action_width=actions * stride * patch_frames,
+        ),
         canvases=CanvasConfig(first=1.0, window=0.5 * slides),
         sample=SampleConfig(
             frames=first + 2 * patch_frames * stride, size=SIZE, steps=2, guidance=1.0, sampler="euler"
