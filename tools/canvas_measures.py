@@ -151,7 +151,8 @@ def edit(generator: Generator, count: int) -> Measure:
     ways: dict[str, dict] = {
         "SDEdit, 0.6": {"strength": 0.6},
         "SDEdit, 0.8": {"strength": 0.8},
-        "inversion": {"strength": 1.0, "invert": True},
+        "inversion, 0.6": {"strength": 0.6, "invert": True},
+        "inversion, 1": {"strength": 1.0, "invert": True},
     }
     rows: dict[str, list[dict]] = {name: [] for name in (*ways, "source", "sampled anew")}
     cards = []
@@ -161,8 +162,10 @@ def edit(generator: Generator, count: int) -> Measure:
         article = {True: "an", False: "a"}
         old_name = f"{article[colour[0] in 'aeiou']} {colour}"
         prompt = scene.caption.replace(old_name, f"{article[new[0] in 'aeiou']} {new}")
-        made = {name: vdit.edit(generator, prompt, scene.video, source=scene.caption, seed=i, **options)[0]
-                for name, options in ways.items()}  # fmt: skip
+        made = {}
+        for name, options in ways.items():
+            source = scene.caption if options.get("invert") else None
+            made[name] = vdit.edit(generator, prompt, scene.video, source=source, seed=i, **options)[0]
         made |= {"source": scene.video, "sampled anew": np.asarray(generator(prompt, frames=FRAMES, seed=i))[0]}
         for name, clip in made.items():
             seen = detect(clip)
@@ -174,7 +177,7 @@ def edit(generator: Generator, count: int) -> Measure:
                 "found": seen.found,
             })  # fmt: skip
         cards += [(scene.video, scene.caption), *((made[name], f"{name}: {new}") for name in ways)]
-    return Measure(name="edit", what="Another colour is asked for.", rows=_means(rows), cards=cards[:24], columns=4)
+    return Measure(name="edit", what="Another colour is asked for.", rows=_means(rows), cards=cards[:25], columns=5)
 
 
 def inpaint(generator: Generator, count: int) -> Measure:
