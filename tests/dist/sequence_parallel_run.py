@@ -30,10 +30,10 @@ MESHES = {
 }
 # What each mesh is tried with.
 TRIED = (
-    ("heads exchanged", "ring", "heads run out", "cross", "nothing divides"),
+    ("heads exchanged", "ring", "heads run out", "cross", "nothing divides", "times", "times round a ring"),
     ("heads exchanged", "heads run out"),
-    ("ring", "heads run out"),
-    ("heads exchanged", "an odd number of heads", "cross", "nothing divides"),
+    ("ring", "heads run out", "times and a past"),
+    ("heads exchanged", "an odd number of heads", "cross", "nothing divides", "times and a past"),
 )
 # heads, how devices meet, and what else differs from 4 rows of 64 tokens that attend to themselves
 CASES = {
@@ -43,12 +43,18 @@ CASES = {
     "an odd number of heads": (3, "auto", {}),
     "cross": (8, "auto", {"m": 24, "axes": ("tokens", "text_tokens")}),
     "nothing divides": (3, "auto", {"n": 63, "rows": 3}),
+    "times": (8, "ulysses", {"frame": 3}),
+    "times round a ring": (8, "ring", {"frame": 3}),
+    "times and a past": (6, "auto", {"frame": 3, "m": 128}),
 }
 NAMES = ("batch", "tokens", "heads", None)
 
 
-def inputs(heads, n=64, m=None, rows=4):
-    """Packed rows: clips that span several devices' shares, short ones inside of one, padding, a clip without keys."""
+def inputs(heads, n=64, m=None, rows=4, frame=None):
+    """Packed rows: clips that span several devices' shares, short ones inside of one, padding, a clip without keys.
+
+    frame: tokens of a frame where queries read no later keys; None: no times.
+    """
     rng = np.random.default_rng(heads)
     m = m or n
     q, weight = (rng.normal(size=(rows, n, heads, 8)).astype(np.float32) for _ in range(2))
@@ -57,14 +63,16 @@ def inputs(heads, n=64, m=None, rows=4):
     q_clip = (np.arange(n) >= ends[:, :, None]).sum(1) + 1
     q_clip[:, -5:] = 0
     k_clip = q_clip if m == n else np.sort(rng.integers(0, 4, (rows, m)), 1)
-    return q, k, v, q_clip.astype(np.int32), k_clip.astype(np.int32), weight
+    times = None if frame is None else tuple(np.tile(np.arange(x, dtype=np.int32) // frame, (rows, 1)) for x in (n, m))
+    return q, k, v, q_clip.astype(np.int32), k_clip.astype(np.int32), weight, times
 
 
 def gradients(**options):
     """Output and gradients, compiled anew for each mesh."""
 
-    def run(q, k, v, q_clip, k_clip, weight):
-        out, back = jax.vjp(lambda q, k, v: attention(q, k, v, q_clip, k_clip, **options), q, k, v)
+    def run(q, k, v, q_clip, k_clip, weight, times=None):
+        more = options if times is None else options | {"q_time": times[0], "k_time": times[1]}
+        out, back = jax.vjp(lambda q, k, v: attention(q, k, v, q_clip, k_clip, **more), q, k, v)
         return out, *back(weight)
 
     return jax.jit(run)
@@ -154,7 +162,7 @@ def main():
             found = error(mesh, heads, way, shape, axes, implementation="chunked")
             results["errors"][f"{mesh_name}: {case}"] = found
     for kernel in ("splash", "triton"):
-        found = error(meshes["data 2, sequence 4"], 2, "auto", {"rows": 2}, implementation=kernel)
+        found = error(meshes["data 2, sequence 4"], 2, "auto", {"rows": 2, "frame": 5}, implementation=kernel)
         results["errors"][f"data 2, sequence 4: {kernel}"] = found
     results["errors"]["in a mapped function"] = in_a_mapped_function(meshes["data 2, sequence 4"])
     chunked.Q_CHUNK = chunked.K_CHUNK = 128

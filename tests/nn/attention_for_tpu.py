@@ -20,10 +20,11 @@ CASES = {
     "cross": (MeshConfig(), 2000, 300, 2, 72, "auto"),
     "ulysses": (MeshConfig(sequence=2, data=1), 2048, 2048, 2, 128, "auto"),
     "ring": (MeshConfig(sequence=4, data=1), 4096, 4096, 1, 128, "ring"),
+    "times": (MeshConfig(), 1024, 2048, 2, 64, "auto"),
 }
 
 
-def compile_case(devices, config, n, m, heads, head_dim, way):
+def compile_case(devices, config, n, m, heads, head_dim, way, times=False):
     wanted = config.sequence
     mesh = make_mesh(config, devices=devices[:wanted])
 
@@ -36,7 +37,8 @@ def compile_case(devices, config, n, m, heads, head_dim, way):
         return values, place(("batch", "tokens"), (1, n), jnp.int32)
 
     def run(q, k, v, q_clip, k_clip, weight):
-        out, back = jax.vjp(lambda q, k, v: attention(q, k, v, q_clip, k_clip, sequence_parallel=way), q, k, v)
+        more = {"q_time": q_clip, "k_time": k_clip} if times else {}
+        out, back = jax.vjp(lambda q, k, v: attention(q, k, v, q_clip, k_clip, sequence_parallel=way, **more), q, k, v)
         return out, *back(weight)
 
     (q, q_clip), (k, k_clip) = tokens(n), tokens(m)
@@ -53,7 +55,7 @@ def compile_case(devices, config, n, m, heads, head_dim, way):
 
 def main():
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
-    print(json.dumps({name: compile_case(devices, *case) for name, case in CASES.items()}))
+    print(json.dumps({name: compile_case(devices, *case, name == "times") for name, case in CASES.items()}))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def compiled():
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("case", ["one chip", "cross", "ulysses", "ring"])
+@pytest.mark.parametrize("case", ["one chip", "cross", "ulysses", "ring", "times"])
 def test_splash_compiles_forward_and_backward(compiled, case):
     kernels = compiled[case]["kernels"]
     assert all(any(part in kernel for kernel in kernels) for part in ("fwd", "dq", "dkv")), kernels
@@ -49,15 +49,19 @@ def test_keys_travel_while_the_kernel_runs(compiled):
     assert compiled["ring"]["overlap"]
 
 
-@pytest.mark.parametrize(("dtype", "head_dim", "keys"), [("bfloat16", 128, 1024), ("float32", 72, 77)])
-def test_triton_is_lowered_for_a_gpu(monkeypatch, dtype, head_dim, keys):
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "keys", "times"),
+    [("bfloat16", 128, 1024, False), ("float32", 72, 77, False), ("bfloat16", 64, 2048, True)],
+)
+def test_triton_is_lowered_for_a_gpu(monkeypatch, dtype, head_dim, keys, times):
     monkeypatch.setattr(triton, "platform", lambda: "gpu")
     q, k = (jax.ShapeDtypeStruct((1, 2, n, head_dim), dtype) for n in (1024, keys))
     clips = [jax.ShapeDtypeStruct((1, n), jnp.int32) for n in (1024, keys)]
 
     def run(q, k, v, q_clip, k_clip, do):
-        out, lse = triton.forward(q, k, v, q_clip, k_clip)
-        return out, triton.backward(q, k, v, q_clip, k_clip, lse, delta_of(out, do), do)
+        q_from = q_clip - 3 if times else None
+        out, lse = triton.forward(q, k, v, q_clip, k_clip, q_from)
+        return out, triton.backward(q, k, v, q_clip, k_clip, lse, delta_of(out, do), do, q_from)
 
     lowered = jax.jit(run).trace(q, k, k, *clips, q).lower(lowering_platforms=("cuda",))
     assert lowered.as_text().count("xla.gpu.triton") == 3

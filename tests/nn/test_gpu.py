@@ -29,12 +29,14 @@ def on_both(function, *arguments):
     return results
 
 
+@pytest.mark.parametrize("times", [False, True])
 @pytest.mark.parametrize("kernel", ["dense", "chunked", "triton"])
-def test_attention(kernel):
+def test_attention(kernel, times):
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, 300, 4, 64)).astype(np.float32) for _ in range(3))
     clip = np.sort(rng.integers(0, 4, (2, 300)))
-    gpu, cpu = on_both(lambda q, k: attention(q, k, v, clip, clip, implementation=kernel), q, k)
+    more = {"q_time": rng.integers(0, 9, (2, 300)), "k_time": rng.integers(0, 9, (2, 300))} if times else {}
+    gpu, cpu = on_both(lambda q, k: attention(q, k, v, clip, clip, implementation=kernel, **more), q, k)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3), gpu, cpu)
 
 

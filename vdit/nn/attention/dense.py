@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from vdit.nn.attention.kernel import FLOOR, MASKED, safe_lse
+from vdit.nn.attention.kernel import FLOOR, MASKED, reads, safe_lse
 from vdit.types import Array
 
 
-def forward(q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array) -> tuple[Array, Array]:
+def forward(
+    q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array, q_from: Array | None = None
+) -> tuple[Array, Array]:
     """Output and log-sum-exp: see vdit/nn/attention/kernel.py."""
-    scores = _scores(q, k, q_clip, k_clip)
+    scores = _scores(q, k, q_clip, k_clip, q_from)
     top = jnp.maximum(jnp.max(scores, -1, keepdims=True), FLOOR)
     e = jnp.exp(scores - top)
     total = jnp.sum(e, -1, keepdims=True)
@@ -22,17 +24,19 @@ def forward(q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array) -> tuple
 
 
 def backward(
-    q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array, lse: Array, delta: Array, do: Array
-) -> tuple[Array, Array, Array]:
+    q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array, lse: Array, delta: Array, do: Array,
+    q_from: Array | None = None,
+) -> tuple[Array, Array, Array]:  # fmt: skip
     """Gradients of q, k and v: see vdit/nn/attention/kernel.py."""
-    p = jnp.exp(_scores(q, k, q_clip, k_clip) - safe_lse(lse)[..., None])
+    p = jnp.exp(_scores(q, k, q_clip, k_clip, q_from) - safe_lse(lse)[..., None])
     dv = jnp.einsum("bhnm,bhnd->bhmd", p.astype(do.dtype), do)
     dp = jnp.einsum("bhnd,bhmd->bhnm", do, v, preferred_element_type=jnp.float32)
     ds = (p * (dp - delta[..., None]) * q.shape[-1] ** -0.5).astype(q.dtype)
     return jnp.einsum("bhnm,bhmd->bhnd", ds, k), jnp.einsum("bhnm,bhnd->bhmd", ds, q), dv
 
 
-def _scores(q: Array, k: Array, q_clip: Array, k_clip: Array) -> Array:
+def _scores(q: Array, k: Array, q_clip: Array, k_clip: Array, q_from: Array | None) -> Array:
     scores = jnp.einsum("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-    same = q_clip[:, None, :, None] == k_clip[:, None, None, :]
-    return jnp.where(same, scores, MASKED)
+    if q_from is not None:
+        q_from = q_from[:, None, :, None]
+    return jnp.where(reads(q_clip[:, None, :, None], k_clip[:, None, None, :], q_from), scores, MASKED)

@@ -16,7 +16,7 @@ from vdit.dist.rules import partition_spec
 from vdit.dist.target import platform
 from vdit.errors import ShapeError
 from vdit.nn.attention import sequence
-from vdit.nn.attention.kernel import delta_of
+from vdit.nn.attention.kernel import delta_of, numbered
 from vdit.nn.attention.pick import KERNELS, pick
 from vdit.nn.attention.sequence import Split, make_split
 from vdit.types import Array
@@ -34,6 +34,8 @@ def attention(
     axes: tuple[str | None, str | None] = ("tokens", "tokens"),
     implementation: str | None = None,
     sequence_parallel: str = "auto",
+    q_time: Array | None = None,
+    k_time: Array | None = None,
 ) -> Array:
     """Scaled dot-product attention within clips.
 
@@ -41,6 +43,8 @@ def attention(
     A token reads the tokens of its own clip; padding, clip 0, reads padding. A query whose clip has no key reads
     zeros, and passes on no gradient. Scores and softmax are float32.
 
+    q_time, k_time: int [b n], [b m], from 0 to 65535; given, a token reads what of its clip is not later than itself
+        (clips up to 32767). What no query of a block reads is left out, so that a long clip costs about half.
     axes: logical names of n and m in vdit/dist/rules.py. Under a mesh (`jax.set_mesh`) each device takes its share of
         rows, heads and queries. If keys are shared out as queries are, devices exchange heads for tokens or pass keys
         round a ring (vdit/nn/attention/sequence.py); whole keys stay where they are. A dimension that the mesh does
@@ -49,10 +53,14 @@ def attention(
     implementation: "dense", "chunked", "splash" or "triton" (the last two: interpreted, and slow, on a CPU); None for
         what vdit/nn/attention/pick.py says.
     """
-    _check(q, k, v, q_clip, k_clip)
+    _check(q, k, v, q_clip, k_clip, q_time, k_time)
+    q_from = None
+    if q_time is not None:
+        zero = jnp.zeros_like(q_time)
+        q_from, q_clip, k_clip = numbered(q_clip, zero), numbered(q_clip, q_time), numbered(k_clip, k_time)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # the faster layout for every kernel
     plan = _plan(q.shape, k.shape, axes, implementation, sequence_parallel)
-    return jnp.swapaxes(_attend(plan, q, k, v, q_clip, k_clip), 1, 2)
+    return jnp.swapaxes(_attend(plan, q, k, v, q_clip, k_clip, q_from), 1, 2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,27 +105,32 @@ def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else entry or ()
 
 
-def _check(q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array) -> None:
-    (b, n, h, d), m = q.shape, k.shape[1]
-    wanted = {"k": (b, m, h, d), "v": (b, m, h, d), "q_clip": (b, n), "k_clip": (b, m)}
-    for (name, shape), x in zip(wanted.items(), (k, v, q_clip, k_clip)):
-        if x.shape != shape:
+def _check(q: Array, *given: Array | None) -> None:
+    (b, n, h, d), m = q.shape, given[0].shape[1]
+    if (given[4] is None) != (given[5] is None):
+        raise ShapeError("attention: q_time and k_time go together: give both, or neither")
+    names = ("k", "v", "q_clip", "k_clip", "q_time", "k_time")
+    shapes = ((b, m, h, d), (b, m, h, d), (b, n), (b, m), (b, n), (b, m))
+    for name, shape, x in zip(names, shapes, given):
+        if x is not None and x.shape != shape:
             raise ShapeError(f"attention: {name} {x.shape} does not go with q {q.shape}: make it {shape}")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: _Plan, q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array) -> Array:
+def _attend(
+    plan: _Plan, q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array, q_from: Array | None
+) -> Array:
     """Heads first: q [b h n d], k, v [b h m d] -> [b h n d].
 
     The derivative is written around `shard_map`, not through it: so what is saved and what is sent stand here, and
     nothing else is.
     """
-    return _forward(plan, q, k, v, q_clip, k_clip)[0]
+    return _forward(plan, q, k, v, q_clip, k_clip, q_from)[0]
 
 
 def _forward(plan: _Plan, *inputs: Array):
     run = functools.partial(_local_forward, KERNELS[plan.kernel], plan.split)
-    specs = plan.q, plan.k, plan.k, _clip(plan.q), _clip(plan.k)
+    specs = plan.q, plan.k, plan.k, _clip(plan.q), _clip(plan.k), _clip(plan.q)
     # What is saved after an exchange has more tokens of fewer heads; as it is read with these specs again, it may be
     # called an array of such a shape.
     saved_specs = *specs, P(*plan.q[:3])
@@ -129,27 +142,28 @@ def _forward(plan: _Plan, *inputs: Array):
 def _backward(plan: _Plan, residuals, do: Array):
     *saved, out = residuals
     run = functools.partial(_local_backward, KERNELS[plan.kernel], plan.split, plan.sum)
-    specs = (plan.q, plan.k, plan.k, _clip(plan.q), _clip(plan.k), P(*plan.q[:3])), plan.q, plan.q
+    clips = _clip(plan.q), _clip(plan.k), _clip(plan.q)
+    specs = (plan.q, plan.k, plan.k, *clips, P(*plan.q[:3])), plan.q, plan.q
     dq, dk, dv = _on_devices(plan, run, specs, (plan.q, plan.k, plan.k))(tuple(saved), out, do)
-    return dq, dk, dv, None, None
+    return dq, dk, dv, None, None, None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _local_forward(kernel, split, q, k, v, q_clip, k_clip):
+def _local_forward(kernel, split, q, k, v, q_clip, k_clip, q_from):
     if split is not None:
-        return sequence.forward(kernel, split, q, k, v, q_clip, k_clip)
-    out, lse = kernel.forward(q, k, v, q_clip, k_clip)
-    return out.astype(q.dtype), (q, k, v, q_clip, k_clip, lse)
+        return sequence.forward(kernel, split, q, k, v, q_clip, k_clip, q_from)
+    out, lse = kernel.forward(q, k, v, q_clip, k_clip, q_from)
+    return out.astype(q.dtype), (q, k, v, q_clip, k_clip, q_from, lse)
 
 
 def _local_backward(kernel, split, sum_over, saved, out, do):
     delta = delta_of(out, do)
     if split is not None:
         return sequence.backward(kernel, split, saved, delta, do)
-    q, k, v, q_clip, k_clip, lse = saved
-    dq, dk, dv = kernel.backward(q, k, v, q_clip, k_clip, lse, delta, do)
+    q, k, v, q_clip, k_clip, q_from, lse = saved
+    dq, dk, dv = kernel.backward(q, k, v, q_clip, k_clip, lse, delta, do, q_from)
     if sum_over:
         dk, dv = jax.lax.psum((dk, dv), sum_over)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)

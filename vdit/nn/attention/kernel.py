@@ -2,8 +2,8 @@
 
 A kernel is a module with two functions, on arrays with heads first:
 
-    forward(q, k, v, q_clip, k_clip) -> (out, lse)
-    backward(q, k, v, q_clip, k_clip, lse, delta, do) -> (dq, dk, dv)
+    forward(q, k, v, q_clip, k_clip, q_from=None) -> (out, lse)
+    backward(q, k, v, q_clip, k_clip, lse, delta, do, q_from=None) -> (dq, dk, dv)
 
 q, do: [b h n d]; k, v: [b h m d]; q_clip: int32 [b n]; k_clip: int32 [b m]; out: [b h n d], float32 or q's type;
 lse: float32 [b h n], log of the sum of exp(score) over the keys of the query's clip (Dao et al. 2022);
@@ -11,6 +11,10 @@ delta: float32 [b h n], sum of out * do over d. Gradients come in the types of q
 
 The backward needs no more than `lse` and `delta` of the whole row, so keys may lie anywhere: it is exact for
 any part of them, and the parts' gradients add up. That is what ring attention stands on.
+
+q_from: int32 [b n], or None. With it a query reads the keys whose k_clip lies from its q_from to its q_clip: so are
+frames told that do not read later ones, by numbers that grow from clip to clip and, within a clip, from frame to
+frame (`numbered`). Without it a query reads the keys of its q_clip.
 
 A query whose clip has no key reads zeros and passes on no gradient: its `lse` is `MASKED`.
 """
@@ -23,7 +27,18 @@ from vdit.types import Array
 
 MASKED = -1e30  # a score that is not to be read; finite, so that differences are no NaN
 FLOOR = -1e20  # no true score lies below; exp(MASKED - FLOOR) is 0
+TIMES = 1 << 16  # times of a clip are below
 Q_PADDING, K_PADDING = -1, -2  # clips of tokens that a kernel adds: they meet neither each other nor any token
+
+
+def numbered(clip: Array, time: Array) -> Array:
+    """One number for a clip and a time in it, 0 to TIMES - 1: int32; clips from 0 to 32767."""
+    return (clip.astype(jnp.int32) * TIMES + time.astype(jnp.int32)).astype(jnp.int32)
+
+
+def reads(q_clip: Array, k_clip: Array, q_from: Array | None) -> Array:
+    """Whether queries read keys: bool, of arrays that broadcast against each other."""
+    return q_clip == k_clip if q_from is None else (q_from <= k_clip) & (k_clip <= q_clip)
 
 
 def safe_lse(lse: Array) -> Array:

@@ -6,6 +6,8 @@
 | TPU | dense | splash (Pallas), blocks without a common clip left out |
 | GPU | dense | triton (Pallas), the same; chunked where a head is too wide for it |
 
+All of them know times as well: splash by putting keys in order first (vdit/nn/attention/splash.py).
+
 cuDNN is never picked: it knows no clip ids, and would read across the clips of a packed row without a word.
 """
 

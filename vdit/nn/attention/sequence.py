@@ -62,9 +62,9 @@ class Split:
             return x
         return jax.lax.all_to_all(x, self.axis, give, take, tiled=True, axis_index_groups=self.groups())
 
-    def group_clips(self, clip: Array) -> Array:
+    def group_clips(self, clip: Array | None) -> Array | None:
         """Clip ids of the group's tokens: `[b n] -> [b n*group]`."""
-        if self.group == 1:
+        if self.group == 1 or clip is None:
             return clip
         return jax.lax.all_gather(clip, self.axis, axis=1, tiled=True, axis_index_groups=self.groups())
 
@@ -86,47 +86,49 @@ def make_split(way: str, axis: tuple[str, ...], size: int, heads: int) -> Split:
 
 
 def forward(
-    kernel: ModuleType, split: Split, q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array
-) -> tuple[Array, tuple[Array, ...]]:
+    kernel: ModuleType, split: Split, q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array,
+    q_from: Array | None,
+) -> tuple[Array, tuple[Array | None, ...]]:  # fmt: skip
     """A device's tokens `[b h n d]`, clips `[b n]` -> their output `[b h n d]`, and what the backward wants."""
     q, k, v = (split.tokens_of_heads(x) for x in (q, k, v))
-    q_clip, k_clip = split.group_clips(q_clip), split.group_clips(k_clip)
-    out, lse = _ring_forward(kernel, split, q, k, v, q_clip, k_clip)
-    return split.heads_of_tokens(out.astype(q.dtype)), (q, k, v, q_clip, k_clip, lse)
+    q_clip, k_clip, q_from = (split.group_clips(clip) for clip in (q_clip, k_clip, q_from))
+    out, lse = _ring_forward(kernel, split, q, k, v, q_clip, k_clip, q_from)
+    return split.heads_of_tokens(out.astype(q.dtype)), (q, k, v, q_clip, k_clip, q_from, lse)
 
 
 def backward(
-    kernel: ModuleType, split: Split, saved: tuple[Array, ...], delta: Array, do: Array
+    kernel: ModuleType, split: Split, saved: tuple[Array | None, ...], delta: Array, do: Array
 ) -> tuple[Array, Array, Array]:
     """Gradients of q, k and v, each `[b h n d]` in its type."""
-    q, k, v, q_clip, k_clip, lse = saved
+    q, k, v, q_clip, k_clip, q_from, lse = saved
     delta, do = split.tokens_of_heads(delta), split.tokens_of_heads(do)
-    grads = _ring_backward(kernel, split, (q, q_clip, lse, delta, do), (k, v, k_clip))
+    grads = _ring_backward(kernel, split, (q, q_clip, q_from, lse, delta, do), (k, v, k_clip))
     return tuple(split.heads_of_tokens(g.astype(x.dtype)) for g, x in zip(grads, (q, k, v)))
 
 
-def _ring_forward(kernel, split, q, k, v, q_clip, k_clip) -> tuple[Array, Array]:
+def _ring_forward(kernel, split, q, k, v, q_clip, k_clip, q_from) -> tuple[Array, Array]:
     if split.ring == 1:
-        return kernel.forward(q, k, v, q_clip, k_clip)
+        return kernel.forward(q, k, v, q_clip, k_clip, q_from)
 
     def step(carry, _):
         keys, out, lse = carry
         k, v, k_clip = keys
         coming = split.onward(keys)  # asked for first: it travels while this part is computed
-        more = kernel.forward(q, k, v, q_clip, k_clip)
+        more = kernel.forward(q, k, v, q_clip, k_clip, q_from)
         return (coming, *merge(out, lse, *more)), None
 
     start = (k, v, k_clip), jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], MASKED)
     ((k, v, k_clip), out, lse), _ = jax.lax.scan(step, start, length=split.ring - 1)
-    return merge(out, lse, *kernel.forward(q, k, v, q_clip, k_clip))
+    return merge(out, lse, *kernel.forward(q, k, v, q_clip, k_clip, q_from))
 
 
 def _ring_backward(kernel, split, queries, keys) -> list[Array]:
     k, v, k_clip = keys
 
     def part(queries):
-        q, q_clip, lse, delta, do = queries
-        return [g.astype(jnp.float32) for g in kernel.backward(q, k, v, q_clip, k_clip, lse, delta, do)]
+        q, q_clip, q_from, lse, delta, do = queries
+        grads = kernel.backward(q, k, v, q_clip, k_clip, lse, delta, do, q_from)
+        return [g.astype(jnp.float32) for g in grads]
 
     if split.ring == 1:
         return part(queries)

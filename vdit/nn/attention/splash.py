@@ -3,6 +3,10 @@
 Blocks whose clips do not meet are neither fetched nor computed: the kernel is handed a table of the blocks to visit,
 made from the clip ids on the device, so that a packed row costs about what its clips cost.
 
+Where queries do not read later frames, keys are first put in the order of their clips and times: what a query reads
+then lies side by side in its clip, up to a last key, which the kernel's mask function compares with. That costs a sort
+of m numbers a row and one pass over the keys and values, little beside attention; later blocks are passed over.
+
 The backward of one part of the keys, given the whole row's log-sum-exp, has no public name in JAX: the two functions
 used here have the same signature in 0.10 and 0.11.
 """
@@ -10,6 +14,7 @@ used here have the same signature in 0.10 and 0.11.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +22,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as mask_info
 
 from vdit.dist.target import platform
-from vdit.nn.attention.kernel import FLOOR, K_PADDING, MASKED, Q_PADDING, pad_tokens, safe_lse
+from vdit.nn.attention.kernel import FLOOR, K_PADDING, MASKED, Q_PADDING, TIMES, pad_tokens, safe_lse
 from vdit.types import Array
 
 LANES = 128
@@ -28,10 +33,14 @@ Q_BLOCK_BACKWARD, K_BLOCK_BACKWARD = 1024, 1024
 TABLE_ENTRIES = 64 * 1024
 
 
-def forward(q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array) -> tuple[Array, Array]:
+def forward(
+    q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array, q_from: Array | None = None
+) -> tuple[Array, Array]:
     """Output, in q's type, and log-sum-exp: see vdit/nn/attention/kernel.py."""
     n, d = q.shape[2:]
-    rows = _padded(q, k, v, q_clip, k_clip)
+    if q_from is not None:
+        k, v, k_clip, _ = _in_order(k, v, k_clip)
+    rows = _padded(q, k, v, _marks(q_clip, k_clip, q_from))
     blocks = splash.BlockSizes(
         block_q=_block(rows[0].shape[2], Q_BLOCK),
         block_kv=(block := _block(rows[1].shape[2], K_BLOCK)),
@@ -39,13 +48,14 @@ def forward(q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array) -> tuple
     )
 
     def row(inputs):
-        q, k, v, q_clip, k_clip = inputs
-        table = _blocks_to_visit(q_clip, k_clip, blocks.block_q, blocks.block_kv, next_query=False)
+        q, k, v, marks = inputs
+        table = _blocks_to_visit(marks, blocks.block_q, blocks.block_kv, next_query=False)
         kernel = splash.SplashAttentionKernel(
             table, None, None, block_sizes=blocks, is_mqa=False, save_residuals=True, mask_value=MASKED,
-            attn_logits_soft_cap=None, residual_checkpoint_name=None, mask_function=None, interpret=platform() != "tpu",
+            attn_logits_soft_cap=None, residual_checkpoint_name=None, mask_function=marks.function,
+            interpret=platform() != "tpu",
         )  # fmt: skip
-        out, (lse,) = kernel(q, k, v, splash.SegmentIds(q_clip, k_clip))
+        out, (lse,) = kernel(q, k, v, marks.segments)
         return out, lse
 
     out, lse = jax.lax.map(row, rows)
@@ -55,24 +65,28 @@ def forward(q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array) -> tuple
 
 
 def backward(
-    q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array, lse: Array, delta: Array, do: Array
-) -> tuple[Array, Array, Array]:
+    q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array, lse: Array, delta: Array, do: Array,
+    q_from: Array | None = None,
+) -> tuple[Array, Array, Array]:  # fmt: skip
     """Gradients of q, k and v, in their types: see vdit/nn/attention/kernel.py."""
     (n, d), m = q.shape[2:], k.shape[2]
-    rows = _padded(q, k, v, q_clip, k_clip)
+    if q_from is not None:
+        k, v, k_clip, place = _in_order(k, v, k_clip)
+    rows = _padded(q, k, v, _marks(q_clip, k_clip, q_from))
     lse, delta, do = (pad_tokens(x, _multiple(n), 2) for x in (safe_lse(lse), delta, do.astype(q.dtype)))
     q_block = _block(rows[0].shape[2], Q_BLOCK_BACKWARD)
     k_block = _block(rows[1].shape[2], K_BLOCK_BACKWARD)
     same = {
         "bq": q_block, "bkv": k_block, "is_mqa": False, "mask_value": MASKED, "attn_logits_soft_cap": None,
         "q_layout": splash.QKVLayout.HEAD_DIM_MINOR, "k_layout": splash.QKVLayout.HEAD_DIM_MINOR,
-        "v_layout": splash.QKVLayout.HEAD_DIM_MINOR, "mask_function": None, "interpret": platform() != "tpu",
+        "v_layout": splash.QKVLayout.HEAD_DIM_MINOR, "mask_function": rows[3].function,
+        "interpret": platform() != "tpu",
     }  # fmt: skip
 
     def row(inputs):
-        q, k, v, q_clip, k_clip, lse, delta, do = inputs
-        table = functools.partial(_blocks_to_visit, q_clip, k_clip, q_block, k_block)
-        arrays = q, k, v, splash.SegmentIds(q_clip, k_clip), None, lse, do, delta
+        q, k, v, marks, lse, delta, do = inputs
+        table = functools.partial(_blocks_to_visit, marks, q_block, k_block)
+        arrays = q, k, v, marks.segments, None, lse, do, delta
         _, dk, dv = splash._splash_attention_bwd_dkv(
             *arrays, mask_info=table(next_query=True), bkv_compute=_block(k_block, K_COMPUTE),
             use_fused_bwd_kernel=False, **same,
@@ -80,14 +94,49 @@ def backward(
         return splash._splash_attention_bwd_dq(*arrays, mask_info=table(next_query=False), **same), dk, dv
 
     dq, dk, dv = jax.lax.map(row, (*rows, lse, delta, do))
-    return dq[:, :, :n] * d**-0.5, dk[:, :, :m], dv[:, :, :m]
+    dq, dk, dv = dq[:, :, :n] * d**-0.5, dk[:, :, :m], dv[:, :, :m]
+    if q_from is not None:
+        dk, dv = (jnp.take_along_axis(x, place[:, None, :, None], 2) for x in (dk, dv))
+    return dq, dk, dv
 
 
-def _padded(q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array) -> tuple[Array, ...]:
+class _Marks(NamedTuple):
+    """Who reads whom: tokens of one segment, up to the key numbered `last` where it is given, int32 [b n]."""
+
+    segments: splash.SegmentIds
+    last: Array | None = None
+
+    @property
+    def function(self):
+        return None if self.last is None else _not_after
+
+
+def _not_after(last: Array, key: Array) -> Array:
+    return key <= last
+
+
+def _marks(q_clip: Array, k_clip: Array, q_from: Array | None) -> _Marks:
+    """Of whole rows; with `q_from`, of keys in order."""
+    if q_from is None:
+        return _Marks(splash.SegmentIds(q_clip, k_clip))
+    last = jax.vmap(functools.partial(jnp.searchsorted, side="right"))(k_clip, q_clip).astype(jnp.int32) - 1
+    return _Marks(splash.SegmentIds(q_clip // TIMES, k_clip // TIMES), last)
+
+
+def _in_order(k: Array, v: Array, k_clip: Array) -> tuple[Array, Array, Array, Array]:
+    """Keys, values and their clips in the order of clips and times, and where each key went, int [b m]."""
+    order = jnp.argsort(k_clip, axis=1)
+    k, v = (jnp.take_along_axis(x, order[:, None, :, None], 2) for x in (k, v))
+    return k, v, jnp.take_along_axis(k_clip, order, 1), jnp.argsort(order, axis=1)
+
+
+def _padded(q: Array, k: Array, v: Array, marks: _Marks) -> tuple[Array, Array, Array, _Marks]:
     q = (q * q.shape[-1] ** -0.5).astype(q.dtype)  # the kernel does not scale
     n, m = _multiple(q.shape[2]), _multiple(k.shape[2])
     q, k, v = pad_tokens(q, n, 2), pad_tokens(k, m, 2), pad_tokens(v, m, 2)
-    return q, k, v, pad_tokens(q_clip, n, 1, Q_PADDING), pad_tokens(k_clip, m, 1, K_PADDING)
+    (q_clip, k_clip), last = marks
+    segments = splash.SegmentIds(pad_tokens(q_clip, n, 1, Q_PADDING), pad_tokens(k_clip, m, 1, K_PADDING))
+    return q, k, v, _Marks(segments, None if last is None else pad_tokens(last, n, 1, -1))
 
 
 def _multiple(n: int) -> int:
@@ -100,18 +149,22 @@ def _block(n: int, most: int) -> int:
     return max(size for size in range(LANES, most + 1, LANES) if n % size == 0)
 
 
-def _blocks_to_visit(q_clip: Array, k_clip: Array, q_block: int, k_block: int, *, next_query: bool):
+def _blocks_to_visit(marks: _Marks, q_block: int, k_block: int, *, next_query: bool):
     """splash's table of blocks [1 queries keys]: whether to visit each, and which block to hold meanwhile.
 
-    Clips meet where the ranges of their ids do. In the place of a block that is passed over stands the one visited
-    before it along the kernel's inner loop (over queries if `next_query`, else over keys), so that nothing is fetched.
+    Clips meet where the ranges of their ids do, and the first key is not after the last to be read. In the place of a
+    block that is passed over stands the one visited before it along the kernel's inner loop (over queries if
+    `next_query`, else over keys), so that nothing is fetched.
     """
     ranges = lambda clip, block: (f(clip.reshape(-1, block), 1) for f in (jnp.min, jnp.max))  # noqa: E731
+    (q_clip, k_clip), last = marks
     (q_low, q_high), (k_low, k_high) = ranges(q_clip, q_block), ranges(k_clip, k_block)
     if q_low.size * k_low.size > TABLE_ENTRIES:
-        return mask_info.MaskInfo(None, None, None, None, None)
+        return mask_info.MaskInfo(None, None, None, None, last)
     visit = (q_low[:, None] <= k_high) & (k_low <= q_high[:, None])
+    if last is not None:
+        visit &= k_block * jnp.arange(k_low.size) <= jnp.max(last.reshape(-1, q_block), 1)[:, None]
     axis = 0 if next_query else 1
     index = jax.lax.broadcasted_iota(jnp.int32, visit.shape, axis)
     held = jax.lax.cummax(jnp.where(visit, index, 0), axis).astype(jnp.int16)
-    return mask_info.MaskInfo(held[None], None, visit[None].astype(jnp.int8), None, None)
+    return mask_info.MaskInfo(held[None], None, visit[None].astype(jnp.int8), None, last)

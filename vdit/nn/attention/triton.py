@@ -1,8 +1,9 @@
 """Attention on a GPU: a Pallas kernel for Triton that knows clips (after Dao, 2023).
 
-Every block of queries visits the blocks of keys from the first to the last that can hold one of its clips, so that a
-packed row costs about what its clips cost. Written here because JAX's own (jax.experimental.pallas.ops.gpu.attention)
-has one list of segments for queries and keys, visits all blocks, and has no backward for a part of the keys.
+Every block of queries visits the blocks of keys from the first to the last that can hold one that it reads, so that a
+packed row costs about what its clips cost, and frames that read no later ones about half. Written here because JAX's
+own (jax.experimental.pallas.ops.gpu.attention) has one list of segments for queries and keys, visits all blocks, and
+has no backward for a part of the keys.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from vdit.dist.target import platform
-from vdit.nn.attention.kernel import FLOOR, K_PADDING, MASKED, Q_PADDING, pad_tokens, safe_lse
+from vdit.nn.attention.kernel import FLOOR, K_PADDING, MASKED, Q_PADDING, pad_tokens, reads, safe_lse
 from vdit.types import Array
 
 # Blocks of 16-bit types; float32 takes half, so that they fit the shared memory. Wider heads do not fit at all.
@@ -26,39 +27,42 @@ WIDEST_HEAD = 128
 LOG2E = math.log2(math.e)  # a GPU has exp2, and makes exp of it
 
 
-def forward(q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array) -> tuple[Array, Array]:
+def forward(
+    q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array, q_from: Array | None = None
+) -> tuple[Array, Array]:
     """Output, in q's type, and log-sum-exp: see vdit/nn/attention/kernel.py."""
     n, d = q.shape[2:]
-    blocks, (q, k, v, q_clip, k_clip) = _padded(q, k, v, q_clip, k_clip)
-    visits = _blocks_to_visit(q_clip, k_clip, *blocks)
+    blocks, (q, k, v, q_clips, k_clip) = _padded(q, k, v, q_clip, k_clip, q_from)
+    visits = _blocks_to_visit(q_clips, (k_clip,), *blocks)
     query, keys = _block_of(q.shape, blocks[0]), _all_of(k.shape)
     out, lse = pl.pallas_call(
         functools.partial(_forward_kernel, block=blocks[1], scale=d**-0.5 * LOG2E),
         grid=(q.shape[2] // blocks[0], *q.shape[:2]),
-        in_specs=[*_scalars(2), query.values, keys.values, keys.values, query.clip, keys.clip],
+        in_specs=[*_scalars(2), query.values, keys.values, keys.values, (query.clip,) * len(q_clips), keys.clip],
         out_specs=[query.values, query.number],
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(q.shape[:3], jnp.float32)],
         **_options("attention_forward"),
-    )(*visits, q, k, v, q_clip, k_clip)
+    )(*visits, q, k, v, q_clips, k_clip)
     return out[:, :, :n, :d], lse[:, :, :n]
 
 
 def backward(
-    q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array, lse: Array, delta: Array, do: Array
-) -> tuple[Array, Array, Array]:
+    q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array, lse: Array, delta: Array, do: Array,
+    q_from: Array | None = None,
+) -> tuple[Array, Array, Array]:  # fmt: skip
     """Gradients of q, k and v, in their types: see vdit/nn/attention/kernel.py."""
     (n, d), m = q.shape[2:], k.shape[2]
-    blocks, (q, k, v, q_clip, k_clip) = _padded(q, k, v, q_clip, k_clip, backward=True)
+    blocks, (q, k, v, q_clips, k_clip) = _padded(q, k, v, q_clip, k_clip, q_from, backward=True)
     do = _pad_head(pad_tokens(do.astype(q.dtype), blocks[0], 2))
     lse, delta = (pad_tokens(x, blocks[0], 2) for x in (safe_lse(lse) * LOG2E, delta))
-    arrays = q, k, v, q_clip, k_clip, lse, delta, do
+    arrays = q, k, v, q_clips, k_clip, lse, delta, do
 
     def call(kernel, name, visits, query, keys, out, like):
         return pl.pallas_call(
             functools.partial(kernel, scale=d**-0.5 * LOG2E),
             grid=(visits[0].shape[1], *q.shape[:2]),
             in_specs=[
-                *_scalars(2), query.values, keys.values, keys.values, query.clip, keys.clip,
+                *_scalars(2), query.values, keys.values, keys.values, (query.clip,) * len(q_clips), keys.clip,
                 query.number, query.number, query.values,
             ],
             out_specs=[out.values] * len(like),
@@ -68,16 +72,17 @@ def backward(
 
     part, whole = _block_of(q.shape, blocks[0]), _all_of(k.shape)
     dq_kernel = functools.partial(_dq_kernel, block=blocks[1])
-    (dq,) = call(dq_kernel, "attention_dq", _blocks_to_visit(q_clip, k_clip, *blocks), part, whole, part, [q])
+    visits = _blocks_to_visit(q_clips, (k_clip,), *blocks)
+    (dq,) = call(dq_kernel, "attention_dq", visits, part, whole, part, [q])
     part, whole = _block_of(k.shape, blocks[1]), _all_of(q.shape)
     dkv_kernel = functools.partial(_dkv_kernel, block=blocks[0])
-    visits = _blocks_to_visit(k_clip, q_clip, *reversed(blocks))
+    visits = _blocks_to_visit((k_clip,), q_clips, *reversed(blocks))
     dk, dv = call(dkv_kernel, "attention_dkv", visits, whole, part, part, [k, v])
     return dq[:, :, :n, :d], dk[:, :, :m, :d], dv[:, :, :m, :d]
 
 
-def _forward_kernel(first, end, q, k, v, q_clip, k_clip, out, lse, *, block: int, scale: float):
-    queries, clips = q[...], q_clip[...]
+def _forward_kernel(first, end, q, k, v, q_clips, k_clip, out, lse, *, block: int, scale: float):
+    queries, clips = q[...], [x[...] for x in q_clips]
 
     def step(i, carry):
         acc, top, total = carry
@@ -97,8 +102,9 @@ def _forward_kernel(first, end, q, k, v, q_clip, k_clip, out, lse, *, block: int
     lse[...] = jnp.where(some, (top + jnp.log2(total)) / LOG2E, MASKED)
 
 
-def _dq_kernel(first, end, q, k, v, q_clip, k_clip, lse, delta, do, dq, *, block: int, scale: float):
-    queries, clips, sums, deltas, dos = (x[...] for x in (q, q_clip, lse, delta, do))
+def _dq_kernel(first, end, q, k, v, q_clips, k_clip, lse, delta, do, dq, *, block: int, scale: float):
+    queries, sums, deltas, dos = (x[...] for x in (q, lse, delta, do))
+    clips = [x[...] for x in q_clips]
 
     def step(i, acc):
         here = pl.ds(i * block, block)
@@ -111,14 +117,15 @@ def _dq_kernel(first, end, q, k, v, q_clip, k_clip, lse, delta, do, dq, *, block
     dq[...] = (acc * (scale / LOG2E)).astype(dq.dtype)
 
 
-def _dkv_kernel(first, end, q, k, v, q_clip, k_clip, lse, delta, do, dk, dv, *, block: int, scale: float):
+def _dkv_kernel(first, end, q, k, v, q_clips, k_clip, lse, delta, do, dk, dv, *, block: int, scale: float):
     keys, values, clips = k[...], v[...], k_clip[...]
 
     def step(i, carry):
         dk, dv = carry
         here = pl.ds(i * block, block)
         queries, dos = q[here, :], do[here, :]
-        p = jnp.exp2(_scores(queries, keys, q_clip[here], clips, scale) - lse[here][:, None])
+        scores = _scores(queries, keys, [x[here] for x in q_clips], clips, scale)
+        p = jnp.exp2(scores - lse[here][:, None])
         ds = p * (_product(dos, values.T) - delta[here][:, None])
         return dk + _product(ds.astype(queries.dtype).T, queries), dv + _product(p.astype(dos.dtype).T, dos)
 
@@ -128,8 +135,9 @@ def _dkv_kernel(first, end, q, k, v, q_clip, k_clip, lse, delta, do, dk, dv, *, 
     dv[...] = acc_v.astype(dv.dtype)
 
 
-def _scores(q, k, q_clip, k_clip, scale):
-    return jnp.where(q_clip[:, None] == k_clip[None, :], _product(q, k.T) * scale, MASKED)
+def _scores(q, k, q_clips, k_clip, scale):
+    q_clip, q_from = (*(x[:, None] for x in q_clips), None)[:2]
+    return jnp.where(reads(q_clip, k_clip[None, :], q_from), _product(q, k.T) * scale, MASKED)
 
 
 def _product(a, b):
@@ -174,14 +182,14 @@ def _options(name: str) -> dict[str, object]:
     }
 
 
-def _padded(q, k, v, q_clip, k_clip, backward: bool = False):
-    """Block sizes, and arrays with tokens and heads that they divide."""
+def _padded(q, k, v, q_clip, k_clip, q_from, backward: bool = False):
+    """Block sizes, and arrays with tokens and heads that they divide; (q_clip, q_from), or (q_clip,), as one."""
     halves = int(q.dtype.itemsize > 2) + int(backward)
     q_block, k_block = Q_BLOCK >> halves, K_BLOCK >> int(q.dtype.itemsize > 2)
     q = _pad_head(pad_tokens(q, q_block, 2))
     k, v = (_pad_head(pad_tokens(x, k_block, 2)) for x in (k, v))
-    clips = pad_tokens(q_clip, q_block, 1, Q_PADDING), pad_tokens(k_clip, k_block, 1, K_PADDING)
-    return (q_block, k_block), (q, k, v, *clips)
+    q_clips = tuple(pad_tokens(x, q_block, 1, Q_PADDING) for x in (q_clip, q_from) if x is not None)
+    return (q_block, k_block), (q, k, v, q_clips, pad_tokens(k_clip, k_block, 1, K_PADDING))
 
 
 def _pad_head(x: Array) -> Array:
@@ -189,11 +197,18 @@ def _pad_head(x: Array) -> Array:
     return pad_tokens(x, max(16, pl.next_power_of_2(x.shape[3])), 3)
 
 
-def _blocks_to_visit(clip: Array, other: Array, block: int, other_block: int) -> tuple[Array, Array]:
-    """The first block of `other` that can share a clip with each block of `clip`, and the end: int32 [b blocks]."""
-    low, high = (f(clip.reshape(clip.shape[0], -1, 1, block), -1) for f in (jnp.min, jnp.max))
-    others = other.reshape(other.shape[0], 1, -1, other_block)
-    meet = (low <= jnp.max(others, -1)) & (jnp.min(others, -1) <= high)
+def _blocks_to_visit(
+    clips: tuple[Array, ...], others: tuple[Array, ...], block: int, other_block: int
+) -> tuple[Array, Array]:
+    """The first block of `others` of which a block of `clips` can read or be read, and the end: int32 [b blocks].
+
+    clips, others: the clips of keys, or the last and first that queries read.
+    """
+    low, high = (f(x.reshape(x.shape[0], -1, 1, block), -1) for f, x in ((jnp.min, clips[-1]), (jnp.max, clips[0])))
+    least, most = (
+        f(x.reshape(x.shape[0], 1, -1, other_block), -1) for f, x in ((jnp.min, others[-1]), (jnp.max, others[0]))
+    )
+    meet = (low <= most) & (least <= high)
     index = jnp.arange(meet.shape[2], dtype=jnp.int32)
     first = jnp.min(jnp.where(meet, index, meet.shape[2]), 2)
     end = jnp.max(jnp.where(meet, index + 1, 0), 2)
