@@ -15,16 +15,19 @@ from vdit.tasks.canvas import Canvas
 from vdit.tasks.generate import fill
 
 RIGHT, DOWN = (1.0, 0.0), (0.0, 1.0)
-
-
-@pytest.fixture(scope="module", params=[1, 2], ids=["each frame alone", "stride 2"])
-def generator(request):
-    return tiny.generator(stride=request.param, window=9 if request.param == 2 else 5, actions=2, memory=True)
+BOTH = pytest.mark.parametrize("simulator", [1, 2], ids=["each frame alone", "stride 2"], indirect=True)
 
 
 @pytest.fixture(scope="module")
-def simulator(generator):
-    """Of 5 places: all of them in turn, or one for the first frame and 4 for later ones."""
+def generator():
+    return tiny.generator(stride=2, window=9, actions=2, memory=True)
+
+
+@pytest.fixture(scope="module")
+def simulator(request):
+    """Of 5 places: with stride 1 all of them in turn, with stride 2 one for the first frame and 4 for later ones."""
+    stride = getattr(request, "param", 2)
+    generator = request.getfixturevalue("generator") if stride == 2 else tiny.generator(stride=1, window=5, actions=2)
     return Simulator(generator, "ab", start=frames(1)[0], seed=3)
 
 
@@ -79,6 +82,7 @@ def test_every_step_is_one_program(fresh):
     assert not [name for name in compiled if "compile" in name]
 
 
+@BOTH
 def test_what_is_done_shows_from_then_on_and_not_before(fresh):
     first = play(fresh, [RIGHT] * 6)
     fresh.reset()
@@ -96,6 +100,7 @@ def test_what_is_done_shows_from_then_on_and_not_before(fresh):
         assert np.abs(fresh.step(each[::-1]) - ahead).max() > 1e-5
 
 
+@BOTH
 def test_the_newest_is_known_and_the_oldest_forgotten(fresh):
     step = fresh._step
     seen, done = [latents(fresh, fresh.world)[0]], [np.zeros(step.network.dit.action_width)]
@@ -119,6 +124,7 @@ def test_the_newest_is_known_and_the_oldest_forgotten(fresh):
     assert np.abs(fresh.step(RIGHT) - frame).max() > 1e-5, "what was done is seen as long as it is remembered"
 
 
+@BOTH
 def test_a_step_is_a_canvas_without_what_is_not_there(fresh):
     """Against the sampler, on a canvas of just the frames that there are."""
     step, generator = fresh._step, fresh._generator
