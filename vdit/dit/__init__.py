@@ -2,5 +2,6 @@
 
 from vdit.dit.config import DiTConfig, preset
 from vdit.dit.model import DiT
+from vdit.dit.past import Past
 
-__all__ = ["DiT", "DiTConfig", "preset"]
+__all__ = ["DiT", "DiTConfig", "Past", "preset"]

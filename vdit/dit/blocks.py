@@ -7,6 +7,7 @@ from flax import linen as nn
 
 from vdit.dist.rules import constrain
 from vdit.dit.config import DiTConfig
+from vdit.dit.past import KEYS, Reading, beside
 from vdit.nn.attention import attention
 from vdit.nn.linear import MLP, Linear
 from vdit.nn.norm import LayerNorm, RMSNorm, layer_norm
@@ -46,20 +47,29 @@ def whole_columns(x: Array) -> Array:
 
 
 class SelfAttention(nn.Module):
-    """Self-attention within clips: `[b n d] -> [b n d]`."""
+    """Self-attention within clips: `[b n d] -> [b n d]`, and this layer's keys and values `[b n h d]`.
+
+    past: keys and values of tokens before these, [b m h d] each, or None.
+    """
 
     config: DiTConfig
 
     @nn.compact
-    def __call__(self, x: Array, clip: Array, rotation: tuple[Array, Array] | None) -> Array:
+    def __call__(
+        self, x: Array, reading: Reading, rotation: tuple[Array, Array] | None, past: tuple[Array, Array] | None
+    ) -> tuple[Array, tuple[Array, Array]]:
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         q, k, v = (Linear(cfg.width, ("embed", "heads"), dtype=dtype, name=name)(x) for name in ("q", "k", "v"))
         q, k = QKNorm(cfg, name="norm")(q, k)
         q, k, v = (y.reshape(*y.shape[:2], cfg.heads, cfg.head_dim) for y in (q, k, v))
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
-        y = attention(q, k, v, clip, clip, sequence_parallel=cfg.sequence_parallel)
-        return Linear(cfg.width, ("heads", "embed"), dtype=dtype, name="out")(y.reshape(x.shape))
+        all_k, all_v = (k, v) if past is None else (beside(x, y, KEYS) for x, y in zip(past, (k, v)))
+        y = attention(
+            q, all_k, all_v, reading.clip, reading.k_clip, sequence_parallel=cfg.sequence_parallel,
+            q_time=reading.time, k_time=reading.k_time,
+        )  # fmt: skip
+        return Linear(cfg.width, ("heads", "embed"), dtype=dtype, name="out")(y.reshape(x.shape)), (k, v)
 
 
 class CrossAttention(nn.Module):
@@ -107,36 +117,43 @@ class QKNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer. `x` is the residual stream `[b n d]`; returned twice-shaped for lax.scan: (x, None)."""
+    """One layer. `x` is the residual stream `[b n d]`, past as in SelfAttention.
+
+    Returned as lax.scan wants it: (x, keys and values of this layer if `keep`, else None).
+    """
 
     config: DiTConfig
+    keep: bool = False
 
     @nn.compact
     def __call__(
         self,
         x: Array,
+        past: tuple[Array, Array] | None,
         condition: Array,
         slot: Array,
-        clip: Array,
+        reading: Reading,
         rotation: tuple[Array, Array] | None,
         text: Array | None,
         text_clip: Array | None,
         image: Array | None,
         image_clip: Array | None,
-    ) -> tuple[Array, None]:
+    ) -> tuple[Array, tuple[Array, Array] | None]:
         cfg = self.config
         mlp_eps = cfg.norm_eps if cfg.mlp_norm_eps is None else cfg.mlp_norm_eps
         modulation = Modulation(cfg, parts=6, name="modulation")(condition, slot)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
 
-        y = SelfAttention(cfg, name="attention")(modulate(x, shift, scale, cfg.norm_eps), clip, rotation)
+        y = modulate(x, shift, scale, cfg.norm_eps)
+        y, made = SelfAttention(cfg, name="attention")(y, reading, rotation, past)
         x = constrain(_add_gated(x, gate, y), ACTIVATION)
         if text is not None:
             y = LayerNorm(cfg.norm_eps, name="cross_norm")(x)
-            x = x + CrossAttention(cfg, name="cross_attention")(y, clip, text, text_clip, image, image_clip)
+            attend = CrossAttention(cfg, name="cross_attention")
+            x = x + attend(y, reading.clip, text, text_clip, image, image_clip)
         y = modulate(x, mlp_shift, mlp_scale, mlp_eps)
         y = MLP(cfg.hidden, cfg.width, jnp.dtype(cfg.dtype), name="mlp")(y)
-        return constrain(_add_gated(x, mlp_gate, y), ACTIVATION), None
+        return constrain(_add_gated(x, mlp_gate, y), ACTIVATION), made if self.keep else None
 
 
 class Modulation(nn.Module):

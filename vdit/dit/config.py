@@ -32,6 +32,9 @@ class DiTConfig:
     image_positions: how many tokens of encoded images a clip has, where each has a learned position; 0 for
         no such positions (Wan 2.1's first and last frame: 514).
     action_width: numbers that say what is done in one frame of tokens, embedded beside its noise level; 0 for none.
+    causal: frames read themselves and earlier ones of their clip, not later ones: world models that are told what is
+        done and answer frame by frame (diffusion forcing, Chen et al. 2024; CausVid, Yin et al. 2024). What was
+        computed of finished frames can be kept and used again (vdit/dit/past.py).
     learn_variance: predict 2 x channels, the second half for the variance (Nichol and Dhariwal, 2021).
     time_frequency_shift: the sinusoids of the time embedding have the frequencies
         10000^(-i / (time_features / 2 - shift)): 0 in DiT and Wan, 1 in diffusers' DiT.
@@ -63,6 +66,7 @@ class DiTConfig:
     image_width: int = 0
     image_positions: int = 0
     action_width: int = 0
+    causal: bool = False
     learn_variance: bool = False
     time_features: int = 256
     time_frequency_shift: int = 0
@@ -115,16 +119,22 @@ class DiTConfig:
         """pc: how many values of the condition a token carries."""
         return math.prod(self.patch) * self.condition_channels
 
-    def flops(self, tokens: int, clip_tokens: float, text_tokens: float = 0.0, image_tokens: float = 0.0) -> float:
+    def flops(
+        self, tokens: int, clip_tokens: float, text_tokens: float = 0.0, image_tokens: float = 0.0, *,
+        frame_tokens: float = 0.0, past_tokens: float = 0.0,
+    ) -> float:  # fmt: skip
         """FLOPs of one forward pass over `tokens`, in clips of `clip_tokens` (a multiply-add is two).
 
         text_tokens and image_tokens: those that a clip attends to. Training costs three times as much.
         Attention is counted within clips: what is useful, not what a kernel that ignores clip boundaries
-        spends. Keys and values of text and images are left out: they are few.
+        spends. So of causal models half a clip and half a frame, of frame_tokens (0 where it is not known: they are
+        few), and all of past_tokens, those kept of its finished frames. Keys and values of text and images are left
+        out: they are few.
         """
         d, hidden = self.width, self.hidden
         linear = 4 * d * d + 2 * d * hidden
-        score = 2 * clip_tokens * d
+        keys = (clip_tokens + frame_tokens) / 2 if self.causal else clip_tokens
+        score = 2 * (keys + past_tokens) * d
         if self.text == "cross":
             linear += 2 * d * d
             score += 2 * text_tokens * d

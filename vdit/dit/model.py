@@ -9,7 +9,8 @@ from flax import linen as nn
 from vdit.dist.rules import constrain
 from vdit.dit.blocks import ACTIVATION, OF_SLOTS, Block, modulate, take_slots, whole_columns
 from vdit.dit.config import DiTConfig
-from vdit.errors import ShapeError
+from vdit.dit.past import STACKED, Past, reading
+from vdit.errors import ConfigError, ShapeError
 from vdit.nn.attention import SAVED
 from vdit.nn.embedding import Embed, sincos_position, sinusoid
 from vdit.nn.linear import MLP, Linear
@@ -45,7 +46,9 @@ class DiT(nn.Module):
         condition: Array | None = None,
         image: Array | None = None,
         image_clip: Array | None = None,
-    ) -> Array:
+        past: Past | None = None,
+        keep: bool = False,
+    ) -> Array | tuple[Array, Past]:
         """Denoise rows of tokens; shapes as in vdit.types.Row.
 
         values: [b n p]; time: float [b k], the noise level of each slot in 0..1000 (schedule.time);
@@ -53,11 +56,16 @@ class DiT(nn.Module):
         action: [b k a], what is done in the frame of each slot;
         condition: [b n pc], what is known beside the noisy latents, folded to tokens as values are;
         image: [b mi e], encoded images, with image_clip int [b mi], the clip that each token belongs to.
-        Returns float32 [b n p], or [b n 2p] if the variance is learned.
+        past: of causal models, tokens of the same rows' finished frames, which these read beside themselves; clips and
+            positions are counted on from there. It stays what it is: nothing of it depends on later frames.
+        keep: also return the Past of these tokens; of frames that are finished, at their last level.
+        Returns float32 [b n p], or [b n 2p] if the variance is learned; with `keep` (that, Past).
         """
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
         _check_inputs(cfg, text=text, condition=condition, image=image, action=action)
+        if (past is not None or keep) and not cfg.causal:
+            raise ConfigError("past and keep need frames that no later ones change: set dit.causal=True, or leave them")
         if condition is not None:
             values = jnp.concatenate([values, condition.astype(values.dtype)], -1)
         x = Linear(cfg.width, ("patch", "embed"), dtype=dtype, name="patch_embed")(values)
@@ -78,8 +86,15 @@ class DiT(nn.Module):
         else:
             project = Linear(6 * cfg.width, ("embed", "mlp"), kernel_init=_zeros, name="time_projection")
             modulation = whole_columns(project(nn.silu(embedding)))
-        x = self._blocks(x, modulation, slot, clip, rotation, text, text_clip, image, image_clip)
-        return self._head(x, embedding, slot)
+        reads = reading(clip, position[..., 0] if cfg.causal else None, past)
+        layers = None if past is None else (constrain(past.keys, STACKED), constrain(past.values, STACKED))
+        shared = modulation, slot, reads, rotation, text, text_clip, image, image_clip
+        x, made = self._blocks(x, layers, *shared, keep=keep)
+        out = self._head(x, embedding, slot)
+        if not keep:
+            return out
+        keys, values = (constrain(y, STACKED) for y in made)
+        return out, Past(keys=keys, values=values, time=position[..., 0], clip=clip)
 
     def _condition(self, time, slot_clip, text, text_clip, label, action) -> Array:
         """Embedding of noise level, class, action and pooled caption for each slot: float32 [b k d]."""
@@ -101,7 +116,8 @@ class DiT(nn.Module):
             embedding = embedding + MLP(cfg.width, cfg.width, name="text_pool")(constrain(pooled, OF_SLOTS))
         return constrain(embedding, OF_SLOTS)
 
-    def _blocks(self, x, *shared) -> Array:
+    def _blocks(self, x, past, *shared, keep: bool) -> tuple[Array, tuple[Array, Array] | None]:
+        """All layers; past, and what is kept: keys and values [L b n h d] each."""
         cfg = self.config
         block = Block
         if cfg.remat != "none":
@@ -111,14 +127,17 @@ class DiT(nn.Module):
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=nn.broadcast,
+                in_axes=(0, *[nn.broadcast] * len(shared)),
                 length=cfg.depth,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            return scanned(cfg, name="blocks")(x, *shared)[0]
+            return scanned(cfg, keep, name="blocks")(x, past, *shared)
+        made = []
         for i in range(cfg.depth):
-            x, _ = block(cfg, name=f"block_{i}")(x, *shared)
-        return x
+            layer = None if past is None else tuple(y[i] for y in past)
+            x, of_layer = block(cfg, keep, name=f"block_{i}")(x, layer, *shared)
+            made.append(of_layer)
+        return x, jax.tree.map(lambda *y: jnp.stack(y), *made) if keep else None
 
     def _head(self, x: Array, embedding: Array, slot: Array) -> Array:
         cfg = self.config

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from vdit.dit.config import DiTConfig
 from vdit.dit.model import DiT
+from vdit.dit.past import Past
+from vdit.dit.past import Past
 from vdit.errors import ConfigError
 from vdit.text.config import TextConfig
 from vdit.text.encoder import make_encoder
@@ -90,12 +92,15 @@ class Network:
         condition: Array | None = None,
         image: Array | None = None,
         expert: str = HIGH,
-    ) -> Array:
+        past: Past | None = None,
+        keep: bool = False,
+    ) -> Array | tuple[Array, Past]:
         """Predict for noisy `row.values` at slot times `time` [b k]: float32 [b n p] (2p with variance).
 
         text: encoded captions, if they are at hand already (sampling encodes them once).
         condition: [b n pc], further channels of each token. image: [b m e], encoded images, one for clip 1 of
-        each row. expert: which of `experts` is asked.
+        each row. expert: which of `experts` is asked. past: finished frames of the row's clips, as that expert kept
+        them; keep: return (prediction, Past of this row) (causal models: vdit/dit/past.py).
         """
         if text is None:
             text = self.encode_text(params, row)
@@ -104,7 +109,8 @@ class Network:
             inputs["condition"] = condition
         if image is not None:
             inputs |= {"image": image, "image_clip": jnp.ones(image.shape[:2], jnp.int32)}
-        return DiT(self.dit).apply({"params": params[expert]}, row.values, text=text, **inputs)
+        inputs |= {"text": text, "past": past, "keep": keep}
+        return DiT(self.dit).apply({"params": params[expert]}, row.values, **inputs)
 
 
 def _smallest_row(dit: DiTConfig) -> Row:

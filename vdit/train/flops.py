@@ -32,7 +32,9 @@ def jaxpr_flops(jaxpr: Jaxpr) -> float:
     """The same of a traced function. Gradients count with what remat computes again: the hardware's FLOPs.
 
     A `shard_map`'s body counts for each device of its mesh axes, a Pallas kernel's for each place of its grid,
-    skipped blocks included: with clip ids that is the FLOPs of one clip that fills the row.
+    skipped blocks included: with clip ids that is the FLOPs of one clip that fills the row, and where frames read
+    no later ones still the whole square of it (DiTConfig.flops counts what is useful). Dense attention too computes
+    all of that square.
     """
     return sum(_equation_flops(equation) for equation in jaxpr.eqns)
 

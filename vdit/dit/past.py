@@ -1,0 +1,71 @@
+"""What a causal transformer keeps of finished frames: keys and values, so that later frames need no more of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vdit.dist.rules import constrain, ways
+from vdit.types import Array
+
+KEYS = ("batch", "tokens", "heads", None)
+STACKED = ("layers", *KEYS)
+MARKS = ("batch", "tokens")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Past:
+    """Tokens whose frames are finished, as the tokens of later frames read them.
+
+    keys, values: [L b m heads head_dim], of each layer, in the model's type; keys are normed and rotated already.
+    time: int32 [b m], the frame of a token, as Row.position counts. clip: int32 [b m]; 0 marks padding.
+    """
+
+    keys: Array
+    values: Array
+    time: Array
+    clip: Array
+
+    def then(self, more: Past) -> Past:
+        """This and later tokens of the same rows: [L b m ...], [L b n ...] -> [L b m+n ...], in any order."""
+        return Past(
+            keys=beside(self.keys, more.keys, STACKED),
+            values=beside(self.values, more.values, STACKED),
+            time=beside(self.time, more.time, MARKS),
+            clip=beside(self.clip, more.clip, MARKS),
+        )
+
+
+class Reading(NamedTuple):
+    """Who reads whom in self-attention: clips of queries and keys, int [b n] and [b m]; times of both, or None."""
+
+    clip: Array
+    k_clip: Array
+    time: Array | None = None
+    k_time: Array | None = None
+
+
+def reading(clip: Array, time: Array | None, past: Past | None) -> Reading:
+    """Tokens read their clip; with times, what is not later of it, and of the past."""
+    if past is None:
+        return Reading(clip, clip, time, time)
+    return Reading(clip, beside(past.clip, clip, MARKS), time, beside(past.time, time, MARKS))
+
+
+def beside(x: Array, more: Array, names: tuple[str | None, ...]) -> Array:
+    """Tokens of both in one array, along the axis that is named so.
+
+    Which token is which is told by marks that lie alike, so their order is free: where devices share tokens out, each
+    puts its own side by side, and nothing is sent.
+    """
+    axis, shares = names.index("tokens"), ways("tokens")
+    x, more = constrain(x, names), constrain(more, names)
+    if shares == 1 or x.shape[axis] % shares or more.shape[axis] % shares:
+        return jnp.concatenate([x, more], axis)
+    cut = lambda y: y.reshape(*y.shape[:axis], shares, -1, *y.shape[axis + 1 :])  # noqa: E731
+    both = jnp.concatenate([cut(x), cut(more)], axis + 1)
+    return constrain(both.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :]), names)
