@@ -9,7 +9,7 @@ from vdit.errors import ConfigError, ShapeError
 from vdit.infer.windows import latent_windows
 from vdit.tasks.edit import check_mask, check_strength, edit, grown
 from vdit.tasks.given import latent_level
-from vdit.tasks.inpaint import Frame, inpaint, nearest_shown, size_of_aspect, smooth_fill
+from vdit.tasks.inpaint import Frame, edge_levels, inpaint, nearest_shown, size_of_aspect, smooth_fill
 from vdit.tasks.structure import Structure
 from vdit.vae.config import VAEConfig
 
@@ -29,16 +29,21 @@ def moving_box(rng, frames, height, width):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_latent_is_known_if_and_only_if_all_of_its_pixels_are(seed):
+    """Those known in part begin at their own level."""
     rng = np.random.default_rng(seed)
     frames, height, width = 1 + 4 * int(rng.integers(1, 5)), 4 * int(rng.integers(2, 6)), 4 * int(rng.integers(2, 6))
-    mask = moving_box(rng, frames, height, width)
-    given = inpaint(rng.uniform(-1, 1, (1, frames, height, width, 3)).astype(np.float32), mask)
+    mask, edge = moving_box(rng, frames, height, width), np.float32(rng.choice([0.6, 1.0]))
+    given = inpaint(
+        rng.uniform(-1, 1, (1, frames, height, width, 3)).astype(np.float32), mask,
+        edge_levels(mask, edge=edge, stride=4, side=4),
+    )  # fmt: skip
     level = np.asarray(latent_level(VAE, given.level))[0]
     for k in range(level.shape[0]):
         group = mask[:1] if k == 0 else mask[4 * k - 3 : 4 * k + 1]
         for y in range(level.shape[1]):
             for x in range(level.shape[2]):
-                assert level[k, y, x] == group[:, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4].any()
+                cell = group[:, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4]
+                assert level[k, y, x] == (1 if cell.all() else edge if cell.any() else 0)
     np.testing.assert_array_equal(given.known[0], ~mask)
 
 
@@ -157,6 +162,10 @@ def test_strengths_and_masks_that_cannot_be_are_refused():
         check_mask(np.ones((4, 8, 8), bool), shape)
     with pytest.raises(ShapeError, match="nothing is to be made"):
         check_mask(np.zeros((8, 8), bool), shape)
+    with pytest.raises(ShapeError, match=r"edge=0: .*more than 0 and at most 1"):
+        edge_levels(mask=np.ones((5, 8, 8), bool), edge=0, stride=4, side=4)
+    cut = edge_levels(mask=np.ones((4, 8, 8), bool), edge=0.5, stride=4, side=4)
+    np.testing.assert_array_equal(cut, 1)  # a last group that is not whole goes on as it ends
     with pytest.raises(ConfigError, match=r"factor=0.5"):
         Structure(factor=0.5)
     with pytest.raises(ConfigError, match=r"until=1.5"):

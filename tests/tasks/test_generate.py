@@ -126,18 +126,20 @@ def test_a_level_between_follows_the_canvas_down_to_it(params):
 
 
 def test_masks_within_frames_are_kept_and_read(params):
-    """Known latents within a frame come back, guide the rest, and tokens that are known in part are made."""
+    """Known latents within a frame come back, of tokens that are known in part too, and guide the rest."""
     rng = np.random.default_rng(0)
     latents = rng.normal(size=(1, *SHAPE)).astype(np.float32)
     level = np.ones((1, *SHAPE[:3]), np.float32)
     level[:, :, :3] = 0  # of two rows of tokens, the second is known in part
+    level[0, 1, 3, 0] = 0.5
     out = run(params, Canvas(latents=jnp.asarray(latents), level=jnp.asarray(level)), prompts(3), method())
-    np.testing.assert_array_equal(out[:, :, :2], latents[:, :, :2])
-    assert np.abs(out - latents)[:, :, 2:].min() > 0
-    other = latents.copy()
-    other[:, :, :2] += 1
-    moved = run(params, Canvas(latents=jnp.asarray(other), level=jnp.asarray(level)), prompts(3), method())
-    assert np.abs(moved - out)[:, :, 2:].max() > 1e-3
+    np.testing.assert_array_equal(out[:, :, :3], latents[:, :, :3])
+    assert np.abs(out - latents)[:, :, 3:].min() > 0
+    for rows in (slice(0, 2), slice(2, 3)):
+        other = latents.copy()
+        other[:, :, rows] += 1
+        moved = run(params, Canvas(latents=jnp.asarray(other), level=jnp.asarray(level)), prompts(3), method())
+        assert np.abs(moved - out)[:, :, 3:].max() > 1e-3
     whole = np.zeros_like(level)
     whole[:, 1:] = 1
     by_frame = Canvas(latents=jnp.asarray(latents), level=jnp.asarray(whole[:, :, :1, :1]))

@@ -6,7 +6,7 @@ import argparse
 
 from vdit.cli import canvas
 from vdit.cli.edit import add_part, read_boxes, read_part, taken
-from vdit.cli.parser import UsageError, size
+from vdit.cli.parser import UsageError, at_least, size
 
 SUMMARY = "fill a mask in a video, or make it larger"
 DESCRIPTION = """\
@@ -28,6 +28,10 @@ TAKES_OVERRIDES = False
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     canvas.add_arguments(parser, "VIDEO", out="inpainted.mp4")
     add_part(parser)
+    parser.add_argument(
+        "--edge", type=at_least(0, float), metavar="LEVEL",
+        help="where a mask cuts a latent: 1 makes it of nothing, less of what goes on inside; default: 0.6",
+    )  # fmt: skip
     parser.add_argument("--outpaint", metavar="W:H|HxW", help="a larger frame: its aspect ratio, or height x width")
     parser.add_argument("--at", metavar="Y,X", help="with --outpaint: the video's corner in it; default: its middle")
 
@@ -53,6 +57,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         if frame is not None:
             canvas.say("in a frame of {1}x{0}".format(*frame["size"]))
         canvas.tell(words, fps, len(video.frames))
+        if options.edge is not None:
+            more["edge"] = options.edge
         for seed in canvas.seeds(options):
             more |= canvas.sampling(options, seed)
             if frame is None:

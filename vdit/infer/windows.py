@@ -39,6 +39,17 @@ def latent_windows(count: int, window: int, overlap: int) -> list[tuple[int, int
     return windows
 
 
+def check_size(generator: Generator, size: tuple[int, int]) -> None:
+    """ShapeError unless the model takes videos of this (h, w)."""
+    multiple = generator.experiment.size_multiple
+    if any(side % multiple for side in size):
+        near = "x".join(str(max(1, round(side / multiple)) * multiple) for side in size)
+        raise ShapeError(
+            f"a video of {size[0]}x{size[1]} (height x width): both must be multiples of {multiple} (VAE stride x DiT "
+            f"patch): scale or cut it to {near} (vdit.infer.inputs.read_input)"
+        )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Remake:
     """A video made again for each prompt.
@@ -65,14 +76,7 @@ class Remake:
     noise: Array | None = None
 
     def __post_init__(self) -> None:
-        multiple = self.generator.experiment.size_multiple
-        if any(side % multiple for side in self.size):
-            near = "x".join(str(max(1, round(side / multiple)) * multiple) for side in self.size)
-            shown = "{}x{}".format(*self.size)
-            raise ShapeError(
-                f"a video of {shown} (height x width): both must be multiples of {multiple} (VAE stride x DiT patch): "
-                f"scale or cut it to {near} (vdit.infer.inputs.read_input)"
-            )
+        check_size(self.generator, self.size)
         if self.generator.experiment.dit.condition_channels:
             raise ConfigError("this model makes videos of images, with frames given whole: it cannot make one again")
         if self.noise is not None and np.shape(self.noise)[1:] != (self.latent_frames, *self._cell_shape):

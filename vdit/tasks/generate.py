@@ -92,7 +92,8 @@ def fill(
         noise = jax.random.normal(noise_key, tokens.values.shape, jnp.float32)
     else:
         noise = patchify(noise.astype(jnp.float32), network.dit.patch)
-    held = _Held(tokens=tokens, noise=noise, method=method, patch=network.dit.patch)
+    levels = _latent_levels(canvas, tokens, network.dit.patch)
+    held = _Held(tokens=tokens, levels=levels, noise=noise, method=method, patch=network.dit.patch)
     scenes = _scenes(network, canvas, tokens, prompts, negative, noise, method)
     scene = _lay_out(jax.tree.map(_interleave, *scenes) if len(scenes) > 1 else scenes[0])
     scene = dataclasses.replace(scene, text=network.encode_text(params, scene.row))
@@ -105,8 +106,15 @@ def fill(
         key=sampler_key,
         project=held,
     )
-    x = jnp.where((tokens.level == 0)[..., None], tokens.values, x)
+    x = jnp.where(levels == 0, tokens.values, x)
     return unpatchify(x, tokens.grid, network.dit.patch)
+
+
+def _latent_levels(canvas: Canvas, tokens: CanvasTokens, patch: tuple[int, int, int]) -> Array:
+    """The level of each value of a token, which is that of its latent: float32 [b n p], or [b n 1] where all agree."""
+    if canvas.level.shape[2:] == (1, 1) and patch[0] == 1:
+        return tokens.level[..., None]
+    return patchify(jnp.broadcast_to(canvas.level[..., None], canvas.latents.shape).astype(jnp.float32), patch)
 
 
 def noise_of(
@@ -142,9 +150,14 @@ def noise_of(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Held:
-    """What is not free: tokens at or above their own level follow the canvas. A sampler's `project`."""
+    """What is not free: latents at or above their own level follow the canvas. A sampler's `project`.
+
+    A token that is known in part is told the running level like those that are not, and its known latents follow to
+    the end. levels: as _latent_levels has it.
+    """
 
     tokens: CanvasTokens
+    levels: Array
     noise: Array
     method: Method
     patch: tuple[int, int, int]
@@ -157,7 +170,7 @@ class _Held:
             # What is known may lie in x without noise: it has no part in the difference.
             more = self._low(jnp.where(level == 0, 0.0, noised - x))
             x = jnp.where(t > self.method.structure.until - 1e-6, x + more, x)
-        follows = (level < 1.0) & (t > level - 1e-6)
+        follows = (self.levels < 1.0) & (t > self.levels - 1e-6)
         x = jnp.where(follows, noised, x)
         if self.method.known == "noised":
             return x

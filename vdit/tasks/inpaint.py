@@ -12,13 +12,29 @@ from vdit.tasks.given import Given
 from vdit.types import Array
 
 
-def inpaint(video: Array, mask: Array) -> Given:
+def inpaint(video: Array, mask: Array, level: Array | None = None) -> Given:
     """float32 [b t h w 3] in [-1, 1]; mask: bool [t h w], to be made -> Given, with the mask filled smoothly.
 
-    A latent is known if all of its pixels are; the others hold something of what is put into the mask.
+    level: float32 [t h w], None for 1 where the mask is true, and 0. A latent is known if all of its pixels are; the
+    others hold something of what is put into the mask.
     """
-    level = np.broadcast_to(np.asarray(mask, np.float32), video.shape[:4])
+    level = np.broadcast_to(np.asarray(mask if level is None else level, np.float32), video.shape[:4])
     return Given(video=np.stack([smooth_fill(frames, mask) for frames in video]), level=level)
+
+
+def edge_levels(mask: Array, *, edge: float, stride: int, side: int) -> np.ndarray:
+    """Levels float32 [t h w] of a mask [t h w]: 1 where it is true, but `edge` in latents of which it is only a part.
+
+    stride, side: frames and pixels that a latent stands for, the first frame alone.
+    """
+    if not 0 < edge <= 1:
+        raise ShapeError(f"edge={edge}: the level at which latents known in part begin, give more than 0 and at most 1")
+    frames, height, width = mask.shape
+    early = np.pad(mask, ((stride - 1, -(frames - 1) % stride), (0, 0), (0, 0)), mode="edge")
+    cells = early.reshape(-1, stride, height // side, side, width // side, side)
+    part = ~cells.all((1, 3, 5), keepdims=True)
+    level = np.where(cells, np.where(part, np.float32(edge), np.float32(1)), np.float32(0))
+    return level.reshape(early.shape)[stride - 1 :][:frames]
 
 
 def nearest_shown(mask: Array) -> np.ndarray:
