@@ -12,12 +12,15 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdit.dist.collectives import collectives, totals
 from vdit.dist.mesh import MeshConfig, make_mesh
 from vdit.dist.rules import constrain, partition_spec
+from vdit.dit import DiT, DiTConfig
+from vdit.dit.past import KEYS, beside
 from vdit.nn.attention import attention, chunked
 from vdit.nn.linear import matmul
 from vdit.nn.rope import rotate, rotations
@@ -150,6 +153,33 @@ def rotation_traffic(mesh):
         return len(collectives(turn.lower(x, position).compile().as_text(), mesh))
 
 
+def past_error(mesh):
+    """A causal DiT with a past, its tokens shared out, against one device; and what laying both side by side sends."""
+    config = DiTConfig(in_channels=2, width=32, depth=1, heads=4, text="none", classes=1, causal=True)
+    rng = np.random.default_rng(0)
+    model, (b, n, f) = DiT(config), (2, 32, 8)  # frames of 8 tokens
+    ones, frame = np.ones((b, n), np.int32), np.tile(np.arange(n, dtype=np.int32) // f, (b, 1))
+    row = {
+        "values": rng.normal(size=(b, n, 8)).astype(np.float32), "time": np.zeros((b, n // f), np.float32),
+        "clip": ones, "slot": frame, "slot_clip": ones[:, : n // f], "label": ones[:, :1],
+    }  # fmt: skip
+    at = lambda first: np.stack([frame + first, 0 * frame, 0 * frame], -1)  # noqa: E731
+    shapes = nn.meta.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), **row, position=at(0))))
+    params = jax.tree.map(lambda x: np.float32(rng.normal(size=x.shape) * 0.3), shapes)
+
+    def both(row):
+        _, past = model.apply(params, **row, position=at(0), keep=True)
+        return model.apply(params, **row, position=at(n // f), past=past)
+
+    want = jax.jit(both)(row)
+    with jax.set_mesh(mesh):
+        got = jax.jit(lambda row: both(row))(row)
+        sharding = NamedSharding(mesh, partition_spec(KEYS, (b, n, 4, 8), dict(mesh.shape))[0])
+        keys = jax.ShapeDtypeStruct((b, n, 4, 8), jnp.float32, sharding=sharding)
+        joined = jax.jit(lambda x, y: beside(x, y, KEYS)).lower(keys, keys).compile().as_text()
+    return float(np.abs(np.asarray(got) - want).max() / np.abs(want).max()), len(collectives(joined, mesh))
+
+
 def main():
     meshes = {name: make_mesh(config) for name, config in MESHES.items()}
     results = {"errors": {}, "traffic": {}}
@@ -177,6 +207,7 @@ def main():
         results["traffic"][name] = traffic(meshes[mesh], heads, way)
     mixed = meshes["fsdp 2, sequence 2, tensor 2"]
     results["linear"] = {name: linear_traffic(mixed, f) for name, f in (("ours", matmul), ("plain", jnp.matmul))}
+    results["past"] = [past_error(meshes[name]) for name in ("sequence 8", "fsdp 2, sequence 2, tensor 2")]
     results["rotations"] = rotation_traffic(meshes["sequence 8"])
     print(json.dumps(results))
 

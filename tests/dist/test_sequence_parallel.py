@@ -70,3 +70,10 @@ def test_a_linear_layer_sends_what_a_plain_product_does(results):
 
 def test_rotations_stay_where_their_tokens_are(results):
     assert results["rotations"] == 0
+
+
+def test_a_past_is_shared_out_as_tokens_are(results):
+    """The numbers of one device; and to lay new keys beside it sends nothing."""
+    for error, sent in results["past"]:
+        assert error < 1e-5
+        assert sent == 0
