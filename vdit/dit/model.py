@@ -10,6 +10,7 @@ from vdit.dist.rules import constrain
 from vdit.dit.blocks import ACTIVATION, OF_SLOTS, Block, modulate, take_slots, whole_columns
 from vdit.dit.config import DiTConfig
 from vdit.dit.past import STACKED, Past, reading
+from vdit.dit.reuse import Residuals, Reusing, pass_over
 from vdit.errors import ConfigError, ShapeError
 from vdit.nn.attention import SAVED
 from vdit.nn.embedding import Embed, sincos_position, sinusoid
@@ -48,7 +49,8 @@ class DiT(nn.Module):
         image_clip: Array | None = None,
         past: Past | None = None,
         keep: bool = False,
-    ) -> Array | tuple[Array, Past]:
+        reuse: Reusing | None = None,
+    ) -> Array | tuple[Array, Past] | tuple[Array, Residuals]:
         """Denoise rows of tokens; shapes as in vdit.types.Row.
 
         values: [b n p]; time: float [b k], the noise level of each slot in 0..1000 (schedule.time);
@@ -59,13 +61,17 @@ class DiT(nn.Module):
         past: of causal models, tokens of the same rows' finished frames, which these read beside themselves; clips and
             positions are counted on from there. It stays what it is: nothing of it depends on later frames.
         keep: also return the Past of these tokens; of frames that are finished, at their last level.
-        Returns float32 [b n p], or [b n 2p] if the variance is learned; with `keep` (that, Past).
+        reuse: what an earlier call's blocks added, to pass them over where that has hardly changed (vdit/dit/reuse.py).
+        Returns float32 [b n p], or [b n 2p] if the variance is learned; with `keep` (that, Past), with `reuse` (that,
+        Residuals).
         """
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
         _check_inputs(cfg, text=text, condition=condition, image=image, action=action)
         if (past is not None or keep) and not cfg.causal:
             raise ConfigError("past and keep need frames that no later ones change: set dit.causal=True, or leave them")
+        if keep and reuse is not None:
+            raise ConfigError("keep=True needs all blocks to run: leave reuse out")
         if condition is not None:
             values = jnp.concatenate([values, condition.astype(values.dtype)], -1)
         x = Linear(cfg.width, ("patch", "embed"), dtype=dtype, name="patch_embed")(values)
@@ -89,6 +95,9 @@ class DiT(nn.Module):
         reads = reading(clip, position[..., 0] if cfg.causal else None, past)
         layers = None if past is None else (constrain(past.keys, STACKED), constrain(past.values, STACKED))
         shared = modulation, slot, reads, rotation, text, text_clip, image, image_clip
+        if reuse is not None:
+            x, residuals = pass_over(self._one_block(layers, *shared), cfg.depth, x, reuse, scan=cfg.scan)
+            return self._head(x, embedding, slot), residuals
         x, made = self._blocks(x, layers, *shared, keep=keep)
         out = self._head(x, embedding, slot)
         if not keep:
@@ -138,6 +147,19 @@ class DiT(nn.Module):
             x, of_layer = block(cfg, keep, name=f"block_{i}")(x, layer, *shared)
             made.append(of_layer)
         return x, jax.tree.map(lambda *y: jnp.stack(y), *made) if keep else None
+
+    def _one_block(self, past, *shared):
+        """run(i, x): block i as a function, with the parameters that `_blocks` has made."""
+        params = self.variables["params"]
+
+        def of_layer(tree, i):
+            return jax.tree.map(lambda y: y[i], tree)
+
+        def run(i, x):
+            of_block = of_layer(params["blocks"], i) if self.config.scan else params[f"block_{i}"]
+            return Block(self.config, parent=None).apply({"params": of_block}, x, of_layer(past, i), *shared)[0]
+
+        return run
 
     def _head(self, x: Array, embedding: Array, slot: Array) -> Array:
         cfg = self.config

@@ -9,7 +9,8 @@ import dataclasses
 import difflib
 
 from vdit.errors import ConfigError
-from vdit.samplers.base import Denoise, Project, Sampler
+from vdit.samplers.base import Denoise, Project, Remembering, Sampler
+from vdit.samplers.consistency import Consistency
 from vdit.samplers.ddim import DDIM
 from vdit.samplers.ddpm import DDPM
 from vdit.samplers.dpmpp2m import DPMpp2M
@@ -25,6 +26,7 @@ SAMPLERS: dict[str, type] = {
     "heun": Heun,
     "dpmpp2m": DPMpp2M,
     "unipc": UniPC,
+    "consistency": Consistency,
 }
 
 
@@ -48,6 +50,7 @@ __all__ = [
     "DDIM",
     "DDPM",
     "SAMPLERS",
+    "Consistency",
     "DPMpp2M",
     "Denoise",
     "Euler",
@@ -55,6 +58,7 @@ __all__ = [
     "GridOptions",
     "Heun",
     "Project",
+    "Remembering",
     "Sampler",
     "UniPC",
     "make",

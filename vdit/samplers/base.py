@@ -1,5 +1,8 @@
 """What all samplers share: the interface, the loop over steps, and coefficients.
 
+The network is asked once in each row of the table (`walk`), so what it remembers from call to call is one more part of
+the state, of which a sampler's step knows nothing.
+
 A sampler first turns its grid of levels into a table of coefficients, a column for each, in numpy float64
 while tracing (differences of logarithms would lose digits in float32). The loop over steps is one
 `jax.lax.scan` over the table's rows: one compiled step, one state kept, whatever the number of steps.
@@ -7,6 +10,7 @@ while tracing (differences of logarithms would lose digits in float32). The loop
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -19,10 +23,23 @@ from vdit.diffusion.predictions import to_clean_and_noise
 from vdit.diffusion.schedules import Schedule
 from vdit.errors import ConfigError
 from vdit.samplers.grid import Grid, resolve
-from vdit.types import Array
+from vdit.types import Array, PyTree
 
 Denoise = Callable[[Array, Array], Array]
 Project = Callable[[Array, Array], Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Remembering:
+    """A denoiser that remembers something from call to call.
+
+    ask(x, t, memory, done, left) -> (prediction, memory), as a Denoise; done, left: int32 [], how many calls there
+        were before this one, and how many there will be after it.
+    memory: a tree of arrays, as it is before the first call.
+    """
+
+    ask: Callable[[Array, Array, PyTree, Array, Array], tuple[Array, PyTree]]
+    memory: PyTree
 
 
 class Sampler(Protocol):
@@ -30,7 +47,7 @@ class Sampler(Protocol):
 
     def sample(
         self,
-        denoise: Denoise,
+        denoise: Denoise | Remembering,
         x: Array,
         *,
         schedule: Schedule,
@@ -106,8 +123,11 @@ def estimate(
 
     clip: x0 is held to [-clip, clip]; the noise stays what the network says.
     """
-    output = denoise(x, row["t"]).astype(x.dtype)
-    variance = None
+    return _estimate(denoise(x, row["t"]), x, row, prediction, clip)
+
+
+def _estimate(output: Array, x: Array, row: dict[str, Array], prediction: Prediction, clip: float | None) -> Estimate:
+    output, variance = output.astype(x.dtype), None
     if output.shape != x.shape:
         output, variance = jnp.split(output, 2, axis=-1)
     x0, noise = to_clean_and_noise(prediction, output, x, row["alpha"], row["sigma"])
@@ -136,6 +156,36 @@ def run_steps(
         return step(carry, row, step_key), None
 
     return jax.lax.scan(body, carry, (rows, keys))[0]
+
+
+def walk(
+    step: Callable[[Any, Estimate, dict[str, Array], Array | None], Any],
+    carry: Any,
+    columns: dict[str, np.ndarray],
+    *,
+    denoise: Denoise | Remembering,
+    prediction: Prediction,
+    dtype: jnp.dtype,
+    at: Callable[[Any], Array] = lambda carry: carry,
+    clip: float | None = None,
+    key: Array | None = None,
+) -> Any:
+    """Scans step(carry, says, row, key) -> carry, where the network says so at this row's level, of x = at(carry).
+
+    clip: as in `estimate`.
+    """
+    ask, memory, calls = lambda x, t, *_: (denoise(x, t), None), None, len(columns["t"])
+    if isinstance(denoise, Remembering):
+        ask, memory = denoise.ask, denoise.memory
+
+    def call(state, row, step_key):
+        carry, memory, done = state
+        x = at(carry)
+        output, memory = ask(x, row["t"], memory, done, calls - 1 - done)
+        says = _estimate(output, x, row, prediction, clip)
+        return step(carry, says, row, step_key), memory, done + 1
+
+    return run_steps(call, (carry, memory, jnp.int32(0)), columns, dtype=dtype, key=key)[0]
 
 
 def working(x: Array) -> Array:

@@ -12,12 +12,11 @@ from vdit.errors import ConfigError
 from vdit.samplers.base import (
     Problem,
     check_clip,
-    estimate,
     lay_out,
     need_key,
     posterior,
     projected,
-    run_steps,
+    walk,
     working,
 )
 
@@ -54,15 +53,15 @@ class DDIM:
             "kept": np.sqrt(np.maximum(problem.sigma_next**2 - fresh**2, 0.0)),
         }
 
-        def step(x, row, step_key):
-            says = estimate(denoise, x, row, prediction, self.clip)
+        def step(x, says, row, step_key):
             x = row["alpha_next"] * says.x0 + row["kept"] * says.noise
             if self.eta:
                 x = x + row["fresh"] * jax.random.normal(step_key, x.shape, x.dtype)
             return projected(project, x, row["t_next"])
 
         x = working(x)
-        return run_steps(step, x, columns, dtype=x.dtype, key=key)
+        asked = {"denoise": denoise, "prediction": prediction, "clip": self.clip}
+        return walk(step, x, columns, dtype=x.dtype, key=key, **asked)
 
 
 def _evenly(problem: Problem, schedule: Schedule) -> Problem:

@@ -13,12 +13,11 @@ from vdit.diffusion.variance import interpolate_log_variance
 from vdit.errors import ConfigError
 from vdit.samplers.base import (
     check_clip,
-    estimate,
     lay_out,
     need_key,
     posterior,
     projected,
-    run_steps,
+    walk,
     working,
 )
 
@@ -56,15 +55,15 @@ class DDPM:
             "noisy": noisy,
         }
 
-        def step(x, row, step_key):
-            says = estimate(denoise, x, row, prediction, self.clip)
+        def step(x, says, row, step_key):
             spread = row["noisy"] * jnp.exp(0.5 * self._log_variance(says.variance, row))
             x = row["from_x0"] * says.x0 + row["from_x"] * x
             x = x + spread * jax.random.normal(step_key, x.shape, x.dtype)
             return projected(project, x, row["t_next"])
 
         x = working(x)
-        return run_steps(step, x, columns, dtype=x.dtype, key=key)
+        asked = {"denoise": denoise, "prediction": prediction, "clip": self.clip}
+        return walk(step, x, columns, dtype=x.dtype, key=key, **asked)
 
     def _log_variance(self, raw, row):
         if self.variance == "learned" and raw is None:

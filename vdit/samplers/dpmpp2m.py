@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdit.errors import ConfigError
-from vdit.samplers.base import Problem, estimate, lay_out, projected, run_steps, working
+from vdit.samplers.base import Problem, lay_out, projected, walk, working
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,15 +44,15 @@ class DPMpp2M:
         """See vdit.samplers.base.Sampler."""
         problem = lay_out(schedule, prediction, grid)
 
-        def step(carry, row, key):
+        def step(carry, says, row, key):
             x, x0_before = carry
-            x0 = estimate(denoise, x, row, prediction).x0
-            x = row["from_x"] * x + row["from_x0"] * x0 + row["from_before"] * x0_before
-            return projected(project, x, row["t_next"]), x0
+            x = row["from_x"] * x + row["from_x0"] * says.x0 + row["from_before"] * x0_before
+            return projected(project, x, row["t_next"]), says.x0
 
         x = working(x)
         columns = problem.columns() | self._columns(problem)
-        return run_steps(step, (x, jnp.zeros_like(x)), columns, dtype=x.dtype)[0]
+        asked = {"denoise": denoise, "prediction": prediction, "at": lambda carry: carry[0]}
+        return walk(step, (x, jnp.zeros_like(x)), columns, dtype=x.dtype, **asked)[0]
 
     def _columns(self, problem: Problem) -> dict[str, np.ndarray]:
         """Weights float64 [n] of x, of this step's x_0 and of the one before in x at the next level."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from vdit.samplers.base import estimate, lay_out, projected, run_steps, straight_frame, working
+from vdit.samplers.base import lay_out, projected, straight_frame, walk, working
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,10 +15,10 @@ class Euler:
         """See vdit.samplers.base.Sampler."""
         problem = lay_out(schedule, prediction, grid)
 
-        def step(x, row, key):
-            says = estimate(denoise, x, row, prediction)
+        def step(x, says, row, key):
             x = row["keep"] * x + row["move"] * (says.noise - says.x0)
             return projected(project, x, row["t_next"])
 
         x = working(x)
-        return run_steps(step, x, problem.columns() | straight_frame(problem), dtype=x.dtype)
+        columns = problem.columns() | straight_frame(problem)
+        return walk(step, x, columns, denoise=denoise, prediction=prediction, dtype=x.dtype)

@@ -15,11 +15,10 @@ from vdit.errors import ConfigError
 from vdit.samplers.base import (
     Problem,
     check_clip,
-    estimate,
     lay_out,
     projected,
-    run_steps,
     straight_frame,
+    walk,
     working,
 )
 
@@ -46,24 +45,24 @@ class Heun:
         problem = lay_out(schedule, prediction, grid)
         frame = straight_frame(problem) if self.frame == "straight" else _exploding_frame(problem)
 
-        def slope(x, row):
-            says = estimate(denoise, x, row, prediction, self.clip)
+        def slope(x, says, row):
             # A clipped estimate of the data implies another noise than the network's.
             noise = says.noise if self.clip is None else (x - row["alpha"] * says.x0) / row["sigma"]
             return noise - says.x0 if self.frame == "straight" else noise
 
-        def call(carry, row, key):
+        def call(carry, says, row, key):
             """x: where the step began; there: where the network is called, x itself at first."""
             x, there, first = carry
             second = row["second"] > 0
-            here = slope(there, row)
+            here = slope(there, says, row)
             mean_slope = jnp.where(second, 0.5 * (first + here), here)
             there = projected(project, row["keep"] * x + row["move"] * mean_slope, row["t_next"])
             return jnp.where(second, there, x), there, here
 
         x = working(x)
         columns = _calls(problem.columns() | frame)
-        return run_steps(call, (x, x, jnp.zeros_like(x)), columns, dtype=x.dtype)[1]
+        asked = {"denoise": denoise, "prediction": prediction, "at": lambda carry: carry[1], "clip": self.clip}
+        return walk(call, (x, x, jnp.zeros_like(x)), columns, dtype=x.dtype, **asked)[1]
 
 
 def _calls(steps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdit.errors import ConfigError
-from vdit.samplers.base import Problem, estimate, lay_out, projected, run_steps, working
+from vdit.samplers.base import Problem, lay_out, projected, walk, working
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,16 +52,16 @@ class UniPC:
         problem = lay_out(schedule, prediction, grid)
         columns = problem.columns() | self._columns(problem)
 
-        def step(carry, row, key):
-            x, corrected, past = carry
-            x0 = estimate(denoise, x, row, prediction).x0
+        def step(carry, says, row, key):
+            (x, corrected, past), x0 = carry, says.x0
             corrected = row["redo_guess"] * x + row["redo_x"] * corrected + _weighted(row["redo_x0"], x0, *past)
             x = row["from_x"] * corrected + _weighted(row["from_x0"], x0, *past)
             return projected(project, x, row["t_next"]), corrected, (x0, *past)[: self.order]
 
         x = working(x)
         blank = jnp.zeros_like(x)
-        return run_steps(step, (x, blank, (blank,) * self.order), columns, dtype=x.dtype)[0]
+        asked = {"denoise": denoise, "prediction": prediction, "at": lambda carry: carry[0]}
+        return walk(step, (x, blank, (blank,) * self.order), columns, dtype=x.dtype, **asked)[0]
 
     def _columns(self, problem: Problem) -> dict[str, np.ndarray]:
         """Weights, float64, at step i.
