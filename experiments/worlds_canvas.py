@@ -29,9 +29,12 @@ def config() -> Experiment:
             world="moving+occluder+bounce",
             world_count=12_000,
             world_options=(
-                "moving.sizes=(0.18,0.26)", "occluder.sizes=(0.1,0.12)", "occluder.hiding=(0.03,0.06)",
-                "occluder.place=(0.4,0.6)", "bounce.balls=(1,2)",
-            ),  # fmt: skip
+                "moving.sizes=(0.18,0.26)",
+                "occluder.sizes=(0.1,0.12)",
+                "occluder.hiding=(0.03,0.06)",
+                "occluder.place=(0.4,0.6)",
+                "bounce.balls=(1,2)",
+            ),
             areas=(48 * 48,),
             frames=(1, 17, 33, 33),
             fps=(24.0,),
@@ -57,9 +60,16 @@ def config() -> Experiment:
         dit=DiTConfig(in_channels=8, width=192, depth=6, heads=3, position="both", scan=False),
         diffusion=DiffusionConfig(stratified=True),
         canvases=CanvasConfig(
-            none=0.45, first=0.1, head=0.14, tail=0.08, ends=0.08, mask=0.1, frames=0.05, window=0.2,
+            none=0.45,
+            first=0.1,
+            head=0.14,
+            tail=0.08,
+            ends=0.08,
+            mask=0.1,
+            frames=0.05,
+            window=0.2,
             context_noise=0.1,
-        ),  # fmt: skip
+        ),
         dit_train=TrainConfig(
             steps=16_000,
             batch_size=2,

@@ -17,7 +17,7 @@ from vdit.errors import ConfigError
 VIDEO, IMAGE = (".mp4", ".webm", ".gif", ".mkv"), (".png", ".jpg")
 GIF_FPS = 50  # the most that the format can say
 # As in vdit.samplers, which is not imported here. A test compares them.
-SAMPLERS = ("ddim", "ddpm", "dpmpp2m", "euler", "heun", "unipc")
+SAMPLERS = ("consistency", "ddim", "ddpm", "dpmpp2m", "euler", "heun", "unipc")
 WEIGHTS, COMPUTE = ("float32", "bfloat16", "int8", "fp8"), ("float32", "bfloat16")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vdit import config as config_tools
@@ -18,6 +19,7 @@ from vdit.dist.rules import replicated
 from vdit.errors import CheckpointError, ConfigError
 from vdit.nn.lora import LoRA, attach, detach, init_lora, join, merge, scales, without_lora
 from vdit.nn.quantise import cast, quantise
+from vdit.train.distill import TEACHER
 from vdit.train.experiment import Experiment
 from vdit.train.state import abstract_params
 from vdit.train.workspace import Workspace
@@ -64,6 +66,10 @@ def begin(experiment: Experiment, mesh: Mesh, *, resumed: bool = False) -> Begin
         return Beginning(init=factors, frozen=join(base, jax.device_put(factor, replicated(mesh))))
     trained = [key for key in base if key == "dit" or (key == "text" and experiment.text.t5 is None)]
     rest = {key: base.pop(key) for key in list(base) if key not in trained}
+    if experiment.distill is not None:
+        # A copy: the student's parameters are given up to each step, the teacher's are not.
+        teacher, base = base, jax.tree.map(jnp.copy, base)
+        rest = rest | {TEACHER: rest | teacher}
     return Beginning(
         init=lambda key: {name: value for name, value in init(key).items() if name in trained},
         params=None if resumed else base,
@@ -102,7 +108,7 @@ def trained_params(
     check_base(experiment, load_meta(space.dit, step=step).get("base"))
     if experiment.lora is not None:
         return with_lora(starting_params(experiment, mesh), space.root, ema=ema, step=step)
-    start = begin(experiment, mesh, resumed=True)
+    start = begin(dataclasses.replace(experiment, distill=None), mesh, resumed=True)
     trained = load_params(space.dit, ema=ema, step=step, abstract=abstract_params(start.init, mesh))
     return trained if start.frozen is None else start.frozen | trained
 

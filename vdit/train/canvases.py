@@ -70,12 +70,14 @@ class CanvasConfig:
 class DrawnCanvas:
     """row: as it was, but windows' first frames are padding, and slots may have been doubled.
 
-    levels: float32 [b k], of the row's slots. known: bool [b n]; known tokens have no part in the loss.
+    levels: float32 [b k], of the row's slots. known: bool [b n]; known tokens have no part in the loss. fixed: bool
+    [b k], slots of what is known, whatever the level that they are told.
     """
 
     row: Row
     levels: Array
     known: Array
+    fixed: Array
 
 
 def draw_canvases(key: Array, row: Row, config: CanvasConfig, diffusion: DiffusionConfig) -> DrawnCanvas:
@@ -83,7 +85,8 @@ def draw_canvases(key: Array, row: Row, config: CanvasConfig, diffusion: Diffusi
     level_key, frame_key, kind_key, window_key, length_key, mask_key, context_key = jax.random.split(key, 7)
     levels = draw_levels(level_key, row.slot_clip, diffusion)
     if not config.gives and not config.window:
-        return DrawnCanvas(row=row, levels=levels, known=jnp.zeros(row.clip.shape, bool))
+        nothing = jnp.zeros(row.clip.shape, bool), jnp.zeros(row.slot_clip.shape, bool)
+        return DrawnCanvas(row=row, levels=levels, known=nothing[0], fixed=nothing[1])
     if config.window:
         row = _without_first(window_key, row, config.window)
     clips = _Clips.of(row)
@@ -96,7 +99,7 @@ def draw_canvases(key: Array, row: Row, config: CanvasConfig, diffusion: Diffusi
     context = clips.at_slots(_context_levels(context_key, kind.shape, config))
     if not config.mask:
         levels = jnp.where(known_slots, context, levels)
-        return DrawnCanvas(row=row, levels=levels, known=known & (row.clip > 0))
+        return DrawnCanvas(row=row, levels=levels, known=known & (row.clip > 0), fixed=known_slots)
     known = known | (_masked(mask_key, row, clips) & (clips.at_tokens(kind) == KINDS.index("mask")))
     known = known & (row.clip > 0)
     # A frame that is known in part needs two levels: each slot gets a second one, for what is known.
@@ -105,7 +108,8 @@ def draw_canvases(key: Array, row: Row, config: CanvasConfig, diffusion: Diffusi
     row = dataclasses.replace(
         row, slot=row.slot + count * known, slot_clip=twice(row.slot_clip), action=twice(row.action)
     )
-    return DrawnCanvas(row=row, levels=jnp.concatenate([levels, context], axis=1), known=known)
+    fixed = jnp.concatenate([jnp.zeros_like(known_slots), jnp.ones_like(known_slots)], axis=1)
+    return DrawnCanvas(row=row, levels=jnp.concatenate([levels, context], axis=1), known=known, fixed=fixed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -122,3 +122,26 @@ class LoRAConfig:
     def scale(self) -> float:
         """Factor on the product of A and B."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Consistency distillation of the model in `start_from` (vdit.train.distill).
+
+    guidance: scale of the teacher's classifier-free guidance, which the student learns to give in one call.
+    interval: (low, high) noise levels between which the teacher is guided.
+    steps: of the grid that the teacher steps down.
+    huber: c of the pseudo-Huber distance, in units of a latent value; large is the squared error.
+    """
+
+    guidance: float = 4.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    steps: int = 32
+    huber: float = 0.03
+
+    def __post_init__(self):
+        _require("distill.guidance", self.guidance, self.guidance >= 0, "0 or more; 1 for none")
+        _require("distill.steps", self.steps, self.steps >= 2, "2 or more")
+        _require("distill.huber", self.huber, self.huber > 0, "above 0")
+        low, high = self.interval
+        _require("distill.interval", self.interval, 0 <= low <= high <= 1, "0 <= low <= high <= 1")

@@ -16,7 +16,7 @@ from vdit.tasks.generate import Method
 from vdit.tasks.network import Network
 from vdit.text.config import TextConfig
 from vdit.train.canvases import CanvasConfig
-from vdit.train.config import LoRAConfig, TrainConfig
+from vdit.train.config import DistillConfig, LoRAConfig, TrainConfig
 from vdit.vae.config import DiscriminatorConfig, VAEConfig, VAELossConfig
 from vdit.vision import CLIPVisionConfig
 
@@ -63,7 +63,7 @@ class SampleConfig:
     frames: int = 17
     size: tuple[int, int] = (64, 64)
     fps: float = 8.0
-    sampler: Literal["ddpm", "ddim", "euler", "heun", "dpmpp2m", "unipc"] = "euler"
+    sampler: Literal["ddpm", "ddim", "euler", "heun", "dpmpp2m", "unipc", "consistency"] = "euler"
     sampler_options: tuple[tuple[str, bool | int | float | str], ...] = ()
     grid: GridOptions | None = None
     steps: int = 20
@@ -86,6 +86,7 @@ class Experiment:
     topology: the TPU topology that it is for, as "v5p:8x8x8"; what `vdit plan` compiles it for by default.
     start_from: folder of the model whose weights the DiT's training starts from; its VAE and tokenizer are used.
     lora: train low-rank additions to that model instead of its weights.
+    distill: train a model of few steps, with that one as its teacher.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Experiment:
     dit_train: TrainConfig = TrainConfig(steps=1000, batch_size=8)
     start_from: str | None = None
     lora: LoRAConfig | None = None
+    distill: DistillConfig | None = None
 
     sample: SampleConfig = SampleConfig()
 
@@ -141,14 +143,27 @@ class Experiment:
         wanted = self.data.actions * self.vae.temporal_stride * self.dit.patch[0]
         if self.dit.action_width != wanted:
             raise ConfigError(
-                f"dit.action_width={self.dit.action_width} must be {wanted}: data.actions={self.data.actions} numbers for "
-                "each video frame that a frame of tokens stands for"
+                f"dit.action_width={self.dit.action_width} must be {wanted}: data.actions={self.data.actions} numbers "
+                "for each video frame that a frame of tokens stands for"
             )
         if self.lora is not None and self.start_from is None:
             raise ConfigError("lora is added to a trained model: name its folder in start_from, or set lora=none")
+        if self.distill is not None:
+            self._check_distill()
         if self.data.row_text < self.text.max_length and self.dit.text != "none":
             raise ConfigError(
                 f"data.row_text={self.data.row_text} must hold one caption of text.max_length={self.text.max_length}"
+            )
+
+    def _check_distill(self) -> None:
+        if self.start_from is None:
+            raise ConfigError("distill needs a teacher: name its folder in start_from, or set distill=none")
+        if self.lora is not None:
+            raise ConfigError("distill trains all weights: set lora=none")
+        if self.diffusion.prediction == "sample" or self.diffusion.learn_variance:
+            raise ConfigError(
+                "distill needs a prediction that leaves clean data as they are, without variance: this model has "
+                f"prediction={self.diffusion.prediction!r}, learn_variance={self.diffusion.learn_variance}"
             )
 
     @property

@@ -45,6 +45,7 @@ from vdit.text import train_tokenizer as train_pieces
 from vdit.text.labels import NoText
 from vdit.train.base import adopt, base_identity, begin
 from vdit.train.denoising import DenoisingLoss
+from vdit.train.distill import DistillLoss
 from vdit.train.experiment import Experiment
 from vdit.train.loop import TrainResult, start, train
 from vdit.train.metrics import JsonLines, TensorBoard, WandB, Writer
@@ -281,6 +282,8 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
     forward = experiment.dit.flops(rows, _mean_tokens(store, experiment), experiment.text.max_length / 2)
     flops = (3 if experiment.lora is None else 2) * forward  # the gradient of frozen weights is not taken
     loss = DenoisingLoss(experiment=experiment)
+    if experiment.distill is not None:
+        loss, flops = DistillLoss(experiment=experiment), 6 * forward  # the teacher is asked twice, the target once
     return _train(
         "dit", experiment, workspace.dit, workspace, plan, loss, data, logging, hooks=hooks, flops=flops,
         params=beginning.params, frozen=beginning.frozen,

@@ -1,0 +1,31 @@
+"""Multistep sampling of a consistency model (Song et al. 2023, algorithm 1): guess the data, noise the guess, again."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from vdit.samplers.base import estimate, lay_out, need_key, projected, run_steps, working
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Consistency:
+    """For models distilled to say the data from any level at once (vdit.train.distill); one step is enough for them.
+
+    Each step's guess is noised afresh to the next level, so errors of a step are not carried on. Of other models it
+    shows the mean of what the data may be, noised and averaged again: blurred.
+    """
+
+    def sample(self, denoise, x, *, schedule, prediction, grid, key=None, project=None):
+        """See vdit.samplers.base.Sampler."""
+        key = need_key(key, "consistency")
+        problem = lay_out(schedule, prediction, grid)
+
+        def step(x, row, step_key):
+            x0 = estimate(denoise, x, row, prediction).x0
+            x = row["alpha_next"] * x0 + row["sigma_next"] * jax.random.normal(step_key, x.shape, x.dtype)
+            return projected(project, x, row["t_next"])
+
+        x = working(x)
+        return run_steps(step, x, problem.columns(), dtype=x.dtype, key=key)
