@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 
-from vdit.samplers.base import estimate, lay_out, need_key, projected, run_steps, working
+from vdit.samplers.base import lay_out, need_key, projected, walk, working
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,10 +22,10 @@ class Consistency:
         key = need_key(key, "consistency")
         problem = lay_out(schedule, prediction, grid)
 
-        def step(x, row, step_key):
-            x0 = estimate(denoise, x, row, prediction).x0
-            x = row["alpha_next"] * x0 + row["sigma_next"] * jax.random.normal(step_key, x.shape, x.dtype)
+        def step(x, says, row, step_key):
+            x = row["alpha_next"] * says.x0 + row["sigma_next"] * jax.random.normal(step_key, x.shape, x.dtype)
             return projected(project, x, row["t_next"])
 
         x = working(x)
-        return run_steps(step, x, problem.columns(), dtype=x.dtype, key=key)
+        asked = {"denoise": denoise, "prediction": prediction}
+        return walk(step, x, problem.columns(), dtype=x.dtype, key=key, **asked)
