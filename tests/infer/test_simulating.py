@@ -12,10 +12,10 @@ from tests.infer import tiny
 from vdit.errors import ConfigError, ShapeError
 from vdit.infer.simulating import Simulator
 from vdit.tasks.canvas import Canvas
+from vdit.tasks.causal import Continuation, keeps
 from vdit.tasks.generate import fill
 
 RIGHT, DOWN = (1.0, 0.0), (0.0, 1.0)
-BOTH = pytest.mark.parametrize("simulator", [1, 2], ids=["each frame alone", "stride 2"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,14 @@ def play(simulator, actions):
 
 def latents(simulator, world):
     """Those that are there: [t h w c]."""
-    step, at = simulator._step, int(world.at)
-    return np.asarray(world.latents[0, step.first if at == step.places - 1 else 0 : at])
+    step, at = simulator._step, int(world.known.at)
+    return np.asarray(world.known.latents[0, step.first if at == step.places - 1 else 0 : at])
+
+
+def changed(world, place, *names):
+    """The world with other values at a place."""
+    changes = {name: getattr(world.known, name).at[:, place].add(5) for name in names}
+    return dataclasses.replace(world, known=dataclasses.replace(world.known, **changes))
 
 
 def test_step_by_step_it_is_the_same_as_again_from_any_world(fresh):
@@ -82,7 +88,6 @@ def test_every_step_is_one_program(fresh):
     assert not [name for name in compiled if "compile" in name]
 
 
-@BOTH
 def test_what_is_done_shows_from_then_on_and_not_before(fresh):
     first = play(fresh, [RIGHT] * 6)
     fresh.reset()
@@ -94,13 +99,13 @@ def test_what_is_done_shows_from_then_on_and_not_before(fresh):
     fresh.reset()
     each = np.arange(step * 2, dtype=np.float32).reshape(step, 2)
     ahead, world = fresh.step(each), fresh.world
-    np.testing.assert_array_equal(world.action[0, 1], each.reshape(-1))
+    np.testing.assert_array_equal(world.known.action[0, 1], each.reshape(-1))
     if step > 1:
         fresh.reset()
         assert np.abs(fresh.step(each[::-1]) - ahead).max() > 1e-5
 
 
-@BOTH
+@pytest.mark.parametrize("simulator", [1, 2], ids=["each frame alone", "stride 2"], indirect=True)
 def test_the_newest_is_known_and_the_oldest_forgotten(fresh):
     step = fresh._step
     seen, done = [latents(fresh, fresh.world)[0]], [np.zeros(step.network.dit.action_width)]
@@ -108,39 +113,37 @@ def test_the_newest_is_known_and_the_oldest_forgotten(fresh):
         fresh.step((k, -k))
         seen.append(latents(fresh, fresh.world)[-1])
         done.append(np.tile((k, -k), fresh._grouping.step))
-        at = int(fresh.world.at)
+        at = int(fresh.world.known.at)
         assert at == min(k + 2, step.places - 1)
         held = latents(fresh, fresh.world)
         assert len(held) == min(k + 2, step.context)
         np.testing.assert_array_equal(held, np.stack(seen[-len(held) :]))
-        np.testing.assert_array_equal(fresh.world.action[0, at - len(held) : at], np.stack(done[-len(held) :]))
+        np.testing.assert_array_equal(fresh.world.known.action[0, at - len(held) : at], np.stack(done[-len(held) :]))
     first = fresh.world
     frame = fresh.step(RIGHT)
     if step.first:  # the place of the video's beginning, long ago
-        changes = {name: getattr(first, name).at[:, 0].add(5) for name in ("action", "latents")}
-        fresh.world = dataclasses.replace(first, **changes)
+        fresh.world = changed(first, 0, "action", "latents")
         np.testing.assert_array_equal(fresh.step(RIGHT), frame)
-    fresh.world = dataclasses.replace(first, action=first.action.at[:, step.first].add(5))
+    fresh.world = changed(first, step.first, "action")
     assert np.abs(fresh.step(RIGHT) - frame).max() > 1e-5, "what was done is seen as long as it is remembered"
 
 
-@BOTH
 def test_a_step_is_a_canvas_without_what_is_not_there(fresh):
     """Against the sampler, on a canvas of just the frames that there are."""
     step, generator = fresh._step, fresh._generator
-    noise = np.random.default_rng(5).normal(size=fresh.world.latents.shape).astype(np.float32)
+    noise = np.random.default_rng(5).normal(size=fresh.world.known.latents.shape).astype(np.float32)
     words, key = generator.tokens(["ab"]), jax.random.key(0)
     run = jax.jit(
         lambda canvas, noise: fill(step.network, generator.params, canvas, words, words, key, step.method, noise=noise)
     )
     play(fresh, [RIGHT, DOWN, RIGHT, RIGHT][: 4 if step.first else 1])
-    world, at = fresh.world, int(fresh.world.at)
+    known, at = fresh.world.known, int(fresh.world.known.at)
     old = step.first if at == step.places - 1 else 0
     there = slice(old, at + 1)
     level = np.zeros((1, at + 1 - old, 1, 1), np.float32)
     level[:, -1] = 1
-    exact = Canvas(latents=world.latents[:, there], level=level, action=world.action[:, there], first=old)
-    wide = step.canvas(world, world.action)
+    exact = Canvas(latents=known.latents[:, there], level=level, action=known.action[:, there], first=old)
+    wide = step.canvas(known, known.action)
     assert not wide.there.all()
     np.testing.assert_allclose(run(wide, noise)[:, at], run(exact, noise[:, there])[:, -1], atol=1e-5)
 
@@ -153,12 +156,68 @@ def test_it_begins_with_what_is_given(generator, simulator):
     np.testing.assert_allclose(
         latents(simulator, simulator.world)[None], generator.vae.encode(video[None, -held:]), atol=1e-5
     )
-    at = int(simulator.world.at)
-    np.testing.assert_array_equal(simulator.world.action[0, 1:at].reshape(-1, 2), actions[-held + 1 :])
-    assert not simulator.world.action[0, 0].any()
+    at = int(simulator.world.known.at)
+    np.testing.assert_array_equal(simulator.world.known.action[0, 1:at].reshape(-1, 2), actions[-held + 1 :])
+    assert not simulator.world.known.action[0, 0].any()
     first = simulator.step(RIGHT)
     simulator.reset(start=video)
     assert np.abs(simulator.step(RIGHT) - first).max() > 1e-5, "what was done before counts"
+
+
+@pytest.fixture(scope="module")
+def causal():
+    generator = tiny.generator(stride=1, window=5, actions=2, causal=True)
+    dit = dataclasses.replace(generator.experiment.dit, depth=2)  # one layer alone passes nothing on
+    experiment = dataclasses.replace(generator.experiment, dit=dit)
+    params = generator.params | {"dit": tiny.random_params(experiment.network.init)["dit"]}
+    return dataclasses.replace(generator, experiment=experiment, params=params)
+
+
+def test_what_a_causal_model_keeps_gives_the_same_frames_until_some_is_forgotten(causal):
+    rng = np.random.default_rng(0)
+    actions = rng.normal(size=(8, 2))
+    played = []
+    for reuse in (False, True):
+        options = {"guidance": 3.0, "negative": "c", "reuse": reuse}
+        simulator = Simulator(causal, "ab", start=frames(2), actions=np.ones((2, 2)), seed=1, **options)
+        assert simulator._context == 4
+        played.append(np.stack([simulator.step(action) for action in actions]))
+    canvas, kept = played
+    np.testing.assert_allclose(kept[:3], canvas[:3], atol=1e-5)  # 2 frames and 2 more are known to the third
+    assert np.abs(kept[3:] - canvas[3:]).max() > 1e-5, "what was forgotten is remembered by the others"
+    actions[0] += 1
+    simulator.reset()
+    other = np.stack([simulator.step(action) for action in actions])
+    assert np.abs(other - kept).reshape(8, -1).max(1).min() > 1e-6
+
+
+def test_positions_that_are_counted_anew_change_nothing(causal):
+    network, method = causal.experiment.network, causal.method(steps=1)
+    words, rng = (causal.tokens(["ab"]), causal.tokens(["c"])), np.random.default_rng(0)
+    latents = [rng.normal(size=(1, 1, 4, 4, 4)).astype(np.float32) for _ in range(9)]
+    done = [rng.normal(size=(1, 1, 2)).astype(np.float32) for _ in range(9)]
+    made = {}
+    for limit in (7, 1024):
+        go_on = Continuation(network=network, method=method, capacity=3, limit=limit)
+        memory = jax.jit(go_on.empty, static_argnums=3)(causal.params, *words, (4, 4, 4))
+        remember, make = jax.jit(go_on.remember), jax.jit(go_on.make)
+        for frame, action in zip(latents, done):
+            memory = remember(causal.params, memory, *words, frame, action, jax.random.key(0))
+        made[limit] = make(causal.params, memory, *words, latents[0], done[0], jax.random.key(1))
+        assert int(memory.at) == {7: 3, 1024: 9}[limit]
+    np.testing.assert_allclose(made[7], made[1024], atol=1e-5)
+
+
+def test_only_what_no_later_frame_changes_is_kept(causal, generator):
+    assert not keeps(generator.experiment.network, generator.method())
+    network, method = causal.experiment.network, causal.method()
+    assert keeps(network, method)
+    assert not keeps(network, causal.method(context_guidance=2.0))
+    assert not keeps(network, causal.method(known="noised"))
+    placed = dataclasses.replace(network, dit=dataclasses.replace(network.dit, position="both"))
+    assert not keeps(placed, method)
+    with pytest.raises(ConfigError, match="reuse=True: only of a causal model"):
+        vdit.Simulator(generator, "a", reuse=True)
 
 
 def test_it_may_begin_by_itself_as_the_generator_would():

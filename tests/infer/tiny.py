@@ -31,9 +31,11 @@ def experiment(
     slides: bool = False,
     actions: int = 0,
     memory: bool = False,
+    causal: bool = False,
 ) -> Experiment:
     """stride: of the VAE in time. patch_frames: of the DiT. window: frames it was trained on. slides: see Pieces.
     actions: numbers that say what is done in a frame. memory: the VAE looks back in time and around in space.
+    causal: the DiT looks back in time only.
     """
     first = 1 + (patch_frames - 1) * stride
     return Experiment(
@@ -49,7 +51,7 @@ def experiment(
         text=TextConfig(vocab_size=16, max_length=6, width=16, depth=1, heads=2),
         dit=DiTConfig(
             in_channels=4, width=16, depth=1, heads=2, patch=(patch_frames, 2, 2),
-            action_width=actions * stride * patch_frames,
+            action_width=actions * stride * patch_frames, causal=causal,
         ),
         canvases=CanvasConfig(first=1.0, window=0.5 * slides),
         sample=SampleConfig(
@@ -72,14 +74,14 @@ def generator(**options) -> Generator:
     video = jnp.zeros((1, 1 + config.vae.temporal_stride, *SIZE, 3))
     vae = VideoVAE(
         config=config.vae,
-        params=_random(lambda key: VAE(config.vae).init(key, video)["params"]),
+        params=random_params(lambda key: VAE(config.vae).init(key, video)["params"]),
         statistics={"mean": jnp.zeros(channels), "std": jnp.ones(channels)},
     )
-    params = _random(config.network.init)
+    params = random_params(config.network.init)
     return Generator(experiment=config, params=params, vae=vae, tokenizer=Letters(), mesh=make_mesh())
 
 
-def _random(init):
+def random_params(init):
     """Parameters of the shapes of `init`, none of them at 0, where many begin; nothing is compiled for them."""
     rng = np.random.default_rng(0)
     shapes = nn.meta.unbox(jax.eval_shape(init, jax.random.key(0)))

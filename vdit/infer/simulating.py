@@ -20,9 +20,10 @@ from vdit.errors import ConfigError, ShapeError
 from vdit.infer.filling import Sampling, Video, frames_of, grouping_of, window_of
 from vdit.infer.generator import Generator
 from vdit.infer.images import as_bytes, fit_images
+from vdit.tasks.causal import keeps
 from vdit.tasks.rollout import Slide, beginning
 from vdit.tasks.sample import draw
-from vdit.tasks.simulate import Step, World, compiled
+from vdit.tasks.simulate import CanvasStep, CausalStep, World, compiled
 from vdit.tasks.window import FillWindow, Window
 from vdit.types import Array
 
@@ -43,6 +44,8 @@ class Simulator:
     actions: float32 [t a], what was done in the frames of `start` (vdit.data.actions); None for nothing.
     context: frames that are known at most; then the oldest are forgotten at each step. None: as many as fit into
         `window` beside the new ones; window None: the longest video that the model was trained on or is sampled at.
+    reuse: keep what was computed of finished frames (vdit.tasks.causal), as causal models can; None: where it is
+        possible. The same frames but for rounding, until the first are forgotten.
     seed: the same seed, start and actions give the same frames. sampling: steps, guidance, ...: see
         vdit.infer.Generator. Few steps make it quick.
     Compiled once, at the first step. On several hosts all do the same, and each gets the frames.
@@ -60,6 +63,7 @@ class Simulator:
         context: int | None = None,
         window: int | None = None,
         seed: int = 0,
+        reuse: bool | None = None,
         **sampling: Unpack[Sampling],
     ):
         config, self._action_shape = generator.experiment, action_shape(generator)
@@ -68,10 +72,14 @@ class Simulator:
         negative = sampling.pop("negative", "")
         self._generator, self._grouping = generator, grouping_of(generator)
         slide = Slide.of(self._grouping, window=window_of(generator, window), context=context)
-        self._step = Step(
-            network=config.network, vae=config.vae, method=generator.method(**sampling), first=slide.first,
-            context=slide.later - 1 if context is None else slide.context,
-        )  # fmt: skip
+        self._method, self._first = generator.method(**sampling), slide.first
+        self._context = slide.later - 1 if context is None else slide.context
+        self._reuse = keeps(config.network, self._method) if reuse is None else reuse
+        if self._reuse and not keeps(config.network, self._method):
+            raise ConfigError(
+                "reuse=True: only of a causal model (dit.causal, dit.position='rope') that is told what is known and "
+                "without context_guidance can what was computed be used again: leave it out"
+            )
         self._negative = generator.tokens([negative])
         self._size = tuple(config.sample.size if size is None else size)
         self._prompt, self._seed, self._start, self._actions = prompt, seed, start, actions
@@ -114,12 +122,20 @@ class Simulator:
         self._words, self._key = self._generator.tokens([self._prompt]), jax.random.key(self._seed)
         given = None if self._start is None else self._given(self._start)
         size = self._size if given is None else given.shape[1:3]
-        self._generator.task(self._step.method, self._grouping.first, size, given=True)  # can the model make it?
-        latents, action = self._drawn(size) if given is None else self._encoded(given)
-        with jax.set_mesh(self._generator.mesh):
-            video, decoder = self._generator.vae.decode_chunk(latents)
-        world = self._step.begin(latents, action, decoder)
-        self._world = jax.device_put(world, replicated(self._generator.mesh))
+        task = self._generator.task(self._method, self._grouping.first, size, given=True)  # can the model make it?
+        kind = CausalStep if self._reuse else CanvasStep
+        self._step = kind(
+            network=task.network, vae=task.vae, method=self._method, context=self._context, first=self._first,
+            cell=task.latent_shape[1:],
+        )  # fmt: skip
+        latents, action = self._drawn() if given is None else self._encoded(given)
+        generator, words = self._generator, (self._words, self._negative)
+        with jax.set_mesh(generator.mesh):
+            video, decoder = generator.vae.decode_chunk(latents)
+            begin, _ = compiled(self._step, generator.mesh)
+            known = begin(generator.params, *words, self._key, latents, action)
+        world = World(known=known, count=np.int32(0), decoder=decoder)
+        self._world = jax.device_put(world, replicated(generator.mesh))
         self._frames = to_host(video)[0] if given is None else given
         return self._frames
 
@@ -131,7 +147,8 @@ class Simulator:
         action = self._checked_action(action)
         generator, vae = self._generator, self._generator.vae
         with jax.set_mesh(generator.mesh):
-            self._world, video = compiled(self._step, generator.mesh)(
+            _, step = compiled(self._step, generator.mesh)
+            self._world, video = step(
                 generator.params, vae.params, vae.statistics, self._words, self._negative, self._key, self._world,
                 action.reshape(-1),
             )  # fmt: skip
@@ -159,14 +176,12 @@ class Simulator:
             return frames_of(fit_images(as_bytes(start), self._size))[0]
         return frames_of(start, "start")[0]
 
-    def _drawn(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
         """Latents [1 p h w c] and actions [1 1 a] of a beginning that the model makes itself."""
         generator, dit = self._generator, self._generator.experiment.dit
-        cell = generator.experiment.vae.latent_shape(1, *size)[1:]
-        canvas = beginning(
-            np.zeros((1, 0, *cell), np.float32), 1, patch=dit.patch[0], action_width=dit.action_width
-        )  # fmt: skip
-        task = FillWindow(network=self._step.network, method=self._step.method, output_shape=canvas.latents.shape[1:])
+        nothing = np.zeros((1, 0, *self._step.cell), np.float32)
+        canvas = beginning(nothing, 1, patch=dit.patch[0], action_width=dit.action_width)
+        task = FillWindow(network=self._step.network, method=self._method, output_shape=canvas.latents.shape[1:])
         made = draw(
             task, generator.mesh, generator.params, None, None, self._words, self._negative, self._key, None,
             Window(canvas=canvas),
@@ -180,7 +195,7 @@ class Simulator:
         actions = np.zeros((t, width), np.float32) if actions is None else np.asarray(actions, np.float32)
         if actions.shape != (t, width):
             raise ShapeError(f"actions of shape {actions.shape}: start has {t} frames, give [{t} {width}]")
-        most = grouping.first + (self._step.context - 1) * grouping.step
+        most = grouping.first + (self._context - 1) * grouping.step
         known = max(grouping.head(min(t, most)), min(t, grouping.first))
         given, actions = given[-known:], np.concatenate([np.zeros((1, width), np.float32), actions[-known:][1:]])
         # Fewer frames than are made at once stand still to the end of their group, as far as the model is told.
