@@ -177,8 +177,8 @@ def test_what_a_causal_model_keeps_gives_the_same_frames_until_some_is_forgotten
     rng = np.random.default_rng(0)
     actions = rng.normal(size=(8, 2))
     played = []
-    for reuse in (False, True):
-        options = {"guidance": 3.0, "negative": "c", "reuse": reuse}
+    for keep in (False, True):
+        options = {"guidance": 3.0, "negative": "c", "keep": keep}
         simulator = Simulator(causal, "ab", start=frames(2), actions=np.ones((2, 2)), seed=1, **options)
         assert simulator._context == 4
         played.append(np.stack([simulator.step(action) for action in actions]))
@@ -216,8 +216,8 @@ def test_only_what_no_later_frame_changes_is_kept(causal, generator):
     assert not keeps(network, causal.method(known="noised"))
     placed = dataclasses.replace(network, dit=dataclasses.replace(network.dit, position="both"))
     assert not keeps(placed, method)
-    with pytest.raises(ConfigError, match="reuse=True: only of a causal model"):
-        vdit.Simulator(generator, "a", reuse=True)
+    with pytest.raises(ConfigError, match="keep=True: only of a causal model"):
+        vdit.Simulator(generator, "a", keep=True)
 
 
 def test_it_may_begin_by_itself_as_the_generator_would():

@@ -44,7 +44,7 @@ class Simulator:
     actions: float32 [t a], what was done in the frames of `start` (vdit.data.actions); None for nothing.
     context: frames that are known at most; then the oldest are forgotten at each step. None: as many as fit into
         `window` beside the new ones; window None: the longest video that the model was trained on or is sampled at.
-    reuse: keep what was computed of finished frames (vdit.tasks.causal), as causal models can; None: where it is
+    keep: keep what was computed of finished frames (vdit.tasks.causal), as causal models can; None: where it is
         possible. The same frames but for rounding, until the first are forgotten.
     seed: the same seed, start and actions give the same frames. sampling: steps, guidance, ...: see
         vdit.infer.Generator. Few steps make it quick.
@@ -63,7 +63,7 @@ class Simulator:
         context: int | None = None,
         window: int | None = None,
         seed: int = 0,
-        reuse: bool | None = None,
+        keep: bool | None = None,
         **sampling: Unpack[Sampling],
     ):
         config, self._action_shape = generator.experiment, action_shape(generator)
@@ -74,11 +74,11 @@ class Simulator:
         slide = Slide.of(self._grouping, window=window_of(generator, window), context=context)
         self._method, self._first = generator.method(**sampling), slide.first
         self._context = slide.later - 1 if context is None else slide.context
-        self._reuse = keeps(config.network, self._method) if reuse is None else reuse
-        if self._reuse and not keeps(config.network, self._method):
+        self._keep = keeps(config.network, self._method) if keep is None else keep
+        if self._keep and not keeps(config.network, self._method):
             raise ConfigError(
-                "reuse=True: only of a causal model (dit.causal, dit.position='rope') that is told what is known and "
-                "without context_guidance can what was computed be used again: leave it out"
+                "keep=True: only of a causal model (dit.causal, dit.position='rope') that is told what is known and "
+                "without context_guidance is what was computed worth keeping: leave it out"
             )
         self._negative = generator.tokens([negative])
         self._size = tuple(config.sample.size if size is None else size)
@@ -123,7 +123,7 @@ class Simulator:
         given = None if self._start is None else self._given(self._start)
         size = self._size if given is None else given.shape[1:3]
         task = self._generator.task(self._method, self._grouping.first, size, given=True)  # can the model make it?
-        kind = CausalStep if self._reuse else CanvasStep
+        kind = CausalStep if self._keep else CanvasStep
         self._step = kind(
             network=task.network, vae=task.vae, method=self._method, context=self._context, first=self._first,
             cell=task.latent_shape[1:],
