@@ -166,7 +166,8 @@ def with_base(experiment: Experiment, tmp_path_factory) -> Experiment:
     if experiment.start_from is None:
         return experiment
     base = tmp_path_factory.mktemp("base")
-    run(dataclasses.replace(experiment, name="base", start_from=None, lora=None), Workspace(base), logging=quiet())
+    alone = dataclasses.replace(experiment, name="base", start_from=None, lora=None, distill=None)
+    run(alone, Workspace(base), logging=quiet())
     return dataclasses.replace(experiment, start_from=str(base))
 
 

@@ -66,7 +66,7 @@ def train_program(experiment: Experiment, mesh: Mesh) -> Program:
     if experiment.start_from is not None:
         raise ConfigError(
             f"start_from={experiment.start_from!r}: what is trained on top of a base is not planned; plan the base: "
-            "--cfg.start_from=none --cfg.lora=none"
+            "--cfg.start_from=none --cfg.lora=none --cfg.distill=none"
         )
     config, loss = experiment.dit_train, DenoisingLoss(experiment=experiment)
     plan = plan_state(experiment.network.init, config, mesh=mesh)

@@ -67,9 +67,9 @@ def begin(experiment: Experiment, mesh: Mesh, *, resumed: bool = False) -> Begin
     trained = [key for key in base if key == "dit" or (key == "text" and experiment.text.t5 is None)]
     rest = {key: base.pop(key) for key in list(base) if key not in trained}
     if experiment.distill is not None:
+        rest = rest | {TEACHER: rest | base}
         # A copy: the student's parameters are given up to each step, the teacher's are not.
-        teacher, base = base, jax.tree.map(jnp.copy, base)
-        rest = rest | {TEACHER: rest | teacher}
+        base = None if resumed else jax.tree.map(jnp.copy, base)
     return Beginning(
         init=lambda key: {name: value for name, value in init(key).items() if name in trained},
         params=None if resumed else base,

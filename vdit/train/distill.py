@@ -1,16 +1,21 @@
 """Few-step models: consistency distillation of a trained one, with its guidance distilled in.
 
 A frozen teacher takes one step along the probability-flow ODE, with classifier-free guidance, from a level t to the
-next lower level s of an even grid. The student learns that its word on the clean data at t is its own word at s:
+next lower level s of a grid. The student learns that its word on the clean data at t is its own word at s:
 
     loss = d(f(x_t, t), stop_gradient(f(x_s, s))),        f(x, 0) = x
 
 (Song et al. 2023, eq. 7). Guidance becomes part of the student, which then needs one call a step, not two (latent
-consistency models; Luo et al. 2023). The target is the student itself, not an average of it, and d is the
-pseudo-Huber distance sqrt(|a - b|^2 + c^2) - c (Song and Dhariwal 2024, who show that both do better). f is the
-estimate of the clean data that the network's prediction implies; at level 0 that is x whatever the network says, so
-the boundary holds by itself, and the student can begin as a copy of its teacher. Distribution matching (Yin et al.
-2024) is made for single steps, and needs a third network that follows the student's samples.
+consistency models; Luo et al. 2023). f is the estimate of the clean data that the network's prediction implies: for a
+flow x - t v(x, t), which at level 0 is x whatever the network says. So the boundary holds by itself, without further
+coefficients, and the student can begin as a copy of its teacher.
+
+Why so: it is one regression on packed rows, whatever clips and canvases they hold, and stays stable without care.
+The target is the student itself, not an average of it, and d the pseudo-Huber distance sqrt(|a - b|^2 + c^2) - c, since
+both do better (Song and Dhariwal 2024). Levels are drawn evenly over the grid, not as training of the teacher draws
+them, as sampling begins at its noisiest level, which that hardly visits. Distribution matching (DMD2, Yin et al. 2024;
+CausVid, Yin et al. 2025) is sharper at one step, but alternates with a third network that must keep up with the
+student's samples, and needs a step of sampling for each of training.
 
 Sampled by the "consistency" sampler without guidance.
 """
@@ -18,21 +23,23 @@ Sampled by the "consistency" sampler without guidance.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from vdit.diffusion import add_noise, make_schedule, to_clean_and_noise
+from vdit.diffusion import DiffusionConfig, add_noise, make_schedule, to_clean_and_noise
+from vdit.diffusion.guidance import mix
 from vdit.diffusion.objectives import weighted_mean
 from vdit.diffusion.predictions import expand_like
-from vdit.tasks.network import Network
+from vdit.diffusion.schedules import Schedule
 from vdit.text.encoder import drop_captions
 from vdit.train.canvases import DrawnCanvas, draw_canvases
-from vdit.train.config import DistillConfig
 from vdit.train.experiment import Experiment
 from vdit.types import Array, PyTree, Row
 
 TEACHER = "teacher"  # its parameters' key beside the student's
+Predict = Callable[[Array, Array], Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,64 +54,100 @@ class DistillLoss:
 
     def __call__(self, params: PyTree, row: Row, key: Array, step: Array) -> tuple[Array, dict[str, Array]]:
         experiment, config = self.experiment, self.experiment.distill
-        schedule, network = make_schedule(experiment.diffusion), experiment.network
+        schedule = make_schedule(experiment.diffusion)
         canvas_key, noise_key = jax.random.split(key)
-        drawn = draw_canvases(canvas_key, row, experiment.canvases, experiment.diffusion)
-        row, level, lower = drawn.row, *_step_down(drawn, config)
-        of_tokens = lambda levels: jnp.take_along_axis(levels, row.slot, axis=1)  # noqa: E731
+        drawn = draw_canvases(canvas_key, row, experiment.canvases, _evenly(experiment.diffusion))
+        row, level, lower = drawn.row, *step_down(drawn, schedule, config.steps)
         noise = jax.random.normal(noise_key, row.values.shape, jnp.float32)
-        x = add_noise(schedule, row.values, noise, of_tokens(level))
-
-        prediction = experiment.diffusion.prediction
-        clean = lambda output, x, level: to_clean_and_noise(  # noqa: E731
-            prediction,
-            output[..., : x.shape[-1]],
-            x,
-            expand_like(schedule.alpha(of_tokens(level)), x),
-            expand_like(schedule.sigma(of_tokens(level)), x),
+        student = self._network({name: tree for name, tree in params.items() if name != TEACHER}, row)
+        square = consistency_gap(
+            add_noise(schedule, row.values, noise, jnp.take_along_axis(level, row.slot, axis=1)),
+            row.slot,
+            level,
+            lower,
+            student=student,
+            target=student,
+            teacher=self._guided(params[TEACHER], row),
+            schedule=schedule,
+            prediction=experiment.diffusion.prediction,
         )
-        guided = self._guided(network, params[TEACHER], dataclasses.replace(row, values=x), level)
-        x0, its_noise = clean(guided, x, level)
-        down = add_noise(schedule, x0, its_noise, of_tokens(lower))
-        stays = (of_tokens(level) == of_tokens(lower))[..., None]
-        down = jax.lax.stop_gradient(jnp.where(stays, x, down))
-        ask = lambda params, x, level: network.apply(  # noqa: E731
-            params, dataclasses.replace(row, values=x), schedule.time(level)
-        )
-        student = {name: value for name, value in params.items() if name != TEACHER}
-        target, _ = clean(ask(jax.lax.stop_gradient(student), down, lower), down, lower)
-        target = jax.lax.stop_gradient(jnp.where((of_tokens(lower) == 0)[..., None], down, target))
-        guess, _ = clean(ask(student, x, level), x, level)
-
         useful = (row.clip > 0).astype(jnp.float32)
         weight = useful * ~drawn.known
-        square = jnp.mean(jnp.square(guess - target), axis=-1)
-        loss = weighted_mean(jnp.sqrt(square + config.huber**2) - config.huber, weight)
+        loss = weighted_mean(pseudo_huber(square, config.huber), weight)
         metrics = {"weight": jnp.sum(weight), "tokens": jnp.sum(useful), "useful": jnp.mean(useful)}
         return loss, metrics | {"mse": weighted_mean(square, weight)}
 
-    def _guided(self, network: Network, teacher: PyTree, row: Row, level: Array) -> Array:
-        """The teacher's prediction for noisy rows at slot levels [b k], guided by text or class: [b n p]."""
+    def _network(self, params: PyTree, row: Row) -> Predict:
+        """What the network says of these rows."""
+        network, schedule = self.experiment.network, make_schedule(self.experiment.diffusion)
+        text = network.encode_text(params, row)
+
+        def predict(x: Array, level: Array) -> Array:
+            return network.apply(params, dataclasses.replace(row, values=x), schedule.time(level), text)
+
+        return predict
+
+    def _guided(self, teacher: PyTree, row: Row) -> Predict:
+        """The same of the teacher, guided by text or class as the student is to be without."""
         experiment, config = self.experiment, self.experiment.distill
-        time = make_schedule(experiment.diffusion).time(level)
-        wanted = network.apply(teacher, row, time)
-        if config.guidance == 1.0 or not (network.uses_text or experiment.dit.classes):
+        wanted = self._network(teacher, row)
+        if config.guidance == 1.0 or not (experiment.network.uses_text or experiment.dit.classes):
             return wanted
         everything = jnp.ones(row.label.shape, bool)
-        if network.uses_text:
-            text, text_clip = drop_captions(
-                experiment.text, row.text, row.text_clip, row.text_position, everything
-            )
-            row = dataclasses.replace(row, text=text, text_clip=text_clip)
-        without = network.apply(teacher, dataclasses.replace(row, label=jnp.zeros_like(row.label)), time)
-        low, high = config.interval
-        inside = jnp.take_along_axis((level >= low) & (level <= high), row.slot, axis=1)[..., None]
-        return wanted + jnp.where(inside, config.guidance - 1.0, 0.0) * (wanted - without)
+        other = dataclasses.replace(row, label=jnp.zeros_like(row.label))
+        if experiment.network.uses_text:
+            text, text_clip = drop_captions(experiment.text, row.text, row.text_clip, row.text_position, everything)
+            other = dataclasses.replace(other, text=text, text_clip=text_clip)
+        unwanted, (low, high) = self._network(teacher, other), config.interval
+
+        def predict(x: Array, level: Array) -> Array:
+            inside = jnp.take_along_axis((level >= low) & (level <= high), row.slot, axis=1)
+            scale = jnp.where(inside, config.guidance, 1.0)[..., None]
+            return mix(wanted(x, level), unwanted(x, level), scale)
+
+        return predict
 
 
-def _step_down(drawn: DrawnCanvas, config: DistillConfig) -> tuple[Array, Array]:
-    """The levels of slots [b k] moved up to the grid's, and the grid's next lower; those of what is known stay."""
-    steps = jnp.clip(jnp.ceil(drawn.levels * config.steps), 1, config.steps)
-    used = (drawn.row.slot_clip > 0) & ~drawn.fixed
-    level = jnp.where(used, steps / config.steps, drawn.levels)
-    return level, jnp.where(used, (steps - 1) / config.steps, drawn.levels)
+def consistency_gap(
+    x: Array, slot: Array, level: Array, lower: Array, *, student: Predict, target: Predict, teacher: Predict,
+    schedule: Schedule, prediction: str,
+) -> Array:  # fmt: skip
+    """How far f(x_t, t) lies from f(x_s, s), squared: float32 [b n], a mean over each token's values.
+
+    x: float32 [b n p], noisy tokens. slot: int [b n], which of the levels is theirs. level, lower: float32 [b k], t and
+    s; where these are the same nothing moves. student, target, teacher: (x, levels [b k]) -> prediction [b n p], of
+    which the student's alone is reached by gradients. prediction: "velocity" or "v", which tell the clean data at all
+    levels.
+    """
+    of_tokens = lambda levels: jnp.take_along_axis(levels, slot, axis=1)  # noqa: E731
+
+    def clean(predict: Predict, x: Array, levels: Array) -> tuple[Array, Array]:
+        alpha, sigma = (expand_like(part(of_tokens(levels)), x) for part in (schedule.alpha, schedule.sigma))
+        return to_clean_and_noise(prediction, predict(x, levels), x, alpha, sigma)
+
+    moves = (of_tokens(level) != of_tokens(lower))[..., None]
+    down = jnp.where(moves, add_noise(schedule, *clean(teacher, x, level), of_tokens(lower)), x)
+    down = jax.lax.stop_gradient(down)
+    wanted = jax.lax.stop_gradient(clean(target, down, lower)[0])
+    return jnp.mean(jnp.square(clean(student, x, level)[0] - wanted), axis=-1)
+
+
+def pseudo_huber(square: Array, c: float) -> Array:
+    """sqrt(square + c^2) - c [...]: the distance where that is far above c, and square / 2c far below."""
+    return jnp.sqrt(square + c**2) - c
+
+
+def step_down(drawn: DrawnCanvas, schedule: Schedule, steps: int) -> tuple[Array, Array]:
+    """(t, s), float32 [b k] each: the slots' levels moved up to a grid of `steps` steps, and the grid's next lower.
+
+    The levels drawn are the grid's before the schedule's shift. Levels of what is known, and of unused slots, stay.
+    """
+    moves = (drawn.row.slot_clip > 0) & ~drawn.fixed
+    place = jnp.clip(jnp.ceil(drawn.levels * steps), 1, steps)
+    grid = lambda place: jnp.where(moves, schedule.shifted(place / steps), drawn.levels)  # noqa: E731
+    return grid(place), grid(place - 1)
+
+
+def _evenly(diffusion: DiffusionConfig) -> DiffusionConfig:
+    """The same with levels that are drawn evenly, without a shift."""
+    return dataclasses.replace(diffusion, timestep_sampling="uniform", shift=1.0)

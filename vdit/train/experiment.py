@@ -160,10 +160,10 @@ class Experiment:
             raise ConfigError("distill needs a teacher: name its folder in start_from, or set distill=none")
         if self.lora is not None:
             raise ConfigError("distill trains all weights: set lora=none")
-        if self.diffusion.prediction == "sample" or self.diffusion.learn_variance:
+        if self.diffusion.prediction not in ("velocity", "v") or self.diffusion.learn_variance:
             raise ConfigError(
-                "distill needs a prediction that leaves clean data as they are, without variance: this model has "
-                f"prediction={self.diffusion.prediction!r}, learn_variance={self.diffusion.learn_variance}"
+                f"diffusion.prediction={self.diffusion.prediction!r}, learn_variance={self.diffusion.learn_variance}: "
+                "distill needs 'velocity' or 'v', which tell the clean data at all levels, and no variance"
             )
 
     @property
