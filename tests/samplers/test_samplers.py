@@ -7,7 +7,7 @@ import pytest
 
 from vdit.diffusion import DDPM, Flow
 from vdit.errors import ConfigError
-from vdit.samplers import SAMPLERS, Grid, make
+from vdit.samplers import SAMPLERS, Grid, Remembering, make
 
 KEY = jax.random.key(0)
 
@@ -44,6 +44,21 @@ def test_the_network_is_traced_once_however_many_steps(name):
         jax.eval_shape(lambda x: run(name, x, towards(0.3, calls), steps), jnp.zeros((2, 4)))  # noqa: B023
         traces.append(len(calls))
     assert traces[0] == traces[1] <= 3
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_what_a_denoiser_remembers_is_carried_from_call_to_call(name):
+    """The same numbers as without; each call gets what the one before gave, and is told which one it is."""
+    steps, x = 5, jax.random.normal(KEY, (2, 3))
+    calls = 2 * steps - 1 if name == "heun" else steps
+
+    def ask(x, t, memory, done, left):
+        count, trace = memory
+        right = (done == count) & (left == calls - 1 - done)
+        return jnp.where(right, towards(0.3)(x, t), jnp.nan), (count + 1, trace.at[count].set(t))
+
+    remembering = Remembering(ask=ask, memory=(jnp.int32(0), jnp.zeros(calls)))
+    np.testing.assert_array_equal(run(name, x, remembering, steps), run(name, x, towards(0.3), steps))
 
 
 @pytest.mark.parametrize("name", ["ddpm", "heun", "unipc"])

@@ -13,12 +13,14 @@ from vdit.data.patches import patchify, unpatchify
 from vdit.diffusion import Guidance, add_noise, guide
 from vdit.diffusion.schedules import Schedule
 from vdit.dist.rules import constrain, ways
+from vdit.dit.reuse import Residuals, Reusing
 from vdit.errors import ConfigError
-from vdit.samplers.base import Denoise, Sampler
+from vdit.samplers.base import Denoise, Remembering, Sampler
 from vdit.samplers.grid import Grid, resolve
 from vdit.samplers.invert import invert
 from vdit.tasks.canvas import Canvas, CanvasTokens, Prompts, canvas_tokens, dense_rows
 from vdit.tasks.network import HIGH, LOW, Network
+from vdit.tasks.reuse import Reuse, remembering
 from vdit.tasks.structure import Structure
 from vdit.types import Array, PyTree, Row
 
@@ -39,6 +41,8 @@ class Method:
         without (that frames are pure noise; history guidance, Song et al. 2025). Costs a further row (clean only).
     structure: low frequencies that are the canvas' while sampling is above a level; then its latents matter at level
         1 too. None: none are.
+    reuse: when the network's blocks are passed over, for speed. None: never. Guidance then asks both rows at every
+        level, also outside of its interval.
     """
 
     schedule: Schedule
@@ -51,6 +55,7 @@ class Method:
     known_level: float = 0.0
     context_guidance: float = 1.0
     structure: Structure | None = None
+    reuse: Reuse | None = None
 
     def __post_init__(self) -> None:
         if self.known not in ("clean", "noised"):
@@ -127,7 +132,8 @@ def noise_of(
     beside the noise of which models are told, the noise is drawn from `key`. Traceable.
     """
     method = dataclasses.replace(
-        method, guidance=Guidance(), low_guidance=None, context_guidance=1.0, known_level=0.0, structure=None
+        method, guidance=Guidance(), low_guidance=None, context_guidance=1.0, known_level=0.0, structure=None,
+        reuse=None,
     )
     tokens = canvas_tokens(canvas, network.dit.patch)
     (scene,) = _scenes(network, canvas, tokens, prompts, prompts, tokens.values, method)
@@ -280,8 +286,10 @@ def _pad(x: Array, extra: int) -> Array:
     return jnp.pad(x, ((0, 0), (0, extra), *[(0, 0)] * (x.ndim - 2))) if extra else x
 
 
-def _denoiser(network: Network, params: PyTree, scene: _Scene, method: Method) -> Denoise:
+def _denoiser(network: Network, params: PyTree, scene: _Scene, method: Method) -> Denoise | Remembering:
     """denoise(x [b n p], t []): guided, by the transformer that is responsible for the level."""
+    if method.reuse is not None:
+        return _remembering(network, params, scene, method)
     high = _guided(network, params, scene, method, HIGH, method.guidance)
     if network.boundary is None:
         return high
@@ -296,33 +304,58 @@ def _denoiser(network: Network, params: PyTree, scene: _Scene, method: Method) -
 def _guided(
     network: Network, params: PyTree, scene: _Scene, method: Method, expert: str, guidance: Guidance
 ) -> Denoise:
-    contextless = method.context_guidance != 1.0
-    rows = method.rows
-
-    def predict(x: Array, t: Array, wanted: Sequence[int]) -> list[Array]:
-        """The network's word on some of each video's rows."""
-        asked, inputs = _choose(scene, rows, wanted), _interleave(*[x] * len(wanted))
-        if contextless:
-            inputs = jnp.where(asked.hidden, asked.noise, inputs)
-        level = jnp.where(asked.told == RUNNING, jnp.asarray(t, jnp.float32), asked.told)
-        values = constrain(_pad(inputs, asked.row.clip.shape[1] - x.shape[1]), Row.AXES["values"])
-        row = dataclasses.replace(asked.row, values=values)
-        more = {"condition": asked.condition, "image": asked.image, "expert": expert}
-        output = network.apply(params, row, method.schedule.time(level), asked.text, **more)
-        return _apart(output[:, : x.shape[1]], len(wanted))
-
-    def with_context(x: Array, t: Array, wanted: Sequence[int]) -> list[Array]:
-        """The predictions of these rows, each moved away from the one without what is known."""
-        if not contextless:
-            return predict(x, t, wanted)
-        first, *others, without = predict(x, t, (*wanted, rows - 1))
-        more = (method.context_guidance - 1.0) * (first - without)
-        return [prediction + more for prediction in (first, *others)]
-
     def single(x: Array, t: Array) -> Array:
-        return with_context(x, t, (0,))[0]
+        return _predict(network, params, scene, method, expert, x, t, 1)[0][0]
 
-    def pair(x: Array, t: Array) -> tuple[Array, Array]:
-        return tuple(with_context(x, t, (0, 1)))
+    def pair(x: Array, t: Array) -> tuple[Array, ...]:
+        return _predict(network, params, scene, method, expert, x, t, 2)[0]
 
     return guide(pair, guidance, single=single) if guidance.needed else single
+
+
+def _remembering(network: Network, params: PyTree, scene: _Scene, method: Method) -> Remembering:
+    """The same with all rows asked at every level, so that what is kept of them is of one size."""
+    row, count = scene.row, method.rows - (method.context_guidance != 1.0)
+
+    def ask_of(expert: str, guidance: Guidance):
+        def ask(x: Array, t: Array, reuse: Reusing) -> tuple[Array, Residuals]:
+            told, kept = _predict(network, params, scene, method, expert, x, t, count, reuse)
+            return (guide(lambda x, t: told, guidance)(x, t) if guidance.needed else told[0]), kept
+
+        return ask
+
+    high = low = ask_of(HIGH, method.guidance)
+    if network.boundary is not None:
+        low = ask_of(LOW, method.low_guidance or method.guidance)
+    is_high = lambda t: method.schedule.time(t) >= (network.boundary or 0.0)  # noqa: E731
+    # What is known hardly changes: only tokens at the running level count.
+    moves = jnp.take_along_axis(scene.told == RUNNING, row.slot, axis=1) & (row.clip > 0)
+    blank = Residuals.blank(network.dit, *row.clip.shape)
+    return remembering(method.reuse, high, low, is_high, kept=blank, weight=moves.astype(jnp.float32))
+
+
+def _predict(
+    network: Network, params: PyTree, scene: _Scene, method: Method, expert: str, x: Array, t: Array, count: int,
+    reuse: Reusing | None = None,
+) -> tuple[tuple[Array, ...], Residuals | None]:  # fmt: skip
+    """The network's word on the first `count` rows of each video, each moved away from the one without what is known.
+
+    x: [b n p] -> [b n p] for each of them, and what is kept for the next call.
+    """
+    contextless = method.context_guidance != 1.0
+    rows = (*range(count), *[method.rows - 1] * contextless)
+    asked, inputs = _choose(scene, method.rows, rows), _interleave(*[x] * len(rows))
+    if contextless:
+        inputs = jnp.where(asked.hidden, asked.noise, inputs)
+    level = jnp.where(asked.told == RUNNING, jnp.asarray(t, jnp.float32), asked.told)
+    values = constrain(_pad(inputs, asked.row.clip.shape[1] - x.shape[1]), Row.AXES["values"])
+    row = dataclasses.replace(asked.row, values=values)
+    more = {"condition": asked.condition, "image": asked.image, "expert": expert, "reuse": reuse}
+    output = network.apply(params, row, method.schedule.time(level), asked.text, **more)
+    output, kept = (output, None) if reuse is None else output
+    told = _apart(output[:, : x.shape[1]], len(rows))
+    if contextless:
+        first, *others, without = told
+        strength = (method.context_guidance - 1.0) * (first - without)
+        told = [prediction + strength for prediction in (first, *others)]
+    return tuple(told), kept

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from vdit.dit.config import DiTConfig
 from vdit.dit.model import DiT
 from vdit.dit.past import Past
-from vdit.dit.past import Past
+from vdit.dit.reuse import Residuals, Reusing
 from vdit.errors import ConfigError
 from vdit.text.config import TextConfig
 from vdit.text.encoder import make_encoder
@@ -94,13 +94,15 @@ class Network:
         expert: str = HIGH,
         past: Past | None = None,
         keep: bool = False,
-    ) -> Array | tuple[Array, Past]:
+        reuse: Reusing | None = None,
+    ) -> Array | tuple[Array, Past] | tuple[Array, Residuals]:
         """Predict for noisy `row.values` at slot times `time` [b k]: float32 [b n p] (2p with variance).
 
         text: encoded captions, if they are at hand already (sampling encodes them once).
         condition: [b n pc], further channels of each token. image: [b m e], encoded images, one for clip 1 of
         each row. expert: which of `experts` is asked. past: finished frames of the row's clips, as that expert kept
-        them; keep: return (prediction, Past of this row) (causal models: vdit/dit/past.py).
+        them; keep: return (prediction, Past of this row) (causal models: vdit/dit/past.py). reuse: residuals of an
+        earlier call of that expert; returned are (prediction, Residuals) (vdit/dit/reuse.py).
         """
         if text is None:
             text = self.encode_text(params, row)
@@ -109,7 +111,7 @@ class Network:
             inputs["condition"] = condition
         if image is not None:
             inputs |= {"image": image, "image_clip": jnp.ones(image.shape[:2], jnp.int32)}
-        inputs |= {"text": text, "past": past, "keep": keep}
+        inputs |= {"text": text, "past": past, "keep": keep, "reuse": reuse}
         return DiT(self.dit).apply({"params": params[expert]}, row.values, **inputs)
 
 
