@@ -36,7 +36,7 @@ from vdit.tasks.given import Given
 from vdit.tasks.structure import Structure
 from vdit.types import Array
 
-# On clips of rendered worlds this was best of 0.4 to 1, by 2 dB inside the mask over 1.
+# On 24 clips of rendered worlds 1.6 to 2.3 dB better inside the mask than 1, and among the best of 0.4 to 1.
 EDGE = 0.6
 
 
