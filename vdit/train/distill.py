@@ -127,7 +127,6 @@ def consistency_gap(
 
     moves = (of_tokens(level) != of_tokens(lower))[..., None]
     down = jnp.where(moves, add_noise(schedule, *clean(teacher, x, level), of_tokens(lower)), x)
-    down = jax.lax.stop_gradient(down)
     wanted = jax.lax.stop_gradient(clean(target, down, lower)[0])
     return jnp.mean(jnp.square(clean(student, x, level)[0] - wanted), axis=-1)
 
