@@ -114,7 +114,7 @@ def test_halving_the_step_divides_the_error_by_two_to_the_order(kind, name, opti
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("flow", name) for name in ("ddpm", "ddim", "euler", "heun", "dpmpp2m", "unipc")]
+    [("flow", name) for name in ("ddpm", "ddim", "euler", "heun", "dpmpp2m", "unipc", "consistency")]
     + [("cosine", "heun")],
 )
 def test_every_prediction_gives_the_same_numbers(kind, name):

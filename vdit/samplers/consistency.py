@@ -13,8 +13,9 @@ from vdit.samplers.base import lay_out, need_key, projected, walk, working
 class Consistency:
     """For models distilled to say the data from any level at once (vdit.train.distill); one step is enough for them.
 
-    Each step's guess is noised afresh to the next level, so errors of a step are not carried on. Of other models it
-    shows the mean of what the data may be, noised and averaged again: blurred.
+    Each step's guess is noised afresh to the next level, so the noise of a step is not carried on. Where the model is
+    the true consistency function, samples have exactly the data's distribution after any number of steps; further steps
+    mend a model that is not. Of other models it shows means of what the data may be: blurred.
     """
 
     def sample(self, denoise, x, *, schedule, prediction, grid, key=None, project=None):
