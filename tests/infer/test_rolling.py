@@ -1,6 +1,7 @@
 """Rollouts with tiny networks: the first window is the generator's, windows go on from each other bit for bit, the
 decoder's stream has no seam, nothing is compiled or kept that grows with the length."""
 
+import gc
 import itertools
 
 import jax
@@ -97,10 +98,11 @@ def test_neither_programs_nor_arrays_grow_with_the_length(generator):
     for _ in range(3):
         next(pieces)
     compiled.clear()
+    gc.collect()
     arrays = len(jax.live_arrays())
     counts = [len(jax.live_arrays()) for _ in pieces]
     assert len(counts) > 5
-    assert set(counts) == {arrays}
+    assert max(counts) <= arrays
     assert not [name for name in compiled if "compile" in name]
 
 
@@ -151,9 +153,38 @@ def test_a_given_beginning_is_known_to_the_first_window(generator, noise):
     assert made.shape == (20, 16, 24, 3)
 
 
+def test_an_anchor_is_known_to_every_window(generator, noise):
+    made = whole(vdit.rollout(generator, "a", frames=40, anchor=True))
+    assert len(made) == 40
+    assert len(noise) > 5
+    first = noise[1].latents[:, :1]
+    assert np.abs(first).max() > 0.1
+    for canvas in noise[1:]:
+        np.testing.assert_array_equal(canvas.latents[:, :1], first)
+        assert canvas.first == 0
+        assert canvas.latents.shape[1] == 5
+    with pytest.raises(ConfigError, match="leave one of them out"):
+        vdit.rollout(generator, "a", frames=40, anchor=True, keep=True)
+
+
 def test_sampling_is_as_asked_for(generator, noise):
     list(vdit.rollout(generator, "a", frames=12, known_level=0.2, steps=1, negative="b"))
     assert {(task.method.known_level, task.method.grid.steps) for task in noise.tasks} == {(0.2, 1)}
+
+
+def test_a_causal_model_goes_on_from_what_it_keeps():
+    generator = tiny.generator(stride=2, window=9, causal=True)
+    plain = vdit.rollout(generator, "a", frames=9)
+    pieces = list(vdit.rollout(generator, [(0.0, "a"), (2.5, "b")], frames=40))
+    np.testing.assert_array_equal(pieces[0], next(plain))
+    assert [len(piece) for piece in pieces] == [9, 4, 4, 4, 4, 4, 4, 4, 3]
+    other = list(vdit.rollout(generator, "a", frames=40))
+    starts = np.cumsum([0, *map(len, pieces)])[:-1] / 8
+    changed = [np.abs(piece - before).max() > 1e-5 for piece, before in zip(pieces, other)]
+    np.testing.assert_array_equal(changed, starts >= 2.5)
+    assert len({piece.tobytes() for piece in pieces}) == len(pieces)
+    with pytest.raises(ConfigError, match="keep=True: only of a causal model"):
+        vdit.rollout(generator, "a", frames=40, keep=True, context_guidance=2.0)
 
 
 def test_errors_come_at_once_and_name_value_rule_and_mend(generator):

@@ -23,6 +23,9 @@ def test_a_later_canvas_holds_known_and_new_groups_at_positions_of_the_first(gro
         assert slide.new >= 1
         assert slide.first == (0 if alone else 1)
         assert slide.first + slide.context + slide.new == groups
+    anchored = Slide.of(grouping, window=window, anchor=True)
+    assert (anchored.first, anchored.known) == (0, 1 + anchored.context)
+    assert anchored.known + anchored.new == groups
     for context in (0, grouping.step - 1, (groups + alone - 1) * grouping.step):
         with pytest.raises(ShapeError, match=f"context={context}: .* give {grouping.step} to"):
             Slide.of(grouping, window=window, context=context)
@@ -45,10 +48,14 @@ def test_canvases_know_what_was_made_last_and_nothing_else():
     np.testing.assert_array_equal(canvas.action, np.zeros((1, 3, 5)))
     assert beginning(head, 3, patch=2).action is None
     made = rng.normal(size=(1, 6, 3, 3, 4)).astype(np.float32)
-    canvas = going_on(made, Slide(window=4, context=2, first=1), patch=2)
+    canvas = going_on(made, Slide(window=4, context=2, first=1), begun=head, patch=2)
     np.testing.assert_array_equal(canvas.latents, np.concatenate([made[:, -4:], np.zeros_like(made[:, :2])], axis=1))
     np.testing.assert_array_equal(canvas.level[0, :, 0, 0], [0, 0, 0, 0, 1, 1])
     assert canvas.first == 1
+    canvas = going_on(made, Slide(window=4, context=1, first=0, anchor=True), begun=head, patch=2)
+    np.testing.assert_array_equal(canvas.latents[:, :4], np.concatenate([head, made[:, -2:]], axis=1))
+    np.testing.assert_array_equal(canvas.level[0, :, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1])
+    assert canvas.first == 0
 
 
 def test_a_prompt_holds_until_the_next():

@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt-at", nargs=2, action="append", default=[], metavar=("TIME", "PROMPT"),
         help="another prompt from a time on; may be repeated",
     )  # fmt: skip
+    parser.add_argument("--anchor", action="store_true", help="the beginning stays known: less drift, less change")
     parser.add_argument("--script", metavar="FILE", help="such prompts, a line each")
 
 
@@ -50,6 +51,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         script = [(0.0, words.prompt), *sorted((time.frames(fps) / fps, prompt) for time, prompt in later)]
         begins = {"video": inputs[0].frames} if inputs else {"size": canvas.asked_size(options)}
         more = {"frames": frames, "fps": fps, "window": options.window, "context": options.context}
+        more["anchor"] = options.anchor
         canvas.tell(words, fps, frames, frames - (len(inputs[0].frames) if inputs else 0))
         for seed in canvas.seeds(options):
             pieces = rollout(generator, script, **begins, **more, **canvas.sampling(options, seed))

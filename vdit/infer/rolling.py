@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Unpack
 
@@ -19,7 +20,8 @@ from vdit.infer.filling import Sampling, Video, frames_of, grouping_of, window_o
 from vdit.infer.generator import Generator
 from vdit.infer.images import as_bytes, fit_images
 from vdit.infer.keep import keep_given
-from vdit.tasks.canvas import Canvas
+from vdit.tasks.canvas import Canvas, Prompts
+from vdit.tasks.causal import Continuation, Continue, check_keep, continued
 from vdit.tasks.generate import Method
 from vdit.tasks.grouping import Grouping
 from vdit.tasks.rollout import Script, Slide, beginning, going_on
@@ -40,7 +42,9 @@ def rollout(
     size: tuple[int, int] | None = None,
     context: int | None = None,
     window: int | None = None,
+    anchor: bool = False,
     seed: int = 0,
+    keep: bool | None = None,
     **sampling: Unpack[Sampling],
 ) -> Iterator[np.ndarray]:
     """One video of any length, float32 [t h w 3] in [-1, 1] some frames at a time, as they are made.
@@ -54,6 +58,10 @@ def rollout(
     window: frames that are made at once; None is the longest video that the model was trained on or is sampled at.
     context: how many of them are known from before, once the window slides (rounded down to what the model makes at
         once); None is about half.
+    anchor: the beginning of the video stays known to all windows, as if it came just before what they know. Colours
+        and background drift less, but the scene cannot change much.
+    keep: keep what was computed of finished frames (vdit.tasks.causal), as causal models can; None: where it is
+        possible. It costs less, and frames know of more than the window holds.
     seed, sampling: see vdit.infer.Generator. A video of one window is the one that the generator makes by this seed.
     Four programs are compiled, whatever the length: the first window and the later ones, and the decoder for each.
     Neither the device nor the host keeps what has been made, but for the last window.
@@ -74,11 +82,15 @@ def rollout(
         raise ShapeError(f"a video of {frames} frames: {len(given)} are given, give a length of more than that")
     window, slide = window_of(generator, window), None
     if frames > window or context is not None:
-        slide = Slide.of(grouping, window=window, context=context)
+        slide = Slide.of(grouping, window=window, context=context, anchor=anchor)
     negative = sampling.pop("negative", "")
+    method = generator.method(**sampling)
+    if anchor and keep:
+        raise ConfigError("anchor=True, keep=True: an anchor is known afresh in each window, leave one of them out")
+    keep = False if anchor else check_keep(keep, config.network, method)
     roll = _Roll(
-        generator=generator, method=generator.method(**sampling), script=script, negative=negative, fps=fps,
-        frames=frames, size=size, given=given, slide=slide, window=window, seed=seed,
+        generator=generator, method=method, script=script, negative=negative, fps=fps, frames=frames, size=size,
+        given=given, slide=slide, window=window, seed=seed, keep=keep,
     )  # fmt: skip
     roll.check()
     return iter(roll)
@@ -117,6 +129,7 @@ class _Roll:
     slide: Slide | None
     window: int
     seed: int
+    keep: bool
 
     def check(self) -> None:
         """ShapeError for a size that the model cannot make."""
@@ -141,22 +154,50 @@ class _Roll:
         if self.given is not None and len(self.given) > head:
             sent = len(self.given) - head
             yield self.given[:sent]
-        made, cache, index = None, None, 0
-        while sent < self.frames:
-            if made is None:
-                canvas = self._beginning(head, self.frames - sent)
-                prompt = self.script.at((sent + head) / self.fps)
-            else:
-                canvas = going_on(made, self.slide, **self._kind)
-                prompt = self.script.at(sent / self.fps)
-            known = 0 if made is None else self.slide.context * self._kind["patch"]
-            made = self._filled(canvas, prompt, index)
-            video, cache = self._decoded(made[:, known:], cache)
+        cache = None
+        for index, made in enumerate(self._latents(head, sent)):
+            video, cache = self._decoded(made, cache)
             if index == 0 and head:
-                given = self.given[-head:]
-                video = keep_given(video, given, np.ones((head, 1, 1), bool))
+                video = keep_given(video, self.given[-head:], np.ones((head, 1, 1), bool))
             yield video[: self.frames - sent]
-            sent, index = sent + len(video), index + 1
+            sent += len(video)
+            if sent >= self.frames:
+                return
+
+    def _latents(self, head: int, sent: int) -> Iterator[Array]:
+        """Latents [1 t h w c] without end, some at a time; head: as many frames are known, sent: frames before them."""
+        index, at = 0, sent + head
+        begun = made = self._filled(self._beginning(head, self.frames - sent), self._words(at), index)
+        yield made
+        begun = begun[:, : self._kind["patch"]].copy()
+        at = sent + self._frames_of(made)
+        if self.keep and self.slide is not None:
+            yield from self._kept(made, at)
+        while True:
+            index += 1
+            canvas = going_on(made, self.slide, begun=begun, **self._kind)
+            made = self._filled(canvas, self._words(at), index)
+            new = made[:, self.slide.known * self._kind["patch"] :]
+            yield new
+            at += new.shape[1] * self.generator.experiment.vae.temporal_stride
+
+    def _kept(self, made: Array, at: int) -> Iterator[Array]:
+        """What follows on `made`, by what a causal model keeps of it; at: frames there are."""
+        generator, slide = self.generator, self.slide
+        go_on = Continue(
+            continuation=Continuation(
+                network=generator.experiment.network, method=self.method, capacity=slide.context
+            ),
+            cell=made.shape[2:], new=slide.new,
+        )  # fmt: skip
+        begin, step = continued(go_on, generator.mesh)
+        with jax.set_mesh(generator.mesh):
+            memory = begin(generator.params, *self._words(at), self._key(0), made)
+        for index in itertools.count(1):
+            with jax.set_mesh(generator.mesh):
+                new, memory = step(generator.params, *self._words(at), self._key(index), memory)
+            yield new
+            at += slide.new * self.grouping.step
 
     @property
     def _kind(self) -> dict[str, int]:
@@ -178,16 +219,27 @@ class _Roll:
         groups = 1 + (length - grouping.first) // grouping.step
         return beginning(latents, groups, **self._kind)
 
-    def _filled(self, canvas: Canvas, prompt: str, index: int) -> np.ndarray:
-        generator, key = self.generator, jax.random.key(self.seed)
+    def _filled(self, canvas: Canvas, words: tuple[Prompts, Prompts], index: int) -> np.ndarray:
+        generator = self.generator
         task = FillWindow(
             network=generator.experiment.network, method=self.method, output_shape=canvas.latents.shape[1:]
         )
-        words = generator.tokens([prompt]), generator.tokens([self.negative])
-        key = jax.random.fold_in(key, index) if index else key  # the first is that of the generator
-        return to_host(
-            draw(task, generator.mesh, generator.params, None, None, *words, key, None, Window(canvas=canvas))
-        )
+        given, key = Window(canvas=canvas), self._key(index)
+        return to_host(draw(task, generator.mesh, generator.params, None, None, *words, key, None, given))
+
+    def _words(self, at: int) -> tuple[Prompts, Prompts]:
+        """What is asked for at a frame, and what is not."""
+        texts = self.script.at(at / self.fps), self.negative
+        return tuple(self.generator.tokens([text]) for text in texts)
+
+    def _key(self, index: int) -> Array:
+        """Of each window; the first one's is that of the generator."""
+        key = jax.random.key(self.seed)
+        return jax.random.fold_in(key, index) if index else key
+
+    def _frames_of(self, latents: Array) -> int:
+        """How many video frames the first latents of a video stand for."""
+        return 1 + (latents.shape[1] - 1) * self.generator.experiment.vae.temporal_stride
 
     def _decoded(self, latents: np.ndarray, cache) -> tuple[np.ndarray, object]:
         """Latents [1 t' h' w' c] and what was decoded before them -> frames [t h w 3], and the next cache."""

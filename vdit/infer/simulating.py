@@ -20,7 +20,7 @@ from vdit.errors import ConfigError, ShapeError
 from vdit.infer.filling import Sampling, Video, frames_of, grouping_of, window_of
 from vdit.infer.generator import Generator
 from vdit.infer.images import as_bytes, fit_images
-from vdit.tasks.causal import keeps
+from vdit.tasks.causal import check_keep
 from vdit.tasks.rollout import Slide, beginning
 from vdit.tasks.sample import draw
 from vdit.tasks.simulate import CanvasStep, CausalStep, World, compiled
@@ -74,12 +74,7 @@ class Simulator:
         slide = Slide.of(self._grouping, window=window_of(generator, window), context=context)
         self._method, self._first = generator.method(**sampling), slide.first
         self._context = slide.later - 1 if context is None else slide.context
-        self._keep = keeps(config.network, self._method) if keep is None else keep
-        if self._keep and not keeps(config.network, self._method):
-            raise ConfigError(
-                "keep=True: only of a causal model (dit.causal, dit.position='rope') that is told what is known and "
-                "without context_guidance is what was computed worth keeping: leave it out"
-            )
+        self._keep = check_keep(keep, config.network, self._method)
         self._negative = generator.tokens([negative])
         self._size = tuple(config.sample.size if size is None else size)
         self._prompt, self._seed, self._start, self._actions = prompt, seed, start, actions

@@ -9,13 +9,18 @@ that slid on would compute these afresh without it. Positions are rotary, so onl
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from vdit.data.patches import unpatchify
 from vdit.diffusion import add_noise, guide
+from vdit.dist.rules import replicated
 from vdit.dit.past import Past
+from vdit.errors import ConfigError
+from vdit.nn.compiling import compiler_options
 from vdit.nn.rope import MAX_POSITION, rotate, rotations
 from vdit.tasks.canvas import Canvas, Prompts, canvas_tokens, dense_rows
 from vdit.tasks.generate import Method
@@ -26,10 +31,24 @@ from vdit.types import Array, PyTree, Row
 def keeps(network: Network, method: Method) -> bool:
     """Whether what was computed of finished frames can be used again.
 
-    Not where positions are more than distances, or what is known is told in another way than by its level.
+    Not where positions are more than distances, where what is known is told in another way than by its level, or where
+    a method does more than to ask about the row and its negative.
     """
-    one = network.boundary is None and method.known == "clean" and method.context_guidance == 1.0
-    return one and network.dit.causal and network.dit.position == "rope" and method.structure is None
+    if method.structure is not None or method.reuse is not None or method.context_guidance != 1.0:
+        return False
+    one = network.boundary is None and method.known == "clean"
+    return one and network.dit.causal and network.dit.position == "rope"
+
+
+def check_keep(keep: bool | None, network: Network, method: Method) -> bool:
+    """Whether it is kept: as asked for, or None for where it can be. ConfigError where it cannot."""
+    can = keeps(network, method)
+    if keep and not can:
+        raise ConfigError(
+            "keep=True: only of a causal model (dit.causal, dit.position='rope') that is told what is known, without "
+            "context_guidance and reuse, can what was computed serve again: leave it out"
+        )
+    return can if keep is None else keep
 
 
 @jax.tree_util.register_dataclass
@@ -160,3 +179,47 @@ class Continuation:
 
         full = memory.at + self.capacity > self.limit
         return jax.lax.cond(full, anew, lambda memory: memory, memory)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Continue:
+    """A rollout's canvas after the first: from prompts and what is remembered to the next latents. Called as a task.
+
+    cell: (h, w, c) of a latent frame. new: frames of tokens that are made at once; of actions, nothing is done in them.
+    """
+
+    continuation: Continuation
+    cell: tuple[int, int, int]
+    new: int
+
+    def begin(
+        self, params: PyTree, prompts: Prompts, negative: Prompts, key: Array, latents: Array
+    ) -> Memory:
+        """Latents [1 k*p h w c], the first that there are, any number: the newest are remembered."""
+        go_on = self.continuation
+        memory = go_on.empty(params, prompts, negative, self.cell)
+        return go_on.remember(params, memory, prompts, negative, latents, self._action(latents), key)
+
+    def __call__(
+        self, params: PyTree, prompts: Prompts, negative: Prompts, key: Array, memory: Memory
+    ) -> tuple[Array, Memory]:
+        """(latents [1 new*p h w c], what is remembered with them). The prompts may be others than before."""
+        go_on = self.continuation
+        noise_key, known_key, key = jax.random.split(key, 3)
+        noise = jax.random.normal(noise_key, (1, self.new * go_on.network.dit.patch[0], *self.cell), jnp.float32)
+        text = go_on.empty(params, prompts, negative, self.cell).text
+        memory = dataclasses.replace(memory, text=text)
+        made = go_on.make(params, memory, prompts, negative, noise, self._action(noise), key)
+        return made, go_on.remember(params, memory, prompts, negative, made, self._action(made), known_key)
+
+    def _action(self, latents: Array) -> Array | None:
+        dit = self.continuation.network.dit
+        shape = 1, latents.shape[1] // dit.patch[0], dit.action_width
+        return jnp.zeros(shape, jnp.float32) if dit.action_width else None
+
+
+@functools.lru_cache(maxsize=8)
+def continued(task: Continue, mesh: Mesh):
+    """(`task.begin`, `task`), jitted, the same ones for equal tasks. Between windows every device holds all."""
+    options = {"out_shardings": replicated(mesh), "compiler_options": compiler_options()}
+    return jax.jit(task.begin, **options), jax.jit(task, **options)

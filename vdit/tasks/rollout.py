@@ -24,21 +24,25 @@ class Slide:
 
     window: groups of the first canvas. context: how many groups a later canvas knows.
     first: Canvas.first of later canvases: 1, and 0 where all groups are alike, the first one of a video too.
+    anchor: later canvases know the video's first group too, in the place that it had.
     """
 
     window: int
     context: int
     first: int
+    anchor: bool = False
 
     @classmethod
-    def of(cls, grouping: Grouping, *, window: int, context: int | None = None) -> Slide:
+    def of(
+        cls, grouping: Grouping, *, window: int, context: int | None = None, anchor: bool = False
+    ) -> Slide:
         """window, context: in video frames; context None is half of a later canvas.
 
         A later canvas is one group shorter than the first where that has a group of another kind at its beginning:
         it holds the positions that are left in a video of the window's length, which are all that a model has seen.
         Raises ShapeError where it would hold no known or no new frames.
         """
-        first = 0 if grouping.first == grouping.step else 1
+        first = 0 if grouping.first == grouping.step and not anchor else 1
         count = 1 + (window - grouping.first) // grouping.step
         later = count - first
         if later < 2:
@@ -51,7 +55,8 @@ class Slide:
                 f"context={context}: frames known from before, in a window of {window} give {grouping.step} to "
                 f"{(later - 1) * grouping.step}"
             )
-        return cls(window=count, context=later // 2 if context is None else context // grouping.step, first=first)
+        context = later // 2 if context is None else context // grouping.step
+        return cls(window=count, context=context, first=0 if anchor else first, anchor=anchor)
 
     @property
     def later(self) -> int:
@@ -59,9 +64,14 @@ class Slide:
         return self.window - self.first
 
     @property
+    def known(self) -> int:
+        """How many of them are known."""
+        return self.anchor + self.context
+
+    @property
     def new(self) -> int:
         """How many of them are made."""
-        return self.later - self.context
+        return self.later - self.known
 
 
 def beginning(head: Array, groups: int, *, patch: int, action_width: int = 0) -> Canvas:
@@ -69,9 +79,15 @@ def beginning(head: Array, groups: int, *, patch: int, action_width: int = 0) ->
     return _canvas(head, groups, 0, patch, action_width)
 
 
-def going_on(made: Array, slide: Slide, *, patch: int, action_width: int = 0) -> Canvas:
-    """The canvas after latents `made`, float32 [b t h w c], of which it knows the last ones."""
-    return _canvas(made[:, -slide.context * patch :], slide.later, slide.first, patch, action_width)
+def going_on(made: Array, slide: Slide, *, begun: Array, patch: int, action_width: int = 0) -> Canvas:
+    """The canvas after latents `made`, float32 [b t h w c], of which it knows the last ones.
+
+    begun: the first latents of the video, which it knows too where the slide has an anchor.
+    """
+    head = made[:, -slide.context * patch :]
+    if slide.anchor:
+        head = np.concatenate([begun[:, :patch], head], axis=1)
+    return _canvas(head, slide.later, slide.first, patch, action_width)
 
 
 def _canvas(head: Array, groups: int, first: int, patch: int, action_width: int) -> Canvas:
