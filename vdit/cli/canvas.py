@@ -178,7 +178,7 @@ def largest_area(experiment) -> int:
 
 def sampling(options: argparse.Namespace, seed: int | None = None) -> dict:
     """Keyword arguments of the functions of vdit.infer: a seed (None: --seed) and what is said of the sampler."""
-    names = ("steps", "guidance", "context_guidance", "known_level", "negative", "sampler")
+    names = ("steps", "guidance", "context_guidance", "known_level", "negative", "sampler", "reuse")
     asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return asked | {"seed": options.seed if seed is None else seed}
 

@@ -39,6 +39,9 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=at_least(0, float), metavar="SCALE", help="by the prompt; 1 for none")
     parser.add_argument("--negative", default="", metavar="TEXT", help="a prompt to guide away from")
     parser.add_argument("--sampler", metavar="NAME", help=f"one of {', '.join(SAMPLERS)}")
+    parser.add_argument(
+        "--reuse", type=at_least(0, float), metavar="CHANGE", help="pass over blocks that change less: 0.05 to 0.2"
+    )
 
 
 def add_seeds(parser: argparse.ArgumentParser) -> None:

@@ -128,7 +128,7 @@ def _sample(options: argparse.Namespace, generator, jobs: list[Job]) -> None:
 
     image = None if options.image is None else read_image(options.image)
     fps = options.fps or generator.experiment.sample.fps
-    names = ("steps", "guidance", "sampler")
+    names = ("steps", "guidance", "sampler", "reuse")
     asked = {name: getattr(options, name) for name in names}
     for job in jobs:  # what cannot be made is told before anything is
         generator.task(generator.method(), job.frames, job.size, given=True)

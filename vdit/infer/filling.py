@@ -32,6 +32,7 @@ class Sampling(TypedDict, total=False):
     rescale: float
     known_level: float
     context_guidance: float
+    reuse: float
 
 
 def frames_of(video: Array | Clip, name: str = "video") -> np.ndarray:

@@ -60,6 +60,7 @@ class Generator:
         rescale: float | None = None,
         known_level: float | None = None,
         context_guidance: float | None = None,
+        reuse: float | None = None,
         noise: Array | None = None,
         latents: bool = False,
     ) -> Array:
@@ -76,6 +77,7 @@ class Generator:
         pixels, multiples of VAE stride x patch. What is None is as in the experiment's `sample`.
         guidance: scale, 1 for none; low_guidance: that of a model's second transformer, None for the same.
         known_level, context_guidance: see vdit.tasks.generate.Method.
+        reuse: threshold under which the network's blocks are passed over between steps; 0 for never (vdit.tasks.reuse).
         seed: the same seed, prompts and sizes give the same videos. negative: guided away from.
         noise: float32 [b t' h' w' c], the latents to start from instead of those that `seed` draws.
         latents: give the normalised latents float32 [b t' h' w' c], not the videos.
@@ -88,7 +90,7 @@ class Generator:
             raise ConfigError(f"prompts={prompts!r} must be a text or a list of at least one text")
         changes = {"sampler": sampler, "steps": steps, "guidance": guidance, "low_guidance": low_guidance}
         changes |= {"interval": interval, "rescale": rescale}
-        changes |= {"known_level": known_level, "context_guidance": context_guidance}
+        changes |= {"known_level": known_level, "context_guidance": context_guidance, "reuse": reuse}
         method = self.method(**changes)
         if image is not None:
             size = self.experiment.sample.size if size is None else size

@@ -14,6 +14,7 @@ from vdit.errors import ConfigError
 from vdit.samplers.grid import Grid, GridOptions
 from vdit.tasks.generate import Method
 from vdit.tasks.network import Network
+from vdit.tasks.reuse import Reuse
 from vdit.text.config import TextConfig
 from vdit.train.canvases import CanvasConfig
 from vdit.train.config import DistillConfig, LoRAConfig, TrainConfig
@@ -57,6 +58,7 @@ class SampleConfig:
     low_guidance: its scale for the second transformer of a model that has two; None is `guidance`.
     known, known_level, context_guidance: how what a user gives is told and followed (vdit.tasks.generate.Method);
         known=None is "clean" for models trained with canvases (Experiment.canvases), else "noised".
+    reuse: threshold under which blocks are passed over between steps, for speed (vdit.tasks.reuse); 0 for never.
     """
 
     prompts: tuple[str, ...] = ()
@@ -74,6 +76,7 @@ class SampleConfig:
     known: Literal["clean", "noised"] | None = None
     known_level: float = 0.0
     context_guidance: float = 1.0
+    reuse: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,4 +200,5 @@ def sample_method(experiment: Experiment, **changes: Any) -> Method:
         known=sample.known or ("clean" if experiment.canvases.gives else "noised"),
         known_level=sample.known_level,
         context_guidance=sample.context_guidance,
+        reuse=Reuse(threshold=sample.reuse) if sample.reuse else None,
     )
