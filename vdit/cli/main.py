@@ -62,6 +62,7 @@ examples:
   vdit sample runs/mine "a dog runs" --out dog.mp4
   vdit sample --model Wan2.1-T2V-1.3B-Diffusers "a dog runs" --out dog.mp4
   vdit animate runs/mine dog.jpg "a dog runs"      and vdit extend, vdit loop, vdit connect: from images and videos
+  vdit rollout runs/mine "a dog runs" --seconds 60   written as it is made; and vdit simulate: a world that is played
   vdit import Wan2.1-T2V-1.3B-Diffusers runs/wan   and vdit export runs/wan FOLDER, the way back
   vdit reconstruct runs/mine video.mp4 --out check
 
