@@ -61,7 +61,9 @@ def shrink(experiment: Experiment, data: str) -> Experiment:
             threads=1,
             read_ahead=2,
         ),
-        vae=vae_preset("tiny", latent_channels=4, base_channels=8, dtype=e.vae.dtype, remat=e.vae.remat),
+        vae=vae_preset(
+            "tiny", latent_channels=4, base_channels=8, patch_frames=stride, dtype=e.vae.dtype, remat=e.vae.remat
+        ),
         vae_loss=dataclasses.replace(e.vae_loss, adversarial_start=min(1, e.vae_loss.adversarial_start)),
         discriminator=dataclasses.replace(
             e.discriminator, base_channels=8, patch=4, channel_mults=(1,), temporal_down=(True,)
