@@ -120,8 +120,11 @@ def test_interrupted_is_130(capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli.train, "run", interrupt)
+    monkeypatch.setattr(cli.sample, "run", interrupt)
     assert main(["train", "x.py"]) == 130
     assert "goes on from the last checkpoint" in capsys.readouterr().err
+    assert main(["sample", "runs/mine", "a dog"]) == 130
+    assert "checkpoint" not in capsys.readouterr().err
 
 
 def test_overrides_may_stand_anywhere():

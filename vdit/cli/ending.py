@@ -5,12 +5,16 @@ from __future__ import annotations
 from vdit.errors import AGAIN, INTERRUPTED, MEND, HostsError, Preempted, VditError
 
 
-def ending(error: BaseException) -> tuple[str, int] | None:
-    """(the line, the exit code) of what a command ended with; None for vdit's own faults, which want a traceback."""
+def ending(error: BaseException, *, resumes: bool = True) -> tuple[str, int] | None:
+    """(the line, the exit code) of what a command ended with; None for vdit's own faults, which want a traceback.
+
+    resumes: the command keeps checkpoints.
+    """
+    later = "; the same command goes on from the last checkpoint" if resumes else ""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; the same command goes on from the last checkpoint", INTERRUPTED
+        return f"interrupted{later}", INTERRUPTED
     if isinstance(error, Preempted):
-        return "stopped by SIGTERM; the same command goes on from the last checkpoint", AGAIN
+        return f"stopped by SIGTERM{later}", AGAIN
     if isinstance(error, HostsError):
         return _line(str(error)), AGAIN
     if isinstance(error, VditError):

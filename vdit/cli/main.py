@@ -46,6 +46,8 @@ COMMANDS = {
     "export": export_model,
 }
 
+RESUMED = ("quickstart", "train")  # commands that go on where they were stopped
+
 DESCRIPTION = """\
 Train, sample and measure video diffusion transformers.
 
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse after --help and --version
         return int(stop.code or 0)
     except BaseException as error:
-        known = ending(error)
+        known = ending(error, resumes=any(name in arguments for name in RESUMED))
         if known is None:
             raise
         line, code = known
