@@ -1,4 +1,4 @@
-"""A distilled model beside its teacher: the share of right videos at each number of network calls.
+"""A distilled model beside its teacher: the share of right videos at each number of steps, and the time they take.
 
     python tools/few_steps.py runs/quickstart runs/fast
 
@@ -29,21 +29,22 @@ def main() -> None:
     parser.add_argument("teacher")
     parser.add_argument("student")
     parser.add_argument("--prompts", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--seeds", type=int, default=1, help="videos of each prompt (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="default: %(default)s")
     options = parser.parse_args()
     models = {"teacher": vdit.load(options.teacher), "student": vdit.load(options.student)}
-    wanted = held_out(models["teacher"].experiment, options.prompts)
+    asked = held_out(models["teacher"].experiment, options.prompts) * options.seeds
     print(f"{'model':8} {'sampler':12} steps  seconds  " + "  ".join(f"{part:>9}" for part in (*PARTS, "all")))
     for name, sampler, steps in CASES:
         model = models[name]
         videos, seconds = [], 0.0
-        for start in range(0, len(wanted), options.batch):
-            prompts = [one.prompt for one in wanted[start : start + options.batch]]
+        for start in range(0, len(asked), options.batch):
+            prompts = [one.prompt for one in asked[start : start + options.batch]]
             began = time.perf_counter()
             videos.extend(np.asarray(model(prompts, sampler=sampler, steps=steps, seed=start)))
             # The first batch also compiles.
             seconds = time.perf_counter() - began
-        right = shares(hits([detect(video) for video in videos], wanted))
+        right = shares(hits([detect(video) for video in videos], asked))
         figures = "  ".join(f"{right[part]:9.1%}" for part in (*PARTS, "all"))
         print(f"{name:8} {sampler:12} {steps:5}  {seconds:7.2f}  {figures}", flush=True)
 

@@ -126,7 +126,7 @@ class LoRAConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """Consistency distillation of the model in `start_from` (vdit.train.distill).
+    """Consistency distillation of the model in `start_from` (vdit.train.distill). Captions are never dropped.
 
     guidance: scale of the teacher's classifier-free guidance, which the student learns to give in one call.
     interval: (low, high) noise levels between which the teacher is guided.
