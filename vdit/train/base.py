@@ -168,6 +168,11 @@ def adopt(experiment: Experiment, workspace: Workspace) -> None:
             shutil.copy(base.root / name, workspace.root / name)
 
 
+def brings(experiment: Experiment, name: str) -> bool:
+    """Whether the model that the run starts from brings this part along."""
+    return experiment.start_from is not None and (Path(experiment.start_from) / name).exists()
+
+
 def _lora_init(experiment: Experiment, key: jax.Array) -> PyTree:
     boxed = jax.eval_shape(experiment.network.init, jax.random.key(0))
     lora = experiment.lora

@@ -13,23 +13,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import hashlib
 import itertools
-import json
 import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from vdit import config as config_tools
-from vdit.checkpoint import Checkpointer, RunLock, load_params
-from vdit.data.encode import encode_clips
+from vdit.checkpoint import Checkpointer, RunLock
 from vdit.data.latents import LatentStore
 from vdit.data.open import open_source
 from vdit.data.pipeline import row_iterator, video_batches
@@ -43,13 +37,13 @@ from vdit.nn.compiling import compiler_options
 from vdit.text import fit_vocabulary, make_tokenizer
 from vdit.text import train_tokenizer as train_pieces
 from vdit.text.labels import NoText
-from vdit.train.base import adopt, base_identity, begin
+from vdit.train.base import adopt, base_identity, begin, brings
 from vdit.train.denoising import DenoisingLoss
 from vdit.train.distill import DistillLoss
+from vdit.train.encoding import encode_latents
 from vdit.train.experiment import Experiment
 from vdit.train.loop import TrainResult, start, train
-from vdit.train.metrics import JsonLines, TensorBoard, WandB, Writer
-from vdit.train.progress import make_display
+from vdit.train.reporting import Logging, make_writers, report_skipped
 from vdit.train.resuming import is_complete, last_step
 from vdit.train.sampling import sample_hook
 from vdit.train.state import plan_state
@@ -58,28 +52,9 @@ from vdit.train.watch import Watch
 from vdit.train.workspace import Workspace
 from vdit.types import PyTree
 from vdit.vae import make_loss
-from vdit.vae.video import VideoVAE
 
 STAGES = ("vae", "latents", "tokenizer", "dit")
 CAPTIONS_FOR_TOKENIZER = 100_000
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Logging:
-    """Where figures go beside the JSON lines. wandb: options of wandb.init, or None for no W&B.
-
-    watch: watches this process, entered already; None makes one for each call of `run`.
-    """
-
-    tensorboard: bool = True
-    wandb: dict | None = None
-    console: Console | None = None
-    watch: Watch | None = None
-
-    def say(self, text: str) -> None:
-        """A line for the user, from the first host."""
-        if is_first():
-            (self.console or Console()).print(text, markup=False)
 
 
 def run(
@@ -142,10 +117,10 @@ def peak_memory() -> int:
 def train_vae(experiment: Experiment, workspace: Workspace, logging: Logging) -> TrainResult | None:
     """Train the VAE on windows of the videos. Returns None if it is trained already, or the base's."""
     config, clips = experiment.vae_train, experiment.vae_clips
-    if _has(experiment, "vae") or is_complete(workspace.vae, config, experiment):
+    if brings(experiment, "vae") or is_complete(workspace.vae, config, experiment):
         return None
     source = open_source(experiment.data, seed=experiment.seed, exclude=experiment.holdout)
-    _report_skipped(source, logging)
+    report_skipped(source, logging)
     mesh = make_mesh(experiment.mesh)
     share = host_share(mesh)
     data = video_batches(
@@ -164,59 +139,8 @@ def train_vae(experiment: Experiment, workspace: Workspace, logging: Logging) ->
     result = _train(
         "vae", experiment, workspace.vae, workspace, plan, loss, data, logging
     )
-    _report_skipped(source, logging)
+    report_skipped(source, logging)
     return result
-
-
-def encode_latents(experiment: Experiment, workspace: Workspace, logging: Logging) -> None:
-    """Encode the videos with the trained VAE, each host its share of them, in a folder that all hosts share.
-
-    Goes on where it was interrupted. Latents of another VAE or another choice of clips are refused.
-    """
-    params = load_params(workspace.vae)["vae"]
-    identity = _fingerprint(params, experiment)
-    if not (workspace.latents / "index.json").exists():
-        _encode(experiment, workspace, params, identity, logging)
-    index = LatentStore(workspace.latents).index
-    if index["vae"] != identity:
-        raise ConfigError(
-            f"{workspace.latents} was encoded with another VAE or another data config: remove that folder to "
-            "encode again"
-        )
-    if not _has(experiment, "statistics.json"):
-        first_does(lambda: workspace.save_statistics(index["mean"], index["std"]), "statistics.json")
-
-
-def _encode(experiment: Experiment, workspace: Workspace, params: PyTree, identity: str, logging: Logging) -> None:
-    source = open_source(experiment.data, seed=experiment.seed, exclude=experiment.holdout)
-    channels = experiment.vae.latent_channels
-    plain = {"mean": np.zeros(channels, np.float32), "std": np.ones(channels, np.float32)}
-    vae = VideoVAE(config=experiment.vae, params=params, statistics=plain)
-    samples = experiment.latents.samples or len(source)
-    display = make_display("latents", samples, 0, console=logging.console) if is_first() else None
-
-    def show(done: int, total: int) -> None:
-        if display is not None:  # a host knows of its own share only, and shows the whole as far as that
-            display.update(done * samples // total, {})
-
-    try:
-        encode_clips(
-            source,
-            functools.partial(vae.encode, latent_frames=experiment.latents.latent_frames or None),
-            workspace.latents,
-            samples=samples,
-            vae=identity,
-            dtype=experiment.latents.dtype,
-            threads=experiment.data.threads,
-            progress=show,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
-            wait=wait_for_all,
-        )
-    finally:
-        if display is not None:
-            display.close()
-    _report_skipped(source, logging)
 
 
 def train_tokenizer(experiment: Experiment, workspace: Workspace) -> Experiment:
@@ -301,7 +225,7 @@ def _train(
     with Checkpointer(folder, keep=plan.config.keep, meta=meta, warn=logging.watch.warn) as checkpointer:
         state = start(plan, jax.random.key(experiment.seed), checkpointer, data, params)
         step = int(state.step)
-        writers = _writers(stage, workspace, logging, step)
+        writers = make_writers(stage, workspace, logging, step)
         try:
             result = train(
                 state,
@@ -323,46 +247,8 @@ def _train(
     return result
 
 
-def _writers(stage: str, workspace: Workspace, logging: Logging, step: int) -> list[Writer]:
-    if not is_first():
-        return []
-    writers: list[Writer] = [JsonLines(workspace.logs / f"{stage}.jsonl", resume_step=step)]
-    if logging.tensorboard:
-        writers.append(TensorBoard(workspace.logs / stage, resume_step=step))
-    if logging.wandb is not None:
-        writers.append(WandB(**{"group": workspace.root.name, "job_type": stage, **logging.wandb}))
-    return writers
-
-
-def _has(experiment: Experiment, name: str) -> bool:
-    """Whether the model that the run starts from brings this part along."""
-    return experiment.start_from is not None and (Path(experiment.start_from) / name).exists()
-
-
-def _fingerprint(params: PyTree, experiment: Experiment) -> str:
-    """Changes with the VAE's weights and with the choice of clips to encode."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    names = ("areas", "size_multiple", "frames", "fps", "aspects", "hflip", "source", "path", "captions",
-             "world", "world_count", "world_options")  # fmt: skip
-    chosen = {name: getattr(experiment.data, name) for name in names}
-    digest.update(json.dumps([chosen, experiment.seed, experiment.holdout, experiment.latents.samples]).encode())
-    return digest.hexdigest()[:16]
-
-
 def _mean_tokens(store: LatentStore, experiment: Experiment, clips: int = 64) -> float:
     """Tokens of a clip, on the average over tokens (what attention costs by)."""
     shapes = [store[i]["latent"].shape for i in range(min(clips, len(store)))]
     tokens = np.array([np.prod(shape[:3]) / np.prod(experiment.dit.patch) for shape in shapes])
     return float((tokens**2).sum() / tokens.sum())
-
-
-def _report_skipped(source, logging: Logging) -> None:
-    skipped = source.report()
-    if skipped:
-        logging.say(f"skipped {len(skipped)} file(s) that cannot be read:")
-    for number, (name, reason) in enumerate(skipped.items()):
-        logging.watch.note(f"skipped: {name}: {reason}")
-        if number < 20:
-            logging.say(f"  {name}: {reason}")
