@@ -3,17 +3,30 @@
     vdit quickstart runs/quickstart
     vdit train experiments/worlds_fast.py --out runs/fast --cfg.start_from=runs/quickstart
     vdit sample runs/fast "a red circle moves to the left" --steps 2 --out circle.mp4
-    python tools/few_steps.py runs/quickstart runs/fast
+    python tools/few_steps.py runs/quickstart runs/fast --seeds 4
 
-Hardware: 2 CPU cores. Expected: not measured yet.
+Hardware: 2 CPU cores, 8 minutes beside other work. Expected: the share of right videos, of 256 of held-out prompts (its
+standard error is 2 to 3 points), and how often the network is asked for a video:
 
-Consistency distillation with the guidance distilled in (vdit/train/distill.py): one call a step instead of two, and a
-few steps instead of twenty. Any trained run is distilled likewise; the experiment's model must be that run's.
+    | teacher | share | calls |    | student | share | calls |
+    | ------- | ----- | ----- |    | ------- | ----- | ----- |
+    | Heun 20 |   89% |    67 |    | 8 steps |   93% |     8 |
+    | Euler 8 |   84% |    13 |    | 4 steps |   86% |     4 |
+    | Euler 4 |   78% |     6 |    | 2 steps |   78% |     2 |
+    | Euler 2 |   64% |     3 |    | 1 step  |   64% |     1 |
+
+Consistency distillation with the guidance distilled in (vdit/train/distill.py). What is wrong at few steps is the
+shape: colour and direction are right in 98% from one step on. Three times the learning rate with a grid half as
+fine gave the same figures. Any run of a model that predicts velocity or v can be the
+teacher; its own experiment with these is the student's:
+
+    --cfg.start_from=RUN --cfg.distill.guidance=4 --cfg.sample.sampler=consistency --cfg.sample.guidance=1
 """
 
 import dataclasses
 
 from vdit.quickstart.config import experiment
+from vdit.samplers import GridOptions
 from vdit.train.config import DistillConfig, OptimizerConfig, TrainConfig
 from vdit.train.experiment import Experiment
 
@@ -24,8 +37,8 @@ def config() -> Experiment:
         teacher,
         name="worlds_fast",
         start_from="runs/quickstart",
-        text_dropout=0.0,
-        distill=DistillConfig(guidance=4.0, interval=(0.0, 0.7), steps=32),
+        # Guided where the teacher is when it samples.
+        distill=DistillConfig(guidance=teacher.sample.guidance, interval=teacher.sample.interval, steps=32),
         dit_train=TrainConfig(
             steps=1500,
             batch_size=2,
@@ -34,7 +47,9 @@ def config() -> Experiment:
                 learning_rate=3e-4, warmup_steps=50, schedule="cosine", final_scale=0.1, b2=0.95
             ),
         ),
+        # Shapes are decided at high levels: of a few steps most are better spent there (4 even ones: 80%).
         sample=dataclasses.replace(
-            teacher.sample, sampler="consistency", steps=4, guidance=1.0, interval=(0.0, 1.0)
+            teacher.sample, sampler="consistency", grid=GridOptions(shift=2.0), steps=4, guidance=1.0,
+            interval=(0.0, 1.0),
         ),
-    )
+    )  # fmt: skip
