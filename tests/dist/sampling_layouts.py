@@ -25,7 +25,7 @@ from vdit.dist.rules import named_shardings
 from vdit.dit.config import DiTConfig
 from vdit.samplers.grid import Grid
 from vdit.tasks.canvas import Prompts
-from vdit.tasks.generate import Method
+from vdit.tasks.method import Method
 from vdit.tasks.network import Network
 from vdit.tasks.sample import TextToVideo, compiled, draw
 from vdit.text import TextConfig

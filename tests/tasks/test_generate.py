@@ -15,7 +15,8 @@ from vdit.dit.config import DiTConfig
 from vdit.errors import ConfigError, ShapeError
 from vdit.samplers.grid import Grid
 from vdit.tasks.canvas import Canvas, Prompts, blank
-from vdit.tasks.generate import Method, fill
+from vdit.tasks.generate import fill
+from vdit.tasks.method import Method
 from vdit.tasks.network import Network
 from vdit.tasks.sample import TextToVideo, compiled
 from vdit.text import TextConfig

@@ -10,10 +10,12 @@ import pytest
 from rich.console import Console
 
 from tests.conftest import TINY
-from vdit.checkpoint import load_params
+from vdit import config as config_tools
+from vdit.checkpoint import check_config, load_params
 from vdit.config import apply_overrides
-from vdit.errors import ConfigError
+from vdit.errors import CheckpointError, ConfigError
 from vdit.quickstart.config import experiment as quickstart_experiment
+from vdit.train import resuming
 from vdit.train.stages import Logging, run
 from vdit.train.workspace import Workspace
 
@@ -67,6 +69,16 @@ def test_another_model_in_the_same_folder_is_refused(runs):
     other = dataclasses.replace(experiment, dit=dataclasses.replace(experiment.dit, depth=2))
     with pytest.raises(Exception, match=r"dit\.depth was 1, is 2"):
         run(with_steps(other, 6), whole, stages=("dit",), logging=LOGGING)
+
+
+def test_fields_that_came_after_the_checkpoint_are_at_their_defaults(runs):
+    experiment, _, _ = runs
+    older = config_tools.to_dict(experiment)
+    del older["dit"]["causal"]
+    assert resuming.as_of_now(older) == config_tools.to_dict(experiment)
+    older["dit"]["no_more"] = 3
+    with pytest.raises(CheckpointError, match=r"dit\.no_more was 3"):
+        check_config(resuming.as_of_now(older), config_tools.to_dict(experiment), may_change=("dit.causal",))
 
 
 def test_costs_of_stages_are_kept(runs):

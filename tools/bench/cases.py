@@ -22,7 +22,8 @@ from vdit.pretrained import t5, wan, wan_vae
 from vdit.pretrained.model import one_device
 from vdit.samplers import Grid, make
 from vdit.tasks.canvas import Canvas, Prompts, blank, canvas_tokens, dense_rows
-from vdit.tasks.generate import Method, fill
+from vdit.tasks.generate import fill
+from vdit.tasks.method import Method
 from vdit.tasks.network import Network
 from vdit.text import T5Config, make_encoder, t5_preset, t5_text
 from vdit.train.config import OptimizerConfig, TrainConfig

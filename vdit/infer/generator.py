@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 from vdit.errors import ConfigError, ShapeError
 from vdit.infer.images import as_bytes, fit_images
 from vdit.tasks.canvas import Prompts, tokenize
-from vdit.tasks.generate import Method
 from vdit.tasks.given import FromVideo, Given
+from vdit.tasks.method import Method
 from vdit.tasks.sample import TextToVideo, draw
 from vdit.text import Tokenizer
 from vdit.train.experiment import Experiment, sample_method

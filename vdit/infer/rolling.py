@@ -22,8 +22,8 @@ from vdit.infer.images import as_bytes, fit_images
 from vdit.infer.keep import keep_given
 from vdit.tasks.canvas import Canvas, Prompts
 from vdit.tasks.causal import Continuation, Continue, check_keep, continued
-from vdit.tasks.generate import Method
 from vdit.tasks.grouping import Grouping
+from vdit.tasks.method import Method
 from vdit.tasks.rollout import Script, Slide, beginning, going_on
 from vdit.tasks.sample import draw
 from vdit.tasks.window import FillWindow, Window

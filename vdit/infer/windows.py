@@ -18,8 +18,8 @@ from vdit.errors import ConfigError, ShapeError
 from vdit.infer.filling import grouping_of, window_of, window_seed
 from vdit.infer.generator import Generator
 from vdit.tasks.canvas import Canvas, Prompts
-from vdit.tasks.generate import Method
 from vdit.tasks.given import Given, latent_level
+from vdit.tasks.method import Method
 from vdit.tasks.sample import draw
 from vdit.tasks.window import FillWindow, Window
 from vdit.types import Array

@@ -23,7 +23,7 @@ from vdit.errors import ConfigError
 from vdit.nn.compiling import compiler_options
 from vdit.nn.rope import MAX_POSITION, rotate, rotations
 from vdit.tasks.canvas import Canvas, Prompts, canvas_tokens, dense_rows
-from vdit.tasks.generate import Method
+from vdit.tasks.method import Method
 from vdit.tasks.network import Network
 from vdit.types import Array, PyTree, Row
 

@@ -3,76 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from vdit.data.patches import patchify, unpatchify
 from vdit.diffusion import Guidance, add_noise, guide
-from vdit.diffusion.schedules import Schedule
-from vdit.dist.rules import constrain, ways
+from vdit.dist.rules import constrain
 from vdit.dit.reuse import Residuals, Reusing
-from vdit.errors import ConfigError
-from vdit.samplers.base import Denoise, Remembering, Sampler
-from vdit.samplers.grid import Grid, resolve
+from vdit.samplers.base import Denoise, Remembering
+from vdit.samplers.grid import resolve
 from vdit.samplers.invert import invert
-from vdit.tasks.canvas import Canvas, CanvasTokens, Prompts, canvas_tokens, dense_rows
+from vdit.tasks.canvas import Canvas, CanvasTokens, Prompts, canvas_tokens
+from vdit.tasks.method import Method
 from vdit.tasks.network import HIGH, LOW, Network
-from vdit.tasks.reuse import Reuse, remembering
-from vdit.tasks.structure import Structure
+from vdit.tasks.reuse import remembering
+from vdit.tasks.scene import RUNNING, Scene, apart, choose, interleave, pad, scene_of
 from vdit.types import Array, PyTree, Row
-
-RUNNING = -1.0  # stands for the level that sampling is at, where slots may have levels of their own
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Method:
-    """How a canvas is filled in; all of it static under jit.
-
-    low_guidance: for the second transformer of a network that has two; None is `guidance`.
-    known: how the network is told what is known. "clean": at noise level 0, beside the noisy rest, as models are
-        trained that draw canvases. "noised": at the running level like the rest, noised to it again at every step
-        (replacement; Song et al. 2021), for models that know one level for all.
-    known_level: the level that known tokens are told and noised to instead of 0 (clean only). A little noise hides
-        the small errors that a long rollout would add up.
-    context_guidance: how strongly to follow what is known: 1 as the model says, more moves away from its prediction
-        without (that frames are pure noise; history guidance, Song et al. 2025). Costs a further row (clean only).
-    structure: low frequencies that are the canvas' while sampling is above a level; then its latents matter at level
-        1 too. None: none are.
-    reuse: when the network's blocks are passed over, for speed. None: never. Guidance then asks both rows at every
-        level, also outside of its interval.
-    """
-
-    schedule: Schedule
-    prediction: str
-    sampler: Sampler
-    grid: Grid
-    guidance: Guidance
-    low_guidance: Guidance | None = None
-    known: Literal["clean", "noised"] = "clean"
-    known_level: float = 0.0
-    context_guidance: float = 1.0
-    structure: Structure | None = None
-    reuse: Reuse | None = None
-
-    def __post_init__(self) -> None:
-        if self.known not in ("clean", "noised"):
-            raise ConfigError(f"known={self.known!r}: use 'clean' or 'noised'")
-        if not 0.0 <= self.known_level < 1.0:
-            raise ConfigError(f"known_level={self.known_level}: a noise level, give 0 or more and below 1")
-        if self.known == "noised" and (self.known_level or self.context_guidance != 1.0):
-            raise ConfigError(
-                "known_level and context_guidance need a model that is told what is known (known='clean'): "
-                "leave them at 0 and 1"
-            )
-
-    @property
-    def rows(self) -> int:
-        """Rows that the network is asked about at once, for each video."""
-        guided = self.guidance.needed or (self.low_guidance is not None and self.low_guidance.needed)
-        return 1 + guided + (self.context_guidance != 1.0)
 
 
 def fill(
@@ -99,9 +46,7 @@ def fill(
         noise = patchify(noise.astype(jnp.float32), network.dit.patch)
     levels = _latent_levels(canvas, tokens, network.dit.patch)
     held = _Held(tokens=tokens, levels=levels, noise=noise, method=method, patch=network.dit.patch)
-    scenes = _scenes(network, canvas, tokens, prompts, negative, noise, method)
-    scene = _lay_out(jax.tree.map(_interleave, *scenes) if len(scenes) > 1 else scenes[0])
-    scene = dataclasses.replace(scene, text=network.encode_text(params, scene.row))
+    scene = scene_of(network, params, canvas, tokens, prompts, negative, noise, method)
     x = method.sampler.sample(
         _denoiser(network, params, scene, method),
         constrain(held.start(), Row.AXES["values"]),
@@ -136,9 +81,7 @@ def noise_of(
         reuse=None,
     )
     tokens = canvas_tokens(canvas, network.dit.patch)
-    (scene,) = _scenes(network, canvas, tokens, prompts, prompts, tokens.values, method)
-    scene = _lay_out(scene)
-    scene = dataclasses.replace(scene, text=network.encode_text(params, scene.row))
+    scene = scene_of(network, params, canvas, tokens, prompts, prompts, tokens.values, method)
     known = (tokens.level == 0)[..., None] if method.known == "clean" else jnp.zeros((), bool)
     x = invert(
         _denoiser(network, params, scene, method),
@@ -195,98 +138,7 @@ class _Held:
         return self(self.noise, float(resolve(self.method.grid, self.method.schedule)[0]))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Scene:
-    """What the network is told beside x and the level; a video's rows lie side by side: wanted, negative, contextless.
-
-    told: float32 [b k], the level of each slot, or RUNNING. hidden: bool [b n 1] and noise [b n p], tokens that are
-    noise in this row whatever x holds; None where no row hides any.
-    """
-
-    row: Row
-    told: Array
-    condition: Array | None
-    image: Array | None
-    hidden: Array | None = None
-    noise: Array | None = None
-    text: Array | None = None
-
-
-def _scenes(
-    network: Network, canvas: Canvas, tokens: CanvasTokens, prompts: Prompts, negative: Prompts, noise: Array,
-    method: Method,
-) -> list[_Scene]:  # fmt: skip
-    """The rows of each video, as scenes of the same shapes."""
-    known = tokens.known if method.known == "clean" else jnp.zeros_like(tokens.known)
-    contextless = method.context_guidance != 1.0
-    hidden = (tokens.level == 0)[..., None] if contextless else None
-    wanted = _Scene(
-        row=_rows(network, canvas, tokens, prompts),
-        told=jnp.where(known, jnp.float32(method.known_level), RUNNING),
-        condition=None if canvas.condition is None else patchify(canvas.condition, network.dit.patch),
-        image=canvas.image,
-        hidden=None if hidden is None else jnp.zeros_like(hidden),
-        noise=noise if contextless else None,
-    )
-    scenes = [wanted]
-    if method.rows > 1 + contextless:
-        scenes.append(dataclasses.replace(wanted, row=_rows(network, canvas, tokens, negative)))
-    if contextless:
-        scenes.append(dataclasses.replace(wanted, told=jnp.where(known, 1.0, RUNNING), hidden=hidden))
-    return scenes
-
-
-def _rows(network: Network, canvas: Canvas, tokens: CanvasTokens, prompts: Prompts) -> Row:
-    """A model without text is told a class: the one token of its prompts (vdit.text.labels)."""
-    label = None if network.uses_text else prompts.ids[:, :1]
-    return dense_rows(tokens, prompts, label, first=canvas.first)
-
-
-def _interleave(*parts: Array) -> Array:
-    """[b ...], [b ...], ... -> [rb ...]: a video's rows lie side by side, so on the same devices of a mesh."""
-    return jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
-
-
-def _apart(x: Array, rows: int) -> list[Array]:
-    """The inverse of `_interleave`."""
-    parts = x.reshape(-1, rows, *x.shape[1:])
-    return [parts[:, i] for i in range(rows)]
-
-
-def _choose(scene: _Scene, rows: int, wanted: Sequence[int]) -> _Scene:
-    """Some of each video's rows."""
-    if len(wanted) == rows:
-        return scene
-    return jax.tree.map(lambda leaf: _interleave(*(_apart(leaf, rows)[i] for i in wanted)), scene)
-
-
-def _lay_out(scene: _Scene) -> _Scene:
-    """The scene where the mesh in context wants it, with padding up to tokens that it divides.
-
-    A video's own number of tokens seldom does, and tokens that do not divide are shared out by no device.
-    """
-    row, axes = scene.row, Row.AXES
-    extra = -row.values.shape[1] % ways("tokens")
-
-    def laid(x: Array | None, names: tuple[str | None, ...]) -> Array | None:
-        if x is None:
-            return None
-        return constrain(_pad(x, extra) if "tokens" in names else x, names)
-
-    return dataclasses.replace(
-        scene,
-        row=Row(**{name: laid(getattr(row, name), axes[name]) for name in axes}),
-        condition=laid(scene.condition, axes["values"]),
-    )
-
-
-def _pad(x: Array, extra: int) -> Array:
-    """[b n ...] -> [b n+extra ...], with zeros."""
-    return jnp.pad(x, ((0, 0), (0, extra), *[(0, 0)] * (x.ndim - 2))) if extra else x
-
-
-def _denoiser(network: Network, params: PyTree, scene: _Scene, method: Method) -> Denoise | Remembering:
+def _denoiser(network: Network, params: PyTree, scene: Scene, method: Method) -> Denoise | Remembering:
     """denoise(x [b n p], t []): guided, by the transformer that is responsible for the level."""
     if method.reuse is not None:
         return _remembering(network, params, scene, method)
@@ -302,7 +154,7 @@ def _denoiser(network: Network, params: PyTree, scene: _Scene, method: Method) -
 
 
 def _guided(
-    network: Network, params: PyTree, scene: _Scene, method: Method, expert: str, guidance: Guidance
+    network: Network, params: PyTree, scene: Scene, method: Method, expert: str, guidance: Guidance
 ) -> Denoise:
     def single(x: Array, t: Array) -> Array:
         return _predict(network, params, scene, method, expert, x, t, 1)[0][0]
@@ -313,7 +165,7 @@ def _guided(
     return guide(pair, guidance, single=single) if guidance.needed else single
 
 
-def _remembering(network: Network, params: PyTree, scene: _Scene, method: Method) -> Remembering:
+def _remembering(network: Network, params: PyTree, scene: Scene, method: Method) -> Remembering:
     """The same with all rows asked at every level, so that what is kept of them is of one size."""
     row, count = scene.row, method.rows - (method.context_guidance != 1.0)
 
@@ -335,7 +187,7 @@ def _remembering(network: Network, params: PyTree, scene: _Scene, method: Method
 
 
 def _predict(
-    network: Network, params: PyTree, scene: _Scene, method: Method, expert: str, x: Array, t: Array, count: int,
+    network: Network, params: PyTree, scene: Scene, method: Method, expert: str, x: Array, t: Array, count: int,
     reuse: Reusing | None = None,
 ) -> tuple[tuple[Array, ...], Residuals | None]:  # fmt: skip
     """The network's word on the first `count` rows of each video, each moved away from the one without what is known.
@@ -344,16 +196,16 @@ def _predict(
     """
     contextless = method.context_guidance != 1.0
     rows = (*range(count), *[method.rows - 1] * contextless)
-    asked, inputs = _choose(scene, method.rows, rows), _interleave(*[x] * len(rows))
+    asked, inputs = choose(scene, method.rows, rows), interleave(*[x] * len(rows))
     if contextless:
         inputs = jnp.where(asked.hidden, asked.noise, inputs)
     level = jnp.where(asked.told == RUNNING, jnp.asarray(t, jnp.float32), asked.told)
-    values = constrain(_pad(inputs, asked.row.clip.shape[1] - x.shape[1]), Row.AXES["values"])
+    values = constrain(pad(inputs, asked.row.clip.shape[1] - x.shape[1]), Row.AXES["values"])
     row = dataclasses.replace(asked.row, values=values)
     more = {"condition": asked.condition, "image": asked.image, "expert": expert, "reuse": reuse}
     output = network.apply(params, row, method.schedule.time(level), asked.text, **more)
     output, kept = (output, None) if reuse is None else output
-    told = _apart(output[:, : x.shape[1]], len(rows))
+    told = apart(output[:, : x.shape[1]], len(rows))
     if contextless:
         first, *others, without = told
         strength = (method.context_guidance - 1.0) * (first - without)

@@ -16,7 +16,8 @@ from vdit.dist.rules import batch_shardings, batch_ways
 from vdit.errors import ShapeError
 from vdit.nn.compiling import compiler_options
 from vdit.tasks.canvas import Canvas, Prompts, blank
-from vdit.tasks.generate import Method, fill
+from vdit.tasks.generate import fill
+from vdit.tasks.method import Method
 from vdit.tasks.network import Network
 from vdit.types import Array, PyTree
 from vdit.vae import split

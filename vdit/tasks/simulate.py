@@ -17,7 +17,8 @@ from vdit.dist.rules import replicated
 from vdit.nn.compiling import compiler_options
 from vdit.tasks.canvas import Canvas, Prompts
 from vdit.tasks.causal import Continuation, Memory
-from vdit.tasks.generate import Method, fill
+from vdit.tasks.generate import fill
+from vdit.tasks.method import Method
 from vdit.tasks.network import Network
 from vdit.types import Array, PyTree
 from vdit.vae import split

@@ -7,7 +7,8 @@ import dataclasses
 import jax
 
 from vdit.tasks.canvas import Canvas, Prompts
-from vdit.tasks.generate import Method, fill, noise_of
+from vdit.tasks.generate import fill, noise_of
+from vdit.tasks.method import Method
 from vdit.tasks.network import Network
 from vdit.types import Array, PyTree
 

@@ -12,7 +12,7 @@ from vdit.dist.mesh import MeshConfig
 from vdit.dit.config import DiTConfig
 from vdit.errors import ConfigError
 from vdit.samplers.grid import Grid, GridOptions
-from vdit.tasks.generate import Method
+from vdit.tasks.method import Method
 from vdit.tasks.network import Network
 from vdit.tasks.reuse import Reuse
 from vdit.text.config import TextConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from vdit import config as config_tools
 from vdit.checkpoint import Checkpointer, check_config, load_meta
@@ -24,7 +25,7 @@ def is_complete(folder: Path, config: TrainConfig, experiment: Experiment) -> bo
     if step is None:
         return False
     meta = load_meta(folder)
-    check_config(meta["config"], config_tools.to_dict(experiment), may_change=_free(folder.name))
+    check_config(as_of_now(meta["config"]), config_tools.to_dict(experiment), may_change=_free(folder.name))
     if folder.name == "dit":
         check_base(experiment, meta.get("base"))
     return step >= config.steps
@@ -36,6 +37,14 @@ def last_step(folder: Path) -> int | None:
         return None
     with Checkpointer(folder) as checkpointer:
         return checkpointer.latest_step()
+
+
+def as_of_now(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved config with the fields that vdit has got since, at their defaults: what they were before they were."""
+    try:
+        return config_tools.to_dict(config_tools.from_dict(Experiment, saved))
+    except config_tools.ConfigError:
+        return saved  # with fields that are no more: the comparison names them
 
 
 def _free(stage: str) -> tuple[str, ...]:
