@@ -78,6 +78,7 @@ def extend(generator: Generator, count: int) -> Measure:
     rows, cards = [], []
     for way in ("forward", "backward"):
         errors: dict[str, list[np.ndarray]] = {"model": [], LAST: []}
+        joins = []
         for i, scene in enumerate(scenes(generator, "moving", count)):
             truth = _centres(scene)
             if way == "forward":
@@ -89,12 +90,15 @@ def extend(generator: Generator, count: int) -> Measure:
             order = slice(None) if way == "forward" else slice(None, None, -1)
             for name, clip in (("model", video[new]), (LAST, copied)):
                 errors[name].append(_errors(clip, truth[new])[order])
+            joins.append(_joins(as_bytes(video), (given - 1 if way == "forward" else made - 1,)))
             if i < 4:
                 cards += [(video, f"{way}: {scene.caption}"), (scene.video, "truth")]
         for name, curves in errors.items():
             mean = np.nanmean(curves, axis=0)
             rows.append({"way": way, "by": name} | {f"error after {n} frames": mean[n - 1] for n in (4, 8, 12, 16)}
-                        | {"in sight" + SHARE: float(np.isfinite(curves).mean())})  # fmt: skip
+                        | {"in sight" + SHARE: float(np.isfinite(curves).mean())}
+                        | ({"step at the join / median": float(np.median(joins))} if name == "model" else {}))
+            # fmt: skip
     return Measure(name="extend", what="17 of 33 frames are given.", rows=rows, cards=cards, columns=4)
 
 
@@ -113,7 +117,7 @@ def loop(generator: Generator, count: int) -> Measure:
                 "seam / median step, flow": found.flow / max(found.inside_flow, 1e-6),
                 "no larger, pixels": found.pixels <= found.inside_pixels,
                 "no larger, flow": found.flow <= found.inside_flow,
-                "largest of the joins / median, pixels": _joins(clip, (16,)),
+                "largest of both joins / median, pixels": _joins(clip, (16, -1)),
             })  # fmt: skip
         cards += [(np.tile(video, (2, 1, 1, 1)), f"twice: {scene.caption}"), (np.tile(given, (3, 1, 1, 1)), "cut")]
     return Measure(name="loop", what="17 frames and a passage of 16 back to the first.", rows=_means(rows, np.median),
@@ -272,9 +276,12 @@ def _blend(first: np.ndarray, last: np.ndarray, count: int) -> np.ndarray:
 
 
 def _joins(video: np.ndarray, joins: tuple[int, ...]) -> float:
-    """The largest step into the frames after these, over the median step of the video (mean absolute difference)."""
-    steps = np.abs(np.diff(as_bytes(video).astype(np.float32), axis=0)).mean((1, 2, 3))
-    return float(max(steps[join] for join in joins) / np.median(steps))
+    """The largest step out of these frames, over the median step of the video (mean absolute difference).
+
+    The last frame steps to the first.
+    """
+    steps = np.abs(np.diff(as_bytes(video).astype(np.float32), axis=0, append=video[:1])).mean((1, 2, 3))
+    return float(max(steps[join] for join in joins) / np.median(steps[:-1]))
 
 
 def _moving_box(random: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 A VAE's decoding differs from what it encoded: a little blur, a little tint. Where given and made pixels meet, the
 tint would show as an edge, in space as well as in time. So its low frequencies are measured on the given pixels, and
-taken off the made ones nearby, less and less with distance.
+taken off the made ones nearby, less and less with distance. Fine detail follows where frames meet (vdit.infer.joins).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from vdit.errors import ShapeError
+from vdit.infer.joins import meet_given
 
 CHUNK = 32  # frames at a time
 REACH = 4.0  # sigmas; farther nothing is corrected
@@ -52,6 +53,8 @@ def keep_given(
             low = _extended(made[here], given[here], known[here], last - first, sigma, side)
             for frame in range(start, stop):
                 out[frame] = np.clip(out[frame] + _enlarged(low[frame - first], up), -1.0, 1.0)
+    meet_given(out, given, known.all(axis=(1, 2)))
+    np.clip(out, -1.0, 1.0, out=out)
     for frame in range(len(known)):
         where = np.broadcast_to(known[frame], (height, width))
         out[frame][where] = given[frame][where]
