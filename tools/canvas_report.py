@@ -4,7 +4,7 @@
 
 RUN is a run of experiments/worlds_canvas.py, --simulator one of experiments/worlds_steer.py. Scenes are drawn from a
 seed that training never saw. Baselines: copying the last frame, and a linear blend where there are two ends. Writes
-OUT/report.html and OUT/results.json, and prints the tables.
+OUT/report.html, OUT/report.png (the first scene of each task) and OUT/results.json, and prints the tables.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from canvas_measures import MEASURES, Measure
 from canvas_rollout import rollout, simulate
+from contact_sheet import sheet
 
 import vdit
 from vdit.eval.page import Page
@@ -72,6 +73,9 @@ def save(measures: list[Measure], run: str, fps: float, out: Path) -> None:
     before = json.loads(file.read_text()) if file.exists() else {}
     file.write_text(json.dumps(before | results, indent=1) + "\n")
     page.save(out / "report.html")
+    firsts = [(measure.name, card) for measure in measures for card in measure.cards[: measure.columns]]
+    shown = [(video, f"{name}: {text}") for name, (video, text) in firsts]
+    sheet(*zip(*shown), shown=6).save(out / "report.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -16,10 +17,12 @@ from vdit.quickstart.config import held_out
 SCALE, GAP, TEXT = 2, 4, 20
 
 
-def sheet(videos: np.ndarray, captions: list[str], *, shown: int = 5, columns: int = 2) -> Image.Image:
-    """videos float [b t h w 3] in [-1, 1]: `shown` frames of each in a row, its caption above."""
-    frames = np.linspace(0, videos.shape[1] - 1, shown).astype(int)
-    height, width = (side * SCALE for side in videos.shape[2:4])
+def sheet(videos: Sequence[np.ndarray], captions: Sequence[str], *, shown: int = 5, columns: int = 2) -> Image.Image:
+    """Videos [t h w 3] of one size, uint8 or float in [-1, 1]: `shown` frames of each in a row, its caption above.
+
+    Of a video of one frame there is that one.
+    """
+    height, width = (side * SCALE for side in videos[0].shape[1:3])
     cell = ((width + GAP) * shown + 3 * GAP, height + TEXT + GAP)
     rows = -(-len(videos) // columns)
     page = Image.new("RGB", (cell[0] * columns, cell[1] * rows), "white")
@@ -27,8 +30,9 @@ def sheet(videos: np.ndarray, captions: list[str], *, shown: int = 5, columns: i
     for index, (video, caption) in enumerate(zip(videos, captions)):
         left, top = index % columns * cell[0], index // columns * cell[1]
         draw.text((left + GAP, top + 2), caption, fill="black", font=font)
-        for place, frame in enumerate(frames):
-            pixels = np.round((video[frame] + 1) * 127.5).astype(np.uint8)
+        count = 1 if len(video) == 1 else shown
+        for place, frame in enumerate(video[np.linspace(0, len(video) - 1, count).astype(int)]):
+            pixels = frame if frame.dtype == np.uint8 else np.round((frame + 1) * 127.5).astype(np.uint8)
             image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
             page.paste(image, (left + GAP + place * (width + GAP), top + TEXT))
     return page
