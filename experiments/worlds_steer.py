@@ -60,7 +60,7 @@ def config() -> Experiment:
         diffusion=DiffusionConfig(stratified=True),
         canvases=CanvasConfig(none=0.1, first=0.1, head=0.4, frames=0.4, context_dropout=0.0, context_noise=0.2),
         dit_train=TrainConfig(
-            steps=5000,
+            steps=10_000,
             batch_size=2,
             ema_decay=0.995,
             save_every=1000,

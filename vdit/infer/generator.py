@@ -76,7 +76,7 @@ class Generator:
         frames: 1 + a multiple of the VAE's stride in time; 1 makes images. size: (height, width) in
         pixels, multiples of VAE stride x patch. What is None is as in the experiment's `sample`.
         guidance: scale, 1 for none; low_guidance: that of a model's second transformer, None for the same.
-        known_level, context_guidance: see vdit.tasks.generate.Method.
+        known_level, context_guidance: see vdit.tasks.method.Method.
         reuse: threshold under which the network's blocks are passed over between steps; 0 for never (vdit.tasks.reuse).
         seed: the same seed, prompts and sizes give the same videos. negative: guided away from.
         noise: float32 [b t' h' w' c], the latents to start from instead of those that `seed` draws.
@@ -96,7 +96,8 @@ class Generator:
             size = self.experiment.sample.size if size is None else size
             given = self._first_frame(image, size, len(prompts))
         if given is not None:
-            size, given, method = given.video.shape[2:4], _for_each(given, len(prompts)), _beginning(method, given)
+            size, given = given.video.shape[2:4], _for_each(given, len(prompts))
+        method = _suited(method, given)
         task = self.task(method, frames, size, given=given is not None, decode=not latents)
         noise = None if noise is None else self._noise(noise, task, len(prompts))
         tokens = self.tokens(prompts), self.tokens([negative] * len(prompts))
@@ -165,9 +166,14 @@ def _for_each(given: Given, count: int) -> Given:
     return jax.tree.map(spread, given)
 
 
-def _beginning(method: Method, given: Given) -> Method:
-    """The method from the noise level on at which the given videos begin: 1 where anything is to be made anew."""
-    start = float(np.max(given.level))
+def _suited(method: Method, given: Given | None) -> Method:
+    """The method from the noise level on at which the given videos begin: 1 where anything is to be made anew.
+
+    Guidance by what is known is left out where nothing is: it would cost a row and change nothing.
+    """
+    if given is None or not (np.asarray(given.level) == 0).any():
+        method = dataclasses.replace(method, context_guidance=1.0)
+    start = 1.0 if given is None else float(np.max(given.level))
     if start in (0.0, 1.0):
         return method
     return dataclasses.replace(method, grid=dataclasses.replace(method.grid, start=start))

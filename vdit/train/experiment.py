@@ -56,7 +56,7 @@ class SampleConfig:
         for the kind of diffusion. Both belong to `sampler`: asking for another one leaves them out.
     guidance: scale of classifier-free guidance, 1 for none; interval, rescale: see vdit.diffusion.Guidance.
     low_guidance: its scale for the second transformer of a model that has two; None is `guidance`.
-    known, known_level, context_guidance: how what a user gives is told and followed (vdit.tasks.generate.Method);
+    known, known_level, context_guidance: how what a user gives is told and followed (vdit.tasks.method.Method);
         known=None is "clean" for models trained with canvases (Experiment.canvases), else "noised".
     reuse: threshold under which blocks are passed over between steps, for speed (vdit.tasks.reuse); 0 for never.
     """
