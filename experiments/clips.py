@@ -43,7 +43,7 @@ PROMPTS = (
 
 
 def config() -> Experiment:
-    vae_steps, dit_steps = 1600, 700
+    vae_steps, dit_steps = 1600, 2500
     return Experiment(
         name="clips",
         data=DataConfig(
