@@ -23,19 +23,22 @@ def meet_given(out: Array, given: Array, whole: Array) -> None:
     """Mixes frames of `out` next to given ones with them, in place.
 
     out: float32 [t h w 3] in [-1, 1], the model's decoding, of the given frames too. given: [t' h w 3]. whole: bool
-    [t'], which frames are given from edge to edge. One side's weights, cos^2 of a ramp, and the other's add up to 1 in
-    a passage of FRAMES.
+    [t'], which frames are given from edge to edge. The share of a given frame falls as cos^2 with the distance; where
+    two are near, both shares add up to 1 at most.
     """
     error: dict[int, Array] = {}
     for t in range(len(out)):
         if t < len(whole) and whole[t]:
             continue
+        near = _beside(t, whole)
+        shares = [_share(distance) for distance, _ in near]
         more = np.zeros_like(out[t])
-        for distance, source in _beside(t, whole):
+        for share, (_, source) in zip(shares, near):
             if source not in error:
                 error[source] = _local(given[source] - out[source])
             if error[source].any():
-                more += _ramp(distance) * _step(out[t], out[source], given[source], error[source])
+                step = _step(out[t], out[source], given[source], error[source])
+                more += share / max(1.0, sum(shares)) * step
         out[t] += more
 
 
@@ -51,8 +54,9 @@ def _beside(t: int, whole: Array) -> list[tuple[int, int]]:
     return near
 
 
-def _ramp(distance: int) -> float:
-    return float(np.cos(np.pi / 2 * distance / (FRAMES + 1)) ** 2)
+def _share(distance: int) -> float:
+    """Of the given frame in the one so many frames away: all of it in the next one."""
+    return float(np.cos(np.pi / 2 * (distance - 1) / FRAMES) ** 2)
 
 
 def _step(made: Array, source: Array, given: Array, error: Array) -> Array:
