@@ -17,7 +17,7 @@ import vdit.worlds
 from vdit.eval.flow import seam
 from vdit.eval.metrics import psnr
 from vdit.eval.shapes import Detection, detect
-from vdit.eval.tracks import position_error, track
+from vdit.eval.tracks import count_objects, position_error, track
 from vdit.infer.generator import Generator
 from vdit.worlds import COLOURS, WorldSample
 
@@ -140,7 +140,7 @@ def connect(generator: Generator, count: int) -> Measure:
                 "ends kept": bool((clip[:9] == head).all() and (clip[25:] == tail).all()),
                 "error in the middle": float(_errors(clip[16:18], truth[16:18]).mean()),
                 "mean error": float(np.nanmean(_errors(clip[9:25], truth[9:25]))),
-                "in sight": float(np.isfinite(_errors(clip[9:25], truth[9:25])).mean()),
+                "frames with one object" + SHARE: float(np.mean([count_objects(frame) == 1 for frame in clip[9:25]])),
                 "PSNR, dB": psnr(clip[9:25], scene.video[9:25]),
                 "step at the joins / median": _joins(clip, (8, 24)),
             })  # fmt: skip

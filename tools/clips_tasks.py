@@ -29,7 +29,6 @@ from vdit.infer.inputs import read_input
 
 CLIPS = (
     "torchcodec_nasa_13013.mp4", "exo_bear_vp9.webm", "exo_roadtrip_vp9_10bit.webm", "exo_portrait_paper_1.mp4",
-    "exo_london_skyline_360p.mp4",
 )  # fmt: skip
 FRAMES = 21  # of each clip
 MADE = 8  # frames that are made where a task makes some
