@@ -5,7 +5,7 @@
     python tools/clips_report.py runs/clips
     python tools/clips_tasks.py runs/clips
 
-Hardware: 2 CPU cores; VAE 20 minutes and DiT 50 beside other work (about half alone), at most 3.9 GB of memory.
+Hardware: 2 CPU cores; VAE 21 minutes and DiT 50, both beside other work, at most 3.9 GB of memory.
 Expected: PSNR of reconstruction 26.2 dB on clips seen and 23.3 dB on those left out; 99.97% useful tokens; every
 command runs, given frames come back bit for bit, made ones go on blurred (tools/clips_tasks.py).
 A check of the whole way rather than a good model: more steps, on a GPU, are what it wants.

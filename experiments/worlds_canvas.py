@@ -4,11 +4,11 @@
     vdit extend runs/canvas shape.mp4 "a red circle moves to the left" --after 16 --out longer.mp4
     python tools/canvas_report.py runs/canvas --out canvas_report
 
-Hardware: 2 CPU cores; VAE 3 minutes, latents 2, DiT 50 (at 2,850 tokens/s), at most 1.6 GB of memory.
+Hardware: 2 CPU cores; VAE 5 minutes, latents 2, DiT 50 (at 2,850 tokens/s), at most 1.6 GB of memory.
 Expected: animate 100% right, extend off by 0.028 of the side after 8 frames, object permanence 100% (README, "One
 canvas, measured").
 
-Half of the clips are drawn from text alone; of the others some frames, or a region of them, are known, so that the
+Nearly half of the clips are drawn from text alone; of the others some frames, or a region of them, are known, so that the
 same weights make, animate, extend, loop, connect, edit, inpaint and roll out (vdit/train/canvases.py).
 """
 

@@ -4,7 +4,7 @@
     vdit simulate runs/steer "a red circle that is steered" --keys "dddd ssss aaaa" --out played.mp4
     python tools/canvas_report.py runs/canvas --simulator runs/steer --out canvas_report
 
-Hardware: 2 CPU cores; VAE 1.5 minutes, DiT 45 beside other work (about half alone), at most 1.5 GB of memory.
+Hardware: 2 CPU cores; VAE 1.5 minutes, DiT 45 beside other work, at most 1.5 GB of memory.
 Expected: 83% of steps obeyed to within half a step, 45 steps a second (tools/canvas_report.py; measured on a run of
 5,000 steps that was gone on with to 10,000).
 

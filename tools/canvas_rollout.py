@@ -27,17 +27,17 @@ def rollout(generator: Generator, run: str, *, seconds: int, out: Path) -> Measu
     files = {length: out / f"rollout-{length}s.mp4" for length in (SHORT, seconds)}
     costs = {length: _run(run, scene.caption, length, file) for length, file in files.items()}
     video = vdit.read_video(files[seconds]).frames
-    tenth = len(video) // 6
+    sixth = len(video) // 6
     seen = track(video)
     drift = colour_drift(seen.rgb, first=int(fps))
     steps = np.linalg.norm(displacements(seen.centres), axis=-1)
     counts = np.array([count_objects(frame) for frame in video])
     grey = np.median(video.reshape(len(video), -1), axis=1)
     rows = []
-    for start in range(0, len(video) - tenth + 1, tenth):
-        part = slice(start, start + tenth)
+    for start in range(0, len(video) - sixth + 1, sixth):
+        part = slice(start, start + sixth)
         rows.append({
-            "seconds": f"{start / fps:.0f} to {(start + tenth) / fps:.0f}",
+            "seconds": f"{start / fps:.0f} to {(start + sixth) / fps:.0f}",
             "one object" + SHARE: float((counts[part] == 1).mean()),
             "objects": float(counts[part].mean()),
             "pixels a frame": float(np.nanmedian(steps[part])),
