@@ -8,8 +8,8 @@ Hardware: 2 CPU cores; VAE 5 minutes, latents 2, DiT 50 (at 2,850 tokens/s), at 
 Expected: animate 100% right, extend off by 0.028 of the side after 8 frames, object permanence 100% (README, "One
 canvas, measured").
 
-Nearly half of the clips are drawn from text alone; of the others some frames, or a region of them, are known, so that the
-same weights make, animate, extend, loop, connect, edit, inpaint and roll out (vdit/train/canvases.py).
+Nearly half of the clips are drawn from text alone; of the others some frames, or a region of them, are known, so that
+the same weights make, animate, extend, loop, connect, edit, inpaint and roll out (vdit/train/canvases.py).
 """
 
 from vdit.data.config import DataConfig

@@ -276,3 +276,14 @@ def test_a_model_of_actions_is_told_that_nothing_is_done():
     assert generator.asked[0]["frames"] == 15
     assert generator.asked[0]["given"].action.shape == (1, 4, 12)
     assert not generator.asked[0]["given"].action.any()
+
+
+@pytest.mark.parametrize(("level", "rows"), [(None, 1), (0.5, 1), (1.0, 1), (0.0, 2)])
+def test_guidance_by_context_costs_a_row_only_where_something_is_known(generator, monkeypatch, level, rows):
+    asked = []
+    monkeypatch.setattr("vdit.infer.generator.draw", lambda task, *_: asked.append(task.method.rows))
+    given = None
+    if level is not None:
+        given = Given(video=np.zeros((1, 1, *tiny.SIZE, 3), np.float32), level=np.full((1, 1, 1, 1), level, np.float32))
+    generator("a", given=given, size=tiny.SIZE, guidance=1.0, context_guidance=2.0)
+    assert asked == [rows]
