@@ -11,13 +11,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SCANNED = ("vdit", "experiments", "data_pipelines")
 
-BASE = {"types", "config", "errors"}
+BASE = {"types", "config", "errors", "paths"}
 MODELS = BASE | {"dist", "nn", "vae", "text", "dit", "vision"}
 # What each part of vdit may import of vdit. "video" stands for vdit/video_*.py.
 MAY_IMPORT = {
     "errors": set(),
     "types": {"errors"},
-    "config": {"errors"},
+    "config": {"errors", "paths"},
+    "paths": {"errors"},
     "video": BASE,
     "worlds": BASE,
     "eval": BASE | {"video", "worlds"},

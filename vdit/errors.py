@@ -4,9 +4,28 @@ Each carries one line that names the value, the rule it breaks and the mend. The
 that line and exits with code 2; a traceback is shown only for errors that are vdit's own fault.
 """
 
+_LONGEST = 2000
+
 
 class VditError(Exception):
-    """Base of all errors that a user can cause and mend."""
+    """Base of all errors that a user can cause and fix.
+
+    The message is one printable line: names and values from outside may hold line breaks, control characters or
+    megabytes, so control characters are escaped and the middle of a very long message is left out.
+    """
+
+    def __init__(self, message: object = "", *details: object):
+        super().__init__(one_line(str(message)), *details)
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks, control characters and lone surrogates; shortened in the middle if very long."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} [... {len(text) - _LONGEST} characters ...] {text[-_LONGEST // 2 :]}"
+    if text.isprintable():
+        return text
+    plain = (" " if c.isspace() else c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(plain).strip()
 
 
 class ConfigError(VditError, ValueError):
