@@ -13,7 +13,7 @@ A check of the whole way rather than a good model: more steps, on a GPU, are wha
 Three areas, four durations and three frame rates are mixed in one batch; a clip keeps its aspect ratio.
 Six files are held out, one of a kind each, so that the report can tell seen from unseen. Any folder of
 videos with captions (captions.jsonl or captions.csv with "file" and "caption", or a .txt beside each
-video) trains likewise: --cfg.data.path=FOLDER --cfg.holdout=().
+video) trains likewise: vdit train clips --data FOLDER.
 
 With a perceptual loss, given SqueezeNet 1.1's Keras file (without top):
     --cfg.vae_loss.perceptual_weight=0.1 --cfg.vae_loss.perceptual_weights=squeezenet_notop.h5

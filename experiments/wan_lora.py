@@ -1,6 +1,6 @@
 """A LoRA for Wan 2.1 (1.3B) on a folder of videos: a subject, a style or a motion that it does not know.
 
-    vdit import Wan2.1-T2V-1.3B-Diffusers runs/wan        the public weights, once
+    vdit import Wan2.1-T2V-1.3B-Diffusers runs/wan      # the public weights, once
     vdit train experiments/wan_lora.py --workdir runs/style --cfg.data.path=my_videos
     vdit sample runs/style "a prompt in the words of the captions" --out sample.mp4
 

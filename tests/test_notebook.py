@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import ROOT, TINY
 
-NEEDS = "the notebook test needs nbclient and ipykernel: pip install 'vdit[test]'"
+NEEDS = "the notebook test needs nbclient and ipykernel: pip install -e '.[test]'"
 nbformat = pytest.importorskip("nbformat", reason=NEEDS)
 nbclient = pytest.importorskip("nbclient", reason=NEEDS)
 pytest.importorskip("ipykernel", reason=NEEDS)

@@ -7,6 +7,7 @@ that line and exits with code 2; a traceback is shown only for errors that are v
 _LONGEST = 2000
 
 
+
 class VditError(Exception):
     """Base of all errors that a user can cause and fix.
 
@@ -70,6 +71,36 @@ class HostsError(VditError):
 
 class Preempted(BaseException):
     """The machine is wanted back (SIGTERM); what could be saved is. As KeyboardInterrupt, no error to be handled."""
+
+
+DISTRIBUTION = "vdit-jax"  # vdit's name on package indexes: `vdit` there is somebody else's package
+
+
+def install_command(extra: str) -> str:
+    """The shell command that installs vdit's optional dependencies `extra`, from where this vdit was installed from.
+
+    extra: a name of [project.optional-dependencies] in pyproject.toml.
+    """
+    import json  # here, because every command imports this module and few need them
+    import shlex
+    from importlib import metadata
+    from pathlib import Path
+    from urllib.parse import unquote, urlsplit
+
+    requirement = f"{DISTRIBUTION}[{extra}]"
+    try:
+        origin = json.loads(metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
+    except (metadata.PackageNotFoundError, ValueError):
+        origin = {}  # not installed, but on the path: from a checkout
+        if (checkout := Path(__file__).parents[1] / "pyproject.toml").is_file():
+            origin = {"url": checkout.parent.as_uri(), "dir_info": {"editable": True}}
+    url = origin.get("url", "")
+    if "vcs_info" in origin:
+        return f"pip install '{requirement} @ {origin['vcs_info']['vcs']}+{url}'"
+    if url.startswith("file:"):
+        editable = "-e " if origin.get("dir_info", {}).get("editable") else ""
+        return f"pip install {editable}{shlex.quote(f'{unquote(urlsplit(url).path)}[{extra}]')}"
+    return f"pip install '{requirement}'"
 
 
 # Exit codes of `vdit`. Launchers start again on AGAIN (sysexits' EX_TEMPFAIL), never on MEND.

@@ -36,7 +36,7 @@ KNOWN = {
 @pytest.fixture(scope="module", params=["cpu", "tpu"])
 def found(request):
     if request.param == "tpu" and importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu is not installed: pip install 'vdit[test]'")
+        pytest.skip("libtpu is not installed: pip install -e '.[test]'")
     command = [sys.executable, str(ROOT / "tests/dist/known_collectives.py"), request.param]
     env = os.environ | TPU | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)

@@ -27,7 +27,7 @@ TPU = {
 @pytest.fixture(scope="module")
 def compiled():
     if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu is not installed: pip install 'vdit[test]'")
+        pytest.skip("libtpu is not installed: pip install -e '.[test]'")
     command = [sys.executable, str(ROOT / "tests/nn/attention_for_tpu.py")]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | TPU | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr[-3000:]

@@ -55,7 +55,7 @@ def test_a_machine_without_the_compiler_is_told_what_to_install(monkeypatch):
     monkeypatch.setattr(
         topologies.importlib.util, "find_spec", lambda name: None if name == "libtpu" else find(name)
     )
-    with pytest.raises(ConfigError, match=r"pip install 'vdit\[tpu\]'"):
+    with pytest.raises(ConfigError, match=r"pip install .*\[tpu\]'"):
         child_environment(parse_topology("v5e:2x2"))
     assert child_environment(parse_topology("cpu:8"))["JAX_PLATFORMS"] == "cpu"
 

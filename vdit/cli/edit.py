@@ -18,7 +18,7 @@ examples:
   vdit edit runs/mine dog.mp4 "a cat runs" --out cat.mp4
   vdit edit runs/mine dog.mp4 "a cat runs" --strength 0.9 --structure 4 --steps 40
   vdit edit runs/mine dog.mp4 "a cat runs" --source "a dog runs" --invert --strength 1
-  vdit edit runs/mine dog.mp4 "a dog in the snow" --strength 0:0.8            gradual, from the first frame to the last
+  vdit edit runs/mine dog.mp4 "a dog in the snow" --strength 0:0.8          # gradual, from the first frame to the last
   vdit edit runs/mine dog.mp4 "a red collar" --box 40%,30%,20%,20% --strength 0.8
 
 A long video is made in windows, each of which knows the end of the one before (--overlap)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import traceback
 from collections.abc import Sequence
@@ -57,15 +58,15 @@ sampled as they are, imported as a run, and exported again."""
 
 EPILOG = """\
 examples:
-  vdit quickstart                                    from nothing to a measured model, in minutes
-  vdit train --data my_videos --workdir runs/mine    a folder of video files with captions
+  vdit quickstart                                  # from nothing to a measured model, in minutes
+  vdit train --data my_videos --workdir runs/mine  # a folder of video files with captions
   vdit train experiments/clips.py --cfg.dit.depth=4  an experiment file, one value changed
-  vdit plan experiments/dit_xl_pod.py                what a pod needs for it, compiled without one
+  vdit plan experiments/dit_xl_pod.py              # what a pod needs for it, compiled without one
   vdit sample runs/mine "a dog runs" --out dog.mp4
   vdit sample --model Wan2.1-T2V-1.3B-Diffusers "a dog runs" --out dog.mp4
-  vdit animate runs/mine dog.jpg "a dog runs"      and vdit extend, vdit loop, vdit connect: from images and videos
-  vdit rollout runs/mine "a dog runs" --seconds 60   written as it is made; and vdit simulate: a world that is played
-  vdit import Wan2.1-T2V-1.3B-Diffusers runs/wan   and vdit export runs/wan FOLDER, the way back
+  vdit animate runs/mine dog.jpg "a dog runs"    # and vdit extend, vdit loop, vdit connect: from images and videos
+  vdit rollout runs/mine "a dog runs" --seconds 60 # written as it is made; and vdit simulate: a world that is played
+  vdit import Wan2.1-T2V-1.3B-Diffusers runs/wan # and vdit export runs/wan FOLDER, the way back
   vdit reconstruct runs/mine video.mp4 --out check
 
 `vdit COMMAND --help` says more. Errors that you can mend are one line, with exit code 2; 75 says that the same
@@ -93,20 +94,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
 
-def _run(arguments: list[str]) -> int:
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """(options, overrides "key=value") of a command line; UsageError where it cannot be understood.
+
+    options.command is None where no command is named.
+    """
     parser = _parser()
     rest, overrides = take_overrides(arguments)
     name = next((item for item in rest if not item.startswith("-")), None)
     if name is not None and name not in COMMANDS:
         raise UsageError(f"unknown command {name!r}{nearest(name, COMMANDS)} (commands: {', '.join(COMMANDS)})")
     options, unknown = parser.parse_known_args(rest)
-    if options.command is None:
-        refuse_unknown(unknown, parser)
-        parser.print_help()
-        return MEND
-    refuse_unknown(unknown, options.parser)
-    if overrides and not options.takes_overrides:
+    refuse_unknown(unknown, parser if options.command is None else options.parser)
+    if overrides and options.command is not None and not options.takes_overrides:
         raise UsageError(f"--cfg.{overrides[0].split('=')[0]}: vdit {options.command} takes no overrides")
+    return options, overrides
+
+
+def _run(arguments: list[str]) -> int:
+    options, overrides = parse(arguments)
+    if options.command is None:
+        _parser().print_help()
+        return MEND
     return options.run(options, overrides)
 
 

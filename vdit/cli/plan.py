@@ -13,7 +13,7 @@ Compiles the programs of an experiment for a TPU topology, on a machine that has
 and the VAE's decode, each the very code that runs on a pod. Tells the memory of a device by kind, FLOPs, what devices
 send each other by mesh axis, and the time and use of the chips that a roofline allows.
 
-Chips: v4, v5e, v5p, v6e, 7x. Needs libtpu (pip install 'vdit[tpu]'); "cpu:8" plans for simulated CPU devices."""
+Chips: v4, v5e, v5p, v6e, 7x. Needs libtpu (vdit's extra "tpu"); "cpu:8" plans for simulated CPU devices."""
 EPILOG = """\
 examples:
   vdit plan experiments/dit_xl_pod.py
@@ -28,7 +28,7 @@ DOES_NOT_FIT = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("experiment", metavar="EXPERIMENT", help="a .py file, a module's dotted name, or a run's folder")
+    add("experiment", metavar="EXPERIMENT", help="a .py file, a shipped name, a module, or a run's folder")
     add("--topology", metavar="KIND:SHAPE", help="v5p:8x8x8; 2*v5p:4x4x4 is two slices; default: the experiment's")
     add("--program", action="append", metavar="NAME", help="only this one of train, sample, decode; may be repeated")
     add("--out", metavar="FOLDER", help="where plan.json and plan.html go; default: plans/NAME-TOPOLOGY")

@@ -28,7 +28,7 @@ examples:
   vdit sample --model Wan2.1-T2V-1.3B-Diffusers "a dog runs" --out dog.mp4 --weights int8
   vdit sample --model Wan2.2-TI2V-5B "the dog runs" --image dog.jpg --out dog.mp4 --lora style.safetensors:0.8
   vdit sample --model DiT-XL-2-256 207 "golden retriever" --out dogs
-  vdit sample runs/mine "a long walk" --frames 1441 --mesh sequence=8 --out walk.mp4      one video by 8 devices
+  vdit sample runs/mine "a long walk" --frames 1441 --mesh sequence=8 --out walk.mp4    # one video by 8 devices
 
 A line of a .jsonl or .csv file of --prompts may say more of its own video; the rest is as the command says:
   {"prompt": "a dog runs", "negative": "blurred", "seed": 7, "frames": 33, "size": "64x96", "out": "dog.mp4"}

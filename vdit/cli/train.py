@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 from pathlib import Path
 
 from vdit.cli.parser import UsageError, nearest
@@ -15,15 +16,16 @@ tokenizer of the captions (tokenizer), the diffusion transformer (dit). A stage 
 that was interrupted goes on from its last checkpoint, so the same command starts and resumes a run.
 
 An experiment is a Python file with a function config() that returns a vdit Experiment; those in experiments/
-are meant to be read. A run's folder also stands for its experiment. Without one, --data trains a small default
+are meant to be read, and are found by name too (`vdit train clips`). A run's folder also stands for its experiment.
+Without one, --data trains a small default
 on a folder of ordinary video files, with captions in captions.jsonl or captions.csv ("file" and "caption") or
 in a .txt file beside each video. Files that cannot be read are skipped, counted and named."""
 EPILOG = """\
 examples:
   vdit train --data my_videos --workdir runs/mine
-  vdit train experiments/clips.py --workdir runs/clips --cfg.dit.depth=4 --cfg.data.areas=(9216,16384)
-  vdit train experiments/clips.py --help-config      lists every --cfg key with its type and value
-  vdit train runs/clips --stage dit --cfg.dit_train.steps=20000      goes on with a run, longer
+  vdit train experiments/clips.py --workdir runs/clips --cfg.dit.depth=4 --cfg.data.areas=9216,16384
+  vdit train experiments/clips.py --help-config    # lists every --cfg key with its type and value
+  vdit train runs/clips --stage dit --cfg.dit_train.steps=20000    # goes on with a run, longer
 
 On several hosts, start the same command on each: in GKE and under Slurm jax finds the others itself, on the machines
 of a TPU pod with VDIT_CLUSTER=1; elsewhere set VDIT_COORDINATOR (host:port of the first), VDIT_PROCESSES and
@@ -38,7 +40,7 @@ STAGES = ("vae", "latents", "tokenizer", "dit")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "experiment", nargs="?", metavar="EXPERIMENT", help="a .py file, a module's dotted name, or a run's folder"
+        "experiment", nargs="?", metavar="EXPERIMENT", help="a .py file, a shipped name, a module, or a run's folder"
     )
     parser.add_argument(
         "--workdir", "--out", metavar="RUN", help="the run's folder; default: runs/NAME, or the run given as EXPERIMENT"
@@ -112,8 +114,30 @@ def _stages(named: list[str] | None) -> tuple[str, ...]:
     return STAGES if not named else tuple(stage for stage in STAGES if stage in named)
 
 
+def shipped_experiments() -> dict[str, Path]:
+    """Name -> file of the experiments that come with vdit: beside its checkout, or where its wheel put them."""
+    from importlib import metadata
+
+    from vdit.errors import DISTRIBUTION
+
+    checkout = Path(__file__).parents[2] / "experiments"
+    if (checkout.parent / "pyproject.toml").is_file():
+        files = list(checkout.glob("*.py"))
+    else:
+        try:
+            installed = metadata.files(DISTRIBUTION) or []
+        except metadata.PackageNotFoundError:
+            installed = []
+        files = [Path(file.locate()) for file in installed if file.match("share/vdit/experiments/*.py")]
+    return {file.stem: file for file in sorted(files)}
+
+
 def find_experiment(source: str | None, data: str | None = None):
-    """The Experiment of a .py file, a module's dotted name or a run's folder, or the default one on a folder."""
+    """The Experiment that `source` names, or the default one on a folder of videos.
+
+    source: a run's folder, a .py file, a shipped experiment's name, or a module's dotted name; the first that exists.
+    data: a folder of videos to train on in the place of the experiment's own.
+    """
     from vdit.cli.folder import folder_experiment, on_folder
     from vdit.config import load_config
     from vdit.train.experiment import Experiment
@@ -123,7 +147,14 @@ def find_experiment(source: str | None, data: str | None = None):
         if data is None:
             raise UsageError("nothing to train: give an EXPERIMENT.py, or --data FOLDER (see vdit train --help)")
         return folder_experiment(data)
-    experiment = Workspace(source).experiment() if Path(source).is_dir() else load_config(source)
+    shipped = {} if Path(source).exists() or source.endswith(".py") else shipped_experiments()
+    if Path(source).is_dir():
+        experiment = Workspace(source).experiment()
+    elif source.isidentifier() and source not in shipped and importlib.util.find_spec(source) is None:
+        known = ", ".join(shipped) or "none are installed"
+        raise UsageError(f"no experiment {source!r}{nearest(source, shipped)} (give a .py file, or one of: {known})")
+    else:
+        experiment = load_config(shipped.get(source, source))
     if not isinstance(experiment, Experiment):
         raise UsageError(f"{source}: config() returned {type(experiment).__name__}, vdit train needs an Experiment")
     return experiment if data is None else on_folder(experiment, data)

@@ -10,7 +10,7 @@ import numpy as np
 
 from vdit.data.config import DataConfig
 from vdit.data.cuts import Shot, resize_video
-from vdit.errors import DataError
+from vdit.errors import DataError, install_command
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def _open(path: str, split: str) -> Any:
     try:
         import tensorflow_datasets as tfds
     except ImportError:
-        raise DataError("data.source='tfds' needs tensorflow-datasets: pip install 'vdit[data]'") from None
+        raise DataError(f"data.source='tfds' needs tensorflow-datasets: {install_command('data')}") from None
     try:
         if Path(path).is_dir():
             builder = tfds.builder_from_directory(path)

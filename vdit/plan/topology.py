@@ -9,7 +9,7 @@ import math
 import os
 import re
 
-from vdit.errors import ConfigError
+from vdit.errors import ConfigError, install_command
 from vdit.plan.chips import ALIASES, CHIPS, Chip
 
 # What the compiler asks of a machine without TPUs. The type is not that of the topology: any will do.
@@ -83,7 +83,7 @@ def child_environment(topology: Topology) -> dict[str, str]:
         return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{flags} {count}".strip()}
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(f"topology {topology.name} needs the TPU compiler, and libtpu is not installed: "
-                          "pip install 'vdit[tpu]' (it needs no TPU)")  # fmt: skip
+                          f"{install_command('tpu')} (it needs no TPU)")  # fmt: skip
     # A profiler's or launcher's own settings would send libtpu to look for real chips.
     rest = {key: value for key, value in os.environ.items() if not key.startswith(("TPU_", "MEGASCALE_"))}
     return rest | ENVIRONMENT

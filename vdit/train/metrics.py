@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vdit.errors import ConfigError, ShapeError
+from vdit.errors import ConfigError, ShapeError, install_command
 
 
 class Writer(Protocol):
@@ -118,7 +118,7 @@ class WandB:
         try:
             import wandb
         except ImportError:
-            raise ConfigError("Weights & Biases is not installed: pip install 'vdit[wandb]'") from None
+            raise ConfigError(f"Weights & Biases is not installed: {install_command('wandb')}") from None
         self._wandb = wandb
         self._run = wandb.init(**options)
 

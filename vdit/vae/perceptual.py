@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdit.errors import ConfigError, ShapeError
+from vdit.errors import ConfigError, ShapeError, install_command
 from vdit.types import Array, PyTree
 
 FIRES = ("fire2", "fire3", "fire4", "fire5", "fire6", "fire7", "fire8", "fire9")
@@ -28,7 +28,7 @@ def load_squeezenet(path: str | Path) -> PyTree:
     try:
         import h5py
     except ImportError as error:
-        raise ConfigError("reading perceptual weights needs h5py: pip install 'vdit[data]'") from error
+        raise ConfigError(f"reading perceptual weights needs h5py: {install_command('data')}") from error
     if not Path(path).is_file():
         raise ConfigError(f"perceptual weights {str(path)!r} not found: give SqueezeNet 1.1's h5 file")
     layers = ["conv1", *(f"{fire}/{part}" for fire in FIRES for part in PARTS)]
