@@ -20,6 +20,7 @@ def options(*arguments):
 
 @pytest.mark.parametrize(("arguments", "seeds"), [
     ((), [0]), (("--seed", "4"), [4]), (("--seed", "4", "--count", "3"), [4, 5, 6]), (("--seeds", "3, 1,8"), [3, 1, 8]),
+    (("--seed", str(2**64 - 1)), [2**64 - 1]),
 ])  # fmt: skip
 def test_seeds(arguments, seeds):
     assert output.seeds_of(options(*arguments)) == seeds
@@ -27,7 +28,8 @@ def test_seeds(arguments, seeds):
 
 @pytest.mark.parametrize("arguments", [
     ("--seeds", "1,1"), ("--seeds", "a"), ("--seeds", ""), ("--count", "0"), ("--seeds", "1,2", "--count", "3"),
-    ("--seeds", "1,2", "--seed", "3"),
+    ("--seeds", "1,2", "--seed", "3"), ("--seed", str(2**64)), ("--seed", "9" * 5000), ("--seed", "-1"),
+    ("--seeds", f"1,{2**64}"), ("--seed", str(2**64 - 1), "--count", "2"),
 ])  # fmt: skip
 def test_seeds_that_cannot_be_are_refused(arguments):
     with pytest.raises(UsageError):

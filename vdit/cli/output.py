@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vdit.cli.parser import UsageError, at_least, nearest
+from vdit.cli.parser import UsageError, at_least, nearest, seed
 from vdit.errors import ConfigError
 
 VIDEO, IMAGE = (".mp4", ".webm", ".gif", ".mkv"), (".png", ".jpg")
@@ -34,7 +34,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Options of how videos are sampled."""
-    parser.add_argument("--seed", type=at_least(0), default=0, help="default: 0")
+    parser.add_argument("--seed", type=seed, default=0, help="from 0 to 2**64 - 1; default: 0")
     parser.add_argument("--steps", type=at_least(1), metavar="N", help="sampler steps")
     parser.add_argument("--guidance", type=at_least(0, float), metavar="SCALE", help="by the prompt; 1 for none")
     parser.add_argument("--negative", default="", metavar="TEXT", help="a prompt to guide away from")
@@ -54,7 +54,17 @@ def seeds_of(options: argparse.Namespace) -> list[int]:
     """The seeds asked for by --seed, --seeds and --count."""
     if options.seeds is not None and (options.count is not None or options.seed):
         raise UsageError("--seeds names all seeds: leave --seed and --count out, or give --seed and --count instead")
-    return options.seeds or [options.seed + k for k in range(options.count or 1)]
+    return options.seeds or seeds_from(options.seed, options.count)
+
+
+def seeds_from(first: int, count: int | None) -> list[int]:
+    """`count` seeds (None: one) from the first one up; UsageError where they leave the 64 bits."""
+    from vdit.seeds import MAX_SEED
+
+    count = count or 1
+    if first + count - 1 > MAX_SEED:
+        raise UsageError(f"--count {count}: from seed {first} up there are fewer seeds of 64 bits: give a lower --seed")
+    return [first + k for k in range(count)]
 
 
 def split_model(options: argparse.Namespace) -> tuple[str, list[str]]:
@@ -187,10 +197,10 @@ def progress(name: str, total: int):
 
 
 def _seeds(text: str) -> list[int]:
-    seeds = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in seeds) or len(set(seeds)) < len(seeds):
-        raise argparse.ArgumentTypeError(f"{text!r} must be different whole numbers from 0 up, as in 0,1,2")
-    return [int(part) for part in seeds]
+    seeds = [seed(part) for part in text.split(",")]
+    if len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"{text!r} must be different seeds, as in 0,1,2")
+    return seeds
 
 
 def batches(items: Sequence, size: int) -> Iterator[list]:

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
-from vdit.errors import VditError
+from vdit.errors import ConfigError, VditError
 
 OVERRIDE = "--cfg."
 
@@ -79,6 +79,16 @@ def size(text: str) -> tuple[int, int]:
     if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
         raise UsageError(f"size {text!r} cannot be read: write HEIGHTxWIDTH in pixels, as in 64x96")
     return int(parts[0]), int(parts[1])
+
+
+def seed(text: str) -> int:
+    """A type for add_argument: a whole number of 64 bits."""
+    from vdit.seeds import check_seed
+
+    try:
+        return check_seed(int(text) if text.strip().isdecimal() else text, "the seed")
+    except (ConfigError, ValueError) as error:  # ValueError: more digits than Python reads
+        raise argparse.ArgumentTypeError(error if isinstance(error, ConfigError) else "the seed is too long") from None
 
 
 def at_least(least: float, kind: type = int):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vdit.cli.parser import UsageError, nearest, size
-from vdit.errors import TextError
+from vdit.errors import ConfigError, TextError
+from vdit.seeds import check_seed
 
 PROMPT = ("prompt", "caption", "text")
 OTHERS = ("negative", "seed", "frames", "size", "out")
@@ -85,7 +86,7 @@ def _wish(record: Any, where: str) -> Wish:
     return Wish(
         prompt=prompts[0],
         negative=_text(record, "negative", where),
-        seed=_number(record, "seed", 0, where),
+        seed=_seed(record, where),
         frames=_number(record, "frames", 1, where),
         size=_size(record, where),
         out=_out(record, where),
@@ -106,6 +107,14 @@ def _number(record: dict, name: str, least: int, where: str) -> int | None:
     if value is not None and (type(value) is not int or value < least):
         raise TextError(f"{where}: {name} is {value!r}, must be a whole number from {least} up")
     return value
+
+
+def _seed(record: dict, where: str) -> int | None:
+    value = _number(record, "seed", 0, where)
+    try:
+        return None if value is None else check_seed(value)
+    except ConfigError as error:
+        raise TextError(f"{where}: {error}") from None
 
 
 def _size(record: dict, where: str) -> tuple[int, int] | None:

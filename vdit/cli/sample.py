@@ -96,7 +96,7 @@ def _check_out(options: argparse.Namespace, wishes: Sequence[Wish], seeds: Seque
 
 def _seeds(options: argparse.Namespace, wish: Wish, seeds: Sequence[int]) -> list[int]:
     """A line's own seed stands alone, or is the first of --count."""
-    return list(seeds) if wish.seed is None else [wish.seed + k for k in range(options.count or 1)]
+    return list(seeds) if wish.seed is None else output.seeds_from(wish.seed, options.count)
 
 
 def _jobs(

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 import grain
 
 from vdit.errors import ConfigError, DataError
+from vdit.seeds import seed_32
 
 T = TypeVar("T")
 MOST_STREAMS = 16  # unless the config asks for more: look-ahead buffers are kept for each
@@ -83,7 +84,7 @@ class Order:
 
     def dataset(self, stream: int = 0) -> grain.MapDataset:
         """Source indices (item + pass * items) by place in one stream's order."""
-        share = grain.MapDataset.range(self.items).shuffle(seed=self.seed % 2**32)[stream :: self.streams]
+        share = grain.MapDataset.range(self.items).shuffle(seed=seed_32(self.seed))[stream :: self.streams]
         length, items = len(share), self.items
         share = share.repeat(self.epochs or None)
         return share.map_with_index(lambda place, item: int(item) + place // length * items)

@@ -116,8 +116,3 @@ def put_back(made: Array, given: Given, kept: Array | None = None) -> np.ndarray
     pick = lambda x, i: x[i if len(x) > 1 else 0]  # noqa: E731
     made = enumerate(np.asarray(made))
     return np.stack([keep_given(video, pick(given.video, i), pick(known, i)) for i, video in made])
-
-
-def window_seed(seed: int, index: int) -> int:
-    """A seed for each canvas of a video that takes several; the first one's is the video's own."""
-    return seed if index == 0 else int(np.random.SeedSequence((seed, index)).generate_state(1)[0])

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from vdit.errors import ConfigError, ShapeError
 from vdit.infer.images import as_bytes, fit_images
+from vdit.seeds import key_of
 from vdit.tasks.canvas import Prompts, tokenize
 from vdit.tasks.given import FromVideo, Given
 from vdit.tasks.method import Method
@@ -78,7 +79,7 @@ class Generator:
         guidance: scale, 1 for none; low_guidance: that of a model's second transformer, None for the same.
         known_level, context_guidance: see vdit.tasks.method.Method.
         reuse: threshold under which the network's blocks are passed over between steps; 0 for never (vdit.tasks.reuse).
-        seed: the same seed, prompts and sizes give the same videos. negative: guided away from.
+        seed: from 0 to 2**64 - 1; the same seed, prompts and sizes give the same videos. negative: guided away from.
         noise: float32 [b t' h' w' c], the latents to start from instead of those that `seed` draws.
         latents: give the normalised latents float32 [b t' h' w' c], not the videos.
         Compiles once for each combination of number of prompts, frames, size, steps and method.
@@ -102,7 +103,7 @@ class Generator:
         noise = None if noise is None else self._noise(noise, task, len(prompts))
         tokens = self.tokens(prompts), self.tokens([negative] * len(prompts))
         models = self.params, self.vae.params, self.vae.statistics
-        return draw(task, self.mesh, *models, *tokens, jax.random.key(seed), noise, given)
+        return draw(task, self.mesh, *models, *tokens, key_of(seed), noise, given)
 
     def task(
         self,

@@ -11,6 +11,7 @@ import numpy as np
 
 from vdit.data.patches import token_grid, unpatchify
 from vdit.infer.generator import Generator
+from vdit.seeds import key_of
 
 
 def noise_of(generator: Generator, seeds: Sequence[int], *, frames: int, size: tuple[int, int]) -> np.ndarray:
@@ -23,5 +24,5 @@ def noise_of(generator: Generator, seeds: Sequence[int], *, frames: int, size: t
     patch = generator.experiment.dit.patch
     grid = token_grid((1, *shape), patch)
     tokens = (math.prod(grid), math.prod(patch) * shape[-1])
-    draw = lambda seed: jax.random.normal(jax.random.split(jax.random.key(seed))[0], tokens, jnp.float32)  # noqa: E731
+    draw = lambda seed: jax.random.normal(jax.random.split(key_of(seed))[0], tokens, jnp.float32)  # noqa: E731
     return np.asarray(unpatchify(jnp.stack([draw(seed) for seed in seeds]), grid, patch))

@@ -16,10 +16,10 @@ from vdit.infer.filling import (
     texts_of,
     usual_passage,
     window_of,
-    window_seed,
 )
 from vdit.infer.generator import Generator
 from vdit.infer.windows import Remake
+from vdit.seeds import check_seed, child_seed
 from vdit.tasks import connect as connecting
 from vdit.tasks import extend as extending
 from vdit.tasks import loop as looping
@@ -46,13 +46,13 @@ class Pieces:
         cls, generator: Generator, prompts: Prompts, *, window: int | None, seed: int, sampling: Sampling
     ) -> Pieces:
         return cls(
-            generator=generator, prompts=texts_of(prompts), window=window_of(generator, window), seed=seed,
+            generator=generator, prompts=texts_of(prompts), window=window_of(generator, window), seed=check_seed(seed),
             sampling=sampling,
         )  # fmt: skip
 
     def next_seed(self) -> int:
         self.count += 1
-        return window_seed(self.seed, self.count - 1)
+        return child_seed(self.seed, self.count - 1)
 
     @property
     def grouping(self) -> Grouping:

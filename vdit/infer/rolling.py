@@ -20,6 +20,7 @@ from vdit.infer.filling import Sampling, Video, frames_of, grouping_of, window_o
 from vdit.infer.generator import Generator
 from vdit.infer.images import as_bytes, fit_images
 from vdit.infer.keep import keep_given
+from vdit.seeds import check_seed, key_of
 from vdit.tasks.canvas import Canvas, Prompts
 from vdit.tasks.causal import Continuation, Continue, check_keep, continued
 from vdit.tasks.grouping import Grouping
@@ -90,7 +91,7 @@ def rollout(
     keep = False if anchor else check_keep(keep, config.network, method)
     roll = _Roll(
         generator=generator, method=method, script=script, negative=negative, fps=fps, frames=frames, size=size,
-        given=given, slide=slide, window=window, seed=seed, keep=keep,
+        given=given, slide=slide, window=window, seed=check_seed(seed), keep=keep,
     )  # fmt: skip
     roll.check()
     return iter(roll)
@@ -234,7 +235,7 @@ class _Roll:
 
     def _key(self, index: int) -> Array:
         """Of each window; the first one's is that of the generator."""
-        key = jax.random.key(self.seed)
+        key = key_of(self.seed)
         return jax.random.fold_in(key, index) if index else key
 
     def _frames_of(self, latents: Array) -> int:

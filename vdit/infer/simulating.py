@@ -20,6 +20,7 @@ from vdit.errors import ConfigError, ShapeError
 from vdit.infer.filling import Sampling, Video, frames_of, grouping_of, window_of
 from vdit.infer.generator import Generator
 from vdit.infer.images import as_bytes, fit_images
+from vdit.seeds import key_of
 from vdit.tasks.causal import check_keep
 from vdit.tasks.rollout import Slide, beginning
 from vdit.tasks.sample import draw
@@ -114,7 +115,7 @@ class Simulator:
             raise ConfigError("actions are those of the frames of start: give both")
         self._prompt = self._prompt if prompt is None else prompt
         self._seed = self._seed if seed is None else seed
-        self._words, self._key = self._generator.tokens([self._prompt]), jax.random.key(self._seed)
+        self._words, self._key = self._generator.tokens([self._prompt]), key_of(self._seed)
         given = None if self._start is None else self._given(self._start)
         size = self._size if given is None else given.shape[1:3]
         task = self._generator.task(self._method, self._grouping.first, size, given=True)  # can the model make it?

@@ -15,8 +15,9 @@ import numpy as np
 
 from vdit.dist.fetch import to_host
 from vdit.errors import ConfigError, ShapeError
-from vdit.infer.filling import grouping_of, window_of, window_seed
+from vdit.infer.filling import grouping_of, window_of
 from vdit.infer.generator import Generator
+from vdit.seeds import child_seed, key_of
 from vdit.tasks.canvas import Canvas, Prompts
 from vdit.tasks.given import Given, latent_level
 from vdit.tasks.method import Method
@@ -165,7 +166,7 @@ class Remake:
         if self.source is not None:
             given = Window(canvas=canvas, source=self._tokens([self.source] * count), shown=shown)
         noise = None if self.noise is None else np.asarray(self.noise, np.float32)[:, start:stop]
-        key = jax.random.key(window_seed(self.seed, index))
+        key = key_of(child_seed(self.seed, index))
         tokens = self._tokens(self.prompts), self._tokens([self.negative] * count)
         return to_host(draw(task, generator.mesh, generator.params, None, None, *tokens, key, noise, given))
 

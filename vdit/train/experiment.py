@@ -12,6 +12,7 @@ from vdit.dist.mesh import MeshConfig
 from vdit.dit.config import DiTConfig
 from vdit.errors import ConfigError
 from vdit.samplers.grid import Grid, GridOptions
+from vdit.seeds import check_seed
 from vdit.tasks.method import Method
 from vdit.tasks.network import Network
 from vdit.tasks.reuse import Reuse
@@ -83,6 +84,7 @@ class SampleConfig:
 class Experiment:
     """A run of `vdit train`. Its stages: tokenizer, VAE, latents, DiT.
 
+    seed: from 0 to 2**64 - 1: of weights, of the order of the data and of the parts that are cut from it.
     holdout: ids of videos (file names in a folder) that nothing is trained on.
     text_dropout: share of captions replaced by the empty prompt, for classifier-free guidance.
     canvases: what is known of the clips that the DiT is trained on (vdit.train.canvases).
@@ -124,6 +126,7 @@ class Experiment:
     sample: SampleConfig = SampleConfig()
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if self.dit.in_channels != self.vae.latent_channels:
             raise ConfigError(
                 f"dit.in_channels={self.dit.in_channels} must equal vae.latent_channels={self.vae.latent_channels}"

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from vdit.checkpoint import load_params
 from vdit.nn.lora import join
+from vdit.seeds import key_of
 from vdit.tasks.canvas import tokenize
 from vdit.tasks.sample import TextToVideo, draw
 from vdit.text import Tokenizer
@@ -41,7 +42,7 @@ def sample_hook(
 
     def videos(step: int, state) -> dict[str, Array]:
         params = join(frozen or {}, state.params if state.ema is None else state.ema)
-        key = jax.random.key(experiment.seed)  # the same noise each time: what changes is the model
+        key = key_of(experiment.seed)  # the same noise each time: what changes is the model
         return {"samples": draw(task, mesh, params, vae_params, statistics, prompts, negative, key)}
 
     return SampleHook(every=experiment.dit_train.sample_every, draw=videos, fps=sample.fps)

@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
 from vdit import config as config_tools
@@ -34,6 +33,7 @@ from vdit.dist.target import platform_of
 from vdit.dist.together import first_does, wait_for_all
 from vdit.errors import ConfigError, TextError
 from vdit.nn.compiling import compiler_options
+from vdit.seeds import key_of
 from vdit.text import fit_vocabulary, make_tokenizer
 from vdit.text import train_tokenizer as train_pieces
 from vdit.text.labels import NoText
@@ -223,7 +223,7 @@ def _train(
     if stage == "dit" and experiment.start_from is not None:
         meta["base"] = base_identity(experiment)
     with Checkpointer(folder, keep=plan.config.keep, meta=meta, warn=logging.watch.warn) as checkpointer:
-        state = start(plan, jax.random.key(experiment.seed), checkpointer, data, params)
+        state = start(plan, key_of(experiment.seed), checkpointer, data, params)
         step = int(state.step)
         writers = make_writers(stage, workspace, logging, step)
         try:
