@@ -10,8 +10,9 @@ from tests.conftest import TINY
 from vdit.config import apply_overrides
 from vdit.eval.shapes import detect
 from vdit.quickstart import config
-from vdit.quickstart.clock import Clock, clock_face, expected_seconds
+from vdit.quickstart.clock import Clock, expected_seconds
 from vdit.quickstart.score import PARTS, chance, derangement, hits, shares
+from vdit.train.progress import clock_face
 from vdit.worlds.moving import combinations, subset
 
 

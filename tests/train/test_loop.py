@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 
 import jax
@@ -12,6 +13,7 @@ from rich.console import Console
 from tests.train import toy
 from vdit.checkpoint import Checkpointer
 from vdit.errors import ConfigError, DataError, TrainingError
+from vdit.train import progress
 from vdit.train.loop import Feed, SampleHook, start, train
 from vdit.train.metrics import JsonLines, read_json_lines
 from vdit.train.progress import Bar, Lines, make_display
@@ -158,14 +160,41 @@ def test_progress_is_lines_in_a_log_and_a_bar_on_a_terminal():
     assert isinstance(display, Lines)
     for at in range(1, 101):
         display.update(at, {"loss": 1 / at, "speed/tokens_per_second": 1234.0, "speed/mfu": 0.5})
+    display.close()
     lines = out.getvalue().splitlines()
-    assert len(lines) == 2, "not a line for every step"
+    assert len(lines) == 3, "not a line for every step"
     assert lines[-1] == "vae  100/100  0:00 left  loss 0.01  1,234 tokens/s  MFU 50%"
     display = make_display("vae", 100, console=Console(file=out, force_terminal=True))
     assert isinstance(display, Bar)
     display.update(50, {"loss": 0.5})
     display.close()
     assert "50/100" in out.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_time_left_is_measured_without_compilation(monkeypatch, terminal):
+    """2000 steps of 0.35 s, of which the first one compiles for 33 s: twelve minutes, never 18 hours."""
+    now, out = [1000.0], io.StringIO()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    display = make_display("vae", 2000, console=Console(file=out, force_terminal=terminal, width=200))
+    for step in range(1, 40):
+        now[0] += 33.0 if step == 1 else 0.35
+        if step == 1:
+            jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 32.0)
+        display.update(step, {})
+        if terminal:
+            display._bar.refresh()
+    now[0] += 20.0  # a sample on the way compiles too
+    jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 20.0)
+    display.update(40, {})
+    if terminal:
+        display._bar.refresh()
+    display.close()
+    told = re.findall(r"(?:(\d+):)?(\d+):(\d\d) left", out.getvalue())
+    seconds = [3600 * int(hours or 0) + 60 * int(minutes) + int(rest) for hours, minutes, rest in told]
+    assert seconds
+    assert all(600 < left < 800 for left in seconds)
+    assert terminal or "compiled in 0:32" in out.getvalue()
 
 
 def test_a_batch_that_the_devices_cannot_share_is_named(step, monkeypatch):

@@ -70,12 +70,6 @@ def expected_seconds(experiment: Experiment, samples: int) -> dict[str, float]:
     }
 
 
-def clock_face(seconds: float) -> str:
-    """130 -> "2:10"."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02}"
-
-
 def _read(path: Path) -> dict[str, float]:
     try:
         return {str(name): float(seconds) for name, seconds in json.loads(path.read_text()).items()}

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vdit.eval.page import Page
-from vdit.quickstart.clock import clock_face
 from vdit.quickstart.score import PARTS, Measured, Samples
 from vdit.train.experiment import Experiment
 from vdit.train.metrics import read_json_lines
+from vdit.train.progress import clock_face
 from vdit.train.workspace import Workspace
 
 HERO = 12  # samples shown large at the top: the first ones, not the best ones

@@ -15,12 +15,12 @@ from vdit.data.latents import LatentStore
 from vdit.errors import ConfigError
 from vdit.infer import Generator, load
 from vdit.quickstart import config
-from vdit.quickstart.clock import Clock, clock_face, expected_seconds
+from vdit.quickstart.clock import Clock, expected_seconds
 from vdit.quickstart.report import write_report
 from vdit.quickstart.score import PARTS, Measured, Samples, measure, sample_videos
 from vdit.train.experiment import Experiment
 from vdit.train.metrics import read_json_lines
-from vdit.train.progress import make_display
+from vdit.train.progress import clock_face, make_display
 from vdit.train.stages import STAGES, Logging, run
 from vdit.train.workspace import Workspace
 
