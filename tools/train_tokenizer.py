@@ -2,63 +2,38 @@
 
     python tools/train_tokenizer.py captions.jsonl captions.model --vocab-size 4096
 
-captions.jsonl: an object a line; .csv: a header and a row a caption; .txt (or any other): a caption a line.
+captions.jsonl: an object a line; .csv: a header and a row a caption; .txt (or any other): a caption a line. Encodings
+and names of columns are those of vdit.data.tables.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
 import sys
 from pathlib import Path
 
+from vdit.data.tables import TABLES, read_lines, read_table
 from vdit.errors import TextError, VditError
 from vdit.text.tokenizer import load_tokenizer, train_tokenizer
 
-FIELDS = ("caption", "text", "prompt", "long", "short")  # tried in this order unless --field is given
+FIELDS = ("caption", "text", "prompt", "long", "short")  # the first goes before the others
 
 
 def read_captions(path: Path, field: str | None = None) -> list[str]:
-    """The captions of a .jsonl, .csv or text file, in its order."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise TextError(f"{path}: cannot read the captions: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise TextError(f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    # Not splitlines: it also cuts at marks that JSON allows inside a string.
-    lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if path.suffix == ".csv":
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
-    elif path.suffix == ".jsonl":
-        rows = [_parse(path, i, line) for i, line in lines]
-    else:
-        return [line for _, line in lines]
-    return _column(path, rows, field)
-
-
-def _parse(path: Path, number: int, line: str) -> dict:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise TextError(f"{path}: line {number} is not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise TextError(f"{path}: line {number} is not a JSON object")
-    return row
-
-
-def _column(path: Path, rows: list[dict], field: str | None) -> list[str]:
-    if not rows:
+    """The captions of a table (vdit.data.tables) or text file, in its order."""
+    if path.suffix.lower() not in TABLES:
+        return [line for _, line in read_lines(path, error=TextError)]
+    columns = {"caption": (field.strip().casefold(),) if field else FIELDS}
+    captions = []
+    for record in read_table(path, columns=columns, needs="caption", error=TextError):
+        caption = record.fields.get("caption")
+        if not isinstance(caption, str):
+            there = ", ".join(record.fields)
+            raise TextError(f"{record.where}: has no text under {columns['caption']}; choose with --field ({there})")
+        captions.append(caption)
+    if not captions:
         raise TextError(f"{path}: holds no captions")
-    there = [name for name in rows[0] if name is not None]
-    wanted = [field] if field else FIELDS
-    name = next((name for name in wanted if name in there), None)
-    if name is None:
-        raise TextError(f"{path}: has none of the fields {', '.join(wanted)}; choose one with --field "
-                        f"({', '.join(there)})")
-    return [value for row in rows if isinstance(value := row.get(name), str)]
+    return captions
 
 
 def main(arguments: list[str] | None = None) -> int:

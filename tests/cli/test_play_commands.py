@@ -142,6 +142,7 @@ def test_actions_are_read_from_files_that_hold_numbers_alone(tmp_path):
     np.save(tmp_path / "flat.npy", np.zeros(3))
     np.save(tmp_path / "nan.npy", np.full((2, 2), np.nan))
     (tmp_path / "words.csv").write_text("1,2\nx,y\n")
+    (tmp_path / "first.csv").write_text("1,oops\n1,2\n")
     (tmp_path / "dict.jsonl").write_text('{"a": 1}\n')
     (tmp_path / "bad.jsonl").write_text("[1, 2\n")
     (tmp_path / "empty.csv").write_text("\n")
@@ -151,11 +152,12 @@ def test_actions_are_read_from_files_that_hold_numbers_alone(tmp_path):
         ("flat.npy", r"holds \(3,\), give numbers \[t a\]"),
         ("nan.npy", "row 0: .* must be finite numbers"),
         ("words.csv", r"line 2: \['x', 'y'\] must be finite numbers"),
+        ("first.csv", r"line 1: \['1', 'oops'\] must be finite numbers"),
         ("dict.jsonl", "line 1: .* must be finite numbers"),
-        ("bad.jsonl", "line 1 is not JSON"),
+        ("bad.jsonl", "line 1: is not JSON"),
         ("empty.csv", "holds none"),
         ("a.txt", r"ends in '.txt': write .csv, .jsonl or .npy"),
-        ("none.csv", "cannot be read: No such file"),
+        ("none.csv", "cannot be read .No such file"),
     ]:
         with pytest.raises(DataError, match=message):
             actions.read_actions(tmp_path / name, 2)

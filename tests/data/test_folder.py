@@ -8,7 +8,7 @@ import pytest
 
 from tests.data_paths import shared_data
 from vdit.data import DataConfig, FolderLibrary, open_source
-from vdit.data.folder import read_entries
+from vdit.data.captions import read_captions
 from vdit.errors import ConfigError, DataError
 
 
@@ -39,20 +39,20 @@ def captions_file(folder, text, name="captions.jsonl"):
 
 def test_captions_from_jsonl_csv_and_txt(folder):
     (folder / "a.txt").write_text("beside a\nthe longer one\n")
-    assert [(e.file, e.captions) for e in read_entries(folder)] == [
+    assert [(e.file, e.captions) for e in read_captions(folder).entries] == [
         ("a.mp4", ("beside a", "the longer one")), ("b.mp4", ("",)), ("c.mp4", ("",))]
     captions_file(folder, 'file,caption,detailed\nb.mp4,"a, quoted",more\n', "captions.csv")
-    assert [(e.file, e.captions) for e in read_entries(folder)] == [("b.mp4", ("a, quoted", "more"))]
+    assert [(e.file, e.captions) for e in read_captions(folder).entries] == [("b.mp4", ("a, quoted", "more"))]
     captions_file(folder, '{"file": "a.mp4", "caption": "one", "label": 3}\n\n'
                           '{"file": "b.mp4", "captions": ["one", "two"]}\n')
-    entries = read_entries(folder)
+    entries = read_captions(folder).entries
     assert [(e.file, e.captions, e.label) for e in entries] == [
         ("a.mp4", ("one",), 3), ("b.mp4", ("one", "two"), 0)]
-    assert len(read_entries(folder, "captions.csv")) == 1
+    assert len(read_captions(folder, "captions.csv").entries) == 1
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("{", "line 1 is not JSON"), ('{"caption": "x"}', 'line 1: give "file"'), ("[1]", "line 1: give"),
+    ("{", "line 1: is not JSON"), ('{"caption": "x"}', 'line 1: give "file"'), ("[1]", r"line 1: is \[1\]"),
     ('{"file": "a.mp4", "caption": 3}', "captions must be text"),
     ('{"file": "a.mp4", "label": "cat"}', "label is 'cat'"),
     ('{"file": "a.mp4"}\n{"file": "a.mp4"}', "twice"),
@@ -60,7 +60,7 @@ def test_captions_from_jsonl_csv_and_txt(folder):
 def test_a_captions_file_that_is_wrong_is_refused_with_its_line(folder, text, message):
     captions_file(folder, text)
     with pytest.raises(DataError, match=message):
-        read_entries(folder)
+        read_captions(folder)
 
 
 def test_missing_folders_and_captions_files_are_named(folder):

@@ -36,13 +36,13 @@ def test_every_kind_of_caption_file_trains(tool, tmp_path, capsys, name, text):
 
 
 @pytest.mark.parametrize(("name", "text", "message"), [
-    ("c.jsonl", b'{"caption": "a"}\n{"caption"', "line 2 is not JSON"),
-    ("c.jsonl", b"[1]", "line 1 is not a JSON object"),
-    ("c.jsonl", b'{"file": "a"}', "has none of the fields"),
-    ("c.csv", b"", "holds no captions"),
+    ("c.jsonl", b'{"caption": "a"}\n{"caption"', "line 2: is not JSON"),
+    ("c.jsonl", b"[1]", "line 1: is [1]"),
+    ("c.jsonl", b'{"file": "a"}', "line 1: has no text under"),
+    ("c.csv", b"", "must name the columns"),
     ("c.txt", b"\n\n", "no caption with a letter"),
-    ("c.txt", b"\xff\xfe", "is not UTF-8"),
-    ("c.txt", None, "cannot read the captions"),
+    ("c.txt", b"\xff\xfea", "is not UTF-16"),
+    ("c.txt", None, "cannot be read"),
 ])
 def test_bad_files_end_with_one_line_and_code_2(tool, tmp_path, capsys, name, text, message):
     path = tmp_path / name

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from vdit import paths
 from vdit.cli.parser import UsageError
+from vdit.data.tables import read_lines
 from vdit.errors import DataError
 
 Action = tuple[float, ...]
 NOTHING = "."
+MOST_BYTES = 64 * paths.MIB  # of a file of actions
 # The worlds that can be played (vdit.worlds), and what their actions mean.
 _STEER = {"w": (0, -1), "a": (-1, 0), "s": (0, 1), "d": (1, 0), "q": (-1, -1), "e": (1, -1), "z": (-1, 1), "c": (1, 1)}
 _ORBIT = {"a": -30.0, "d": 30.0, "A": -45.0, "D": 45.0}  # degrees a second
@@ -52,21 +54,17 @@ def of_keys(text: str, keys: Mapping[str, Action]) -> list[Action]:
 
 
 def read_actions(path: str | Path, width: int) -> list[Action]:
-    """Rows of `width` numbers, of a .csv (a first line of names is skipped), .jsonl (lists), or .npy file.
+    """Rows of `width` numbers: of a .csv, .jsonl (lists) or .npy file.
 
-    Raises DataError, which names the row, for anything else. Nothing in a file is executed.
+    A first line of a .csv that holds no number names the columns, and is skipped. Raises DataError, which names the
+    row, for anything else. Nothing in a file is executed.
     """
     path = Path(path)
     read = {".csv": _csv, ".jsonl": _jsonl, ".npy": _npy}.get(path.suffix.lower())
     if read is None:
         raise DataError(f"actions file {path} ends in {path.suffix!r}: write .csv, .jsonl or .npy")
-    try:
-        rows = read(path)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not what its name says"
-        raise DataError(f"actions file {path} cannot be read: {reason}") from None
     actions = []
-    for where, row in rows:
+    for where, row in read(path):
         action = _numbers(row)
         if action is None:
             raise DataError(f"{path}, {where}: {row!r} must be finite numbers")
@@ -79,28 +77,24 @@ def read_actions(path: str | Path, width: int) -> list[Action]:
 
 
 def _csv(path: Path) -> list[tuple[str, list[str]]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [(f"line {number}", row) for number, row in enumerate(csv.reader(file), start=1) if row]
-    return rows[1:] if rows and _numbers(rows[0][1]) is None else rows
+    lines = read_lines(path, error=DataError)
+    rows = [(f"line {number}", [part.strip(' "') for part in line.split(",")]) for number, line in lines]
+    names = bool(rows) and not any(_numbers([part]) for part in rows[0][1])
+    return rows[1:] if names else rows
 
 
 def _jsonl(path: Path) -> list[tuple[str, object]]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if line.strip():
-            try:
-                rows.append((f"line {number}", json.loads(line)))
-            except ValueError as error:
-                raise DataError(f"{path}, line {number} is not JSON ({error})") from None
-    return rows
+    lines = read_lines(path, error=DataError)
+    return [(f"line {number}", paths.parse_json(line, name=f"{path}, line {number}")) for number, line in lines]
 
 
 def _npy(path: Path) -> list[tuple[str, object]]:
     import numpy as np
 
+    data = paths.read_bytes(path, limit=MOST_BYTES, error=DataError)
     try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError, MemoryError) as error:
         raise DataError(f"{path}: is no array of numbers ({error})") from None
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu":
         shape = getattr(array, "shape", "several arrays")

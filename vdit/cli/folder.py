@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from vdit.data.captions import read_captions
 from vdit.data.config import DataConfig
-from vdit.data.folder import read_entries
 from vdit.dit.config import DiTConfig
 from vdit.errors import DataError
 from vdit.text.config import TextConfig
@@ -58,4 +58,4 @@ def _optimizer(learning_rate: float) -> OptimizerConfig:
 def _count(path: str | Path) -> int:
     if not Path(path).is_dir():
         raise DataError(f"{path} is not a folder: --data must name a folder of video files")
-    return max(len(read_entries(Path(path))), 1)
+    return len(read_captions(path).entries)

@@ -76,7 +76,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def size(text: str) -> tuple[int, int]:
     """"64x96" -> (64, 96), height and width."""
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+    if len(parts) != 2 or not all(part.isdecimal() and len(part) < 10 and int(part) for part in parts):
         raise UsageError(f"size {text!r} cannot be read: write HEIGHTxWIDTH in pixels, as in 64x96")
     return int(parts[0]), int(parts[1])
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vdit.cli.parser import UsageError, nearest, size
+from vdit.data import captions
+from vdit.data.tables import TABLES, read_lines, read_table
 from vdit.errors import ConfigError, TextError
 from vdit.seeds import check_seed
 
-PROMPT = ("prompt", "caption", "text")
 OTHERS = ("negative", "seed", "frames", "size", "out")
-IGNORED = ("file",)  # captions of videos name these
+# As of captions files, so that one of them is a prompts file too; what it says of videos is left aside.
+COLUMNS = {name: (name,) for name in OTHERS} | {
+    "prompt": ("prompt", "caption", "text", "description"),
+    "negative": ("negative", "negative_prompt"),
+    "file": captions.COLUMNS["file"],
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,60 +34,40 @@ class Wish:
 
 
 def read_wishes(path: str | Path) -> list[Wish]:
-    """Of a .txt (a prompt a line; empty lines are skipped), or of a .jsonl or .csv with the fields of `Wish`.
+    """What a prompts file asks for.
 
-    The prompt's field may be called "prompt", "caption" or "text"; fields that are not known are refused.
+    Args:
+        path: a .txt (a prompt a line; empty lines are skipped), or a table (vdit.data.tables) with the fields of
+            `Wish`. The prompt's may be called by any name of COLUMNS["prompt"]; unknown fields are refused.
+
+    Raises:
+        TextError: it cannot be read, asks for nothing, or a line cannot be understood for certain.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise TextError(f"prompts file {path} cannot be read: {reason}") from None
-    read = {".txt": _lines, ".jsonl": _jsonl, ".csv": _csv}.get(path.suffix.lower())
-    if read is None:
+    if path.suffix.lower() not in (".txt", *TABLES):
         raise TextError(f"prompts file {path} ends in {path.suffix!r}: write .txt, .jsonl or .csv")
-    wishes = list(read(text, path))
+    if path.suffix.lower() == ".txt":
+        wishes = [Wish(prompt=line) for _, line in read_lines(path, error=TextError)]
+    else:
+        records = read_table(path, columns=COLUMNS, needs="prompt", error=TextError, alone="prompt")
+        wishes = [_wish(record.fields, record.where) for record in records]
     if not wishes:
         raise TextError(f"prompts file {path} holds no prompt: write one a line")
     return wishes
 
 
-def _lines(text: str, path: Path) -> Iterator[Wish]:
-    return (Wish(prompt=line.strip()) for line in text.splitlines() if line.strip())
-
-
-def _jsonl(text: str, path: Path) -> Iterator[Wish]:
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise TextError(f"{path}, line {number} is not JSON ({error})") from None
-        yield _wish({"prompt": record} if isinstance(record, str) else record, f"{path}, line {number}")
-
-
-def _csv(text: str, path: Path) -> Iterator[Wish]:
-    reader = csv.DictReader(text.splitlines())
-    for record in reader:
-        where = f"{path}, line {reader.line_num}"
-        if None in record:
-            raise TextError(f"{where}: has more fields than the first line names: quote texts with commas")
-        yield _wish({name.strip(): value for name, value in record.items() if value}, where)
-
-
-def _wish(record: Any, where: str) -> Wish:
-    record = {k: v for k, v in record.items() if v is not None} if isinstance(record, dict) else {}
-    prompts = [record.pop(name) for name in PROMPT if name in record]
-    if not prompts or not isinstance(prompts[0], str) or not prompts[0]:
+def _wish(record: dict[str, Any], where: str) -> Wish:
+    prompt = record.get("prompt")
+    if not isinstance(prompt, str) or not prompt.strip():
         raise TextError(f'{where}: has no text under "prompt", "caption" or "text"')
     for name in record:
-        if name not in OTHERS + IGNORED:
+        if name in COLUMNS["prompt"][1:]:
+            raise TextError(f"{where}: has both \"prompt\" and {name!r}, which mean the same: keep one")
+        if name not in COLUMNS:
             hint = nearest(name, OTHERS)
             raise TextError(f"{where}: field {name!r} is unknown{hint} (fields: prompt, {', '.join(OTHERS)})")
     return Wish(
-        prompt=prompts[0],
+        prompt=prompt.strip(),
         negative=_text(record, "negative", where),
         seed=_seed(record, where),
         frames=_number(record, "frames", 1, where),
@@ -102,7 +85,7 @@ def _text(record: dict, name: str, where: str) -> str | None:
 
 def _number(record: dict, name: str, least: int, where: str) -> int | None:
     value = record.get(name)
-    if isinstance(value, str) and value.strip().isdecimal():
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 32:
         value = int(value)
     if value is not None and (type(value) is not int or value < least):
         raise TextError(f"{where}: {name} is {value!r}, must be a whole number from {least} up")

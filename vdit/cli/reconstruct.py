@@ -73,9 +73,9 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    from vdit.data.folder import SUFFIXES
+    from vdit.data.captions import SUFFIXES, video_files
 
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    files = video_files(path)
     if not files:
         raise UsageError(f"{path}: is a folder without video files ({', '.join(SUFFIXES)})")
     return files

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vdit.cli import canvas, output, streaming
 from vdit.cli.parser import UsageError, at_least
+from vdit.data.tables import read_lines
 from vdit.errors import INTERRUPTED, TextError
 
 SUMMARY = "a video of a minute and more, with prompts that change"
@@ -66,15 +67,9 @@ def read_prompts(options: argparse.Namespace) -> list[tuple[canvas.Duration, str
     """Those of --prompt-at and --script: (time, prompt)."""
     given = [(time, prompt, f"--prompt-at {time}") for time, prompt in options.prompt_at]
     if options.script is not None:
-        try:
-            lines = Path(options.script).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise TextError(f"script {options.script} cannot be read: {reason}") from None
-        for number, line in enumerate(lines, start=1):
-            time, _, prompt = line.strip().partition(" ")
-            if time:
-                given.append((time, prompt.strip(), f"{options.script}, line {number}"))
+        for number, line in read_lines(options.script, error=TextError):
+            time, _, prompt = line.partition(" ")
+            given.append((time, prompt.strip(), f"{options.script}, line {number}"))
     return [(_time(time, where), prompt) for time, prompt, where in given]
 
 

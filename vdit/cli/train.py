@@ -17,9 +17,9 @@ that was interrupted goes on from its last checkpoint, so the same command start
 
 An experiment is a Python file with a function config() that returns a vdit Experiment; those in experiments/
 are meant to be read, and are found by name too (`vdit train clips`). A run's folder also stands for its experiment.
-Without one, --data trains a small default
-on a folder of ordinary video files, with captions in captions.jsonl or captions.csv ("file" and "caption") or
-in a .txt file beside each video. Files that cannot be read are skipped, counted and named."""
+Without one, --data trains a small default on a folder of ordinary video files, with captions in captions.jsonl or
+captions.csv ("file" and "caption"), in metadata.csv, in prompt.txt beside videos.txt, or in a .txt file beside each
+video (docs/captions.md). Files that cannot be read are skipped, counted and named."""
 EPILOG = """\
 examples:
   vdit train --data my_videos --workdir runs/mine

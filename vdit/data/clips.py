@@ -9,15 +9,19 @@ import numpy as np
 from vdit.data.actions import check_actions
 from vdit.data.config import DataConfig
 from vdit.data.cuts import Cut, Footage, apply_cut, draw_crop, draw_cut, may_flip
-from vdit.data.sources import Sample, Source, draws
+from vdit.data.sources import DataSummary, Sample, Source, draws
 
 CUT_DRAW, CROP_DRAW, FLIP_DRAW = 2, 3, 4  # see sources.draws
 
 
 class Library(Protocol):
-    """Videos by number. `broken` maps names to reasons, for those left out when it was opened."""
+    """Videos by number. `broken` maps names to reasons, for those left out when it was opened.
+
+    summary: what was found and what of it is used; None where every video is used as it is.
+    """
 
     broken: dict[str, str]
+    summary: DataSummary | None
 
     def __len__(self) -> int: ...
 
@@ -47,6 +51,10 @@ class Clips(Source):
 
     def name(self, item: int) -> str:
         return self.library.name(item)
+
+    @property
+    def summary(self) -> DataSummary | None:
+        return self.library.summary
 
     def read(self, item: int, epoch: int) -> Sample:
         index = item + epoch * len(self)

@@ -16,8 +16,8 @@ class DataConfig:
     Source:
         source: "folder" (video files), "worlds" (rendered), "latents" (from encode_latents), "tfds".
         path: the folder, the latents folder, or the TFDS data set's directory or name.
-        captions: captions file of a folder (.jsonl or .csv); None looks for captions.jsonl,
-            captions.csv, then a .txt beside each video.
+        captions: captions file of a folder (.jsonl, .csv, or prompt.txt with videos.txt beside it); None looks for
+            the usual ones, then a .txt beside each video (vdit.data.captions).
         split, video_feature, caption_feature, label_feature, fps_feature: for "tfds" only. An empty
             feature name means that the data set has none; then `default_fps` is the frame rate.
         world, world_count, world_options ("key=value" each): for "worlds" only. "moving+occluder" mixes worlds

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,39 @@ Sample = dict[str, Any]
 
 # Items tried before a source is said to be broken as a whole.
 MAX_TRIES = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSummary:
+    """What was found where the data is, and what of it is used.
+
+    place: the folder. found: videos, by the names of files or by the captions file. used: those that samples are
+    taken of. uncaptioned: those of them that have no caption. held_out: left out as asked. skipped: name -> why it
+    is not used. notes: what else there is to know.
+    """
+
+    place: str
+    found: int
+    used: int
+    uncaptioned: tuple[str, ...] = ()
+    held_out: int = 0
+    skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def lines(self, most: int = 20) -> list[str]:
+        """For a user to read: all in one line, then at most so many of each list."""
+        captioned = self.used - len(self.uncaptioned)
+        head = (f"data: {self.found} videos in {_shown(self.place)}, {self.used} used: {captioned} with captions, "
+                f"{len(self.uncaptioned)} without")
+        head += f"; {self.held_out} held out" if self.held_out else ""
+        head += f"; {len(self.skipped)} not used" if self.skipped else ""
+        more = [[f"not used: {_shown(name)}: {_shown(reason)}" for name, reason in self.skipped.items()],
+                [f"no caption (trained on as the empty prompt): {_shown(name)}" for name in self.uncaptioned]]
+        lines = [head, *(f"  {_shown(note)}" for note in self.notes)]
+        for group in more:
+            lines += [f"  {line}" for line in group[:most]]
+            lines += [f"  ... and {len(group) - most} more"] if len(group) > most else []
+        return lines
 
 
 class Source(abc.ABC):
@@ -66,6 +101,11 @@ class Source(abc.ABC):
         with self._lock:
             return dict(sorted(self._broken.items()))
 
+    @property
+    def summary(self) -> DataSummary | None:
+        """What was found and what of it is used; None where every item is used as it is."""
+        return None
+
     def _example(self) -> str:
         name, reason = next(iter(self.report().items()))
         return f"{name!r}: {reason}"
@@ -74,3 +114,8 @@ class Source(abc.ABC):
 def draws(seed: int, index: int, purpose: int) -> np.random.Generator:
     """The random numbers of one sample, for one purpose: they depend on nothing else."""
     return np.random.default_rng((seed, index, purpose))
+
+
+def _shown(text: str) -> str:
+    """Names of files may hold anything; what is shown is one line that any terminal can print."""
+    return text if text.isprintable() else ascii(text)[1:-1]

@@ -52,6 +52,7 @@ class TfdsLibrary:
         self._video, self._caption, self._label, self._fps = video, caption, label, fps
         self._default_fps = default_fps
         self.broken: dict[str, str] = {}
+        self.summary = None
         self._source = _open(path, split)
         if not len(self._source):
             raise DataError(f"TFDS data set {path!r} has no examples in split {split!r}")

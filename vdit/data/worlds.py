@@ -42,6 +42,7 @@ class WorldLibrary:
         self.world = world
         self.aspects = aspects
         self.broken: dict[str, str] = {}
+        self.summary = None
 
     @staticmethod
     def of(config: DataConfig, *, seed: int) -> WorldLibrary:

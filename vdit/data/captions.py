@@ -1,0 +1,273 @@
+"""Which videos a folder holds, and their captions: from a table, from two lists, or from a .txt beside each video.
+
+What `read_captions` looks for, in this order; the first that is there is used:
+
+1. A table (vdit.data.tables): captions.jsonl, captions.csv, captions.tsv, metadata.jsonl, metadata.csv. A record has
+   the video under one of COLUMNS["file"] and its caption under one of COLUMNS["caption"]; or several captions, a list
+   under "captions"; and optionally a longer one under "detailed", and a class number under "label".
+2. Two lists, videos.txt and prompt.txt (or prompts.txt, captions.txt): line k of one belongs to line k of the other.
+3. A .txt beside each video, with the same name. Each line is a caption of its own, the first the short one.
+
+Names of files are relative to the folder. They are found whichever way Unicode writes their accents.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from vdit.data.tables import Record, read_lines, read_table
+from vdit.errors import DataError
+
+SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".flv")
+TABLE_NAMES = ("captions.jsonl", "captions.csv", "captions.tsv", "metadata.jsonl", "metadata.csv")
+VIDEO_LIST, PROMPT_LISTS = "videos.txt", ("prompt.txt", "prompts.txt", "captions.txt")
+
+COLUMNS = {
+    "file": ("file", "file_name", "filename", "file_path", "filepath", "path", "video", "video_path", "video_file",
+             "video_file_name", "media_path"),
+    "caption": ("caption", "text", "prompt", "description"),
+    "captions": ("captions", "texts", "prompts"),
+    "detailed": ("detailed", "detailed_caption", "long_caption"),
+    "label": ("label",),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A video and its captions. file: relative to the folder; captions: the first is the short one, ("",) for none."""
+
+    file: str
+    captions: tuple[str, ...]
+    label: int = 0
+
+    @property
+    def captioned(self) -> bool:
+        return any(self.captions)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Captions:
+    """What is to be read of a folder.
+
+    entries: in a fixed order. found: files of the folder that are videos by their names. unnamed: those of them that
+    no entry stands for. notes: what else a user should know, a line each.
+    """
+
+    entries: list[Entry]
+    found: list[str]
+    unnamed: list[str]
+    notes: list[str]
+
+
+def read_captions(folder: str | Path, captions: str | Path | None = None) -> Captions:
+    """The videos of a folder and their captions.
+
+    Args:
+        folder: the folder.
+        captions: a table, or a list of prompts with videos.txt beside it; None looks for one (see this module).
+
+    Raises:
+        DataError: nothing is there to be read, or a file cannot be understood for certain; with file and line.
+    """
+    folder = Path(folder)
+    files = VideoFiles(folder)
+    if captions is not None:
+        given = next((path for path in (Path(captions), folder / captions) if os.path.exists(path)), None)
+        if given is None:
+            raise DataError(f"captions file {str(captions)!r} is neither here nor in {folder}: check data.captions")
+        if given.suffix.lower() == ".txt":
+            return _from_lists(files, given.with_name(VIDEO_LIST), given)
+        return _from_table(files, given)
+    tables = [name for name in TABLE_NAMES if (folder / name).exists()]
+    prompts = [name for name in PROMPT_LISTS if (folder / name).exists()]
+    lists = prompts if (folder / VIDEO_LIST).exists() and not files.beside(VIDEO_LIST) else []
+    notes = [f"{name} is not used: {(tables + lists)[0]} is" for name in (tables + lists)[1:]]
+    if tables:
+        return _from_table(files, folder / tables[0], notes)
+    if lists:
+        return _from_lists(files, folder / VIDEO_LIST, folder / lists[0], notes)
+    return _beside(files)
+
+
+def video_files(folder: Path) -> list[Path]:
+    """The files of a folder and of those inside it, linked ones too, that are videos by their names; sorted."""
+    return sorted(path for path in _walk(folder) if path.suffix.lower() in SUFFIXES)
+
+
+class VideoFiles:
+    """The files of a folder, by their names relative to it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.paths = {path.relative_to(folder).as_posix(): path for path in sorted(_walk(folder))}
+        self.videos = [name for name, path in self.paths.items() if path.suffix.lower() in SUFFIXES]
+        self._by_name: dict[str, list[str]] = {}
+        self._texts: dict[str, list[str]] = {}
+        for name in self.paths:
+            self._by_name.setdefault(_composed(name), []).append(name)
+            if name.lower().endswith(".txt"):
+                self._texts.setdefault(_stem(name), []).append(name)
+
+    def find(self, name: str, where: str) -> str:
+        """A name in a captions file -> that of the file that it means; as it is where there is no such file."""
+        for written in (name, name.strip(), name.replace("\\", "/")):
+            plain = plain_name(written, self.folder)
+            if plain in self.paths:
+                return plain
+            same = self._by_name.get(_composed(plain), [])
+            if len(same) > 1:
+                raise DataError(f"{where}: {name!r} stands for {len(same)} files whose names differ only in how "
+                                "Unicode writes their letters: rename one")
+            if same:
+                return same[0]
+        return name
+
+    def text_of(self, video: str) -> str | None:
+        """The .txt beside a video."""
+        texts = self._texts.get(_stem(video), ())
+        if len(texts) > 1:
+            raise DataError(f"{self.folder}: {_listed([video])} has {len(texts)} texts, {_listed(texts)}: keep one")
+        return texts[0] if texts else None
+
+    def beside(self, text: str) -> list[str]:
+        """The videos that a .txt is beside."""
+        return [name for name in self.videos if _stem(name) == _stem(text)]
+
+    def captions(self, entries: list[Entry], notes: Sequence[str]) -> Captions:
+        """What the entries leave out of the folder's videos."""
+        named = {entry.file for entry in entries}
+        unnamed = [name for name in self.videos if name not in named]
+        return Captions(entries=entries, found=self.videos, unnamed=unnamed, notes=list(notes))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder, those behind links to folders last; no folder twice, however many links lead to it."""
+
+    def fail(reason: OSError) -> None:
+        raise DataError(f"{reason.filename}: cannot be listed ({reason.strerror}): allow it, or move it elsewhere")
+
+    seen, roots = set(), [folder]
+    for root in roots:
+        for here, inside, names in os.walk(root, onerror=fail):
+            status = os.stat(here)
+            if (status.st_dev, status.st_ino) in seen:
+                inside.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            links = [Path(here) / name for name in sorted(inside) if os.path.islink(Path(here) / name)]
+            roots += [link for link in links if link.is_dir()]
+            yield from (Path(here) / name for name in names)
+
+
+def _from_table(files: VideoFiles, table: Path, notes: Sequence[str] = ()) -> Captions:
+    records = list(read_table(table, columns=COLUMNS, needs="file", error=DataError))
+    known, others = set(), {}
+    for record in records:
+        known.update(name for name in record.fields if name in COLUMNS)
+        others |= {name: None for name in record.fields if name not in COLUMNS}
+    if others and not known & {"caption", "captions", "detailed", "label"}:
+        raise DataError(
+            f"{table}: has no captions: of its columns {_listed(others)} none is called "
+            f'{", ".join(COLUMNS["caption"])}; rename the one that holds them'
+        )
+    entries = [_entry(record, files) for record in records]
+    notes = [*notes, *([f"{table.name}: not used are the columns {_listed(others)}"] if others else ())]
+    return files.captions(_different(entries, [record.where for record in records], table), notes)
+
+
+def _from_lists(files: VideoFiles, videos: Path, prompts: Path, notes: Sequence[str] = ()) -> Captions:
+    names, texts = (read_lines(path, error=DataError, empty=True) for path in (videos, prompts))
+    if len(texts) != len(names):
+        raise DataError(f"{videos} has {len(names)} lines and {prompts} has {len(texts)}: line k of one belongs to "
+                        "line k of the other, so give them the same number")
+    wheres = [f"{videos}, line {number}" for number, _ in names]
+    nameless = next((where for where, (_, name) in zip(wheres, names) if not name), None)
+    if nameless is not None:
+        raise DataError(f"{nameless}: is empty: each line must name the video of the same line in {prompts.name}")
+    entries = [Entry(file=files.find(name, where), captions=(text,))
+               for where, (_, name), (_, text) in zip(wheres, names, texts)]
+    return files.captions(_different(entries, wheres, videos), notes)
+
+
+def _beside(files: VideoFiles) -> Captions:
+    entries, several, used = [], 0, set()
+    for name in files.videos:
+        text = files.text_of(name)
+        lines = [] if text is None else [line for _, line in read_lines(files.paths[text], error=DataError)]
+        several += len(lines) > 1
+        used.add(text)
+        entries.append(Entry(file=name, captions=tuple(lines) or ("",)))
+    if not entries:
+        raise DataError(f"{files.folder} has no video files ({', '.join(SUFFIXES)}) and no captions file")
+    idle = [name for name in files.paths if name.lower().endswith(".txt") and name not in used]
+    notes = []
+    if several:
+        notes.append(f"{several} .txt with several lines: each line is a caption of its own")
+    if idle:
+        notes.append(f"{len(idle)} .txt with no video of the same name: {_listed(idle)}")
+    return files.captions(entries, notes)
+
+
+def _entry(record: Record, files: VideoFiles) -> Entry:
+    """{"file", "caption" and/or "captions", "detailed", "label"} -> Entry."""
+    fields, where = record.fields, record.where
+    file = fields.get("file")
+    if not isinstance(file, str) or not file.strip():
+        raise DataError(f'{where}: give "file" and "caption" (or "captions", a list)')
+    listed = fields.get("captions")
+    listed = listed if isinstance(listed, list) else [listed]
+    captions = [fields.get("caption"), *listed, fields.get("detailed")]
+    captions = [caption for caption in captions if caption not in (None, "")]
+    wrong = next((caption for caption in captions if not isinstance(caption, str)), None)
+    if wrong is not None:
+        raise DataError(f"{where}: captions must be text, got {_listed([wrong])}")
+    texts = tuple(text for caption in captions if (text := caption.strip()))
+    return Entry(file=files.find(file, where), captions=texts or ("",), label=_label(fields.get("label"), where))
+
+
+def _label(value: Any, where: str) -> int:
+    text = value.strip() if isinstance(value, str) else value
+    if text is None or text == "":
+        return 0
+    whole = text.lstrip("+-").isdecimal() and len(text) < 20 if isinstance(text, str) else type(text) is int
+    if not whole or not 0 <= int(text) < 2**31:
+        raise DataError(f"{where}: label is {_listed([value])}, give a whole number from 0 up")
+    return int(text)
+
+
+def _different(entries: list[Entry], wheres: list[str], source: Path) -> list[Entry]:
+    if not entries:
+        raise DataError(f"captions file {source} is empty: name a video in it, or remove it")
+    seen: set[str] = set()
+    for entry, where in zip(entries, wheres):
+        if entry.file in seen:
+            raise DataError(f"{where}: names {entry.file!r} twice: keep one, with several captions as a list under "
+                            "'captions'")
+        seen.add(entry.file)
+    return entries
+
+
+def plain_name(name: str, folder: Path) -> str:
+    """A name of a file in a folder without what may be left out: "./", "a/..", the folder itself."""
+    if os.path.isabs(name) and Path(name).is_relative_to(folder.absolute()):
+        name = os.path.relpath(name, folder.absolute())
+    return os.path.normpath(name) if name else name
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _stem(name: str) -> str:
+    return _composed(str(PurePosixPath(name).with_suffix("")))
+
+
+def _listed(values: Any, most: int = 8) -> str:
+    shown = [ascii(value) if not isinstance(value, str) else repr(value) for _, value in zip(range(most), values)]
+    shown = [text if len(text) <= 60 else f"{text[:57]}..." for text in shown]
+    return ", ".join(shown) + (f" and {len(values) - most} more" if len(values) > most else "")
