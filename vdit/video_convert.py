@@ -10,7 +10,8 @@ The rules:
   1000 nits off to white, then the sRGB curve. Other transfers and primaries are left as they are.
 - Transparency: composited on one background colour, white unless asked otherwise.
 - Orientation: the display matrix, turned to the nearest of the 8 turns and mirrorings.
-- Pixels count as square, whatever the sample aspect ratio (`VideoInfo.pixel_aspect` tells it).
+- Pixel aspect: the picture is shown with square pixels. Where the file's are not square (anamorphic
+  video; by more than 1%), the side that is too short grows: nothing is squashed, no pixel is lost.
 - Size: (h, w) as displayed; area averaging to shrink, bicubic to grow, in swscale before the pixels
   reach Python. `fit="cover"` keeps the shape of things: scaled to cover (h, w), the overhang cut off
   evenly; `fit="stretch"` scales each side by itself. An int is the shorter side; the longer follows.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from fractions import Fraction
 from typing import Literal
 
 import av
@@ -39,6 +41,7 @@ _MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 _BT709, _BT601 = 1, 5
 _LIMITED, _FULL = 1, 2
 _PQ, _HLG = 16, 18
+_SIDE_DATA_KINDS = 64  # FFmpeg 8 numbers about 32 kinds
 _EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 
@@ -75,7 +78,7 @@ class Orientation:
 
 def orientation_of(frame: av.VideoFrame) -> Orientation:
     """The turn that the frame's display matrix asks for; none without one."""
-    for item in frame.side_data:
+    for item in _side_data(frame):
         if item.type.name == "DISPLAYMATRIX":
             a, b, _, c, d = np.frombuffer(bytes(item), np.int32)[:5].astype(np.int64)
             # A pixel (x, y) is shown at (a x + c y, b x + d y), up to a shift.
@@ -83,6 +86,33 @@ def orientation_of(frame: av.VideoFrame) -> Orientation:
                 return Orientation(mirror_x=bool(a < 0), mirror_y=bool(d < 0))
             return Orientation(transpose=True, mirror_x=bool(c < 0), mirror_y=bool(b < 0))
     return Orientation()
+
+
+def _side_data(frame: av.VideoFrame) -> list:
+    """What the decoder attached to a frame; without the kinds that PyAV has no name for (EXIF of camera pictures)."""
+    try:
+        return list(frame.side_data)
+    except ValueError:  # PyAV up to 18.1 gives nothing then; a filter of FFmpeg takes the unknown kinds off
+        graph = av.filter.Graph()
+        last = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1)
+        )
+        known = {kind.value for kind in av.sidedata.sidedata.Type}
+        for kind in sorted(set(range(_SIDE_DATA_KINDS)) - known):
+            step = graph.add("sidedata", f"mode=delete:type={kind}")
+            last.link_to(step)
+            last = step
+        last.link_to(graph.add("buffersink"))
+        graph.configure()
+        graph.push(frame)
+        return list(graph.pull().side_data)
+
+
+def square_size(height: int, width: int, pixel_aspect: float) -> tuple[int, int]:
+    """(h, w) of the picture with square pixels, from that as stored: the shorter side grows, none shrinks."""
+    if pixel_aspect >= 1:
+        return height, round(width * pixel_aspect)
+    return round(height / pixel_aspect), width
 
 
 def check_size(size: Size | None, fit: str) -> None:
@@ -115,12 +145,13 @@ class FrameConverter:
     """Turns decoded frames of one stream into uint8 [h w 3] as displayed, all of one size.
 
     The first frame settles the size; frames of another size (a stream may change it) are scaled to it.
-    Holds swscale's context, so one converter serves one thread.
+    pixel_aspect: width over height of a stored pixel. Holds swscale's context, so one converter serves one thread.
     """
 
     size: Size | None = None
     fit: Fit = "cover"
     background: tuple[int, int, int] = (255, 255, 255)
+    pixel_aspect: float = 1.0
 
     def __post_init__(self) -> None:
         check_size(self.size, self.fit)
@@ -128,7 +159,7 @@ class FrameConverter:
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         orientation = orientation_of(frame)
-        shown = orientation.size(frame.height, frame.width)
+        shown = orientation.size(*square_size(frame.height, frame.width, self.pixel_aspect))
         if self.size is None:
             self.size, self.fit = shown, "stretch"
         scaled, cut = scaled_size(*shown, self.size, self.fit)

@@ -29,8 +29,8 @@ import numpy as np
 
 from vdit.errors import VideoError
 from vdit.types import Clip
-from vdit.video_convert import MAX_FRAME_PIXELS, Fit, FrameConverter, Size, orientation_of
-from vdit.video_source import Source
+from vdit.video_convert import MAX_FRAME_PIXELS, Fit, FrameConverter, Size, orientation_of, square_size
+from vdit.video_source import Source, decoding, name_of
 from vdit.video_window import Window, make_clip
 from vdit.video_write import encode_bytes, write_video
 
@@ -52,13 +52,13 @@ OnError = Literal["raise", "keep"]
 class VideoInfo:
     """What a container and its first frame say; frames, fps and duration are claims, not counts.
 
-    width, height: pixels as displayed, after rotation.
+    width, height: pixels as displayed, made square (`pixel_aspect`), after rotation.
     rotation: degrees counterclockwise (-90, 0, 90 or 180) that the stored frame is turned by.
     mirrored: whether left and right are exchanged before that turn.
-    fps: average rate, or None where the container gives none that makes sense.
+    fps: average rate, or None for a still picture and where the container gives none that makes sense.
     duration: seconds, or None. frames: the declared count, or None.
-    pixel_aspect: width over height of one pixel; reading takes it as 1.
-    hdr: None, "pq" or "hlg".
+    pixel_aspect: width over height of one stored pixel.
+    hdr: None, "pq" or "hlg". sound: whether the file has sound, which is not read.
     """
 
     width: int
@@ -72,15 +72,16 @@ class VideoInfo:
     pixel_format: str
     pixel_aspect: float
     hdr: str | None
+    sound: bool
 
 
 def probe(path: str | Path | bytes) -> VideoInfo:
     """Describes a video from its container and its first frame."""
-    with Source(path) as source:
+    with decoding(path), Source(path) as source:
         frame = next(source.frames(keep=True)).frame
         stream = source.stream
         orientation = orientation_of(frame)
-        height, width = orientation.size(frame.height, frame.width)
+        height, width = orientation.size(*square_size(frame.height, frame.width, source.pixel_aspect))
         return VideoInfo(
             width=width,
             height=height,
@@ -91,8 +92,9 @@ def probe(path: str | Path | bytes) -> VideoInfo:
             frames=stream.frames or None,
             codec=stream.codec_context.codec.canonical_name,
             pixel_format=frame.format.name,
-            pixel_aspect=float(stream.sample_aspect_ratio or 1),
+            pixel_aspect=source.pixel_aspect,
             hdr={16: "pq", 18: "hlg"}.get(int(frame.color_trc)),
+            sound=source.sound,
         )
 
 
@@ -153,7 +155,7 @@ def read_video(
         frames.append(frame)
         if len(frames) * frame.nbytes > max_bytes:
             raise VideoError(
-                f"{_name(path)}: decodes to more than max_bytes = {max_bytes} after {len(frames)} frames of"
+                f"{name_of(path)}: decodes to more than max_bytes = {max_bytes} after {len(frames)} frames of"
                 f" {frame.shape[0]}x{frame.shape[1]}: give size, duration or max_frames, or use iter_frames"
             )
     return make_clip(times, frames, fps=fps, declared=declared[0])
@@ -166,9 +168,10 @@ def resample_times(times: np.ndarray, fps: float, *, end: float, epsilon: float 
 
 
 def _stream(path, window, convert, on_error, threads, declared=None) -> Iterator[tuple[float, np.ndarray]]:
-    with Source(path, threads=threads) as source:
+    with decoding(path), Source(path, threads=threads) as source:
         if declared is not None:
             declared.append(source.rate)
+        convert.pixel_aspect = source.pixel_aspect
         first, last, image = None, None, None
         shown = source.frames(start=window.start, keep=on_error == "keep")
         for time, frame in window.choose(shown, source.tick):
@@ -178,7 +181,3 @@ def _stream(path, window, convert, on_error, threads, declared=None) -> Iterator
             yield time - first, image
         if first is None:
             raise VideoError(f"{source.name}: start = {window.start} s is past its end at {source.end:.3f} s")
-
-
-def _name(path: str | Path | bytes) -> str:
-    return "<bytes>" if isinstance(path, bytes) else str(path)

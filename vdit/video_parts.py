@@ -14,7 +14,7 @@ from vdit.errors import VideoError
 from vdit.types import Clip
 from vdit.video_convert import Fit, Size
 from vdit.video_io import iter_frames, probe
-from vdit.video_source import Source
+from vdit.video_source import Source, decoding
 from vdit.video_window import Window, make_clip
 
 _MARGIN = 2.0  # seconds read before where the last frames should begin: containers round, and claim too much
@@ -71,7 +71,7 @@ def frame_numbers(
     Decodes all of the file, converts nothing, holds one frame.
     """
     window = Window.checked(fps=fps, start=start, duration=duration, max_frames=max_frames)
-    with Source(path) as source:
+    with decoding(path), Source(path) as source:
         count = itertools.count()
         numbered = (dataclasses.replace(shown, frame=next(count)) for shown in source.frames())
         wanted = [number for _, number in window.choose(numbered, source.tick)]

@@ -1,26 +1,65 @@
 """An opened video file: decoded frames with their times, and what is wrong with it.
 
 The one place that touches demuxers and decoders. Every failure of theirs leaves as a VideoError that
-names the file. Containers are never read after closing, and libav's log level is never set: with
-threaded decoders and corrupt input that deadlocks.
+names the file, whatever exception it was: one bad file never ends a training. Containers are never
+read after closing, and libav's log level is never set: with threaded decoders and corrupt input that
+deadlocks.
+
+Only the file itself is read. Playlists (HLS, DASH, concat, SDP, ...) name other files or addresses;
+they are refused by their content, whatever their name. Three rules hold that, each alone: only the
+self-contained formats of `_FORMATS` are opened, libav gets an open file without a name, and it may use
+no protocol of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 
-from vdit.errors import VideoError
+from vdit.errors import VditError, VideoError
 from vdit.video_convert import MAX_FRAME_PIXELS
-from vdit.video_structure import cut_short
+from vdit.video_structure import cut_short, names_other_files
 
 # Native decoders drop VP8's and VP9's alpha plane; libvpx gives it.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _TIMEOUT_S = 60.0
+# Formats of FFmpeg that hold their pictures themselves. Not image2, mlv, vobsub, concat, hls, dash, ...: they open
+# other files.
+_FORMATS = (
+    "apng,asf,av1,avi,dirac,dnxhd,dv,flv,gif,h261,h263,h264,hevc,ivf,jpegxl_anim,live_flv,m4v,matroska,mjpeg,mov,mpeg,"
+    "mpeg1video,mpeg2video,mpegts,mpegvideo,mxf,nut,obu,ogg,rm,swf,vc1,vvc,webm,wtv,yuv4mpegpipe,"
+    "bmp_pipe,jpeg_pipe,pbm_pipe,pgm_pipe,png_pipe,ppm_pipe,tiff_pipe,webp_pipe"
+)
+_HEIF = {"heic", "heix", "heim", "heis", "hevc", "hevx"}
+_AVIF = {"avif", "avis"}
+
+
+@contextlib.contextmanager
+def decoding(path: str | Path | bytes) -> Iterator[None]:
+    """Around all that is done with a file: an exception that nobody foresaw becomes a VideoError that names the file.
+
+    Decoders meet files that nobody has tried, and libraries raise ValueError, KeyError and more.
+    """
+    try:
+        yield
+    except VditError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or "no reason given"
+        raise VideoError(
+            f"{name_of(path)}: cannot be decoded ({type(error).__name__}: {reason}); write the file again"
+        ) from error
+
+
+def name_of(path: str | Path | bytes) -> str:
+    """For messages."""
+    return "<bytes>" if isinstance(path, bytes) else str(path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +74,14 @@ class Shown:
 class Source:
     """A video file while it is open; a context manager.
 
-    name: for messages. rate: declared frames per second or None. duration: declared seconds or None.
+    name: for messages. rate: declared frames per second; None for still pictures, or where it is not declared.
+    duration: declared seconds or None. pixel_aspect: width over height of a stored pixel; within 1% it is 1.
+    sound: whether there is any.
     tick: how far times may be off by rounding. end: where the frames read so far end, in seconds.
     """
 
     def __init__(self, path: str | Path | bytes, *, threads: int = 1):
-        self.name = "<bytes>" if isinstance(path, bytes) else str(path)
+        self.name = name_of(path)
         self._path, self._threads = path, threads
         self.end = 0.0
         self._open()
@@ -49,31 +90,39 @@ class Source:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._container.close()
+        self._closing.close()
 
     def _open(self) -> None:
-        try:
-            self._container = av.open(
-                _openable(self._path, self.name),
-                metadata_errors="replace",
-                # A text file renamed to .mp4 may parse as a playlist: it must not reach the network.
-                options={"protocol_whitelist": "file"},
-                timeout=_TIMEOUT_S,
-            )
-        except (av.FFmpegError, OSError, UnicodeError) as error:
-            raise VideoError(f"{self.name}: not a video that can be opened: {_reason(error)}") from error
-        try:
+        with contextlib.ExitStack() as closing:
+            file = closing.enter_context(_opened(self._path, self.name))
+            if kind := names_other_files(file):
+                raise VideoError(
+                    f"{self.name}: is a playlist ({kind}), which names other files; they are never opened: give the "
+                    "video itself"
+                )
+            try:
+                self._container = closing.enter_context(av.open(
+                    _Unnamed(file),
+                    metadata_errors="replace",
+                    options={"protocol_whitelist": "none", "format_whitelist": _FORMATS},
+                    timeout=_TIMEOUT_S,
+                ))  # fmt: skip
+            except av.ArgumentError as error:
+                raise VideoError(
+                    f"{self.name}: not a video of a kind that is read: give .mp4, .mov, .webm, .mkv, .gif or the like"
+                ) from error
+            except (av.FFmpegError, OSError, UnicodeError) as error:
+                raise VideoError(f"{self.name}: not a video that can be opened: {_reason(error)}") from error
             self._choose_stream()
-        except BaseException:
-            self._container.close()
-            raise
+            self._closing = closing.pop_all()
 
     def _choose_stream(self) -> None:
         videos = [s for s in self._container.streams.video if not s.disposition & _ATTACHED_PICTURE]
         if not videos:
             kinds = sorted({s.type for s in self._container.streams}) or ["nothing"]
             raise VideoError(f"{self.name}: holds no video, only {', '.join(kinds)}")
-        self.stream = stream = videos[0]
+        self.sound = bool(self._container.streams.audio)
+        self.stream = stream = self._moving(videos)
         context = stream.codec_context
         if context is None:
             raise VideoError(f"{self.name}: no decoder for its video codec is in this build of PyAV")
@@ -91,6 +140,32 @@ class Source:
         rates = [float(r) for r in (stream.average_rate, stream.guessed_rate) if r]
         self.rate = next((r for r in rates if 0 < r <= 300), None)
         self.duration = _duration(self._container, stream)
+        pipe = self._container.format.name.endswith("_pipe")
+        if pipe or (self._brands & _AVIF and stream.frames == 1 and stream.duration is None):
+            self.rate, self.duration = None, None  # a still picture; what is given there is made up
+        aspect = float(stream.sample_aspect_ratio or 1)
+        # Sizes rounded to even numbers give such: to stretch 332 rows to 333 would only blur them.
+        self.pixel_aspect = 1.0 if abs(aspect - 1) < 0.01 else aspect
+
+    @property
+    def _brands(self) -> set[str]:
+        """What an MP4-like file calls itself."""
+        brands = self._container.metadata.get("compatible_brands", "")
+        return {self._container.metadata.get("major_brand"), *(brands[k : k + 4] for k in range(0, len(brands), 4))}
+
+    def _moving(self, videos: list[av.VideoStream]) -> av.VideoStream:
+        """The stream to read: the first, but of an animated AVIF, which begins with a still picture, the animation."""
+        if self._brands & _HEIF and not self._brands & _AVIF:
+            raise VideoError(f"{self.name}: HEIF pictures are not read: write it as .jpg or .png")
+        if not self._brands & _AVIF:
+            return videos[0]
+        most = max(stream.frames for stream in videos)
+        color, *others = [stream for stream in videos if stream.frames == most]
+        if most > 1 and others:
+            raise VideoError(
+                f"{self.name}: is an animated AVIF with transparency, which is not read: write it as .gif or .webm"
+            )
+        return color
 
     def frames(self, *, start: float = 0.0, keep: bool = False) -> Iterator[Shown]:
         """Decodes from the frame on screen at `start` (or a little before it) to the end.
@@ -118,7 +193,7 @@ class Source:
                 return sought
         except (av.FFmpegError, StopIteration, TypeError):
             pass  # an index that lies, times that are missing: reading from the front always works
-        self._container.close()
+        self._closing.close()
         self._open()
         return 0.0
 
@@ -191,11 +266,18 @@ class _Reading:
             raise VideoError(f"{source.name}: ends early, at {missing}; {_MEND}")
 
 
+class _Unnamed:
+    """An open file as libav sees it. It has no name, for a name such as "a%d.png" stands for others."""
+
+    def __init__(self, file: BinaryIO):
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+
 _ATTACHED_PICTURE = av.stream.Disposition.attached_pic
 _MEND = 'write the file anew, or read what comes before with on_error="keep"'
 
 
-def _openable(path: str | Path | bytes, name: str) -> str | io.BytesIO:
+def _opened(path: str | Path | bytes, name: str) -> BinaryIO:
     if isinstance(path, bytes):
         if not path:
             raise VideoError(f"{name}: empty, 0 bytes")
@@ -207,8 +289,10 @@ def _openable(path: str | Path | bytes, name: str) -> str | io.BytesIO:
         raise VideoError(f"{name}: not a regular file")
     if file.stat().st_size == 0:
         raise VideoError(f"{name}: empty, 0 bytes")
-    # The prefix keeps names with a colon, a leading dash or the like from being read as a protocol.
-    return f"file:{file.absolute()}"
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise VideoError(f"{name}: cannot be opened: {_reason(error)}") from error
 
 
 def _alpha_decoder(stream: av.VideoStream) -> av.VideoCodecContext | None:

@@ -1,13 +1,15 @@
-"""Whether a container's own structure says that the file goes on past its end.
+"""What a file's own bytes say before a decoder sees them: that it goes on past its end, that it is a playlist.
 
 Only the outermost layer is read, in a few seeks: boxes of MP4 and MOV, the segment of Matroska and
 WebM, blocks of GIF. It finds the cut files whose duration was written nowhere, or only in the part
-that is gone.
+that is gone. Bytes that follow the last box and are no box (some cameras and servers add such) do not
+count as a cut.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +30,40 @@ def cut_short(path: str | Path | bytes) -> str | None:
     return None
 
 
+def names_other_files(file: BinaryIO) -> str | None:
+    """The kind of playlist that a file's beginning shows, or None. Leaves the file at its beginning."""
+    head = file.read(4096)
+    file.seek(0)
+    for encoding in ("utf-16-le", "utf-16-be"):
+        if head.startswith("\ufeff".encode(encoding)):
+            head = head.decode(encoding, "replace").encode()
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for kind, pattern in _PLAYLISTS:
+        if re.match(pattern, text, re.DOTALL):
+            return kind
+    return None
+
+
+# Of what FFmpeg and players follow. Text that no pattern finds is no video either, and is refused as that.
+_PLAYLISTS = (
+    ("M3U8", rb"#extm3u|#ext-x-"),
+    ("ffconcat", rb"ffconcat version|file\s+\S"),
+    ("SDP", rb"v=0\s+\w="),
+    ("PLS", rb"\[(playlist|reference)\]"),
+    ("RTSP", rb"rtsptext|rtsp://|smil"),
+    ("DASH", rb"(<\?xml.{0,2000}?|<!--.{0,2000}?)?<(\w+:)?mpd[\s>]"),
+    ("XML", rb"(<\?xml.{0,2000}?|<!--.{0,2000}?)?<(asx|smil|playlist|smoothstreamingmedia|manifest|assetmap|"
+            rb"compositionplaylist)[\s>]"),
+)  # fmt: skip
+
+
+# Boxes that may stand outermost in a fragmented or plain MP4; more exist, but not at the end of a recording.
+_BOXES = {
+    b"ftyp", b"moov", b"moof", b"mdat", b"styp", b"sidx", b"ssix", b"mfra", b"emsg", b"prft", b"free", b"skip", b"wide",
+    b"uuid", b"meta", b"udta", b"pnot", b"pdin",
+}  # fmt: skip
+
+
 def _mp4(file: BinaryIO, total: int) -> str | None:
     start = 0
     while start < total:
@@ -39,14 +75,24 @@ def _mp4(file: BinaryIO, total: int) -> str | None:
         if size == 0:  # "to the end of the file"
             return None
         if size < 8 or start + size > total:
-            return f"its last box would end at byte {start + size} of {total}"
+            begins_box = len(head) > 4 and any(kind.startswith(head[4:8]) for kind in _BOXES)
+            return f"its last box would end at byte {start + size} of {total}" if begins_box else None
         start += size
     return None
+
+
+# Elements of a Matroska file's outer layers: header, segment, what a segment holds, what a cluster holds.
+_ELEMENTS = {
+    0x1A45DFA3, 0x18538067, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1F43B675, 0x1C53BB6B, 0x1941A469, 0x1043A770,
+    0x1254C367, 0xEC, 0xBF, 0xE7, 0xA3, 0xA0, 0xAB, 0xA7, 0xAF, 0x5854,
+}  # fmt: skip
 
 
 def _matroska(file: BinaryIO, total: int) -> str | None:
     while file.tell() < total:
         ident = _element_number(file, keep_marker=True)
+        if ident not in _ELEMENTS:
+            return None  # bytes behind the last element
         size = _element_number(file, keep_marker=False)
         if size is None:
             continue  # live recordings leave segments and clusters open: their parts tell

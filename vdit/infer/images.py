@@ -10,9 +10,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vdit.errors import ShapeError, VideoError
 from vdit.infer.fit import Fit
 from vdit.types import Array
+from vdit.video_source import decoding
 
 MAX_PIXELS = 100_000_000
-_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "PPM")
 
 
 def as_bytes(image: Array) -> np.ndarray:
@@ -39,10 +40,12 @@ def fit_images(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def is_image(path: str | Path) -> bool:
     """Whether the file holds a picture that `read_image` opens; animations are videos. By content, not by name."""
+    if not Path(path).is_file():  # a pipe would wait for ever
+        return False
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            return image.format != "GIF" or not image.is_animated
-    except (OSError, ValueError, Image.DecompressionBombError):
+            return image.format not in ("GIF", "AVIF") or not image.is_animated
+    except Exception:  # of a library that reads what anyone may have written
         return False
 
 
@@ -51,17 +54,20 @@ def read_image(path: str | Path, *, background: tuple[int, int, int] = (255, 255
 
     What is transparent shows `background`, as in videos (vdit.video_convert). Of 16 bits the upper 8 are taken.
     """
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                size = f"{image.width}x{image.height}"
-                raise VideoError(f"{path}: has {size} pixels, more than {MAX_PIXELS}: scale it down")
-            if image.format in ("PNG", "WEBP", "TIFF") and image.n_frames > 1:
-                mend = "write them as .gif, .mp4 or .webm, or one alone"
-                raise VideoError(f"{path}: holds {image.n_frames} pictures: {mend}")
-            return _rgb(ImageOps.exif_transpose(image), background)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{path}: cannot be read as an image: {_reason(error)}") from None
+    if Path(path).exists() and not Path(path).is_file():
+        raise VideoError(f"{path}: not a regular file")
+    with decoding(path):
+        try:
+            with Image.open(path, formats=_FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    size = f"{image.width}x{image.height}"
+                    raise VideoError(f"{path}: has {size} pixels, more than {MAX_PIXELS}: scale it down")
+                if image.format in ("PNG", "WEBP", "TIFF", "AVIF") and image.n_frames > 1:
+                    mend = "write them as .gif, .mp4 or .webm, or one alone"
+                    raise VideoError(f"{path}: holds {image.n_frames} pictures: {mend}")
+                return _rgb(ImageOps.exif_transpose(image), background)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise VideoError(f"{path}: cannot be read as an image: {_reason(error)}") from None
 
 
 def _rgb(image: Image.Image, background: tuple[int, int, int]) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 The rule, which the note of each input tells in words: a picture is scaled to cover the size asked for, or the size
 that suits its shape best (vdit.infer.fit.choose_size), and the overhang is cut off evenly; never squashed, and
-never scaled up unless a size is asked for. Frames come at the file's own rate unless another is asked for. A still
-image is a clip of one frame.
+never scaled up unless a size is asked for. Pixels that are not square are made so first (vdit.video_convert). Frames
+come at the file's own rate unless another is asked for: then by time, each moment as it is on screen. A still image is
+a clip of one frame. Sound is not read.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from vdit.video_parts import read_tail
 
 SAME_RATE = 5e-3  # rates this near, as 29.97 and 30, are taken for one: no frame is repeated or left out for it
 PART_RATE = 0.1  # how far the rate of a part may be from the file's, and still be taken for it
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # .gif and .avif may be videos too
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class Input:
 
     frames: uint8 [t h w 3]. fps: frames per second; None for a still image.
     fit: how its pictures became those frames. span: which of its frames they are; `dropped` more were left out, at
-    the end (with span.last, at the beginning), for a length that the model can make.
+    the end (with span.last, at the beginning), for a length that the model can make. sound: whether the file has any.
     note: what was done, in one line for people to read.
     """
 
@@ -68,6 +69,7 @@ class Input:
     fit: Fit
     span: Span
     dropped: int = 0
+    sound: bool = False
     note: str = ""
 
     @property
@@ -104,13 +106,14 @@ def read_input(
     Raises VideoError for files that cannot be read, ShapeError for what does not fit.
     """
     path = Path(path)
-    own, rate = _look(path)
-    fit = Fit(own=own, size=_size(path, own, size, area, multiple))
-    if rate is None:
+    info = _look(path)
+    fit = Fit(own=info.size, size=_size(path, info.size, size, area, multiple))
+    if info.still:
         frames = fit.image(read_image(path))[None]
         _check_length(path, 1, least)
-        return Input(path=path, frames=frames, fps=None, fit=fit, span=Span(), note=_note(path, fit, None))
-    if fps is not None and abs(fps / rate - 1) <= SAME_RATE:
+        return Input(path=path, frames=frames, fps=None, fit=fit, span=Span(), note=_note(path, fit, "a still image"))
+    rate, wanted = info.rate, fps
+    if fps is not None and rate and same_rate(fps, rate):
         fps = None
     span = Span(fps=fps, start=start, seconds=seconds, max_frames=max_frames, last=last)
     clip = _read(path, span, fit)
@@ -119,9 +122,21 @@ def read_input(
     dropped = (count - lengths[0]) % lengths[1]
     frames = clip.frames[dropped:] if last is not None else clip.frames[: count - dropped]
     taken = f"{_taken(span, count)}{_left_out(span, dropped, lengths)}{_uneven(clip, span)}"
-    shown = fps or _rate(clip, rate, span)
-    note = f"{_note(path, fit, rate if fps else shown)}; {taken}"
-    return Input(path=path, frames=frames, fps=shown, fit=fit, span=span, dropped=dropped, note=note)
+    if fps is not None and rate and fps > rate:
+        taken += ", some of them twice or more" if fps > 2 * rate else ", some of them twice"
+    if info.sound:
+        taken += "; its sound is left out"
+    own = rate if fps else _rate(clip, rate, span)
+    note = f"{_note(path, fit, 'of unknown rate' if own is None else f'at {own:.4g} fps')}; {taken}"
+    shown = wanted or own
+    return Input(
+        path=path, frames=frames, fps=shown, fit=fit, span=span, dropped=dropped, sound=info.sound, note=note
+    )
+
+
+def same_rate(a: float, b: float) -> bool:
+    """Whether two numbers of frames per second count as one: 29.97 and 30 do."""
+    return abs(a / b - 1) <= SAME_RATE
 
 
 def common_size(
@@ -131,18 +146,27 @@ def common_size(
 
     Give it to `read_input` of each. The others are cut, or scaled up where they are smaller; their notes say so.
     """
-    own = _look(Path(paths[0]))[0] if size is None else (0, 0)
+    own = _look(Path(paths[0])).size if size is None else (0, 0)
     return _size(Path(paths[0]), own, size, area, multiple)
 
 
-def _look(path: Path) -> tuple[tuple[int, int], float | None]:
-    """((h, w), frames per second or None for a still image) of a file."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Looks:
+    """What a file says of itself. size: (h, w) as displayed. rate: frames per second, or None where it is unknown."""
+
+    size: tuple[int, int]
+    still: bool
+    rate: float | None = None
+    sound: bool = False
+
+
+def _look(path: Path) -> _Looks:
     if path.suffix.lower() in (".heic", ".heif"):
         raise VideoError(f"{path}: HEIF pictures are not read: write it as .jpg or .png")
     if path.suffix.lower() in PICTURES or is_image(path):
-        return read_image(path).shape[:2], None
+        return _Looks(size=read_image(path).shape[:2], still=True)
     info = probe(path)
-    return (info.height, info.width), info.fps or 25.0
+    return _Looks(size=(info.height, info.width), still=False, rate=info.fps, sound=info.sound)
 
 
 def _size(
@@ -169,8 +193,10 @@ def _read(path: Path, span: Span, fit: Fit) -> Clip:
     return read_video(path, size=fit.size, threads=0, **span.reading)
 
 
-def _rate(clip: Clip, declared: float, span: Span) -> float:
+def _rate(clip: Clip, declared: float | None, span: Span) -> float:
     """Of frames at the file's own rate. A few of them tell it badly where they come at uneven times (phones)."""
+    if declared is None:
+        return clip.fps
     part = span.seconds is not None or span.max_frames is not None or span.last is not None
     return declared if part and abs(clip.fps / declared - 1) < PART_RATE else clip.fps
 
@@ -181,8 +207,7 @@ def _check_length(path: Path, count: int, least: int) -> None:
         raise ShapeError(f"{path}: has {has} to take, {least} are needed: give a longer video, or take more of it")
 
 
-def _note(path: Path, fit: Fit, rate: float | None) -> str:
-    kind = "a still image" if rate is None else f"at {rate:.4g} fps"
+def _note(path: Path, fit: Fit, kind: str) -> str:
     return f"{path.name}: {fit.own[1]}x{fit.own[0]} {kind}, {fit}"
 
 
