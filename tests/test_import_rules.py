@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SCANNED = ("vdit", "experiments", "data_pipelines")
 
-BASE = {"types", "config", "errors", "paths", "seeds"}
+BASE = {"types", "config", "errors", "outputs", "paths", "seeds"}
 MODELS = BASE | {"dist", "nn", "vae", "text", "dit", "vision"}
 # What each part of vdit may import of vdit. "video" stands for vdit/video_*.py.
 MAY_IMPORT = {
@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "types": {"errors"},
     "config": {"errors", "paths"},
     "paths": {"errors"},
+    "outputs": {"errors"},
     "seeds": {"errors", "types"},
     "video": BASE,
     "worlds": BASE,

@@ -37,6 +37,10 @@ class VideoError(VditError):
     """A video file cannot be read or written; the message names the file and the reason."""
 
 
+class OutputError(VditError):
+    """A file cannot be written where it is asked for, or would replace something that the user gave."""
+
+
 class DataError(VditError):
     """A data source is empty, malformed, or cannot be resumed as asked."""
 

@@ -23,6 +23,7 @@ from typing import BinaryIO
 import av
 
 from vdit.errors import VditError, VideoError
+from vdit.outputs import note_read
 from vdit.video_convert import MAX_FRAME_PIXELS
 from vdit.video_structure import cut_short, names_other_files
 
@@ -85,6 +86,8 @@ class Source:
         self._path, self._threads = path, threads
         self.end = 0.0
         self._open()
+        if not isinstance(path, bytes):
+            note_read(path)
 
     def __enter__(self) -> Source:
         return self

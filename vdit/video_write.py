@@ -11,10 +11,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -25,6 +23,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from vdit.errors import VideoError
+from vdit.outputs import check_output, files_given, note_written, write_whole
 
 _BT709, _LIMITED, _FULL = 1, 1, 2
 _EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
@@ -61,24 +60,20 @@ def write_video(
 ) -> None:
     """Writes frames [t h w 3] (uint8, or float in [-1, 1]) to a .mp4, .webm, .gif or .mkv file.
 
-    The folder must exist. An existing file is replaced when the new one is complete.
+    The folder must exist. An existing file is replaced when the new one is complete. But a file that this process has
+    read (read_video, read_input, ...) and did not write is never replaced: OutputError; give another name.
     """
     path = Path(path)
     kind = _kind(path.suffix.lower().lstrip("."), str(path))
     rate = _checked_rate(fps, kind)
     if not path.parent.is_dir():
         raise VideoError(f"{path}: folder {path.parent} does not exist")
-    handle, part = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".part.{kind}", dir=path.parent)
-    os.close(handle)
+    check_output(path, given=files_given())
     try:
-        _encode(part, str(path), kind, _frames(frames), rate)
-        os.chmod(part, 0o666 & ~_umask())
-        os.replace(part, path)
+        write_whole(path, lambda part: _encode(str(part), str(path), kind, _frames(frames), rate), replace=True)
     except av.FFmpegError as error:
         raise VideoError(f"{path}: cannot be encoded: {error}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)
+    note_written(path)
 
 
 def encode_bytes(
@@ -236,9 +231,3 @@ def _ready(graph: av.filter.Graph) -> Iterator[av.VideoFrame]:
 def _chain(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     yield first
     yield from rest
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

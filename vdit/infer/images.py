@@ -9,6 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vdit.errors import ShapeError, VideoError
 from vdit.infer.fit import Fit
+from vdit.outputs import note_read
 from vdit.types import Array
 from vdit.video_source import decoding
 
@@ -65,6 +66,7 @@ def read_image(path: str | Path, *, background: tuple[int, int, int] = (255, 255
                 if image.format in ("PNG", "WEBP", "TIFF", "AVIF") and image.n_frames > 1:
                     mend = "write them as .gif, .mp4 or .webm, or one alone"
                     raise VideoError(f"{path}: holds {image.n_frames} pictures: {mend}")
+                note_read(path)
                 return _rgb(ImageOps.exif_transpose(image), background)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise VideoError(f"{path}: cannot be read as an image: {_reason(error)}") from None
