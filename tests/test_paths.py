@@ -63,7 +63,7 @@ def test_text_of_another_encoding_is_refused(tmp_path):
         ('{"a":' * 66 + "1" + "}" * 66, "64"),
         ('{"a": 1, "a": 2}', "'a'"),
         ("[NaN]", "NaN"),
-        ("[1" + "0" * 30 + "]", "31 digits"),
+        ("[-1" + "0" * 64 + "]", "65 digits"),
         ("9" * 10_000, "10000 digits"),
         ('["\\ud800"]', "surrogate"),
         ('{"\\udfff": 1}', "surrogate"),
@@ -82,8 +82,9 @@ def test_json_that_is_refused(text, named):
 
 
 def test_json_that_is_read():
-    text = '{"a": [1, -Infinity, 1.5, null, "\\ud83d\\ude00"], "b": {"a": 18446744073709551615}}'
-    assert parse_json(text, name="") == {"a": [1, -float("inf"), 1.5, None, "😀"], "b": {"a": (1 << 64) - 1}}
+    unlimited = 10**30  # what transformers writes into tokenizer_config.json
+    text = f'{{"a": [{unlimited}, -Infinity, 1.5, null, "\\ud83d\\ude00"], "b": {{"a": 18446744073709551615}}}}'
+    assert parse_json(text, name="") == {"a": [unlimited, -float("inf"), 1.5, None, "😀"], "b": {"a": (1 << 64) - 1}}
     assert parse_json("[" * 65 + "]" * 65, name="")
 
 

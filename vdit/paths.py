@@ -22,7 +22,7 @@ from vdit.errors import DataError, VditError
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 JSON_DEPTH = 64
-INT_LOW, INT_HIGH = -(1 << 63), 1 << 64  # what 64 bits hold, signed or not
+INT_DIGITS = 64  # transformers writes 10**30 for "no limit"
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -132,7 +132,7 @@ def parse_json(
 
     Raises:
         error: `text` is not JSON, has one key twice in an object, nests deeper than `depth`, or holds NaN, an integer
-            of more than 64 bits, or half of a surrogate pair.
+            of more than 64 digits, or half of a surrogate pair.
     """
 
     def refuse(rule: str) -> None:
@@ -146,8 +146,8 @@ def parse_json(
         return found
 
     def integer(digits: str) -> int:
-        if len(digits) > 20 or not INT_LOW <= int(digits) < INT_HIGH:
-            refuse(f"holds an integer of {len(digits.lstrip('-'))} digits, more than 64 bits hold")
+        if len(digits) > INT_DIGITS:
+            refuse(f"holds an integer of {len(digits.lstrip('-'))} digits, more than {INT_DIGITS}")
         return int(digits)
 
     def constant(word: str) -> float:

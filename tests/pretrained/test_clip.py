@@ -198,7 +198,7 @@ def test_wans_public_configs_read_as_the_defaults():
     ("change", "processor", "message"),
     [
         ({"model_type": "siglip_vision_model"}, {}, "model_type='siglip_vision_model'"),
-        ({"hidden_act": "silu"}, {}, "hidden_act='silu' .* is not supported"),
+        ({"hidden_act": "silu"}, {}, "hidden_act='silu' .* must be gelu"),
         ({"num_channels": 4}, {}, "num_channels=4 .* must be 3"),
         ({"depth_scale": 1}, {}, "depth_scale=1 .* is no option"),
         ({}, {"resample": 2}, "resample=2 .* must be 3"),

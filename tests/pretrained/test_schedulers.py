@@ -240,6 +240,8 @@ OTHER = {
     "solver_order": 1, "solver_type": "heun", "final_sigmas_type": "sigma_min", "flow_shift": 2.0, "shift": 2.0,
     "disable_corrector": [0], "solver_p": "DDIMScheduler", "shift_terminal": 0.1, "algorithm_type": "sde-dpmsolver++",
     "lambda_min_clipped": -5.1, "clip_sample_range": 2.0, "variance_type": "learned_range",
+    "dynamic_thresholding_ratio": 0.5, "sample_max_value": 2.0, "time_shift_type": "linear", "sigma_min": 0.1,
+    "sigma_max": 0.9, "base_shift": 0.4, "max_shift": 2.0, "base_image_seq_len": 64, "max_image_seq_len": 128,
 }  # fmt: skip
 CONTEXT = {
     "steps_offset": {"timestep_spacing": "leading"}, "flow_shift": WAN_FLOW, "clip_sample_range": {"clip_sample": True},

@@ -209,7 +209,7 @@ def test_public_configs_read_as_the_presets():
         ({"dense_act_fn": "relu", "feed_forward_proj": "gated-gelu"}, "dense_act_fn='relu' .* contradicts"),
         ({"is_decoder": True}, "is_decoder=True"),
         ({"sparse_step": 2}, "sparse_step=2 .* is no option"),
-        ({"d_model": None}, "config.json lacks d_model"),
+        ({"d_model": None}, "d_model=None .* whole number"),
     ],
 )
 def test_what_cannot_be_done_is_refused(change, message):

@@ -1,6 +1,7 @@
 """Files and folders of tensors: what is read, how much memory, and the words for every broken folder."""
 
 import json
+import os
 import re
 
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import safetensors.numpy as reference
 
 from vdit.errors import WeightsError
 from vdit.pretrained.open import open_tensors
-from vdit.pretrained.safetensors_files import DTYPES, write_safetensors
+from vdit.pretrained.safetensors_files import DTYPES, open_safetensors, write_safetensors
 from vdit.pretrained.tensors import TensorInfo, read_json
 
 
@@ -48,9 +49,9 @@ def test_every_type_comes_back_bit_for_bit_and_is_written_so(tmp_path, kind):
     assert dict(tensors.info) == info
     assert tensors.largest_file == file.stat().st_size
     for name in info:
-        assert tensors.read(name).dtype == array.dtype
-    assert tensors.read("a").tobytes() == array.tobytes()
-    assert tensors.read("b").tobytes() == array.tobytes()[: array.itemsize]
+        assert tensors.reader(name).dtype == array.dtype
+    assert tensors.reader("a").tobytes() == array.tobytes()
+    assert tensors.reader("b").tobytes() == array.tobytes()[: array.itemsize]
     if not kind.startswith(("F8", "BF16")):  # the library's numpy side may not know these
         np.testing.assert_array_equal(reference.load_file(file)["a"], array)
 
@@ -165,10 +166,10 @@ def entry(start=0, end=8, shape=(2,), dtype="F32"):
         ({"a\nb": entry()}, b"\0" * 8, "no printable line"),
         ({"a" * 2000: entry()}, b"\0" * 8, "no printable line"),
         ([1], b"", "no JSON object"),
-        (b'{"a": 1, "a": 2}', b"", "a name occurs twice"),
-        (b"{" * 10, b"", "no JSON"),
-        (b"[" * 100_000, b"", "no JSON"),
-        (b"\xff\xfe", b"", "no JSON"),
+        (b'{"a": 1, "a": 2}', b"", "'a' twice"),
+        (b"{" * 10, b"", "not JSON"),
+        (b"[" * 100_000, b"", "deeper"),
+        (b"\xff\xfe", b"", "not JSON"),
     ],
 )
 def test_headers_that_lie(tmp_path, header, data, words):
@@ -208,12 +209,12 @@ def test_read_json(tmp_path):
     file = tmp_path / "config.json"
     file.write_text('{"a": 1}')
     assert read_json(file) == {"a": 1}
-    for text, words in (("{", "is no JSON"), ("[1]", "is list, must be a JSON object"), ("[" * 99999, "is no JSON")):
+    for text, words in (("{", "is not JSON"), ("[1]", "is list, must be a JSON object"), ("[" * 99999, "deeper than")):
         file.write_text(text)
         with pytest.raises(WeightsError, match=words):
             read_json(file)
     file.write_bytes(b"\xff")
-    with pytest.raises(WeightsError, match="is no JSON"):
+    with pytest.raises(WeightsError, match="utf-8"):
         read_json(file)
     with file.open("wb") as handle:
         handle.truncate(2 * 10**8)
@@ -221,3 +222,26 @@ def test_read_json(tmp_path):
         read_json(file)
     with pytest.raises(WeightsError, match="cannot be read"):
         read_json(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "float8_e5m2", "float8_e4m3fn"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_tensor_with_one_bad_number_is_named(tmp_path, dtype, bad):
+    array = np.ones((3, 400_000) if dtype == "float32" else (2, 3), jnp.dtype(dtype))
+    write_safetensors(tmp_path / "x.safetensors", {"w": TensorInfo(array.shape, array.dtype)}, lambda name: array)
+    assert open_tensors(tmp_path / "x.safetensors").read("w").shape == array.shape
+    (tmp_path / "x.safetensors").unlink()
+    array[-1, -1] = bad
+    write_safetensors(tmp_path / "x.safetensors", {"w": TensorInfo(array.shape, array.dtype)}, lambda name: array)
+    with pytest.raises(WeightsError, match="w holds NaN"):
+        open_tensors(tmp_path / "x.safetensors").read("w")
+
+
+def test_only_regular_files_are_opened_for_tensors(tmp_path):
+    os.mkfifo(tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match="no such file"):
+        open_tensors(tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match="pipe"):
+        open_safetensors(tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match="pipe"):
+        read_json(tmp_path / "x.safetensors")

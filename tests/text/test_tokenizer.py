@@ -116,7 +116,7 @@ def test_a_file_that_is_no_model_is_refused(tokenizer, tmp_path):
             load_tokenizer(path)
         assert "\n" not in str(error.value)
     for path in (tmp_path / "missing.model", tmp_path):
-        with pytest.raises(TextError, match="cannot read the tokenizer"):
+        with pytest.raises(TextError, match=tmp_path.name):
             load_tokenizer(path)
 
 

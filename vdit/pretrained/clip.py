@@ -6,7 +6,19 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from vdit.errors import WeightsError
-from vdit.pretrained.options import read_options
+from vdit.pretrained.options import (
+    ANYTHING,
+    HEADS,
+    LAYERS,
+    TOKENS,
+    WIDTH,
+    flag,
+    number,
+    read_options,
+    several,
+    whole,
+    words,
+)
 from vdit.pretrained.weights import LINEAR, SAME, Layout, Part, Rule, linear, reshaped, rule
 from vdit.vision.clip import CLIPVisionConfig
 
@@ -22,10 +34,16 @@ _NAMES = {
     "eps": "layer_norm_eps",
 }
 # What transformers takes for an option that config.json does not name.
-_DEFAULTS = {
-    "image_size": 224, "patch_size": 32, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "intermediate_size": 3072, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
-}  # fmt: skip
+_OPTIONS = {
+    "image_size": whole(224, high=4096),
+    "patch_size": whole(32, high=4096),
+    "hidden_size": whole(768, high=WIDTH),
+    "num_hidden_layers": whole(12, 2, high=LAYERS),
+    "num_attention_heads": whole(12, high=HEADS),
+    "intermediate_size": whole(3072, high=TOKENS),
+    "hidden_act": words("quick_gelu", "gelu", "quick_gelu"),
+    "layer_norm_eps": number(1e-5, 0.0, 0.1),
+}
 _NO_MATTER = (
     "architectures", "attention_dropout", "dropout", "dtype", "initializer_factor", "initializer_range", "model_type",
     "projection_dim", "torch_dtype", "transformers_version",
@@ -44,10 +62,8 @@ def clip_config(json: Mapping[str, Any], preprocessor: Mapping[str, Any] | None 
     """
     if json.get("model_type") != "clip_vision_model":
         raise WeightsError(f"model_type={json.get('model_type')!r} in config.json is not clip_vision_model")
-    known = _DEFAULTS | dict.fromkeys(_NO_MATTER)
+    known = dict.fromkeys(_NO_MATTER, ANYTHING) | _OPTIONS
     values = read_options(json, json.get("_class_name", ""), known, {"num_channels": 3})
-    if values["hidden_act"] not in ("gelu", "quick_gelu"):
-        raise WeightsError(f"hidden_act={values['hidden_act']!r} in config.json is not supported: gelu or quick_gelu")
     fields = {ours: values[theirs] for ours, theirs in _NAMES.items()}
     if preprocessor is not None:
         fields |= _pixels(preprocessor, fields["image_size"])
@@ -64,8 +80,13 @@ def _pixels(json: Mapping[str, Any], size: int) -> dict[str, Any]:
     plain = {"crop_size": size, "size": size}
     json = {name: fixed[name] if plain.get(name, -1) == value else value for name, value in json.items()}
     usual = CLIPVisionConfig()
-    known = {"image_mean": usual.mean, "image_std": usual.std, "rescale_factor": 1 / 255}
-    known |= dict.fromkeys(("feature_extractor_type", "image_processor_type", "processor_class", "use_square_size"))
+    known = {
+        "image_mean": several(usual.mean, number(None, -1e3, 1e3), 3, 3),
+        "image_std": several(usual.std, number(None, 1e-6, 1e3), 3, 3),
+        "rescale_factor": number(1 / 255),
+        "use_square_size": flag(False, none=True),
+    }
+    known |= dict.fromkeys(("feature_extractor_type", "image_processor_type", "processor_class"), ANYTHING)
     values = read_options(json, json.get("_class_name", ""), known, fixed)
     if abs(values["rescale_factor"] * 255 - 1) > 1e-6 or values["use_square_size"]:
         raise WeightsError("preprocessor_config.json asks for another size or scale of pixels than CLIP's: 0..1")

@@ -16,6 +16,7 @@ from vdit.errors import ConfigError, WeightsError
 from vdit.pretrained import clip, dit, kl_vae, t5, wan, wan_vae
 from vdit.pretrained.model import Component, PublicModel
 from vdit.pretrained.open import open_tensors
+from vdit.pretrained.options import check_option, flag, number, several, words
 from vdit.pretrained.scheduler import Scheduling, scheduler_config
 from vdit.pretrained.tensors import read_json
 from vdit.text import T5Config, TextConfig, load_t5_tokenizer, t5_text
@@ -37,6 +38,13 @@ NETWORKS = {
     "vae": "vae",
 }
 MAX_TEXT = 512  # tokens of a prompt, as Wan pads it
+# What is read of model_index.json besides its parts.
+_INDEX = {
+    "boundary_ratio": number(low=0.0, high=1.0, none=True),
+    "expand_timesteps": flag(none=True),
+}
+_LABEL = 1000
+_PART = several(None, words(none=True), 2, 2)
 
 
 def is_one(path: Path) -> bool:
@@ -50,6 +58,11 @@ def open_folder(path: Path) -> PublicModel:
     if pipeline not in PIPELINES:
         known = ", ".join(PIPELINES)
         raise WeightsError(f"{path / INDEX}: _class_name={pipeline!r} is not supported: use one of {known}")
+    for name, option in _INDEX.items():
+        check_option(name, index.get(name), option, where=str(path / INDEX))
+    for name, value in index.items():
+        if isinstance(value, list):
+            check_option(name, value, _PART, where=str(path / INDEX))
     parts = {name: value[1] for name, value in index.items() if isinstance(value, list) and value[0] is not None}
     _check_parts(path, parts, pipeline)
     return _dit_pipeline(path, index) if pipeline == "DiTPipeline" else _wan_pipeline(path, index, parts)
@@ -140,8 +153,7 @@ def _dit_pipeline(path: Path, index: Mapping[str, Any]) -> PublicModel:
     config = read_config(dit.dit_config, file)
     vae, statistics, vae_component = _vae(path, kl_vae)
     scheduling = read_config(scheduler_config, path / "scheduler" / "scheduler_config.json")
-    names = index.get("id2label") or {}
-    labels = tuple(names.get(str(i), "") for i in range(config.classes)) if names else ()
+    labels = _labels(path, index.get("id2label"), config.classes)
     experiment = Experiment(
         name=path.resolve().name,
         data=data_config(vae, config.patch),
@@ -161,6 +173,19 @@ def _dit_pipeline(path: Path, index: Mapping[str, Any]) -> PublicModel:
         tokenizer=None,
         extras=_extras(path),
     )
+
+
+def _labels(path: Path, names: Any, classes: int) -> tuple[str, ...]:
+    """What model_index.json calls the classes, in their order; () if it does not."""
+    if not names:
+        return ()
+    fits = isinstance(names, dict) and len(names) <= classes
+    if not fits or not all(isinstance(name, str) and len(name) <= _LABEL for name in names.values()):
+        raise WeightsError(
+            f"{path / INDEX}: id2label must be an object of at most {classes} names of up to {_LABEL} characters, as "
+            "transformer/config.json has that many classes: take the whole folder"
+        )
+    return tuple(names.get(str(i), "") for i in range(classes))
 
 
 def read_config(read: Callable[[dict], T], path: Path) -> T:
@@ -224,7 +249,13 @@ def data_config(vae: VAEConfig, patch: tuple[int, int, int]) -> DataConfig:
 
 def with_sentinels(config: T5Config, tokenizer: Path) -> T5Config:
     """The encoder's config with as many sentinel tokens as its tokenizer has."""
-    return dataclasses.replace(config, extra_ids=load_t5_tokenizer(tokenizer).extra_ids)
+    opened = load_t5_tokenizer(tokenizer)
+    if opened.vocab_size > config.vocab_size:
+        raise WeightsError(
+            f"{tokenizer}: has {opened.vocab_size} ids with its sentinels, more than the text encoder's "
+            f"{config.vocab_size}: it is another model's"
+        )
+    return dataclasses.replace(config, extra_ids=opened.extra_ids)
 
 
 def find_tokenizer(folder: Path) -> Path:

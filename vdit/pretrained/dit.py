@@ -13,22 +13,22 @@ from vdit.data.patches import grid_position
 from vdit.dit.config import CLASS_CONDITIONAL, SIZES, DiTConfig
 from vdit.errors import WeightsError
 from vdit.nn.embedding import sincos_position
-from vdit.pretrained.options import read_options
+from vdit.pretrained.options import HEADS, LAYERS, TOKENS, WIDTH, number, read_options, whole
 from vdit.pretrained.weights import LINEAR, Layout, Part, Rule, linear, rule
 
 # Options of diffusers' DiTTransformer2DModel that we read, and their defaults. The side of the latents that it was
 # trained at (sample_size), and groups of a norm it does not have, are no part of the network.
 _DIFFUSERS = {
-    "num_attention_heads": 16,
-    "attention_head_dim": 72,
-    "in_channels": 4,
-    "out_channels": None,
-    "num_layers": 28,
-    "sample_size": 32,
-    "norm_num_groups": 32,
-    "patch_size": 2,
-    "num_embeds_ada_norm": 1000,
-    "norm_eps": 1e-5,
+    "num_attention_heads": whole(16, high=HEADS),
+    "attention_head_dim": whole(72, high=WIDTH),
+    "in_channels": whole(4, high=WIDTH),
+    "out_channels": whole(None, high=WIDTH, none=True),
+    "num_layers": whole(28, high=LAYERS),
+    "sample_size": whole(32, high=4096),
+    "norm_num_groups": whole(32, high=WIDTH, none=True),
+    "patch_size": whole(2, high=64),
+    "num_embeds_ada_norm": whole(1000, high=TOKENS),
+    "norm_eps": number(1e-5, 0.0, 0.1),
 }
 _DIFFUSERS_FIXED = {
     "dropout": 0.0,
@@ -104,6 +104,9 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], *, heads: int | No
     absent = [name for name in names if name not in shapes]
     if absent:
         raise WeightsError(f"tensors {', '.join(absent)} are not there: this is no checkpoint of the original DiT")
+    for name, sides in zip(names, (4, 2, 2)):
+        if len(shapes[name]) != sides or min(shapes[name]) < 1:
+            raise WeightsError(f"{name} is {list(shapes[name])}: it must have {sides} sides of at least 1")
     (width, channels, patch, _), (rows, _), (out, _) = (shapes[name] for name in names)
     known = {size["width"]: size["heads"] for name, size in SIZES.items() if name != "tiny"}
     heads = heads or known.get(width)
@@ -114,14 +117,14 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], *, heads: int | No
             f"final_layer.linear has {out} outputs: it must be patch^2 * channels = {patch * patch * channels}, or "
             "twice that where the variance is learned"
         )
-    blocks = {int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")}
+    blocks = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
     options = {
         "in_channels": channels,
         "learn_variance": out == 2 * patch * patch * channels,
         "patch": (1, patch, patch),
         "width": width,
         "heads": heads,
-        "depth": max(blocks, default=0) + 1,
+        "depth": len(blocks) or 1,
         "classes": rows - 1,
         "time_features": _TIME_FEATURES,
     }

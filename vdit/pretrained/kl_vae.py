@@ -12,25 +12,37 @@ from collections.abc import Callable
 import numpy as np
 
 from vdit.errors import WeightsError
-from vdit.pretrained.options import read_options, same_config
+from vdit.pretrained.options import (
+    HEADS,
+    LEVELS,
+    WIDTH,
+    check_option,
+    defaults,
+    flag,
+    number,
+    read_options,
+    same_config,
+    several,
+    whole,
+)
 from vdit.pretrained.weights import CONV2D, Layout, Part, Rule, rule
 from vdit.types import Array
 from vdit.vae.config import VAEConfig, preset
 
 # What diffusers takes where config.json leaves an option out. sample_size and force_upcast change no number.
-DEFAULTS = {
-    "block_out_channels": (64,),
-    "layers_per_block": 1,
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "sample_size": 32,
-    "scaling_factor": 0.18215,
-    "shift_factor": None,
-    "latents_mean": None,
-    "latents_std": None,
-    "force_upcast": True,
-    "use_quant_conv": True,
-    "mid_block_add_attention": True,
+OPTIONS = {
+    "block_out_channels": several((64,), whole(high=WIDTH), 1, LEVELS),
+    "layers_per_block": whole(1, high=100),
+    "latent_channels": whole(4, high=HEADS),
+    "norm_num_groups": whole(32, high=WIDTH),
+    "sample_size": whole(32, high=1 << 16),
+    "scaling_factor": number(0.18215, 1e-6, 1e6),
+    "shift_factor": number(None, -1e6, 1e6, none=True),
+    "latents_mean": several(None, number(None, -1e6, 1e6), 1, HEADS, none=True),
+    "latents_std": several(None, number(None, 1e-6, 1e6), 1, HEADS, none=True),
+    "force_upcast": flag(True),
+    "use_quant_conv": flag(True),
+    "mid_block_add_attention": flag(True),
 }
 # Fields of ours that say how to compute, not what.
 APART = ("dtype", "conv", "remat")
@@ -40,16 +52,18 @@ PLACE = Layout(read=lambda x: x.transpose(1, 0)[None, None, None], write=lambda 
 
 def vae_config(json: dict) -> VAEConfig:
     """The VAE that AutoencoderKL's config.json describes; WeightsError names an option that cannot be done."""
-    levels = len(json.get("block_out_channels", DEFAULTS["block_out_channels"]))
+    given = defaults(OPTIONS) | json
+    check_option("block_out_channels", given["block_out_channels"], OPTIONS["block_out_channels"])
+    levels = len(given["block_out_channels"])
     fixed = {
         "in_channels": 3,
         "out_channels": 3,
         "act_fn": "silu",
         "down_block_types": ("DownEncoderBlock2D",) * levels,
         "up_block_types": ("UpDecoderBlock2D",) * levels,
-        "use_post_quant_conv": json.get("use_quant_conv", True),
+        "use_post_quant_conv": given["use_quant_conv"],
     }
-    options = read_options(json, "AutoencoderKL", DEFAULTS, fixed)
+    options = read_options(json, "AutoencoderKL", OPTIONS, fixed)
     widths = options["block_out_channels"]
     base = math.gcd(*widths)
     return preset(
@@ -62,7 +76,7 @@ def vae_config(json: dict) -> VAEConfig:
         temporal_down=(False,) * (levels - 1),
         norm_groups=options["norm_num_groups"],
         middle="attention" if options["mid_block_add_attention"] else "blocks",
-        quant=bool(options["use_quant_conv"]),
+        quant=options["use_quant_conv"],
     )
 
 
@@ -92,9 +106,10 @@ def vae_json(config: VAEConfig, statistics: dict[str, Array] | None = None) -> d
 def statistics(json: dict) -> dict[str, np.ndarray]:
     """{"mean", "std"}, float32 [c], by which latents are normalised: (z - shift) * scale of the reference.
 
-    Where the file has latents_mean and latents_std, they are (z - mean) * scale / std.
+    json: a config.json that `vae_config` has read. Where it has latents_mean and latents_std, they are
+    (z - mean) * scale / std.
     """
-    given = DEFAULTS | json
+    given = defaults(OPTIONS) | json
     channels = given["latent_channels"]
     mean, std = given["latents_mean"], given["latents_std"]
     if (mean is None) != (std is None):

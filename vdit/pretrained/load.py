@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from vdit.pretrained.plan import check, flatten, make_plan
+from vdit.pretrained.plan import check, check_names, flatten, make_plan
 from vdit.pretrained.tensors import TensorFiles
 from vdit.pretrained.weights import Rule
 from vdit.types import PyTree
 
-__all__ = ["check", "load"]
+__all__ = ["check", "check_names", "load"]
 
 
 def load(

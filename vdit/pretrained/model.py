@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 
 from vdit.dist.mesh import make_mesh
 from vdit.dist.rules import replicated
-from vdit.errors import WeightsError
-from vdit.pretrained.load import check, load
+from vdit.errors import ConfigError, WeightsError
+from vdit.pretrained.load import check, check_names, load
 from vdit.pretrained.tensors import TensorFiles
 from vdit.pretrained.weights import Rule
 from vdit.train.experiment import Experiment
@@ -72,6 +72,11 @@ class PublicModel:
         for part in self.components:
             check(part.rules, part.files, abstract[part.tree], ignore=part.ignore)
 
+    def check_names(self) -> None:
+        """WeightsError unless every component has the tensors that it needs and no other, by name; builds nothing."""
+        for part in self.components:
+            check_names(part.rules, part.files, ignore=part.ignore)
+
     def load(self, mesh: Mesh, *, dtype: str | None = None) -> tuple[PyTree, PyTree]:
         """(the network's parameters, the VAE's), on the mesh; dtype: None keeps each tensor's own."""
         abstract = self.abstract(mesh)
@@ -96,7 +101,12 @@ def open_model(path: str | Path) -> PublicModel:
         raise WeightsError(f"{path} is not a folder: give the folder of a public model")
     for family in (diffusers_folder, original_folder):
         if family.is_one(path):
-            return family.open_folder(path)
+            try:
+                model = family.open_folder(path)
+            except ConfigError as error:  # values that are in range, each, and do not go together
+                raise WeightsError(f"{path}: {error}; download its JSON files again") from None
+            model.check_names()
+            return model
     raise WeightsError(
         f"{path} holds no trained model (experiment.json is missing), and no public one known here: neither "
         "model_index.json (diffusers), nor config.json or high_noise_model/ beside models_t5_*.pth (Wan), nor one .pt "
@@ -107,8 +117,8 @@ def open_model(path: str | Path) -> PublicModel:
 def abstract_vae(config: VAEConfig, mesh: Mesh) -> PyTree:
     """Shapes of a VAE's parameters, replicated on the mesh."""
     side = config.spatial_stride
-    video = jnp.zeros((1, 1 + config.temporal_stride, side, side, 3), jnp.float32)
-    abstract = abstract_params(lambda key: VAE(config).init(key, video)["params"], mesh)
+    shape = (1, 1 + config.temporal_stride, side, side, 3)
+    abstract = abstract_params(lambda key: VAE(config).init(key, jnp.zeros(shape, jnp.float32))["params"], mesh)
     whole = replicated(mesh)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), abstract)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from vdit.errors import WeightsError
 from vdit.pretrained.safetensors_files import open_safetensors
-from vdit.pretrained.tensors import TensorFiles, listed, read_json
+from vdit.pretrained.tensors import INDEX_LIMIT, TensorFiles, listed, read_json
 from vdit.pretrained.torch_files import open_torch
 
 # Of several precisions of one model in a folder: the plain one, else the first of these.
@@ -69,7 +69,7 @@ def _open_index(path: Path, key: str | None) -> TensorFiles:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    places = read_json(path).get("weight_map")
+    places = read_json(path, limit=INDEX_LIMIT).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise WeightsError(f"{path}: has no weight_map of names to shards; download it again")
     for name, shard in places.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from vdit.pretrained.diffusers_folder import (
     dit_sample,
     find_tokenizer,
     open_vae,
+    read_config,
     wan_experiment,
     with_sentinels,
 )
@@ -63,9 +65,9 @@ def _wan(path: Path) -> PublicModel:
     folders = {"dit": path / HIGH, "dit_low": path / LOW} if experts else {"dit": path}
     components, kind, config = [], None, None
     for tree, folder in folders.items():
-        json = read_json(folder / "config.json")
         files = open_tensors(folder)
-        found = wan.original_config(json, files.info)
+        found = read_config(functools.partial(wan.original_config, names=files.info), folder / "config.json")
+        json = read_json(folder / "config.json")
         if config not in (None, found):
             raise WeightsError(f"{path}: {HIGH} and {LOW} differ in config.json: experts are of one form")
         kind, config = json.get("model_type"), found
@@ -103,16 +105,16 @@ def _text(path: Path, components: list[Component]) -> T5Config:
 
 def _t5_shape(files: TensorFiles) -> T5Config:
     """The files say nothing of their config but the tensors' shapes; heads are 64 wide in every umT5."""
-    shape = lambda name: files.info[name].shape if name in files.info else (0, 0)  # noqa: E731
-    vocabulary, width = shape("token_embedding.weight")
-    heads = shape("blocks.0.attn.q.weight")[0]
-    buckets, count = shape("blocks.0.pos_embedding.embedding.weight")
+    names = ("token_embedding.weight", "blocks.0.attn.q.weight", "blocks.0.pos_embedding.embedding.weight",
+             "blocks.0.ffn.fc1.weight")  # fmt: skip
+    shapes = [files.info[name].shape if name in files.info else () for name in names]
     layers = len({name.split(".")[1] for name in files.info if name.startswith("blocks.")})
-    if not (vocabulary and heads and count and heads % count == 0):
+    if not all(len(shape) == 2 and min(shape) > 0 for shape in shapes) or shapes[1][0] % shapes[2][1]:
         raise WeightsError(f"{files.path}: holds no umT5 encoder as Wan's repositories name it: take the right file")
+    (vocabulary, width), (heads, _), (buckets, count), (mlp, _) = shapes
     return t5_preset(
-        "umt5-xxl", vocab_size=vocabulary, width=width, heads=count, head_dim=heads // count, layers=layers,
-        mlp=shape("blocks.0.ffn.fc1.weight")[0], buckets=buckets,
+        "umt5-xxl", vocab_size=vocabulary, width=width, heads=count, head_dim=heads // count, layers=layers, mlp=mlp,
+        buckets=buckets,
     )  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def make_plan(
     rules = list(rules)
     ours = flatten(abstract)
     _check_map(rules, ours, tensors)
-    names = {rule: next((n for n in (rule.name, *rule.copies) if n in tensors.info), None) for rule in rules}
+    names = _names(rules, tensors)
     _check_names(rules, names, tensors, tuple(ignore))
     _check_shapes(rules, names, tensors, ours)
     stored: dict[str, set[np.dtype]] = {path: set() for path in ours}
@@ -100,6 +100,12 @@ def make_plan(
 def check(rules: Iterable[Rule], tensors: TensorFiles, abstract: PyTree, *, ignore: Sequence[str] = ()) -> None:
     """WeightsError unless each parameter is filled once, from tensors that fit, and no tensor is left over."""
     make_plan(rules, tensors, abstract, ignore=ignore)
+
+
+def check_names(rules: Iterable[Rule], tensors: TensorFiles, *, ignore: Sequence[str] = ()) -> None:
+    """WeightsError unless every rule has its tensor, and no tensor is left over: what can be told without a model."""
+    rules = list(rules)
+    _check_names(rules, _names(rules, tensors), tensors, tuple(ignore))
 
 
 def flatten(tree: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
@@ -136,6 +142,11 @@ def _whole(chunks: list[tuple[int, int] | None], shape: tuple[int, ...]) -> bool
     counts = {None if chunk is None else chunk[1] for chunk in chunks}
     n = counts.pop()
     return not counts and n is not None and sorted(i for i, _ in chunks) == list(range(n)) and shape[-1] % n == 0
+
+
+def _names(rules: list[Rule], tensors: TensorFiles) -> dict[Rule, str | None]:
+    """The tensor that each rule reads: under its name, or that of a copy; None if there is none."""
+    return {rule: next((n for n in (rule.name, *rule.copies) if n in tensors.info), None) for rule in rules}
 
 
 def _check_names(rules: list[Rule], names: Mapping, tensors: TensorFiles, ignore: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdit.errors import WeightsError
-from vdit.pretrained.tensors import TensorFiles, TensorInfo, refuse_no_weights
+from vdit.paths import MIB, open_regular, parse_json
+from vdit.pretrained.tensors import FIX, TensorFiles, TensorInfo, refuse_no_weights
 
-HEADER_LIMIT = 100_000_000  # the format's own bound
+HEADER_LIMIT = 32 * MIB  # the format allows 100 MB; a model of 100,000 tensors has 15
+_DEPTH = 4  # objects and lists of a header inside each other, and one more
 DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -50,14 +53,15 @@ def open_safetensors(path: str | Path) -> TensorFiles:
     """The tensors of one .safetensors file, after a check of its whole header against its length."""
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            entries, begin = _header(path, file, path.stat().st_size)
+        with open_regular(path, error=WeightsError, fix=FIX) as file:
+            size = os.fstat(file.fileno()).st_size
+            entries, begin = _header(path, file, size)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from None
     return TensorFiles(
         path=path,
         info={name: entry.info for name, entry in entries.items()},
-        largest_file=path.stat().st_size,
+        largest_file=size,
         reader=lambda name: read_array(path, begin + entries[name].start, entries[name].info),
     )
 
@@ -66,7 +70,7 @@ def read_array(path: Path, offset: int, info: TensorInfo) -> np.ndarray:
     """The array of `info` whose bytes start at `offset`, in memory of its own."""
     data = np.empty(math.prod(info.shape) * info.dtype.itemsize, np.uint8)
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path, error=WeightsError, fix=FIX) as file:
             file.seek(offset)
             view, got = memoryview(data), 0
             while got < len(view) and (count := file.readinto(view[got:])):
@@ -108,9 +112,9 @@ def _header(path: Path, file, size: int) -> tuple[dict[str, _Entry], int]:
     file.seek(8)
     text = file.read(length)
     try:
-        header = json.loads(text.decode(), object_pairs_hook=_without_twins)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"the header is no JSON ({str(error)[:100]})") from None
+        header = parse_json(text, name="its header", depth=_DEPTH, error=WeightsError)
+    except WeightsError as error:
+        raise _damaged(path, str(error)) from None
     if not isinstance(header, dict):
         raise _damaged(path, "the header is no JSON object")
     header.pop("__metadata__", None)
@@ -147,13 +151,6 @@ def _entry(path: Path, name: str, value: Any) -> _Entry:
 
 def _counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
-
-
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return value
 
 
 def _damaged(path: Path, reason: str) -> WeightsError:

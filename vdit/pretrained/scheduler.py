@@ -14,7 +14,8 @@ import numpy as np
 from vdit import samplers
 from vdit.diffusion.config import DiffusionConfig
 from vdit.errors import ConfigError, WeightsError
-from vdit.pretrained.scheduler_options import ONLY, OPTIONS
+from vdit.pretrained.options import check_option
+from vdit.pretrained.scheduler_options import CHECKS, ONLY, OPTIONS
 from vdit.samplers.grid import GridOptions
 
 Option = bool | int | float | str
@@ -51,12 +52,14 @@ def scheduler_config(json: Mapping[str, Any]) -> Scheduling:
     the class is DDPMScheduler with "learned_range".
     """
     name = json.get("_class_name")
-    if name not in OPTIONS:
+    if not isinstance(name, str) or name not in OPTIONS:
         raise WeightsError(f"scheduler class {name!r} is unknown: use one of {', '.join(OPTIONS)}")
     given = {key: value for key, value in json.items() if not key.startswith("_")}
     for key, value in given.items():
         if key not in OPTIONS[name]:
             raise WeightsError(f"{name} has no option {key!r}: remove it from scheduler_config.json")
+        if key in CHECKS:
+            check_option(key, value, CHECKS[key], where="scheduler_config.json")
         only = ONLY.get(key, value)
         if value != only and (value or only):
             raise _refused(name, key, value, f"only {only!r} is supported")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from vdit.pretrained.options import TOKENS, Option, flag, number, several, whole, words
+
 _BETAS = {
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
@@ -68,6 +70,34 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "stochastic_sampling": False,
     },
     "FlowMatchHeunDiscreteScheduler": {"num_train_timesteps": 1000, "shift": 1.0},
+}  # fmt: skip
+
+# What the values of an option may be, in every class that has it.
+_BIG = 1e6
+CHECKS: dict[str, Option] = {
+    "num_train_timesteps": whole(high=TOKENS),
+    "steps_offset": whole(low=0, high=TOKENS),
+    "solver_order": whole(high=3),
+    **dict.fromkeys(("beta_start", "beta_end", "dynamic_thresholding_ratio"), number()),
+    **dict.fromkeys(("flow_shift", "shift"), number(low=1e-6, high=_BIG)),
+    "clip_sample_range": number(low=1e-6, high=_BIG),
+    **dict.fromkeys(("sample_max_value", "base_shift", "max_shift"), number(low=-_BIG, high=_BIG)),
+    **dict.fromkeys(("base_image_seq_len", "max_image_seq_len"), whole(high=TOKENS)),
+    **dict.fromkeys(("sigma_min", "sigma_max", "shift_terminal"), number(high=_BIG, none=True)),
+    "lambda_min_clipped": number(low=-math.inf, high=math.inf),
+    "trained_betas": several(None, number(), 0, TOKENS, none=True),
+    "disable_corrector": several(None, whole(low=0, high=TOKENS), 0, 1000),
+    **dict.fromkeys(("beta_schedule", "prediction_type", "timestep_spacing", "time_shift_type"), words()),
+    **dict.fromkeys(("final_sigmas_type", "algorithm_type", "solver_type"), words()),
+    "variance_type": words(none=True),
+    **dict.fromkeys(
+        (
+            "thresholding", "clip_sample", "rescale_betas_zero_snr", "use_karras_sigmas", "use_exponential_sigmas",
+            "use_beta_sigmas", "use_dynamic_shifting", "lower_order_final", "use_flow_sigmas", "set_alpha_to_one",
+            "euler_at_final", "use_lu_lambdas", "predict_x0", "invert_sigmas", "stochastic_sampling",
+        ),
+        flag(none=True),
+    ),
 }  # fmt: skip
 
 # The one value that we can do of each of these.

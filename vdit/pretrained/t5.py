@@ -6,7 +6,20 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from vdit.errors import ConfigError, WeightsError
-from vdit.pretrained.options import read_options
+from vdit.pretrained.options import (
+    ANYTHING,
+    HEADS,
+    LAYERS,
+    TOKENS,
+    VOCABULARY,
+    WIDTH,
+    Option,
+    flag,
+    number,
+    read_options,
+    whole,
+    words,
+)
 from vdit.pretrained.weights import LINEAR, Rule, rule
 from vdit.text.config import T5Config
 
@@ -24,10 +37,21 @@ _NAMES = {
     "eos_id": "eos_token_id",
     "pad_id": "pad_token_id",
 }
-_DEFAULTS = {
-    "d_kv": 64, "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
-    "layer_norm_epsilon": 1e-6, "eos_token_id": 1, "pad_token_id": 0,
-}  # fmt: skip
+_OPTIONS = {
+    "vocab_size": whole(None, high=VOCABULARY),
+    "d_model": whole(None, high=WIDTH),
+    "num_heads": whole(None, high=HEADS),
+    "d_kv": whole(64, high=WIDTH),
+    "d_ff": whole(None, high=TOKENS),
+    "num_layers": whole(None, high=LAYERS),
+    "relative_attention_num_buckets": whole(32, high=4096),
+    "relative_attention_max_distance": whole(128, high=TOKENS),
+    "layer_norm_epsilon": number(1e-6, 0.0, 0.1),
+    "eos_token_id": whole(1, 0, high=VOCABULARY),
+    "pad_token_id": whole(0, 0, high=VOCABULARY),
+    "dense_act_fn": words(none=True),
+    "is_gated_act": flag(none=True),
+}
 # Options that say nothing of what an encoder computes: of training, of decoding, of the file.
 _NO_MATTER = (
     "architectures", "bos_token_id", "classifier_dropout", "decoder_start_token_id", "dropout_rate", "dtype",
@@ -56,9 +80,9 @@ def t5_config(json: Mapping[str, Any]) -> T5Config:
     family = json.get("model_type")
     if family not in ("t5", "umt5"):
         raise WeightsError(f"model_type={family!r} in config.json is not that of a text encoder known here: t5 or umt5")
-    known = dict.fromkeys((*_NAMES.values(), *_NO_MATTER, "dense_act_fn", "is_gated_act")) | _DEFAULTS
+    known: dict[str, Option] = dict.fromkeys(_NO_MATTER, ANYTHING) | _OPTIONS
     # Absent, this is version 1.0 of T5, and umT5's gated.
-    known["feed_forward_proj"] = "relu" if family == "t5" else "gated-gelu"
+    known["feed_forward_proj"] = words("relu" if family == "t5" else "gated-gelu")
     values = read_options(json, json.get("_class_name", ""), known, {"is_decoder": False})
     missing = [name for name in _NAMES.values() if values[name] is None]
     if missing:

@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vdit.errors import WeightsError
+from vdit.paths import open_regular
 from vdit.pretrained.safetensors_files import read_array
-from vdit.pretrained.tensors import TensorFiles, TensorInfo, listed, refuse_no_weights
+from vdit.pretrained.tensors import FIX, TensorFiles, TensorInfo, listed, refuse_no_weights
 from vdit.pretrained.torch_pickle import Refused, Tensor, read_pickle
 
 PICKLE_LIMIT = 64_000_000
-DIRECTORY_LIMIT = 64_000_000
+DIRECTORY_LIMIT = 16_000_000  # of a zip archive: 100,000 tensors have 10 MB
 _DEEPEST = 8
 _MOST_VALUES = 2_000_000
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -48,8 +49,8 @@ def open_torch(path: str | Path, *, key: str | None = None) -> TensorFiles:
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path, error=WeightsError, fix=FIX) as file:
+            size = os.fstat(file.fileno()).st_size
             _refuse_other_formats(path, file.read(64))
             members = _members(path, file, size)
             root = _unpickle(path, file, members)
@@ -221,7 +222,7 @@ def _checksum(path: Path, member: _Member, raw: np.ndarray) -> int:
         return 0
     if len(raw) == member.size:
         return zlib.crc32(raw)
-    with path.open("rb") as file:
+    with open_regular(path, error=WeightsError, fix=FIX) as file:
         file.seek(member.offset)
         crc, left = 0, member.size
         while left and (block := file.read(min(left, 2**20))):

@@ -40,6 +40,7 @@ _CALLS = {
     "torch._utils _rebuild_parameter",
 }
 _MARK = object()
+_MOST_OPCODES = 2_000_000  # a model of 40,000 tensors; each takes about a microsecond
 
 
 class Refused(Exception):
@@ -81,7 +82,9 @@ def read_pickle(stream: bytes) -> Any:
     """What the stream describes: dicts, lists, tuples, plain values and Tensors. Refused for all else."""
     machine = _Machine()
     try:
-        for opcode, argument, _ in pickletools.genops(stream):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if count > _MOST_OPCODES:
+                raise Refused(f"its pickle has more than {_MOST_OPCODES} opcodes")
             if opcode.name == "STOP":
                 return machine.pop()
             machine.step(opcode.name, argument)

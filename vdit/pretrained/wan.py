@@ -12,42 +12,43 @@ import numpy as np
 from vdit.dit.config import WAN, DiTConfig
 from vdit.errors import WeightsError
 from vdit.nn.rope import MAX_POSITION
-from vdit.pretrained.options import read_options
+from vdit.pretrained.options import HEADS, LAYERS, TOKENS, WIDTH, number, read_options, several, whole, words
 from vdit.pretrained.weights import Layout, Rule, linear, reshaped, rule
 
 # Options of diffusers' WanTransformer3DModel that we read, and their defaults.
+_PATCH = several((1, 2, 2), whole(high=64), 3, 3)
 _DIFFUSERS = {
-    "patch_size": (1, 2, 2),
-    "num_attention_heads": 40,
-    "attention_head_dim": 128,
-    "in_channels": 16,
-    "out_channels": 16,
-    "text_dim": 4096,
-    "freq_dim": 256,
-    "ffn_dim": 13824,
-    "num_layers": 40,
-    "eps": 1e-6,
-    "image_dim": None,
-    "added_kv_proj_dim": None,
-    "rope_max_seq_len": MAX_POSITION,
-    "pos_embed_seq_len": None,
+    "patch_size": _PATCH,
+    "num_attention_heads": whole(40, high=HEADS),
+    "attention_head_dim": whole(128, high=WIDTH),
+    "in_channels": whole(16, high=WIDTH),
+    "out_channels": whole(16, high=WIDTH, none=True),
+    "text_dim": whole(4096, high=WIDTH),
+    "freq_dim": whole(256, 2, high=WIDTH),
+    "ffn_dim": whole(13824, high=TOKENS),
+    "num_layers": whole(40, high=LAYERS),
+    "eps": number(1e-6, 0.0, 0.1),
+    "image_dim": whole(None, 0, high=WIDTH, none=True),
+    "added_kv_proj_dim": whole(None, 0, high=TOKENS, none=True),
+    "rope_max_seq_len": whole(MAX_POSITION, high=TOKENS),
+    "pos_embed_seq_len": whole(None, 0, high=TOKENS, none=True),
 }
 # Options of which we can do one value alone.
 _DIFFUSERS_FIXED = {"cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "window_size": (-1, -1)}
 # The same of Wan's own config.json.
 _ORIGINAL = {
-    "model_type": "t2v",
-    "patch_size": (1, 2, 2),
-    "dim": 2048,
-    "num_heads": 16,
-    "in_dim": 16,
-    "out_dim": 16,
-    "text_dim": 4096,
-    "freq_dim": 256,
-    "ffn_dim": 8192,
-    "num_layers": 32,
-    "eps": 1e-6,
-    "text_len": 512,
+    "model_type": words("t2v"),
+    "patch_size": _PATCH,
+    "dim": whole(2048, high=WIDTH),
+    "num_heads": whole(16, high=HEADS),
+    "in_dim": whole(16, high=WIDTH),
+    "out_dim": whole(16, high=WIDTH),
+    "text_dim": whole(4096, high=WIDTH),
+    "freq_dim": whole(256, 2, high=WIDTH),
+    "ffn_dim": whole(8192, high=TOKENS),
+    "num_layers": whole(32, high=LAYERS),
+    "eps": number(1e-6, 0.0, 0.1),
+    "text_len": whole(512, high=TOKENS),
 }
 _ORIGINAL_FIXED = {"cross_attn_norm": True, "qk_norm": True, "window_size": (-1, -1)}
 # Of Wan 2.1's image-to-video: width of CLIP ViT-H, and its 257 tokens for each of the first and last frame.

@@ -11,24 +11,35 @@ from collections.abc import Callable
 import numpy as np
 
 from vdit.errors import WeightsError
-from vdit.pretrained.options import read_options, same_config
+from vdit.pretrained.options import (
+    ANYTHING,
+    HEADS,
+    LEVELS,
+    WIDTH,
+    flag,
+    number,
+    read_options,
+    same_config,
+    several,
+    whole,
+)
 from vdit.pretrained.weights import CONV2D, CONV3D, Layout, Rule, reshaped, rule
 from vdit.types import Array
 from vdit.vae.config import VAEConfig, preset
 
 # What diffusers takes where config.json leaves an option out.
-DEFAULTS = {
-    "base_dim": 96,
-    "decoder_base_dim": None,
-    "z_dim": 16,
-    "dim_mult": (1, 2, 4, 4),
-    "num_res_blocks": 2,
-    "temperal_downsample": (False, True, True),
-    "is_residual": False,
-    "patch_size": None,
-    "latents_mean": None,
-    "latents_std": None,
-    "clip_output": None,  # some files have it; no code reads it
+OPTIONS = {
+    "base_dim": whole(96, high=WIDTH),
+    "decoder_base_dim": whole(None, high=WIDTH, none=True),
+    "z_dim": whole(16, high=HEADS),
+    "dim_mult": several((1, 2, 4, 4), whole(high=HEADS), 1, LEVELS),
+    "num_res_blocks": whole(2, high=100),
+    "temperal_downsample": several((False, True, True), flag(), 0, LEVELS),
+    "is_residual": flag(False),
+    "patch_size": whole(None, high=16, none=True),
+    "latents_mean": several(None, number(None, -1e6, 1e6), 1, HEADS, none=True),
+    "latents_std": several(None, number(None, 1e-6, 1e6), 1, HEADS, none=True),
+    "clip_output": ANYTHING,  # some files have it; no code reads it
 }
 FIXED = {"attn_scales": (), "dropout": 0.0}
 # Fields of ours that say how to compute, not what.
@@ -64,12 +75,12 @@ WAN22_STATISTICS = {
 def vae_config(json: dict) -> VAEConfig:
     """The VAE that AutoencoderKLWan's config.json describes; WeightsError names an option that cannot be done."""
     sizes = ("in_channels", "out_channels", "scale_factor_temporal", "scale_factor_spatial")
-    options = read_options(json, "AutoencoderKLWan", DEFAULTS | dict.fromkeys(sizes), FIXED)
+    options = read_options(json, "AutoencoderKLWan", OPTIONS | dict.fromkeys(sizes, ANYTHING), FIXED)
     config = _config(options)
     # What the others imply has to agree with them.
     values = 3 * config.patch**2
     implied = dict(zip(sizes, (values, values, config.temporal_stride, config.spatial_stride), strict=True))
-    read_options(json, "AutoencoderKLWan", DEFAULTS, FIXED | implied)
+    read_options(json, "AutoencoderKLWan", OPTIONS, FIXED | implied)
     return config
 
 
@@ -86,7 +97,7 @@ def _config(options: dict) -> VAEConfig:
         temporal_down=options["temperal_downsample"],
         patch=options["patch_size"] or 1,
         up_channels="keep" if options["is_residual"] else "halve",
-        level_shortcut=bool(options["is_residual"]),
+        level_shortcut=options["is_residual"],
     )
 
 
@@ -109,7 +120,7 @@ def vae_json(config: VAEConfig, statistics: dict[str, Array] | None = None) -> d
         "scale_factor_temporal": config.temporal_stride,
         "scale_factor_spatial": config.spatial_stride,
     }
-    theirs = _config(read_options(json, "AutoencoderKLWan", json, {}))
+    theirs = _config(read_options(json, "AutoencoderKLWan", dict.fromkeys(json, ANYTHING), {}))
     same_config("AutoencoderKLWan", theirs, config, apart=APART)
     if statistics is not None:
         # The shortest decimals that give these float32 numbers back.
@@ -118,7 +129,7 @@ def vae_json(config: VAEConfig, statistics: dict[str, Array] | None = None) -> d
 
 
 def statistics(json: dict) -> dict[str, np.ndarray]:
-    """{"mean", "std"}, float32 [c], by which latents are normalised."""
+    """{"mean", "std"}, float32 [c], by which latents are normalised. json: a config.json that `vae_config` has read."""
     channels = json.get("z_dim", 16)
     known = {16: WAN21_STATISTICS, 48: WAN22_STATISTICS}.get(channels, {})
     found = {}

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import struct
 import unicodedata
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 from vdit.errors import TextError
+from vdit.paths import MIB, read_bytes
 
 UNIGRAM = 1
 CONTROL, USER_DEFINED = 3, 4  # types of pieces, as in sentencepiece_model.proto
+MODEL_LIMIT = 32 * MIB  # bytes of a .model file; umT5's has 4.5 MB for 256,000 pieces
+_MOST_PIECES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,8 +34,29 @@ class PieceModel:
     algorithm: int
 
 
+def read_model_file(path: str | Path) -> bytes:
+    """The bytes of a .model file; TextError if it is no regular file, or too large for one."""
+    return read_bytes(path, limit=MODEL_LIMIT, error=TextError, fix="give the model's sentencepiece file")
+
+
+def count_pieces(data: bytes) -> int:
+    """How many pieces a .model file has; TextError unless it parses as one and has from 1 to about a million."""
+    try:
+        count = 0
+        for field, value in _fields(data):
+            count += field == 1 and isinstance(value, bytes)
+            if count > _MOST_PIECES:
+                raise TextError(f"a sentencepiece model of more than {_MOST_PIECES} pieces: give the right file")
+    except (IndexError, ValueError):
+        raise TextError("not a sentencepiece model: it does not parse as one") from None
+    if not count:
+        raise TextError("not a sentencepiece model: it has no pieces")
+    return count
+
+
 def read_piece_model(data: bytes) -> PieceModel:
     """The ModelProto of a .model file, decoded by hand: protobuf's wire format is simple, its versions are not."""
+    count_pieces(data)
     pieces, scores, types = [], [], []
     charsmap, algorithm = b"", UNIGRAM
     try:
@@ -46,8 +72,10 @@ def read_piece_model(data: bytes) -> PieceModel:
                 charsmap = dict(_fields(value)).get(2, b"")
     except (IndexError, ValueError, struct.error, AttributeError, TypeError):
         raise TextError("not a sentencepiece model: it does not parse as one") from None
-    if not pieces:
-        raise TextError("not a sentencepiece model: it has no pieces")
+    if not all(map(math.isfinite, scores)):
+        raise TextError("not a sentencepiece model: the score of a piece is not a number")
+    if not all(isinstance(kind, int) for kind in (*types, algorithm)) or not isinstance(charsmap, bytes):
+        raise TextError("not a sentencepiece model: it does not parse as one")
     return PieceModel(
         pieces=tuple(pieces), scores=tuple(scores), types=tuple(types), charsmap=charsmap, algorithm=algorithm
     )

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vdit.errors import TextError
+from vdit.paths import MIB, read_json
 from vdit.text.clean import clean_prompt
 from vdit.text.config import TextConfig
-from vdit.text.spiece import CONTROL, UNIGRAM, USER_DEFINED, Charsmap, PieceModel, read_piece_model
+from vdit.text.spiece import CONTROL, UNIGRAM, USER_DEFINED, Charsmap, PieceModel, read_model_file, read_piece_model
 from vdit.text.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer, valid_text, write_model
 
 MODEL_NAMES = ("spiece.model", "tokenizer.model")
-EXTRA_IDS = 100
+EXTRA_IDS, MOST_EXTRA_IDS = 100, 4096
+CONFIG_LIMIT = 16 * MIB  # of tokenizer_config.json, which may describe each of thousands of added tokens
 _SPACE = "\u2581"  # how sentencepiece writes the space before a word
 # What Unicode calls white space; Python's \s has four control characters more.
 _WORDS = re.compile("[^\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
@@ -49,8 +50,8 @@ class T5Tokenizer:
     def __post_init__(self) -> None:
         if self.max_length < 1:
             raise TextError(f"max_length {self.max_length} must be at least 1")
-        if self.extra_ids < 0:
-            raise TextError(f"extra_ids {self.extra_ids} must not be negative")
+        if not 0 <= self.extra_ids <= MOST_EXTRA_IDS:
+            raise TextError(f"extra_ids {self.extra_ids} must be from 0 to {MOST_EXTRA_IDS}")
         SentencePieceTokenizer(model=self.model)  # refuses what is no model
         model = self._model
         if model.algorithm != UNIGRAM:
@@ -184,10 +185,7 @@ def load_t5_tokenizer(
         if file is None:
             there = "tokenizer.json, but no " if (Path(path) / "tokenizer.json").is_file() else "neither "
             raise TextError(f"{path}: holds {there}{' nor '.join(MODEL_NAMES)}: add the model's sentencepiece file")
-    try:
-        model = file.read_bytes()
-    except OSError as error:
-        raise TextError(f"{file}: cannot read the tokenizer: {error.strerror}") from None
+    model = read_model_file(file)
     if extra_ids is None:
         extra_ids = _extra_ids(file.with_name("tokenizer_config.json"))
     try:
@@ -206,10 +204,10 @@ def make_tokenizer(config: TextConfig, path: str | Path) -> Tokenizer:
 def _extra_ids(config: Path) -> int:
     if not config.is_file():
         return EXTRA_IDS
-    try:
-        value = json.loads(config.read_text(encoding="utf-8")).get("extra_ids", EXTRA_IDS)
-    except (OSError, ValueError, AttributeError):
-        raise TextError(f"{config}: is not a JSON object: restore the file") from None
-    if not isinstance(value, int):
-        raise TextError(f"{config}: extra_ids {value!r} must be a whole number")
+    values = read_json(config, limit=CONFIG_LIMIT, error=TextError, fix="restore the file")
+    if not isinstance(values, dict):
+        raise TextError(f"{config}: is not a JSON object: restore the file")
+    value = values.get("extra_ids", EXTRA_IDS)
+    if type(value) is not int or not 0 <= value <= MOST_EXTRA_IDS:
+        raise TextError(f"{config}: extra_ids {value!r:.80} must be a whole number from 0 to {MOST_EXTRA_IDS}")
     return value

@@ -16,6 +16,7 @@ import sentencepiece
 
 from vdit.errors import TextError
 from vdit.text.config import TextConfig
+from vdit.text.spiece import count_pieces, read_model_file
 
 # Unknown, begin, end, and one piece for each byte, so that any text can be encoded.
 SPECIAL_PIECES = 3 + 256
@@ -52,10 +53,9 @@ class SentencePieceTokenizer:
     def __post_init__(self) -> None:
         if self.max_length < 1:
             raise TextError(f"max_length {self.max_length} must be at least 1")
-        if not self.model:
-            raise TextError("not a sentencepiece model: it is empty")
-        if not self._processor.vocab_size():
-            raise TextError("not a sentencepiece model: it has no pieces")
+        # Before the library sees it, which takes any number of empty pieces.
+        if count_pieces(self.model) != self._processor.vocab_size():
+            raise TextError("not a sentencepiece model: its pieces cannot be counted")
 
     @functools.cached_property
     def _processor(self) -> sentencepiece.SentencePieceProcessor:
@@ -111,10 +111,7 @@ def write_model(model: bytes, path: str | Path) -> None:
 
 def load_tokenizer(path: str | Path, *, max_length: int = 64) -> SentencePieceTokenizer:
     """Reads a sentencepiece .model file (any name)."""
-    try:
-        model = Path(path).read_bytes()
-    except OSError as error:
-        raise TextError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
+    model = read_model_file(path)
     try:
         return SentencePieceTokenizer(model=model, max_length=max_length)
     except TextError as error:
