@@ -9,10 +9,11 @@ from PIL import Image
 
 from vdit.errors import ShapeError, VditError
 from vdit.eval.page import Page
+from vdit.eval.player import SCRIPT
 from vdit.eval.plot import svg_curves
 from vdit.video_io import read_video
 
-VOID = {"meta", "img", "line", "circle", "br"}  # closed by themselves here
+VOID = {"meta", "img", "line", "circle", "br", "input"}  # closed by themselves here
 HOSTILE = "<script>alert('x')</script> & \"quotes\""
 
 
@@ -69,6 +70,7 @@ def html():
         title="Samples",
         columns=2,
     )
+    page.compare([({HOSTILE: moving(), "real": moving()}, HOSTILE, "wrong")], fps=8)
     page.curves({HOSTILE: (steps, np.exp(-steps / 500))}, HOSTILE, log_y=True, y_label=HOSTILE)
     page.curves({"a": ([0, 1], [1, 2])}, "second")
     page.table(["name", HOSTILE], [[HOSTILE, 1.23456], ["b", 12345], [None, float("inf")]], title="Table")
@@ -87,9 +89,12 @@ def test_the_page_is_one_well_formed_document(html, parsed):
     assert len(parsed.all("title")) >= 1
 
 
-def test_nothing_comes_from_outside_and_nothing_runs(html, parsed):
+def test_nothing_comes_from_outside_and_only_the_player_runs(html, parsed):
+    assert parsed.all("script") == [{}]
+    assert html.count("<script>") == html.count(f"<script>{SCRIPT}</script>") == 1
     for tag, attrs in parsed.tags:
-        assert tag not in ("script", "link", "iframe", "a", "base", "object", "form")
+        assert tag not in ("link", "iframe", "base", "object", "form")
+        assert tag != "a" or attrs.keys() == {"class", "download", "title"}  # the player fills in where it leads
         for name, value in attrs.items():
             assert not name.startswith("on")
             if name in ("src", "href", "srcset", "poster", "data"):
@@ -100,10 +105,10 @@ def test_nothing_comes_from_outside_and_nothing_runs(html, parsed):
 
 def test_every_given_text_is_escaped(parsed):
     text = "".join(parsed.texts)
-    # Title twice, subtitle, paragraph, figure label, video, curve (title, legend), plot (title, axis), head
-    # cell, cell, command: each came through as plain text.
-    assert text.count(HOSTILE) == 13
-    assert not parsed.all("script")
+    # Title twice, subtitle, paragraph, figure label, video, name of one of a pair, its caption, curve (title, legend),
+    # plot (title, axis), head cell, cell, command: each came through as plain text.
+    assert text.count(HOSTILE) == 15
+    assert len(parsed.all("script")) == 1
 
 
 def test_text_reads_light_markdown(html):
@@ -114,9 +119,10 @@ def test_text_reads_light_markdown(html):
 
 def test_videos_decode_back_with_their_frames(parsed, tmp_path):
     videos = parsed.all("video")
-    assert len(videos) == 3
-    for attrs, want in zip(videos, (moving(), moving(), moving(3, 161, 181))):
-        assert {"autoplay", "loop", "muted", "playsinline"} <= attrs.keys()
+    assert len(videos) == 5
+    for attrs, want in zip(videos, (moving(), moving(), moving(3, 161, 181), moving(), moving())):
+        assert {"controls", "loop", "muted", "playsinline"} <= attrs.keys()  # the browser's own, without scripts
+        assert (attrs["data-frames"], attrs["data-fps"]) == (str(len(want)), "8")
         assert (int(attrs["height"]), int(attrs["width"])) == want.shape[1:3]
         path = tmp_path / "video.mp4"
         path.write_bytes(base64.b64decode(attrs["src"].removeprefix("data:video/mp4;base64,"), validate=True))
@@ -139,7 +145,18 @@ def test_one_frame_is_an_exact_image(parsed):
 def test_badges_and_columns_are_shown(html):
     assert '<span class="badge ok">ok</span>' in html
     assert '<span class="badge wrong">wrong</span>' in html
-    assert "grid-template-columns:repeat(2," in html
+    assert "(100% - 14px)/2)" in html
+
+
+def test_each_video_can_be_saved_under_a_name_of_its_own(parsed):
+    names = [attrs["download"] for attrs in parsed.all("a")]
+    assert len(set(names)) == len(names) == len(parsed.all("video")) + len(parsed.all("img"))
+    assert names[1] == "002-float"
+    assert all(re.fullmatch(r"\d{3}(-[a-z0-9]+)*", name) for name in names)
+
+
+def test_a_page_without_videos_runs_nothing():
+    assert "<script" not in Page("a").text("b").html()
 
 
 def test_tables_show_numbers_short(html):

@@ -2,7 +2,9 @@
 
 import json
 import re
+from html import escape
 
+import jax
 import numpy as np
 import pytest
 
@@ -106,15 +108,26 @@ def test_page_asks_for_nothing_from_outside(tiny_quickstart):
     folder, _ = tiny_quickstart
     text = (folder / "report.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]*)"', text)
-    assert len(sources) == 4 + 2 * 4 + 2 * 4  # the first samples, all with the real ones, reconstructions
+    assert len(sources) == 2 * 4 + 2 * 4  # all samples beside the real ones, reconstructions
     assert all(source.startswith("data:") for source in sources)
     without_data = re.sub(r'src="data:[^"]*"', "", text)
-    assert not re.search(r"https?://(?!www\.w3\.org)|<script|@import|url\(", without_data)
-    assert text.count('class="badge ') == 8
+    assert not re.search(r"https?://(?!www\.w3\.org)|<script |@import|url\(", without_data)
+    assert text.count('class="badge ') == 4
     assert f"vdit sample {folder}" in text
     assert "vdit.load(" in text
     assert "vdit train experiments/clips.py" in text
     assert text.count("<svg") == 3
+
+
+def test_page_says_when_on_what_and_by_which_command_it_was_made(tiny_quickstart):
+    folder, _ = tiny_quickstart
+    made = json.loads((folder / "results.json").read_text())["made"]
+    assert made["command"].startswith(f"vdit quickstart {folder} --prompts 4 --batch 2 --cfg.")
+    assert made["date"][:10] >= "2026"
+    assert f"jax {jax.__version__}" in made["versions"]
+    text = (folder / "report.html").read_text()
+    assert all(escape(value) in text for value in made.values())
+    assert text.index(f"vdit sample {folder}") < text.index("<video")  # next steps come first
 
 
 def _tiny():

@@ -10,6 +10,7 @@ from vdit.data.config import DataConfig
 from vdit.dit.config import DiTConfig
 from vdit.errors import DataError
 from vdit.text.config import TextConfig
+from vdit.train.canvases import EVERY_TASK, CanvasConfig
 from vdit.train.config import OptimizerConfig, TrainConfig
 from vdit.train.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
 from vdit.vae.config import preset
@@ -18,7 +19,7 @@ CUTS = 2000  # latents to encode at least: a small folder gives several cuts of 
 
 
 def folder_experiment(path: str | Path) -> Experiment:
-    """A small model on a folder of videos, for one GPU or a patient CPU; every value can be overridden."""
+    """A small model of every task on a folder of videos, for one GPU or a patient CPU; all values can be overridden."""
     videos = _count(path)
     return Experiment(
         name=Path(path).resolve().name or "folder",
@@ -40,15 +41,25 @@ def folder_experiment(path: str | Path) -> Experiment:
         latents=LatentsConfig(samples=-(-CUTS // videos) * videos, latent_frames=1),
         text=TextConfig(vocab_size=2048, width=128, depth=2, heads=4),
         dit=DiTConfig(width=256, depth=8, heads=4, position="both"),
+        canvases=EVERY_TASK,
         dit_train=TrainConfig(steps=5000, batch_size=8, optimizer=_optimizer(5e-4)),
         sample=SampleConfig(frames=17, size=(96, 96), fps=8.0, steps=25, guidance=3.0),
     )
 
 
-def on_folder(experiment: Experiment, path: str | Path) -> Experiment:
-    """The same experiment on another folder of videos, none of it held out."""
+def on_folder(experiment: Experiment, path: str | Path, *, begun: bool = False) -> Experiment:
+    """The same experiment on another folder of videos, none of it held out.
+
+    A model that is trained from the beginning, by an experiment that says nothing of canvases, draws canvases of every
+    task. One that starts from another model's weights keeps to what those were trained on.
+
+    Args:
+        begun: the experiment is that of a run: it keeps to its own canvases too.
+    """
     data = dataclasses.replace(experiment.data, source="folder", path=str(path), captions=None)
-    return dataclasses.replace(experiment, data=data, holdout=())
+    silent = experiment.canvases == CanvasConfig() and experiment.start_from is None and not begun
+    canvases = EVERY_TASK if silent else experiment.canvases
+    return dataclasses.replace(experiment, data=data, holdout=(), canvases=canvases)
 
 
 def _optimizer(learning_rate: float) -> OptimizerConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from vdit.cli.parser import at_least
 
@@ -41,5 +42,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from vdit.quickstart.run import quickstart
 
     keep_compiled()
-    quickstart(options.workdir, chosen, count=options.prompts, batch=options.batch)
+    words = ["vdit", "quickstart", options.workdir, "--prompts", str(options.prompts), "--batch", str(options.batch)]
+    command = shlex.join([*words, *(f"--cfg.{override}" for override in overrides)])
+    quickstart(options.workdir, chosen, count=options.prompts, batch=options.batch, command=command)
     return 0

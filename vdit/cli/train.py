@@ -157,7 +157,7 @@ def find_experiment(source: str | None, data: str | None = None):
         experiment = load_config(shipped.get(source, source))
     if not isinstance(experiment, Experiment):
         raise UsageError(f"{source}: config() returned {type(experiment).__name__}, vdit train needs an Experiment")
-    return experiment if data is None else on_folder(experiment, data)
+    return experiment if data is None else on_folder(experiment, data, begun=Path(source).is_dir())
 
 
 def _default_folder(source: str | None, name: str) -> Path:

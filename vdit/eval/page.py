@@ -4,8 +4,9 @@
     page.text("Trained on **2 cores**.").curves({"loss": (steps, losses)}, title="loss", log_y=True)
     page.videos([(frames, "a red circle", "ok")], fps=8).save("report.html")
 
-The file asks for nothing from outside and runs no script: it can be mailed and opened offline. Every
-text that is passed in is escaped.
+All videos of a page play in step, under one bar with play, pause, step, speed and a slider; each can be saved. Without
+scripts they keep the browser's own controls. The file asks for nothing from outside: it can be mailed and opened
+offline. Every text that is passed in is escaped.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ import numpy as np
 from PIL import Image
 
 from vdit.errors import ShapeError, VditError
+from vdit.eval.player import BAR, SCRIPT
 from vdit.eval.plot import Curve, svg_curves
 from vdit.eval.style import STYLE
 from vdit.video_write import encode_bytes
 
 SMALL = 160  # pixels of the longer side below which pixels are shown as squares, not blurred
 PLOT = '<figure class="plot">'
+_LEAST, _GAP = 150, 14  # CSS pixels: the narrowest card of one video, and what lies between cards
 
 Badge = Literal["ok", "wrong"]
 
@@ -41,6 +44,8 @@ class Page:
         self.title = title
         self.subtitle = subtitle
         self._parts: list[str] = []
+        self._count = 0  # of videos, which gives each a name of its own
+        self._playing = False
 
     def text(self, text: str) -> Self:
         """Light markdown: `# ` headings, `- ` lists, blank lines between paragraphs, **bold**, `code`."""
@@ -59,15 +64,58 @@ class Page:
         title: str = "",
         columns: int | None = None,
     ) -> Self:
-        """A grid of videos that play muted in a loop.
+        """A grid of videos that play muted in a loop, all in step.
 
-        videos: (frames [t h w 3] uint8 or float in [-1, 1], caption), or with a badge "ok" or "wrong" as
-        third. One frame is shown as an image. columns: that many a row (2 puts a sample beside its
-        original); None fits as many as the window is wide.
+        Args:
+            videos: (frames [t h w 3] uint8 or float in [-1, 1], caption), or with a badge "ok" or "wrong" as third.
+                One frame is shown as an image.
+            fps: frames a second.
+            columns: at most that many a row, fewer where the window is narrow; None fits as many as it is wide.
         """
-        cards = "".join(_card(np.asarray(frames), caption, fps, *badge) for frames, caption, *badge in videos)
-        style = f' style="grid-template-columns:repeat({int(columns)},minmax(0,1fr))"' if columns else ""
-        return self._add(f'{_heading(title)}<div class="videos"{style}>{cards}</div>')
+        rows = (((("", frames),), caption, *badge) for frames, caption, *badge in videos)
+        return self._grid(rows, fps, title, columns, least=_LEAST)
+
+    def compare(
+        self,
+        rows: Iterable[tuple[Mapping[str, np.ndarray], str] | tuple[Mapping[str, np.ndarray], str, Badge | None]],
+        fps: float,
+        *,
+        title: str = "",
+        columns: int | None = None,
+    ) -> Self:
+        """A grid of cards, each with several videos side by side under one caption, as a sample beside the truth.
+
+        Args:
+            rows: (name -> frames, caption), or with a badge as third; otherwise as in `videos`.
+        """
+        rows = [(tuple(videos.items()), caption, *badge) for videos, caption, *badge in rows]
+        widest = max((len(videos) for videos, *_ in rows), default=1)
+        return self._grid(rows, fps, title, columns, least=(_LEAST + _LEAST * widest) // 2)
+
+    def _grid(self, rows: Iterable[tuple], fps: float, title: str, columns: int | None, *, least: int) -> Self:
+        """Cards of at least `least` CSS pixels, at most `columns` of them a row."""
+        cards = "".join(self._card(fps, *row) for row in rows)
+        width = f"max({least}px,(100% - {_GAP * (columns - 1)}px)/{columns})" if columns else f"{least}px"
+        style = f'style="grid-template-columns:repeat(auto-fill,minmax(min(100%,{width}),1fr));column-gap:{_GAP}px"'
+        self._playing = True
+        return self._add(f'{_heading(title)}<div class="videos" {style}>{cards}</div>')
+
+    def _card(
+        self, fps: float, videos: Sequence[tuple[str, np.ndarray]], caption: str, badge: Badge | None = None
+    ) -> str:
+        if badge not in (None, "ok", "wrong"):
+            raise VditError(f"badge {badge!r} is unknown: use 'ok', 'wrong' or None")
+        media = []
+        for name, frames in videos:
+            self._count += 1
+            stem = "-".join(filter(None, (f"{self._count:03}", slug(caption), slug(name))))
+            label = f"<span>{escape(name)}</span>" if name else ""
+            save = f'<a class="save" download="{stem}" title="save this file">save</a>'
+            shown = _media(np.asarray(frames), fps)
+            media.append(f'<div class="one">{shown}<div class="under">{label}{save}</div></div>')
+        mark = f'<span class="badge {badge}">{badge}</span> ' if badge else ""
+        caption = f"<figcaption>{mark}{escape(caption)}</figcaption>"
+        return f'<figure><div class="pair">{"".join(media)}</div>{caption}</figure>'
 
     def curves(
         self,
@@ -104,11 +152,12 @@ class Page:
             f'<div class="plots">{"".join(parts)}</div>' if are_plots else "\n".join(parts)
             for are_plots, parts in runs
         )
+        player = f"{BAR}\n<script>{SCRIPT}</script>\n" if self._playing else ""
         return (
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>{escape(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n"
-            f"<body>\n<main>\n<h1>{escape(self.title)}</h1>\n{subtitle}\n{body}\n</main>\n</body>\n</html>\n"
+            f"<body>\n<main>\n<h1>{escape(self.title)}</h1>\n{subtitle}\n{body}\n</main>\n{player}</body>\n</html>\n"
         )
 
     def save(self, path: str | Path) -> Path:
@@ -129,21 +178,22 @@ class Page:
         return self
 
 
-def _card(frames: np.ndarray, caption: str, fps: float, badge: Badge | None = None) -> str:
+def slug(text: str, longest: int = 48) -> str:
+    """"A red circle!" -> "a-red-circle": a part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:longest].strip("-")
+
+
+def _media(frames: np.ndarray, fps: float) -> str:
     if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
         raise ShapeError(f"frames of shape {frames.shape} cannot be shown: they must be [t h w 3]")
-    if badge not in (None, "ok", "wrong"):
-        raise VditError(f"badge {badge!r} is unknown: use 'ok', 'wrong' or None")
     small = max(frames.shape[1:3]) < SMALL
     pixels = _for_browsers(_as_uint8(frames), small)
     size = f'width="{frames.shape[2]}" height="{frames.shape[1]}"' + (' class="small"' if small else "")
     if len(frames) == 1:
-        media = f'<img {size} alt="" src="data:image/png;base64,{_base64(_png(pixels[0]))}">'
-    else:
-        data = _base64(encode_bytes(pixels, fps, format="mp4"))
-        media = f'<video {size} autoplay loop muted playsinline src="data:video/mp4;base64,{data}"></video>'
-    mark = f'<span class="badge {badge}">{badge}</span> ' if badge else ""
-    return f"<figure>{media}<figcaption>{mark}{escape(caption)}</figcaption></figure>"
+        return f'<img {size} alt="" src="data:image/png;base64,{_base64(_png(pixels[0]))}">'
+    data = _base64(encode_bytes(pixels, fps, format="mp4"))
+    count = f'data-frames="{len(frames)}" data-fps="{fps:g}"'
+    return f'<video {size} {count} controls loop muted playsinline src="data:video/mp4;base64,{data}"></video>'
 
 
 def _for_browsers(frames: np.ndarray, small: bool) -> np.ndarray:

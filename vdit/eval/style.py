@@ -15,22 +15,34 @@ main { max-width: 1180px; margin: 0 auto; padding: 24px 20px 48px; }
 h1 { font-size: 26px; line-height: 1.2; margin: 0 0 4px; }
 h2 { font-size: 18px; margin: 30px 0 10px; }
 h3, h4 { font-size: 15px; margin: 18px 0 6px; }
-p, ul { margin: 6px 0; max-width: 75ch; overflow-wrap: anywhere; }
+p, ul { margin: 6px 0; max-width: 75ch; overflow-wrap: break-word; }
 ul { padding-left: 20px; }
 .note, .legend, .figures span, th { color: var(--soft); }
 code, pre { font: 13px/1.45 ui-monospace, Menlo, Consolas, monospace; }
 p code, li code { background: var(--card); padding: 1px 4px; border-radius: 3px; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 10px 12px;
-  margin: 8px 0; overflow-x: auto; }
+  margin: 8px 0; white-space: pre-wrap; overflow-wrap: break-word; }
 figure { margin: 0; min-width: 0; }
-figcaption { font-size: 13px; line-height: 1.35; padding: 5px 1px 0; overflow-wrap: anywhere; }
+figcaption { font-size: 13px; line-height: 1.35; padding: 3px 1px 0; overflow-wrap: break-word; }
 .figures { display: flex; flex-wrap: wrap; gap: 10px; margin: 14px 0; }
 .figures div { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 8px 14px;
   min-width: 110px; }
 .figures b { display: block; font-size: 22px; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .figures span { font-size: 13px; }
-.videos { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 16px 14px;
-  align-items: start; margin: 10px 0; }
+.videos { display: grid; row-gap: 16px; align-items: start; margin: 10px 0; }
+.pair { display: flex; gap: 4px; }
+.one { flex: 1; min-width: 0; }
+.under { display: flex; justify-content: space-between; gap: 6px; font-size: 12px; color: var(--soft); }
+.save { margin-left: auto; color: inherit; cursor: pointer; text-decoration: underline; visibility: hidden; }
+.scripted .save { visibility: visible; }
+.player { position: sticky; bottom: 0; display: none; flex-wrap: wrap; align-items: center; justify-content: center;
+  gap: 6px 10px; padding: 8px 12px; background: var(--card); border-top: 1px solid var(--line); font-size: 14px; }
+.scripted .player { display: flex; }
+.player button, .player select { font: inherit; min-height: 34px; min-width: 38px; color: var(--fg);
+  background: var(--bg); border: 1px solid var(--line); border-radius: 6px; cursor: pointer; }
+.player button:hover { border-color: var(--soft); }
+.player input { flex: 1 1 160px; max-width: 420px; min-width: 110px; accent-color: var(--c0); }
+.player output { min-width: 6.5ch; font-variant-numeric: tabular-nums; color: var(--soft); }
 .videos video, .videos img { display: block; width: 100%; height: auto; max-height: 70vh; object-fit: contain;
   background: var(--card); border-radius: 4px; }
 .small { image-rendering: pixelated; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,50 +18,57 @@ HERO = 12  # samples shown large at the top: the first ones, not the best ones
 
 def write_report(
     path: Path, measured: Measured, samples: Samples, *, space: Workspace, experiment: Experiment,
-    figures: Mapping[str, float], seconds: Mapping[str, float],
+    figures: Mapping[str, float], seconds: Mapping[str, float], made: Mapping[str, str],
 ) -> None:  # fmt: skip
-    """Writes the page to `path`."""
+    """Writes the page to `path`.
+
+    Args:
+        made: how the run was made, name -> text: the command, the date, versions, hardware.
+    """
     fps = experiment.sample.fps
-    count = len(samples.wanted)
+    count, shown = len(samples.wanted), min(HERO, len(samples.wanted))
     total = clock_face(sum(seconds.values()))
     page = Page("vdit quickstart", f"A text-to-video model trained from scratch in {total} minutes.")
     page.figures({f"right {part}": f"{measured.shares[part]:.0%}" for part in PARTS}
                  | {"all three right": f"{measured.shares['all']:.0%}", "VAE": f"{measured.psnr:.1f} dB"})
-    page.videos(_samples(samples, range(min(HERO, count))), fps, title="Samples of prompts it never saw", columns=6)
+    page.commands(_commands(space, samples, experiment), title="Next steps")
     page.text(
-        f"The first {min(HERO, count)} of {count} prompts, not the best. No video of these combinations of colour, "
-        "shape and direction was ever shown in training. **ok** means that an exact detector finds all three."
+        "# Samples of prompts it never saw\n\n"
+        f"The first {shown} of {count} prompts, not the best: left the sample, right a real video of the same prompt. "
+        "No video of these combinations of colour, shape and direction was ever shown in training. **ok** means that "
+        "a detector finds all three in the sample."
     )
+    page.compare(_pairs(samples, range(shown)), fps, columns=4)
     page.table(("videos", *PARTS, "all"), _share_rows(measured), title="Share of videos with the right")
     page.text(
         "The real videos went through the VAE and back: that is the most that the diffusion transformer can reach. "
         "Against shuffled prompts the same samples must fall to chance, or the measure would be worth nothing."
     )
-    _curves(page, space)
+    page.table(("what", "value"), made.items(), title="How it was made")
+    page.table(("step", "min:s"), [*((name, clock_face(spent)) for name, spent in seconds.items()), ("in all", total)])
     page.table(("figure", "value"), figures.items(), title="Sizes and speeds")
-    page.table(("step", "min:s"), [(name, clock_face(spent)) for name, spent in seconds.items()], title="Time")
-    page.commands(_commands(space, samples, experiment), title="Go on")
-    page.videos(_pairs(samples), fps, title=f"All {count}: the sample, then a real video of the same prompt", columns=4)
-    page.videos(_reconstructions(samples), fps, title="The VAE: a real video, then its reconstruction", columns=4)
+    _curves(page, space)
+    page.compare(_reconstructions(samples), fps, title="The VAE: a real video and its reconstruction", columns=4)
+    if count > shown:
+        page.compare(_pairs(samples, range(shown, count)), fps, title=f"The other {count - shown} prompts", columns=4)
     page.save(path)
 
 
-def _samples(samples: Samples, indices: range) -> list[tuple]:
-    return [(samples.videos[i], samples.wanted[i].prompt, _badge(samples, i)) for i in indices]
+def _pairs(samples: Samples, indices: range) -> list[tuple]:
+    return [
+        ({"sample": samples.videos[i], "real": samples.rendered[i]}, _caption(samples, i), _badge(samples, i))
+        for i in indices
+    ]
 
 
-def _pairs(samples: Samples) -> list[tuple]:
-    cards = []
-    for i, wanted in enumerate(samples.wanted):
-        wrong = [part for part, right in zip(PARTS, samples.right[i]) if not right]
-        note = f" (wrong: {', '.join(wrong)})" if wrong else ""
-        cards += [(samples.videos[i], wanted.prompt + note, _badge(samples, i)), (samples.rendered[i], "real")]
-    return cards
+def _caption(samples: Samples, i: int) -> str:
+    wrong = [part for part, right in zip(PARTS, samples.right[i]) if not right]
+    return samples.wanted[i].prompt + (f" (wrong: {', '.join(wrong)})" if wrong else "")
 
 
 def _reconstructions(samples: Samples, count: int = 4) -> list[tuple]:
-    pairs = zip(samples.rendered[:count], samples.reconstructed[:count])
-    return [card for real, again in pairs for card in ((real, "real"), (again, "reconstruction"))]
+    pairs = zip(samples.rendered[:count], samples.reconstructed[:count], samples.wanted)
+    return [({"real": real, "reconstruction": again}, wanted.prompt) for real, again, wanted in pairs]
 
 
 def _badge(samples: Samples, i: int) -> str:
@@ -90,13 +98,15 @@ def _curve(lines: list[dict], key: str) -> tuple[list[int], list[float]]:
 
 
 def _commands(space: Workspace, samples: Samples, experiment: Experiment) -> list[str]:
-    root, prompt, sample = space.root, samples.wanted[0].prompt, experiment.sample
+    root, prompt, sample = shlex.quote(str(space.root)), samples.wanted[0].prompt, experiment.sample
+    animated = f"vdit animate {root} FIRST.png \"{prompt}\"\nvdit extend {root} sample.mp4 \"{prompt}\" --after 8"
     return [
         f'vdit sample {root} "{prompt}" --out sample.mp4',
+        *([animated] if experiment.canvases.gives else []),
         "vdit train --data FOLDER_OF_VIDEOS --workdir runs/mine",
         "vdit train experiments/clips.py --workdir runs/clips",
         f'''import vdit
-generator = vdit.load("{root}")
+generator = vdit.load({str(space.root)!r})
 videos = generator(["{prompt}"], frames={sample.frames}, size={tuple(sample.size)}, seed=1)
 vdit.write_video("sample.mp4", videos[0], fps={sample.fps:g})
 latents = generator.vae.encode(videos)

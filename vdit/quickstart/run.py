@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import os
+import platform
 from pathlib import Path
 
 import jax
 import numpy as np
 from rich.console import Console
 
+import vdit
 from vdit.data.latents import LatentStore
 from vdit.errors import ConfigError
 from vdit.infer import Generator, load
@@ -49,11 +52,13 @@ def quickstart(
     count: int = 64,
     batch: int = 16,
     logging: Logging | None = None,
+    command: str | None = None,
 ) -> Result:
     """Train on the embedded worlds, sample `count` held-out prompts, measure, and write report.html.
 
     workdir: the run's folder; a quickstart that was interrupted there goes on where it stopped.
     experiment: of the world "moving"; None is vdit.quickstart.config.experiment(). batch: videos sampled at once.
+    command: how it was started, for the page.
     """
     experiment = config.experiment() if experiment is None else experiment
     _check(experiment, count)
@@ -85,9 +90,12 @@ def quickstart(
 
     figures = _figures(generator, space, clock.seconds, count)
     page = space.root / "report.html"
-    write_report(page, measured, samples, space=space, experiment=experiment, figures=figures, seconds=clock.seconds)
+    made = {"command": command or f"vdit.quickstart.run.quickstart({str(space.root)!r})"} | circumstances()
+    write_report(
+        page, measured, samples, space=space, experiment=experiment, figures=figures, seconds=clock.seconds, made=made
+    )
     result = Result(**vars(measured), seconds=dict(clock.seconds), figures=figures, page=page)
-    _save(result, samples, space.root / "results.json")
+    _save(result, samples, space.root / "results.json", made)
     guide.summary(result)
     return result
 
@@ -118,10 +126,9 @@ class _Guide:
         }
 
     def welcome(self, space: Workspace) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self._say(f"vdit quickstart: a text-to-video model from scratch, in {space.root}")
         device = jax.devices()[0]
-        self._say(f"on {device.platform} ({cores} CPU cores), in all about {clock_face(self._clock.left())} min")
+        self._say(f"on {device.platform} ({_cores()} CPU cores), in all about {clock_face(self._clock.left())} min")
 
     def announce(self, step: str) -> None:
         left = clock_face(self._clock.left())
@@ -172,8 +179,45 @@ def _parameters(tree) -> int:
     return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))
 
 
-def _save(result: Result, samples: Samples, path: Path) -> None:
+def circumstances() -> dict[str, str]:
+    """When and on what this process runs: name -> text."""
+    devices = jax.devices()
+    kinds = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
+    memory = f", {memory_size() / 2**30:.0f} GiB of memory" if memory_size() else ""
+    return {
+        "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "versions": f"vdit {vdit.__version__}, jax {jax.__version__}, Python {platform.python_version()}",
+        "hardware": f"{processor_name()}, {_cores()} cores{memory}",
+        "devices": kinds,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def processor_name() -> str:
+    """As the system names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def memory_size() -> int:
+    """Bytes of the machine's memory; 0 where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _save(result: Result, samples: Samples, path: Path, made: dict[str, str]) -> None:
     right = [dict(zip(PARTS, row)) for row in samples.right.tolist()]
     rows = [{**each._asdict(), "right": row} for each, row in zip(samples.wanted, right)]
-    values = vars(result) | {"page": result.page.name, "passed": result.passed, "samples": rows}
+    values = vars(result) | {"page": result.page.name, "passed": result.passed, "made": made}
+    values["samples"] = rows
     path.write_text(json.dumps(values, indent=1) + "\n")
