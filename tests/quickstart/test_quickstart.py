@@ -115,7 +115,7 @@ def test_page_asks_for_nothing_from_outside(tiny_quickstart):
     assert text.count('class="badge ') == 4
     assert f"vdit sample {folder}" in text
     assert "vdit.load(" in text
-    assert "vdit train experiments/clips.py" in text
+    assert "vdit train clips --workdir" in text
     assert text.count("<svg") == 3
 
 

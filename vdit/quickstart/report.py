@@ -104,7 +104,7 @@ def _commands(space: Workspace, samples: Samples, experiment: Experiment) -> lis
         f'vdit sample {root} "{prompt}" --out sample.mp4',
         *([animated] if experiment.canvases.gives else []),
         "vdit train --data FOLDER_OF_VIDEOS --workdir runs/mine",
-        "vdit train experiments/clips.py --workdir runs/clips",
+        "vdit train clips --workdir runs/clips",
         f'''import vdit
 generator = vdit.load({str(space.root)!r})
 videos = generator(["{prompt}"], frames={sample.frames}, size={tuple(sample.size)}, seed=1)
