@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "worlds": BASE,
     "eval": BASE | {"video", "worlds"},
     "diffusion": BASE,
-    "data": BASE | {"video", "worlds"},
+    "data": BASE | {"video", "worlds", "vae"},
     "checkpoint": BASE,
     "dist": BASE,
     "nn": BASE | {"dist"},

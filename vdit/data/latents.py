@@ -7,6 +7,7 @@ them, and, as metadata, a JSON object: captions, id, fps, label, and whatever el
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from array_record.python import array_record_module
 
 from vdit.data.sources import Sample, Source
 from vdit.errors import DataError
+from vdit.vae.statistics import Moments, add_latents, add_moments, check_statistics, empty_moments, latent_statistics
 
 INDEX = "index.json"
 FORMAT = "vdit-latents-1"
@@ -31,23 +33,13 @@ DTYPES = {"float16": np.float16, "float32": np.float32, "bfloat16": ml_dtypes.bf
 SAFETENSORS_DTYPES = {"F16": np.float16, "F32": np.float32, "BF16": ml_dtypes.bfloat16}
 
 
-def channel_statistics(shards: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """{"mean", "std"}: of each channel over all values of some shards, each as ShardWriter.close says."""
-    shards = list(shards)
-    count = sum(shard["values"] for shard in shards)
-    mean = np.sum([shard["sum"] for shard in shards], axis=0) / count
-    square = np.sum([shard["square"] for shard in shards], axis=0) / count
-    return {"mean": mean.tolist(), "std": np.sqrt(np.maximum(square - np.square(mean), 0.0)).tolist()}
-
-
 class ShardWriter:
     """One file of records, with the sums of its channels; the file appears when it is closed."""
 
     def __init__(self, file: Path, dtype: str):
         self.file, self.dtype = file, dtype
-        self.records, self.bytes, self.channels, self.values = 0, 0, 0, 0
-        self._sum: Any = 0.0
-        self._square: Any = 0.0
+        self.records, self.bytes, self.channels = 0, 0, 0
+        self._moments: Moments | None = None
         self._part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
         self._writer = array_record_module.ArrayRecordWriter(str(self._part), "group_size:1")
 
@@ -56,20 +48,16 @@ class ShardWriter:
         data, stored = _record(item, self.dtype, number)
         self.channels = self.channels or stored.shape[-1]
         check_channels(stored.shape[-1], self.channels, item.get("id", number))
-        flat = stored.reshape(-1, self.channels).astype(np.float64)
-        self.values += len(flat)
-        self._sum = self._sum + flat.sum(0)
-        self._square = self._square + np.square(flat).sum(0)
+        self._moments = add_latents(self._moments or empty_moments(self.channels), stored.astype(np.float32))
         self._writer.write(data)
         self.records, self.bytes = self.records + 1, self.bytes + len(data)
 
     def close(self) -> dict[str, Any]:
-        """{"file", "records", "bytes"} of the file, and its "channels", "values", "sum" and "square"."""
+        """{"file", "records", "bytes"} of the file, its "channels", and the "moments" of its latents."""
         self._writer.close()
         os.replace(self._part, self.file)
         return {"file": self.file.name, "records": self.records, "bytes": self.file.stat().st_size,
-                "channels": self.channels, "values": self.values, "sum": self._sum.tolist(),
-                "square": self._square.tolist()}
+                "channels": self.channels, "moments": (self._moments or empty_moments(0)).to_json()}
 
     def abandon(self) -> None:
         """Leaves nothing behind."""
@@ -94,8 +82,10 @@ def make_index(shards: list[dict[str, Any]], *, vae: str, dtype: str) -> dict[st
         raise DataError("there are no latents to write: the source of clips is empty")
     for shard in shards:
         check_channels(shard["channels"], shards[0]["channels"], shard["file"])
+    moments = functools.reduce(add_moments, [Moments.from_json(shard["moments"]) for shard in shards])
+    statistics = {name: values.tolist() for name, values in latent_statistics(moments).items()}
     return {"format": FORMAT, "count": sum(shard["records"] for shard in shards), "channels": shards[0]["channels"],
-            **channel_statistics(shards),
+            **statistics,
             "shards": [{key: shard[key] for key in ("file", "records", "bytes")} for shard in shards],
             "vae": vae, "dtype": dtype}
 
@@ -175,8 +165,8 @@ class LatentStore(Source):
         super().__init__()
         self.path = Path(path)
         self.index = _read_index(self.path)
-        self.mean = np.asarray(self.index["mean"], np.float32)
-        self.std = np.asarray(self.index["std"], np.float32)
+        statistics = check_statistics(self.index, name=str(self.path / INDEX), error=DataError)
+        self.mean, self.std = statistics["mean"], statistics["std"]
         self._readers = [_open_shard(self.path, shard) for shard in self.index["shards"]]
         self._ends = np.cumsum([shard["records"] for shard in self.index["shards"]])
 

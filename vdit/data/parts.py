@@ -23,6 +23,7 @@ from vdit.data.sources import Sample
 from vdit.errors import DataError
 
 MOST_PARTS, SMALLEST_PART = 512, 16
+FORMAT = "parts-2"  # of the notes: parts of another format are not gone on with
 PATIENCE = 120.0  # seconds until a file that another host has written is seen here
 
 
@@ -45,7 +46,7 @@ class LatentParts:
         self.shard_index, self.shard_count = shard_index, shard_count
         self.size = max(SMALLEST_PART, -(-samples // MOST_PARTS))
         self.count = -(-samples // self.size)
-        digest = hashlib.sha256(json.dumps([samples, self.size, vae, dtype, key]).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(json.dumps([FORMAT, samples, self.size, vae, dtype, key]).encode()).hexdigest()[:12]
         self.work = self.path.parent / f".{self.path.name}.{digest}.writing"
         self.work.mkdir(parents=True, exist_ok=True)
 

@@ -31,6 +31,7 @@ from vdit.data.streams import (
 )
 from vdit.errors import ConfigError, DataError
 from vdit.types import Row
+from vdit.vae.statistics import normalise
 
 CAPTION_DRAW = 1  # see sources.draws
 
@@ -73,7 +74,7 @@ class ToTokenClip:
                             "encode it first (data_pipelines/encode_latents.py) and use source='latents'")
         latent = sample["latent"]
         if self.mean is not None:
-            latent = (latent.astype(np.float32) - self.mean) / self.std
+            latent = normalise(latent.astype(np.float32), {"mean": self.mean, "std": self.std})
         grid = token_grid(latent.shape, self.patch)
         return TokenClip(values=patchify(latent, self.patch), grid=grid, text=self._text(sample, index),
                          label=int(sample.get("label", 0)), action=self._action(sample, grid[0]), place=place,
