@@ -22,12 +22,12 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from vdit.errors import VideoError
+from vdit.errors import ShapeError, VideoError
 from vdit.outputs import check_output, files_given, note_written, write_whole
+from vdit.types import check_pixels
 
 _BT709, _LIMITED, _FULL = 1, 1, 2
 _EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
-_ROUNDING = 1e-3  # how far past [-1, 1] a float may be: rounding, not a wrong range
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,11 +128,10 @@ def _as_uint8(frame: np.ndarray, index: int) -> np.ndarray:
     if not (np.issubdtype(frame.dtype, np.floating) or frame.dtype.name == "bfloat16"):
         raise VideoError(f"frame {index} is {frame.dtype}, must be uint8 in 0..255 or float in [-1, 1]")
     frame = frame.astype(np.float32)
-    low, high = float(frame.min()), float(frame.max())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise VideoError(f"frame {index} has NaN or infinite values, must be float in [-1, 1]")
-    if max(-low, high) > 1 + _ROUNDING:
-        raise VideoError(f"frame {index} has values in [{low:.4g}, {high:.4g}], clip it to [-1, 1]")
+    try:
+        check_pixels(frame, f"frame {index}")
+    except ShapeError as error:
+        raise VideoError(str(error)) from None
     return np.round(np.clip(frame * 127.5 + 127.5, 0, 255)).astype(np.uint8)
 
 

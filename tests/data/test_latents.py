@@ -5,6 +5,7 @@ import pytest
 
 from vdit.data.latents import LatentStore, write_latents
 from vdit.errors import DataError
+from vdit.vae.statistics import constant_channels, normalise
 
 
 def items_of(count=7, channels=4):
@@ -35,6 +36,29 @@ def test_the_statistics_are_those_of_every_latent(tmp_path):
     store = LatentStore(tmp_path / "out")
     np.testing.assert_allclose(store.mean, everything.mean(0), rtol=1e-5)
     np.testing.assert_allclose(store.std, everything.std(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, 300.0])
+def test_a_channel_that_never_varies_is_known_and_stays_finite(tmp_path, value):
+    items = [item | {"latent": np.concatenate([item["latent"], np.full_like(item["latent"][..., :1], value)], -1)}
+             for item in items_of()]
+    index = write_latents(tmp_path / "out", items, shard_bytes=600)
+    assert len(index["shards"]) > 1
+    assert constant_channels(index) == [4]
+    store = LatentStore(tmp_path / "out")
+    unit = normalise(store[0]["latent"].astype(np.float32), {"mean": store.mean, "std": store.std})
+    np.testing.assert_allclose(unit[..., 4], 0, atol=1e-6)
+    assert np.isfinite(unit).all()
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, float("nan"), None])
+def test_statistics_by_which_nothing_can_be_normalised_are_refused(tmp_path, std):
+    write_latents(tmp_path / "out", items_of())
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    index["std"][2] = std
+    (tmp_path / "out" / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match=r"index\.json.*channel 2"):
+        LatentStore(tmp_path / "out")
 
 
 def test_nothing_appears_when_writing_fails(tmp_path):

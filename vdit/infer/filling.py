@@ -13,7 +13,7 @@ from vdit.infer.generator import Generator
 from vdit.infer.keep import keep_given
 from vdit.tasks.given import Given
 from vdit.tasks.grouping import Grouping
-from vdit.types import Array, Clip
+from vdit.types import Array, Clip, check_pixels
 from vdit.vision import clip_pixels
 
 Prompts = str | Sequence[str]
@@ -45,9 +45,8 @@ def frames_of(video: Array | Clip, name: str = "video") -> np.ndarray:
         raise ShapeError(f"{name} of shape {frames.shape} must be [t h w 3], with one frame or more")
     if frames.dtype == np.uint8:
         return np.float32(frames)[None] / np.float32(127.5) - np.float32(1)
-    if not np.issubdtype(frames.dtype, np.floating) or not np.abs(frames).max() <= 1.0:
-        raise ShapeError(f"{name} of {frames.dtype} must be uint8, or float in [-1, 1]")
-    return np.float32(frames)[None]
+    check_pixels(frames, name)
+    return np.clip(np.float32(frames), -1, 1)[None]
 
 
 def texts_of(prompts: Prompts) -> list[str]:

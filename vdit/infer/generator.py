@@ -153,7 +153,10 @@ class Generator:
     def _noise(self, noise: Array, task: TextToVideo, count: int) -> Array:
         if np.shape(noise) != (count, *task.latent_shape):
             raise ShapeError(f"noise of shape {np.shape(noise)} must be {(count, *task.latent_shape)}, as the latents")
-        return np.asarray(noise, np.float32)
+        noise = np.asarray(noise, np.float32)
+        if not np.isfinite(noise).all():
+            raise ShapeError("noise has values that are NaN or infinite: draw it again")
+        return noise
 
 
 def _for_each(given: Given, count: int) -> Given:

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vdit.errors import ShapeError, VideoError
 from vdit.infer.fit import Fit
 from vdit.outputs import note_read
-from vdit.types import Array
+from vdit.types import Array, check_pixels
 from vdit.video_source import decoding
 
 MAX_PIXELS = 100_000_000
@@ -25,9 +25,8 @@ def as_bytes(image: Array) -> np.ndarray:
     if image.ndim != 4 or image.shape[-1] != 3 or not image.size:
         raise ShapeError(f"image of shape {image.shape} must be [h w 3], or [b h w 3]")
     if image.dtype != np.uint8:
-        if not np.issubdtype(image.dtype, np.floating) or not np.abs(image).max() <= 1.0:
-            raise ShapeError(f"image of {image.dtype} must be uint8, or float in [-1, 1]")
-        image = np.round((image + 1.0) * 127.5).astype(np.uint8)
+        check_pixels(image, "image")
+        image = np.round((np.clip(image, -1, 1) + 1.0) * 127.5).astype(np.uint8)
     return image
 
 

@@ -22,6 +22,7 @@ from vdit.train.progress import make_display
 from vdit.train.reporting import Logging, report_skipped
 from vdit.train.workspace import Workspace
 from vdit.types import PyTree
+from vdit.vae.statistics import MIN_STD, constant_channels
 from vdit.vae.video import VideoVAE
 
 
@@ -39,6 +40,12 @@ def encode_latents(experiment: Experiment, workspace: Workspace, logging: Loggin
         raise ConfigError(
             f"{workspace.latents} was encoded with another VAE or another data config: remove that folder to "
             "encode again"
+        )
+    unused = constant_channels(index)
+    if unused:
+        logging.say(
+            f"latents: channel(s) {', '.join(map(str, unused))} of {index['channels']} never vary (std 0): the videos "
+            f"are all alike there, or the VAE does not use them; they are normalised by {MIN_STD:g}"
         )
     if not brings(experiment, "statistics.json"):
         first_does(lambda: workspace.save_statistics(index["mean"], index["std"]), "statistics.json")

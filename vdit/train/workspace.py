@@ -13,6 +13,7 @@ from vdit.errors import CheckpointError
 from vdit.text import Tokenizer, make_tokenizer
 from vdit.text.labels import LabelTokenizer
 from vdit.train.experiment import Experiment
+from vdit.vae.statistics import check_statistics
 
 EXPERIMENT = "experiment.json"
 
@@ -77,9 +78,9 @@ class Workspace:
             return None
         try:
             data = json.loads(path.read_text())
-            return {name: np.asarray(data[name], np.float32) for name in ("mean", "std")}
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise CheckpointError(f"{path} is damaged ({error}): encode the latents again") from None
+        return check_statistics(data, name=str(path), error=CheckpointError)
 
     def save_statistics(self, mean: list[float], std: list[float]) -> None:
         _write(self.root / "statistics.json", json.dumps({"mean": mean, "std": std}, indent=1) + "\n")

@@ -11,7 +11,7 @@ import numpy as np
 
 from vdit.errors import ShapeError
 from vdit.nn.compiling import compiler_options
-from vdit.types import Array, PyTree
+from vdit.types import Array, PyTree, check_pixels
 from vdit.vae import split
 from vdit.vae.config import VAEConfig
 from vdit.vae.statistics import denormalise, normalise
@@ -33,7 +33,8 @@ class VideoVAE:
         """Videos to latents: float in [-1, 1] or uint8 [b t h w 3] -> float32 [b t' h' w' c], the mean.
 
         t must be 1 + a multiple of the stride in time, h and w multiples of the stride in space
-        (ShapeError). latent_frames: work through so many latent frames at a time, in flat device memory.
+        (ShapeError, as for pixels that are NaN or out of range).
+        latent_frames: work through so many latent frames at a time, in flat device memory.
         """
         video = _as_float(video)
         if latent_frames is None:
@@ -70,6 +71,7 @@ class VideoVAE:
 def _as_float(video: Array) -> Array:
     if np.ndim(video) != 5 or np.shape(video)[-1] != 3:
         raise ShapeError(f"video of shape {np.shape(video)} must be [b t h w 3]: add the batch axis with video[None]")
+    check_pixels(video, "video")
     if video.dtype == np.uint8:
         return jnp.asarray(video, jnp.float32) / 127.5 - 1.0
     return jnp.asarray(video, jnp.float32)
