@@ -15,7 +15,7 @@ import argparse
 import dataclasses
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,12 @@ from vdit.config import apply_overrides, to_json
 from vdit.data import encode_clips, open_source
 from vdit.data.config import DataConfig
 from vdit.errors import ConfigError, VditError
+from vdit.infer import load_vae
+from vdit.train.workspace import Workspace
 
 
 def load(run: str) -> tuple[Any, DataConfig, int]:
     """(VideoVAE that gives latents as they are, data config, seed) of a run."""
-    from vdit.infer.generator import load_vae
-    from vdit.train.workspace import Workspace
-
     vae, experiment = load_vae(run), Workspace(run).experiment()
     channels = experiment.vae.latent_channels
     plain = {"mean": np.zeros(channels, np.float32), "std": np.ones(channels, np.float32)}
@@ -54,7 +53,7 @@ def _share(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def main(arguments: Sequence[str] | None = None, load: Callable[[str], tuple[Any, DataConfig, int]] = load) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder of the run that trained the VAE")
     parser.add_argument("out", help="new folder for the latents")
@@ -68,11 +67,14 @@ def main(arguments: Sequence[str] | None = None, load: Callable[[str], tuple[Any
         raise ConfigError(f"{unknown[0]!r} is not understood: settings are given as --data.KEY=VALUE")
     data = apply_overrides(data, [text.removeprefix("--data.") for text in rest])
     source = open_source(data, seed=seed)
+    samples = args.samples or len(source)
+    print(f"{args.run}: its VAE encodes {samples} cuts of {len(source)} clips ({data.source}) to {args.out}, as "
+          f"{args.dtype}", file=sys.stderr)
 
     def progress(done: int, total: int) -> None:
         print(f"\r{done} of {total}", end="", file=sys.stderr, flush=True)
 
-    index = encode_clips(source, vae.encode, Path(args.out), samples=args.samples, vae=digest(vae.params),
+    index = encode_clips(source, vae.encode, Path(args.out), samples=samples, vae=digest(vae.params),
                          dtype=args.dtype, threads=data.threads, progress=progress, key=[to_json(data), seed],
                          shard_index=args.shard[0], shard_count=args.shard[1])
     if index is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -46,19 +47,32 @@ def run_vdit(
 
 
 @pytest.fixture(scope="session")
-def compile_cache(tmp_path_factory) -> Path:
-    """A folder in which the processes that tests start share what they compile."""
-    return tmp_path_factory.mktemp("compiled")
+def shared_folder(tmp_path_factory) -> Path:
+    """A folder that all workers of this test run have."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_quickstart(tmp_path_factory, compile_cache) -> tuple[Path, str]:
-    """The folder and the output of `vdit quickstart`, shrunk to a few steps."""
-    folder = tmp_path_factory.mktemp("quickstart") / "run"
-    overrides = [f"--cfg.{override}" for override in TINY]
-    done = run_vdit("quickstart", folder, "--prompts", 4, "--batch", 2, *overrides, cache=compile_cache)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder, done.stdout
+def compile_cache(shared_folder) -> Path:
+    """A folder in which the processes that tests start, and the workers, share what they compile."""
+    return shared_folder / "compiled"
+
+
+@pytest.fixture(scope="session")
+def tiny_quickstart(shared_folder, compile_cache) -> tuple[Path, str]:
+    """The folder and the output of `vdit quickstart`, shrunk to a few steps. The first worker makes it for all."""
+    folder, output = shared_folder / "quickstart", shared_folder / "quickstart.txt"
+    with (shared_folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not output.exists():
+            overrides = [f"--cfg.{override}" for override in TINY]
+            done = run_vdit("quickstart", folder, "--prompts", 4, "--batch", 2, *overrides, cache=compile_cache)
+            assert done.returncode == 0, done.stdout + done.stderr
+            output.write_text(done.stdout)
+    return folder, output.read_text()
 
 
 @pytest.fixture(scope="session")

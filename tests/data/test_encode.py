@@ -1,20 +1,24 @@
 """Videos to latents on disk to rows."""
 
-import importlib.util
+import dataclasses
+import os
+import runpy
 import shutil
+import subprocess
+import sys
 import threading
-import types
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vdit.data import Clips, DataConfig, LatentStore, WorldLibrary, encode_clips
+from tests.conftest import ROOT
+from vdit.data import Clips, DataConfig, LatentStore, WorldLibrary, encode_clips, open_source
 from vdit.data.sources import Source
 from vdit.errors import ConfigError, DataError
-
-SCRIPT = Path(__file__).resolve().parents[2] / "data_pipelines" / "encode_latents.py"
+from vdit.infer import load_vae
+from vdit.train.workspace import Workspace
+from vdit.vae import denormalise
 
 
 def halve(video):
@@ -128,40 +132,44 @@ def test_nothing_to_encode_is_an_error(tmp_path):
         encode_walls(tmp_path / "out", Walls(0))
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("encode_latents_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def encode_with_the_script(*arguments, cache):
+    """data_pipelines/encode_latents.py as a user starts it."""
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, ROOT / "data_pipelines" / "encode_latents.py", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-def load(run):
-    vae = types.SimpleNamespace(encode=halve, params={"w": np.ones(3)})
-    return vae, DataConfig(areas=(32 * 32,), frames=(1, 5), world_count=3, threads=1), 0
+def test_the_script_encodes_with_the_vae_and_the_settings_of_a_run(tiny_run, compile_cache, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("dit", "latents", "logs"))
+    done = encode_with_the_script(run, out, "--samples=4", "--data.frames=9,", cache=compile_cache)
+    assert done.returncode == 0, done.stderr
+    store, space = LatentStore(out), Workspace(run)
+    assert len(store) == 4
+    config = space.experiment().vae
+    assert {store[i]["latent"].shape for i in range(4)} == {(3, 4, 4, config.latent_channels)}
+    data = dataclasses.replace(space.experiment().data, frames=(9,))
+    source, vae = open_source(data, seed=space.experiment().seed), load_vae(run)
+    # What is stored is what the VAE gives before it is normalised by the run's statistics.
+    expected = denormalise(vae.encode(source[3]["video"][None]), vae.statistics)[0]
+    np.testing.assert_allclose(store[3]["latent"].astype(np.float32), expected, atol=5e-3)
 
 
-def test_the_script_encodes_with_the_runs_settings_changed_as_asked(script, tmp_path, capsys):
-    script.main(["run", str(tmp_path / "out"), "--samples=4", "--data.frames=9,"], load=load)
-    store = LatentStore(tmp_path / "out")
-    assert [store[i]["latent"].shape for i in range(len(store))] == [(3, 4, 4, 3)] * 4
-    assert store.index["vae"] == script.digest({"w": np.ones(3)})
-    assert "4 latents in 1 file" in capsys.readouterr().out
-
-
-def test_machines_share_the_work_of_the_script(script, tmp_path, capsys):
-    for share in ("0/2", "1/2"):
-        script.main(["run", str(tmp_path / "out"), "--samples=40", f"--shard={share}"], load=load)
+def test_machines_share_the_work_of_the_script(tiny_run, tmp_path, capsys):
+    script = runpy.run_path(str(ROOT / "data_pipelines" / "encode_latents.py"))
+    for shard in ("0/2", "1/2"):
+        script["main"]([str(tiny_run), str(tmp_path / "out"), "--samples=40", f"--shard={shard}"])
         assert not (tmp_path / "out").exists()
-    script.main(["run", str(tmp_path / "out"), "--samples=40"], load=load)
+    script["main"]([str(tiny_run), str(tmp_path / "out"), "--samples=40"])
     assert len(LatentStore(tmp_path / "out")) == 40
     assert "run the command without --shard" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        script.main(["run", str(tmp_path / "other"), "--shard=2/2"], load=load)
+        script["main"]([str(tiny_run), str(tmp_path / "other"), "--shard=2/2"])
 
 
-def test_the_script_refuses_what_it_does_not_know(script, tmp_path):
+def test_the_script_refuses_what_it_does_not_know(tiny_run, tmp_path):
+    script = runpy.run_path(str(ROOT / "data_pipelines" / "encode_latents.py"))
     with pytest.raises(ConfigError, match=r"'--frames=9' is not understood"):
-        script.main(["run", str(tmp_path / "out"), "--frames=9"], load=load)
+        script["main"]([str(tiny_run), str(tmp_path / "out"), "--frames=9"])
     with pytest.raises(ConfigError, match="frame"):
-        script.main(["run", str(tmp_path / "out"), "--data.framez=9"], load=load)
+        script["main"]([str(tiny_run), str(tmp_path / "out"), "--data.framez=9"])
