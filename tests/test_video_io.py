@@ -12,7 +12,7 @@ from tools import odd_videos
 from vdit import video_io
 from vdit.errors import VideoError
 from vdit.video_convert import Orientation, scaled_size, tone_map
-from vdit.video_io import encode_bytes, iter_frames, probe, read_video, resample_times, write_video
+from vdit.video_io import encode_bytes, iter_frames, probe, read_video, write_video
 from vdit.video_structure import cut_short
 
 
@@ -156,13 +156,6 @@ def test_resampling_shows_the_frame_on_screen_at_each_time(uneven, fps):
     assert _indices(clip).tolist() == shown
     assert grid[-1] < times[-1] + 0.2 <= grid[-1] + 1 / fps + 0.2
     assert clip.fps == fps
-
-
-def test_resample_times_agrees_with_the_reader(uneven):
-    path, times = uneven
-    clip = read_video(path, fps=13)
-    end = len(clip.frames) / 13
-    assert resample_times(times, 13, end=end, epsilon=1e-3).tolist() == _indices(clip).tolist()
 
 
 def test_rounded_times_do_not_repeat_or_drop_frames(tmp_path):

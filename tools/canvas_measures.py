@@ -17,7 +17,7 @@ import vdit.worlds
 from vdit.eval.flow import seam
 from vdit.eval.metrics import psnr
 from vdit.eval.shapes import Detection, detect
-from vdit.eval.tracks import count_objects, position_error, track
+from vdit.eval.tracks import count_objects, is_permanent, position_error, track
 from vdit.infer.generator import Generator
 from vdit.worlds import COLOURS, WorldSample
 
@@ -228,11 +228,20 @@ def permanence(generator: Generator, count: int) -> Measure:
                 "right colour": bool(np.mean(right) > 0.5),
                 "right place": bool(near.mean() > 0.5),
                 "both": bool(np.mean(right) > 0.5 and near.mean() > 0.5),
+                "hidden, then out again": _is_permanent(clip, scene),
                 "position error": float(np.nanmean(error)) if np.isfinite(error).any() else np.nan,
             })  # fmt: skip
         cards += [(video, scene.caption), (scene.video, "truth")]
     what = "What is given ends when the shape is hidden; judged by the last four of 33 frames (place: within 10%)."
     return Measure(name="permanence", what=what, rows=_means(rows), cards=cards[:16], columns=4)
+
+
+def _is_permanent(clip: np.ndarray, scene: WorldSample) -> bool:
+    """Over the whole clip: out of sight behind the wall, then in sight as it was, to 10% of the short side."""
+    thing = scene.meta["objects"][0]
+    places = np.asarray(thing["position"]) * scene.meta["scale"]
+    near = 0.1 * min(clip.shape[1:3])
+    return is_permanent(track(clip), places, thing["visibility"], thing["colour"], within=near)
 
 
 MEASURES: dict[str, Callable[[Generator, int], Measure]] = {

@@ -13,7 +13,7 @@ from canvas_measures import SEED, SHARE, TRUTH, Measure, as_bytes, scenes, throu
 
 import vdit
 import vdit.worlds
-from vdit.eval.tracks import colour_drift, count_objects, displacements, track
+from vdit.eval.tracks import colour_drift, count_objects, share_obeyed, track
 from vdit.infer.generator import Generator
 
 SHORT = 10  # seconds of the rollout that memory is compared with
@@ -86,11 +86,10 @@ def simulate(generator: Generator, count: int) -> Measure:
             seconds.append(time.perf_counter() - began)
         video = np.stack(frames)
         scale, positions = truth.meta["scale"], truth.meta["objects"][0]["position"]
-        wanted = truth.meta["displacement"][1:] * scale
+        wanted = truth.meta["displacement"] * scale
         for name, clip in (("model", video), (TRUTH, through(generator, truth.video)), ("stands still", None)):
             centres = np.repeat(positions[:1] * scale, STEPS + 1, axis=0) if clip is None else track(clip).centres
-            error = np.abs(displacements(centres)[1:] - wanted).max(-1)
-            obeyed[name].append((np.nan_to_num(error, nan=np.inf) < 0.5 * world.step * scale).mean())
+            obeyed[name].append(share_obeyed(centres, wanted, within=0.5 * world.step * scale))
             place[name].append(np.linalg.norm(centres[-1] - positions[-1] * scale) / scale)
         cards += [(video, truth.caption), (truth.video, "truth")]
     compiled = np.median(seconds[len(seconds) // 2 :])

@@ -20,7 +20,6 @@ transparency, rotation, size). The rules of reading:
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -41,7 +40,6 @@ __all__ = [
     "iter_frames",
     "probe",
     "read_video",
-    "resample_times",
     "write_video",
 ]
 
@@ -159,12 +157,6 @@ def read_video(
                 f" {frame.shape[0]}x{frame.shape[1]}: give size, duration or max_frames, or use iter_frames"
             )
     return make_clip(times, frames, fps=fps, declared=declared[0])
-
-
-def resample_times(times: np.ndarray, fps: float, *, end: float, epsilon: float = 1e-6) -> np.ndarray:
-    """The frames on screen at 0, 1/fps, 2/fps, ... before `end`: indices int64 [k] into times [t]."""
-    grid = np.arange(max(0, math.ceil((end - epsilon) * fps))) / fps
-    return np.maximum(np.searchsorted(times, grid + epsilon, side="right") - 1, 0)
 
 
 def _stream(path, window, convert, on_error, threads, declared=None) -> Iterator[tuple[float, np.ndarray]]:

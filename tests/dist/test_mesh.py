@@ -8,7 +8,7 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from vdit.dist.mesh import AXES, MeshConfig, make_mesh
-from vdit.dist.multihost import HostConfig, any_host, from_environment, initialize
+from vdit.dist.multihost import HostConfig, from_environment, initialize
 from vdit.dist.rules import RULES, batch_shardings, constrain, partition_spec
 from vdit.errors import ConfigError
 from vdit.types import Row
@@ -73,8 +73,6 @@ def test_constrain_adds_nothing_without_a_mesh():
 
 def test_one_process_neither_starts_nor_waits_for_others():
     assert initialize() is None
-    assert any_host(True) is True
-    assert any_host(False) is False
 
 
 def test_hosts_come_from_the_environment_as_a_whole():

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from vdit.errors import ConfigError
 from vdit.nn.linear import Linear
 from vdit.nn.lora import dense_layers, init_lora, join, scales
-from vdit.nn.quantise import DTYPES, cast, dequantise, is_quantisable, quantise, sqnr
+from vdit.nn.quantise import DTYPES, cast, is_quantisable, quantise
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,26 @@ def test_the_low_rank_addition_is_its_formula_and_has_its_gradient(layer):
     value = lambda f: jax.grad(lambda low: jnp.sum(f(low) ** 2))(low)  # noqa: E731
     got, want = value(lambda low: apply(module, params | low, x)), value(lambda low: by_formula(low, x))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-2), got, want)
+
+
+def dequantise(params, dtype="float32"):
+    """The inverse, up to rounding: plain kernels in `dtype`, without factors."""
+    flat = flatten_dict(params)
+    for path in [path for path in flat if path[-1] == "kernel_scale"]:
+        kernel, scale = flat[*path[:-1], "kernel"], flat.pop(path)
+        flat[*path[:-1], "kernel"] = (kernel.astype(jnp.float32) * scale[..., None, :]).astype(dtype)
+    return unflatten_dict(flat)
+
+
+def sqnr(params, quantised) -> dict[str, float]:
+    """Signal to quantisation noise in dB, 10 log10(|W|^2 / |W - Wq|^2), of each kernel that was quantised."""
+    before, after = flatten_dict(params), flatten_dict(dequantise(quantised))
+    changed = [path[:-1] for path in flatten_dict(quantised) if path[-1] == "kernel_scale"]
+    ratios = {}
+    for path in changed:
+        w, q = (np.asarray(flat[*path, "kernel"], np.float64) for flat in (before, after))
+        ratios["/".join(path)] = float(10 * np.log10((w**2).sum() / max(((w - q) ** 2).sum(), 1e-300)))
+    return ratios
 
 
 @pytest.mark.parametrize(("kind", "ratio"), [("int8", 40.0), ("fp8", 30.0)])

@@ -114,6 +114,22 @@ def test_without_the_kept_files_the_export_makes_its_own(wan_folder, tmp_path, p
     assert pipe.scheduler.config.flow_shift == 3.0
 
 
+def test_an_export_with_an_image_encoder_has_what_prepares_its_pixels(torch, tmp_path):
+    """diffusers' image-to-video pipeline does not load without its image processor."""
+    import diffusers
+
+    pipe = public.wan_image(tmp_path / "public")
+    import_model(tmp_path / "public", tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / "public")  # as of a model that came in an original layout
+    from vdit.cli.main import main
+
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "out")]) == 0
+    back = diffusers.WanImageToVideoPipeline.from_pretrained(tmp_path / "out")
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    want, got = (p.image_processor(images=image, return_tensors="np").pixel_values for p in (pipe, back))
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
 def original_wan(model: Path, target: Path, torch) -> Path:
     """The weights of a diffusers folder as Wan's own repository lays them out."""
     opened = open_model(model)

@@ -12,6 +12,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from tests.nn.test_linear import dequantise, sqnr
 from tests.pretrained.load import empty, fill
 from tests.pretrained.reference import enliven
 from tests.pretrained.test_wan import IMAGE, SMALL, inputs_for, run, run_ours
@@ -21,7 +22,7 @@ from vdit.dist.mesh import make_mesh
 from vdit.dit.config import preset
 from vdit.errors import WeightsError
 from vdit.nn.lora import LoRA, LowRank, attach, detach, merge, without_lora
-from vdit.nn.quantise import cast, dequantise, quantise, sqnr
+from vdit.nn.quantise import cast, quantise
 from vdit.pretrained.lora import METADATA, experts, lora_tensors, read_lora, write_lora, write_run
 from vdit.pretrained.wan import diffusers_rules, wan_config, wan_json
 from vdit.train.base import base_identity, begin, trained_params

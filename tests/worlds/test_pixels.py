@@ -140,7 +140,8 @@ def test_cubes_fill_the_outline_of_their_corners():
     for sample in samples("orbit", 24, size=(96, 96), solids=(1, 1), kinds=("cube",)):
         (thing,), camera = sample.meta["objects"], sample.meta["camera"]
         cube = Solid(kind="cube", size=thing["size"], centre=tuple(thing["position"][0]), yaw=thing["yaw"])
-        corners = np.concatenate([cube.corners(), np.ones((8, 1))], 1)
+        signs = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, -1).T
+        corners = np.concatenate([np.array(cube.centre) + cube.size * signs @ cube.axes(), np.ones((8, 1))], 1)
         seen = np.einsum("ij,tjk,nk->tni", camera["intrinsics"], camera["extrinsics"][:, :3], corners)
         pixels = seen[..., :2] / seen[..., 2:]
         weight = colourful(sample.video)

@@ -143,13 +143,6 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def any_host(flag: bool) -> bool:
-    """Whether the flag is set on any host; every host must call it. One host: no communication."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
-
-
 def _found_by_jax() -> HostConfig:
     """What jax finds out about its peers; it offers no public way to ask before it starts with them."""
     from jax._src.clusters import ClusterEnv

@@ -16,7 +16,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vdit.errors import ConfigError
@@ -50,15 +49,6 @@ def quantise(params: PyTree, kind: Kind = "int8", *, keep: Sequence[str] = KEEP,
     return unflatten_dict(flat)
 
 
-def dequantise(params: PyTree, dtype: str = "float32") -> PyTree:
-    """The inverse, up to rounding: plain kernels in `dtype`, without factors."""
-    flat = flatten_dict(params)
-    for path in [path for path in flat if path[-1] == "kernel_scale"]:
-        kernel, scale = flat[*path[:-1], "kernel"], flat.pop(path)
-        flat[*path[:-1], "kernel"] = (kernel.astype(jnp.float32) * scale[..., None, :]).astype(dtype)
-    return unflatten_dict(flat)
-
-
 def is_quantisable(path: str, leaf: Array, *, keep: Sequence[str] = KEEP, smallest: int = 64) -> bool:
     """Whether `quantise` changes the parameter `path` ("blocks/mlp/up/kernel")."""
     *layer, last = path.split("/")
@@ -79,17 +69,6 @@ def cast(params: PyTree, dtype: str = "bfloat16", *, keep: Sequence[str] = KEEP_
         return leaf if beside or kept else leaf.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(one, params)
-
-
-def sqnr(params: PyTree, quantised: PyTree) -> dict[str, float]:
-    """Signal to quantisation noise in dB, 10 log10(|W|^2 / |W - Wq|^2), of each kernel that was quantised."""
-    before, after = flatten_dict(params), flatten_dict(dequantise(quantised))
-    changed = [path[:-1] for path in flatten_dict(quantised) if path[-1] == "kernel_scale"]
-    ratios = {}
-    for path in changed:
-        w, q = (np.asarray(flat[*path, "kernel"], np.float64) for flat in (before, after))
-        ratios["/".join(path)] = float(10 * np.log10((w**2).sum() / max(((w - q) ** 2).sum(), 1e-300)))
-    return ratios
 
 
 def _quantise(kernel: Array, dtype: jnp.dtype) -> tuple[Array, Array]:

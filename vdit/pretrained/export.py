@@ -113,6 +113,9 @@ def _small_files(space: Workspace, experiment: Experiment, parts: dict[str, Part
         index["expand_timesteps"] = experiment.vae.spatial_stride == 16
         index["boundary_ratio"] = None if experiment.expert_boundary is None else experiment.expert_boundary / 1000
         index.setdefault("transformer_2", [None, None])
+        if experiment.vision is not None:
+            index["image_processor"] = ["transformers", "CLIPImageProcessor"]
+            files["image_processor/preprocessor_config.json"] = _dump(clip.clip_preprocessor_json(experiment.vision))
         for name, target in (("tokenizer.model", "spiece.model"), ("tokenizer_config.json", "tokenizer_config.json")):
             if (space.root / name).is_file():
                 files[f"tokenizer/{target}"] = (space.root / name).read_bytes()

@@ -72,7 +72,7 @@ class Block(nn.Module):
         return constrain(x + MLP(4 * cfg.width, cfg.width, dtype, name="mlp")(y), ACTIVATION)
 
 
-def make_encoder(config: TextConfig) -> nn.Module:
+def make_encoder(config: TextConfig) -> TextEncoder:
     """The encoder that a config asks for: a module of the form of TextEncoder, [b m d] with d = config.width."""
     return Encoder(config) if config.t5 is None else T5Encoder(config.t5)
 

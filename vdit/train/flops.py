@@ -10,15 +10,6 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
-def training_flops(forward: Callable[..., Any], *args: Any) -> float:
-    """FLOPs of a training step of which `forward(*args)` is the forward pass: three times its own.
-
-    What a remat policy computes again is not counted, as is usual for model FLOP utilisation. args:
-    arrays or ShapeDtypeStructs.
-    """
-    return 3.0 * count_flops(forward, *args)
-
-
 def count_flops(function: Callable[..., Any], *args: Any) -> float:
     """FLOPs of the matrix products and convolutions of `function(*args)`, on all devices, loops multiplied out.
 

@@ -36,11 +36,6 @@ class Solid:
         """The radius of a sphere around it."""
         return self.size if self.kind == "sphere" else self.size * math.sqrt(3)
 
-    def corners(self) -> np.ndarray:
-        """A cube's corners [8 3] in the world."""
-        signs = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, -1).T
-        return np.array(self.centre) + self.size * signs @ self.axes()
-
     def axes(self) -> np.ndarray:
         """Its own axes [3 3], one a row."""
         c, s = math.cos(self.yaw), math.sin(self.yaw)
