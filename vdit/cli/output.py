@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from vdit.cli.parser import UsageError, at_least, nearest, seed
 from vdit.errors import ConfigError
@@ -24,7 +26,10 @@ WEIGHTS, COMPUTE = ("float32", "bfloat16", "int8", "fp8"), ("float32", "bfloat16
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Options of which model it is, and how it is held and shared out."""
     parser.add_argument("--model", metavar="FOLDER", help="public weights, in the place of RUN")
-    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help="may be repeated")
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="FILE[:STRENGTH][@EXPERT]",
+        help="may be repeated; EXPERT of Wan 2.2 A14B: high, low or both; default: as the file's name says",
+    )  # fmt: skip
     parser.add_argument("--weights", choices=WEIGHTS, help="how weights are held; default: as they are stored")
     parser.add_argument("--compute", choices=COMPUTE, help="type of products; default: the run's; public: by device")
     parser.add_argument(
@@ -131,7 +136,8 @@ def opened(options: argparse.Namespace, folder: str) -> Iterator:
     with joined({"the command": str(asked)}):
         keep_compiled()
         mesh = make_mesh(read_mesh(options.mesh))
-        yield load(folder, mesh, compute=options.compute, weights=options.weights, lora=options.lora)
+        held = {"compute": options.compute, "weights": options.weights}
+        yield load(folder, mesh, lora=options.lora, say=lambda line: say(line, file=sys.stderr), **held)
 
 
 def read_mesh(text: str | None):
@@ -169,12 +175,12 @@ def write(path: Path, video, fps: float) -> None:
     print(path, flush=True)
 
 
-def say(line: str) -> None:
-    """Prints; on several hosts the first alone does."""
+def say(line: str, file: TextIO | None = None) -> None:
+    """Prints to stdout or to `file`; on several hosts the first alone does."""
     from vdit.dist.multihost import is_first
 
     if is_first():
-        print(line, flush=True)
+        print(line, flush=True, file=file)
 
 
 def progress(name: str, total: int):

@@ -101,7 +101,7 @@ def _train(experiment, space, stages, options, together, profile_steps) -> None:
         training.run(experiment, space, stages=stages, logging=logging)
     if "dit" in stages and is_first():
         if experiment.lora is not None:
-            from vdit.pretrained.lora import write_run
+            from vdit.pretrained.lora_write import write_run
 
             print(f"LoRA, for diffusers and ComfyUI too: {write_run(space.root)}")
         print(f'\nTrained: {space.root}. Next: vdit sample {space.root} "a prompt" --out sample.mp4')

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from safetensors import safe_open
 
 from vdit.checkpoint import load_params
 from vdit.dist.mesh import make_mesh
 from vdit.dist.rules import replicated
-from vdit.errors import WeightsError
 from vdit.infer.generator import Generator
 from vdit.infer.precision import Compute, Weights, computing, fast_compute, held_as
 from vdit.nn.lora import attach, merge
-from vdit.pretrained.lora import EXPERTS, experts, read_lora
+from vdit.pretrained.lora_files import LoRAFile, open_loras
 from vdit.pretrained.model import PublicModel, open_model
-from vdit.pretrained.open import open_tensors
 from vdit.train.base import trained_params
-from vdit.train.experiment import Experiment
 from vdit.train.workspace import EXPERIMENT, Workspace, open_tokenizer
 from vdit.types import PyTree
 from vdit.vae.video import VideoVAE
@@ -36,8 +33,9 @@ def load(
     step: int | None = None,
     compute: Compute | None = None,
     weights: Weights | None = None,
-    lora: str | Path | Sequence[str | Path] = (),
+    lora: str | Path | LoRAFile | Sequence[str | Path | LoRAFile] = (),
     merge_lora: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Generator:
     """Load a model onto a mesh (all devices, if None).
 
@@ -46,18 +44,26 @@ def load(
     ema: take the averaged parameters. step: of the DiT's checkpoint; the last one if None. Of runs only.
     compute: type of the matrix products; None is the run's own, and for public weights bfloat16, or float32 on CPU.
     weights: how parameters are held: "bfloat16", or "int8" and "fp8" for the kernels of dense layers; None as stored.
-    lora: safetensors files in a public layout, each "FILE" or "FILE:STRENGTH". merge_lora: add them to the kernels,
-        which costs nothing later; else they are kept apart, and the kernels may be quantised.
+    lora: LoRA files in the public layouts (docs/lora.md), each "FILE[:STRENGTH][@EXPERT]" or a LoRAFile. They are
+        checked before any weights are loaded.
+    merge_lora: add them to the kernels, which costs nothing later. Else factors of low rank are kept apart, and the
+        kernels may be quantised.
+    say: told, in one line each, what was assumed or left out; None: warnings.warn.
     Raises CheckpointError or WeightsError where something is missing or damaged.
     """
     mesh = make_mesh() if mesh is None else mesh
-    if (Path(path) / EXPERIMENT).exists() or not Path(path).is_dir():
+    say = warnings.warn if say is None else say
+    of_run = (Path(path) / EXPERIMENT).exists() or not Path(path).is_dir()
+    model = None if of_run else open_model(path)
+    given = [lora] if isinstance(lora, str | Path | LoRAFile) else lora
+    loras = open_loras(given, Workspace(path).experiment() if of_run else model.experiment, say) if given else []
+    if of_run:
         generator = _load_run(Path(path), mesh, ema=ema, step=step, compute=compute)
     else:
-        generator = _load_public(open_model(path), mesh, compute=compute)
+        generator = _load_public(model, mesh, compute=compute)
     params = dict(generator.params)
-    for file in [lora] if isinstance(lora, str | Path) else lora:
-        _add_lora(params, generator.experiment, str(file), merged=merge_lora)
+    for tree, addition, strength in loras:
+        params[tree] = (merge if merge_lora else attach)(params[tree], addition, strength)
     vae = generator.vae
     if weights in ("float32", "bfloat16"):
         vae = VideoVAE(config=vae.config, params=held_as(vae.params, weights), statistics=vae.statistics)
@@ -102,32 +108,3 @@ def _load_public(model: PublicModel, mesh: Mesh, *, compute: Compute | None) -> 
 
 def _on(mesh: Mesh, statistics: PyTree) -> PyTree:
     return jax.device_put({k: np.asarray(v, np.float32) for k, v in statistics.items()}, replicated(mesh))
-
-
-def _add_lora(params: dict, experiment: Experiment, given: str, *, merged: bool) -> None:
-    """Adds the LoRA of a file to the transformers that it is for. given: "FILE" or "FILE:STRENGTH"."""
-    path, strength = _split_strength(given)
-    files = open_tensors(path)
-    tensors = {name: files.read(name) for name in files.info}
-    metadata = None
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata()
-    trees = dict(zip(EXPERTS, experiment.network.experts))
-    for expert in experts(tensors):
-        if expert not in trees:
-            raise WeightsError(f"{path}: is for {expert}, which this model does not have: it has one transformer")
-        try:
-            lora = read_lora(tensors, experiment.dit, metadata=metadata, expert=expert)
-        except WeightsError as error:
-            raise WeightsError(f"{path}: {error}") from None
-        add = merge if merged else attach
-        params[trees[expert]] = add(params[trees[expert]], lora, strength)
-
-
-def _split_strength(given: str) -> tuple[Path, float]:
-    path, colon, strength = given.rpartition(":")
-    try:
-        return (Path(path), float(strength)) if colon else (Path(given), 1.0)
-    except ValueError:
-        return Path(given), 1.0

@@ -42,8 +42,9 @@ class LoRA:
     """Additions to a model, by layer, whether its parameters are stacked over layers or not.
 
     layers: name of a dense layer ("block_3/attention/q", "time_projection") -> its addition.
-    differences: path of a parameter ("block_3/attention/q/bias") -> array of its shape, to be added whole; some
-        public files hold these for biases and norms. They can be merged, not kept apart.
+    differences: path of a parameter ("block_3/attention/q/bias") -> array of its shape, which is added to the
+        parameter as a whole. The mapping may compute an array each time it is asked for it, so that a difference of
+        the size of a kernel is in memory only while it is added.
     """
 
     layers: Mapping[str, LowRank]
@@ -55,11 +56,9 @@ def attach(params: PyTree, lora: LoRA, strength: float = 1.0) -> PyTree:
 
     Attached to parameters that have one already, their ranks are concatenated, so that both count. Layers of
     one stack get the largest rank among them, filled up with zeros. New leaves are float32 and lie on the mesh
-    as their kernel does. Raises WeightsError for layers or shapes that the model does not have.
+    as their kernel does. Whole differences have no low rank: they are added to their parameters, as `merge` does.
+    Raises WeightsError for layers or shapes that the model does not have.
     """
-    whole = sorted(name for name, array in lora.differences.items() if np.any(np.asarray(array)))
-    if whole:
-        raise WeightsError(f"{_some(whole)}: whole differences, which cannot be kept apart: merge this LoRA")
     flat = flatten_dict(params)
     for path, layers in _by_kernel(flat, lora.layers).items():
         a, b, scale = _stack(flat[*path, "kernel"], layers)
@@ -70,6 +69,7 @@ def attach(params: PyTree, lora: LoRA, strength: float = 1.0) -> PyTree:
             a, scale = np.concatenate([had[0], a], axis=-1), np.ones_like(scale)
         for name, leaf in zip(LEAVES, (a, b, scale)):
             flat[*path, name] = _beside(flat[*path, "kernel"], name, leaf)
+    _add_differences(flat, lora.differences, strength)
     return unflatten_dict(flat)
 
 
@@ -82,15 +82,7 @@ def merge(params: PyTree, lora: LoRA, strength: float = 1.0) -> PyTree:
             raise WeightsError(f"{'/'.join(path)} is quantised: merge the LoRA before quantising, or attach it")
         a, b, scale = _stack(kernel, layers)
         flat[*path, "kernel"] = _add(kernel, a, b * (scale * np.float32(strength))[..., None, None])
-    for name, difference in lora.differences.items():
-        path, layer = _place(flat, name)
-        if path not in flat:
-            raise WeightsError(f"{name}: the model has no such parameter")
-        leaf = jnp.asarray(flat[path])
-        index = () if layer is None else (layer,)
-        if leaf[index].shape != difference.shape:
-            raise WeightsError(f"{name}: a difference of {difference.shape} for a parameter of {leaf[index].shape}")
-        flat[path] = leaf.at[index].add(strength * np.asarray(difference, np.float32))
+    _add_differences(flat, lora.differences, strength)
     return unflatten_dict(flat)
 
 
@@ -221,6 +213,25 @@ def _stack(kernel: Array, layers: Mapping[int | None, LowRank]) -> tuple[np.ndar
     return a, b, scale
 
 
+def _add_differences(flat: dict[Path, Array], differences: Mapping[str, Array], strength: float) -> None:
+    """Adds each difference, times the strength, to its parameter in `flat`, in float32."""
+    ours: set[Path] = set()  # arrays that were made here, so their memory can be used again
+    for name in differences:
+        path, layer = _place(flat, name)
+        if path not in flat or (layer is not None and layer >= flat[path].shape[0]):
+            raise WeightsError(f"{name}: a LoRA has a difference for it, and this model has no such parameter")
+        leaf, difference = jnp.asarray(flat[path]), np.asarray(differences[name], np.float32)
+        if (*path[:-1], "kernel_scale") in flat and path[-1] == "kernel":
+            raise WeightsError(f"{'/'.join(path[:-1])} is quantised: add the LoRA before quantising")
+        shape = leaf.shape if layer is None else leaf.shape[1:]
+        if shape != difference.shape:
+            raise WeightsError(f"{name}: a difference of shape {difference.shape} for a parameter of {shape}")
+        sharding = leaf.sharding if isinstance(leaf.sharding, NamedSharding) else None
+        add = _difference_adder(sharding, layer is not None, path in ours)
+        flat[path] = add(leaf, difference, np.float32(strength), np.int32(layer or 0))
+        ours.add(path)
+
+
 def _beside(kernel: Array, name: str, leaf: np.ndarray) -> Array:
     """The leaf where its kernel lies: rows of `a` as the kernel's, columns of `b` as the kernel's."""
     sharding = getattr(kernel, "sharding", None)
@@ -245,6 +256,21 @@ def _adder(sharding: jax.sharding.Sharding | None, stacked: bool):
 
     run = (lambda *stacks: jax.lax.map(lambda parts: one(*parts), stacks)) if stacked else one
     return jax.jit(run, out_shardings=sharding)
+
+
+@functools.lru_cache(maxsize=64)
+def _difference_adder(sharding: NamedSharding | None, stacked: bool, donate: bool):
+    """The compiled sum of a parameter, or of one layer of a stack, and a whole difference.
+
+    donate: the parameter's memory may hold the sum, so that a stack is not copied again for each of its layers.
+    """
+
+    def add(leaf, difference, strength, layer):
+        place = (layer,) if stacked else ()
+        total = leaf[place].astype(jnp.float32) + strength * difference
+        return leaf.at[place].set(total.astype(leaf.dtype))
+
+    return jax.jit(add, out_shardings=sharding, donate_argnums=(0,) if donate else ())
 
 
 def _some(names: Sequence[str]) -> str:

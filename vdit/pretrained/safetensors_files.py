@@ -55,7 +55,7 @@ def open_safetensors(path: str | Path) -> TensorFiles:
     try:
         with open_regular(path, error=WeightsError, fix=FIX) as file:
             size = os.fstat(file.fileno()).st_size
-            entries, begin = _header(path, file, size)
+            entries, begin, metadata = _header(path, file, size)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from None
     return TensorFiles(
@@ -63,6 +63,7 @@ def open_safetensors(path: str | Path) -> TensorFiles:
         info={name: entry.info for name, entry in entries.items()},
         largest_file=size,
         reader=lambda name: read_array(path, begin + entries[name].start, entries[name].info),
+        metadata=metadata,
     )
 
 
@@ -102,8 +103,8 @@ def write_safetensors(path: Path, info: Mapping[str, TensorInfo], read: Callable
             file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
 
-def _header(path: Path, file, size: int) -> tuple[dict[str, _Entry], int]:
-    """Name -> entry, and where the tensors begin."""
+def _header(path: Path, file, size: int) -> tuple[dict[str, _Entry], int, dict[str, str]]:
+    """Name -> entry, where the tensors begin, and the texts beside them."""
     start = file.read(8)
     refuse_no_weights(path, start + file.read(56))
     length = int.from_bytes(start, "little")
@@ -117,7 +118,8 @@ def _header(path: Path, file, size: int) -> tuple[dict[str, _Entry], int]:
         raise _damaged(path, str(error)) from None
     if not isinstance(header, dict):
         raise _damaged(path, "the header is no JSON object")
-    header.pop("__metadata__", None)
+    texts = header.pop("__metadata__", None)
+    metadata = {name: text for name, text in texts.items() if isinstance(text, str)} if isinstance(texts, dict) else {}
     entries = {name: _entry(path, name, value) for name, value in header.items()}
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
@@ -129,7 +131,7 @@ def _header(path: Path, file, size: int) -> tuple[dict[str, _Entry], int]:
         raise WeightsError(f"{path}: truncated: it has {there} of its {end} bytes of tensors; download it again")
     if there > end:
         raise _damaged(path, f"{there - end} bytes follow its last tensor")
-    return entries, 8 + length
+    return entries, 8 + length, metadata
 
 
 def _entry(path: Path, name: str, value: Any) -> _Entry:

@@ -32,13 +32,14 @@ class TensorFiles:
     """Named tensors in one file or several.
 
     path: what was opened, for messages. info: name -> (shape, dtype). largest_file: bytes.
-    reader(name): reads one tensor from disk.
+    reader(name): reads one tensor from disk. metadata: texts that a safetensors header holds beside them.
     """
 
     path: Path
     info: Mapping[str, TensorInfo]
     largest_file: int
     reader: Callable[[str], np.ndarray]
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, in memory of its own; WeightsError if it holds NaN or infinity."""

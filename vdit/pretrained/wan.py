@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -53,6 +54,12 @@ _ORIGINAL = {
 _ORIGINAL_FIXED = {"cross_attn_norm": True, "qk_norm": True, "window_size": (-1, -1)}
 # Of Wan 2.1's image-to-video: width of CLIP ViT-H, and its 257 tokens for each of the first and last frame.
 _IMAGE_WIDTH, _FIRST_LAST_TOKENS = 1280, 2 * 257
+# Words after "high" or "low" in a file's name that make it say something else than an expert.
+_NO_EXPERT = frozenset((
+    "angle", "contrast", "definition", "detail", "details", "end", "fidelity", "fps", "key", "light", "lighting",
+    "motion", "poly", "quality", "rank", "res", "resolution", "saturation", "speed", "steps", "vram",
+))  # fmt: skip
+_LAYER = re.compile(r"^(blocks|block_\d+)/")
 
 
 def wan_config(json: Mapping[str, Any]) -> DiTConfig:
@@ -203,6 +210,48 @@ def original_rules(config: DiTConfig) -> list[Rule]:
         "mlp/down": "ffn.2",
     }
     return _rules(config, names)
+
+
+def expert_of_name(name: str) -> Literal["high", "low"] | None:
+    """Which expert of Wan 2.2 A14B a file's name says it is for: "style_HIGH.safetensors", "x-low-noise-v2.pt".
+
+    None where the name has neither word, has both, or uses them of something else ("low_light", "high-res").
+    """
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    certain, likely = set(), set()
+    for word, after in itertools.zip_longest(words, words[1:]):
+        if word in ("high", "low"):
+            (certain if after == "noise" else likely if after not in _NO_EXPERT else set()).add(word)
+        elif word in ("highnoise", "lownoise"):
+            certain.add(word.removesuffix("noise"))
+    found = certain or likely
+    return found.pop() if len(found) == 1 else None
+
+
+def tensor_shape(rule: Rule, config: DiTConfig) -> tuple[int, ...]:
+    """The shape of the tensor of one rule of either map, from the config alone: nothing is traced or built."""
+    path = _LAYER.sub("", rule.parts[0].path)
+    layer, _, last = path.rpartition("/")
+    width, image = config.width, config.image_width
+    sizes = {
+        "time_in": (config.time_features, width),
+        "time_projection": (width, 6 * width),
+        "text_embed/up": (config.text_width, width),
+        "image_embed/up": (image, image),
+        "image_embed/down": (image, width),
+        "image_embed/norm_in": (image, image),
+        "head": (width, config.token_values),
+        "mlp/up": (width, config.hidden),
+        "mlp/down": (config.hidden, width),
+    }
+    rows, columns = sizes.get(layer, (width, width))
+    whole = {
+        "head_table": (1, 2, width),
+        "modulation/table": (1, 6, width),
+        "image_embed/position": (1, config.image_positions, image),
+        "patch_embed/kernel": (width, config.in_channels + config.condition_channels, *config.patch),
+    }
+    return whole.get(path) or ((columns, rows) if last == "kernel" else (columns,))
 
 
 def patch_kernel(patch: tuple[int, int, int], channels: tuple[int, ...]) -> Layout:
