@@ -7,7 +7,7 @@ Hardware: one GPU of 24 GB or more. Expected: not measured yet.
 
 Other worlds by override:
     --cfg.data.world=occluder
-    --cfg.data.world=orbit --cfg.data.fps=(12,)
+    --cfg.data.world=orbit --cfg.data.fps=12 --cfg.sample.fps=12
     --cfg.data.world=moving
 """
 

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 import vdit
+from vdit.cli.main import main
 from vdit.config import apply_overrides, load_config
 from vdit.dist.mesh import MeshConfig
 from vdit.infer import load_vae
@@ -250,3 +251,13 @@ def test_the_report_on_clips(trained):
     assert 0 < result["token_use"]["tokens"] <= 1
     assert json.loads((workdir / "report.json").read_text())["mean"] == pytest.approx(result["mean"])
     assert (workdir / "report.html").read_text().count("<video") == 8  # real and made, for one seen and one left out
+
+
+def test_an_experiment_samples_at_a_rate_that_it_is_trained_at(tmp_path, capsys):
+    for name in NAMES:
+        load_config(ROOT / "experiments" / f"{name}.py").check_rate()
+    write_video(tmp_path / "a.mp4", np.zeros((3, 32, 32, 3), np.uint8))
+    command = ["train", "--data", tmp_path, "--workdir", tmp_path / "run", "--cfg.data.fps=24"]
+    assert main([str(part) for part in command]) == 2
+    assert "sample.fps=8: the model is trained at 24 frames a second" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

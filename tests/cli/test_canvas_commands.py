@@ -40,31 +40,46 @@ def run(*arguments):
     assert main([str(argument) for argument in arguments]) == 0
 
 
-def fitted(files, name, **asked):
-    """The frames as the command takes them: of 16 x 24, the first one's shape in multiples of 8 within 400 pixels."""
+def fitted(files, name, fps=8.0):
+    """The frames as the command takes them: at the model's rate, 16 x 16, which suits the first within its area."""
     from vdit.infer.inputs import read_input
 
-    return read_input(files / name, size=(16, 16), **asked).frames
+    return read_input(files / name, size=(16, 16), fps=fps).frames
 
 
-def test_extend_keeps_the_video_and_its_rate(made, files, tmp_path, capsys):
+def test_extend_keeps_the_video_at_the_models_rate(made, files, tmp_path, capsys):
     out = tmp_path / "new" / "longer.mkv"
     run("extend", "RUN", files / "a.mkv", "a dog", "--after", "2s", "--before", 5, "--out", out, "--steps", 3)
     clip, given = vdit.read_video(out), fitted(files, "a.mkv")
-    assert clip.fps == 6
-    assert len(clip.frames) == 5 + 9 + 12
-    np.testing.assert_array_equal(clip.frames[5:14], given)
+    assert clip.fps == 8
+    assert len(given) == 12  # 1.5 s
+    assert len(clip.frames) == 5 + 12 + 16
+    np.testing.assert_array_equal(clip.frames[5:17], given)
     assert {call["sampling"]["steps"] for call in made} == {3}
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("a.mkv: 24x20 at 6 fps, ")
-    assert lines[1:] == ["'a dog': 26 frames, 17 of them new, 4.333 s at 6 fps", str(out)]
+    assert lines[0].endswith("taken at 8 fps: 12 frames, some of them twice")
+    assert lines[1:] == ["'a dog': 33 frames, 21 of them new, 4.125 s at 8 fps", str(out)]
+
+
+@pytest.mark.parametrize(("command", "name", "length"), [
+    (("extend", "--after", 4), "b.mkv", 11 + 4), (("loop", "--passage", 4), "a.mkv", 12 + 4),
+    (("animate", "--frames", "1s"), "b.mkv", 8),
+])  # fmt: skip
+def test_whatever_the_inputs_rate_the_model_works_at_its_own(made, files, tmp_path, command, name, length):
+    command, *options = command
+    out = tmp_path / "out.mkv"
+    run(command, "RUN", files / name, "", *options, "--out", out)
+    clip = vdit.read_video(out)
+    assert clip.fps == 8
+    assert len(clip.frames) == length
 
 
 def test_loop_of_a_video_and_of_a_prompt(made, files, tmp_path):
     run("loop", "RUN", files / "a.mkv", "", "--passage", "1.2s", "--out", tmp_path / "a.mkv")
     clip = vdit.read_video(tmp_path / "a.mkv").frames
-    assert len(clip) == 9 + 8  # 7.2 frames, to a multiple of 4
-    np.testing.assert_array_equal(clip[:9], fitted(files, "a.mkv"))
+    assert len(clip) == 12 + 8  # 9.6 frames, to a multiple of 4
+    np.testing.assert_array_equal(clip[:12], fitted(files, "a.mkv"))
     arguments = ["--frames", "2s", "--passage", 4, "--size", "16x32", "--seed", 5, "--count", 2]
     run("loop", "RUN", "waves", *arguments, "--out", tmp_path / "w.mkv")
     clips = [vdit.read_video(tmp_path / f"w-seed{seed}.mkv") for seed in (5, 6)]
@@ -74,15 +89,19 @@ def test_loop_of_a_video_and_of_a_prompt(made, files, tmp_path):
     assert (clips[0].frames[0] != clips[1].frames[0]).any()
 
 
-def test_connect_takes_the_second_at_the_rate_and_size_of_the_first(made, files, tmp_path):
-    for blend, length in (([], 9 + 4 + 8), (["--blend", "--strength", 0.5], 9 - 4 + 8)):
+def test_connect_takes_both_at_one_rate_and_the_size_of_the_first(made, files, tmp_path, capsys):
+    for asked, fps, length in (
+        ([], 8, 12 + 4 + 11), (["--blend", "--strength", 0.5, "--fps", 6], 6, 9 - 4 + 8),
+    ):  # fmt: skip
         out = tmp_path / "both.mkv"
-        run("connect", "RUN", files / "a.mkv", files / "b.mkv", "", "--frames", 4, *blend, "--out", out)
+        run("connect", "RUN", files / "a.mkv", files / "b.mkv", "", "--frames", 4, *asked, "--out", out)
         clip = vdit.read_video(out)
-        assert clip.fps == 6
+        assert clip.fps == fps
         assert len(clip.frames) == length
-        np.testing.assert_array_equal(clip.frames[:5], fitted(files, "a.mkv")[:5])
-        np.testing.assert_array_equal(clip.frames[-4:], fitted(files, "b.mkv", fps=6.0)[-4:])
+        np.testing.assert_array_equal(clip.frames[:5], fitted(files, "a.mkv", fps=fps)[:5])
+        np.testing.assert_array_equal(clip.frames[-4:], fitted(files, "b.mkv", fps=fps)[-4:])
+        said = capsys.readouterr().out
+        assert ("--fps 6: the model makes 8 frames a second" in said) == (fps == 6)
     assert made[-1]["given"].level.max() == np.float32(0.5)
 
 

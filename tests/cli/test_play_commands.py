@@ -56,10 +56,10 @@ def test_rollout_writes_what_the_function_makes(loaded, noise, tmp_path, capsys)
     said = capsys.readouterr()
     assert said.out.splitlines() == ["'a': 40 frames, 5 s at 8 fps", str(out)]
     assert "40/40" in said.err
-    vdit.write_video(tmp_path / "a.mkv", clip.frames[:9], fps=12)
+    vdit.write_video(tmp_path / "a.mkv", np.repeat(clip.frames[:9], 2, axis=0), fps=16)
     run("rollout", "RUN", tmp_path / "a.mkv", "a", "--frames", 20, "--out", tmp_path / "b.mkv")
     longer = vdit.read_video(tmp_path / "b.mkv")
-    assert (len(longer.frames), longer.fps) == (20, 12)
+    assert (len(longer.frames), longer.fps) == (20, 8)  # the model's rate, not the input's
     np.testing.assert_array_equal(longer.frames[:9], clip.frames[:9])
 
 

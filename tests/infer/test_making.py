@@ -145,6 +145,20 @@ def test_videos_may_be_floats_and_clips_and_each_prompt_has_its_own():
         np.testing.assert_array_equal(vdit.extend(generator, ["a", "b"], same, after=20, before=2), wanted)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_clip_at_another_rate_than_the_models_is_warned_of():
+    generator, video = noise(), frames(9)
+    clip = lambda fps: Clip(frames=video, times=np.arange(9) / fps, fps=fps)  # noqa: E731
+    vdit.extend(generator, "a", clip(8.01), after=4)
+    for call in (
+        lambda video: vdit.extend(generator, "a", video, after=4), lambda video: vdit.loop(generator, "a", video),
+        lambda video: vdit.connect(generator, "a", clip(8.0), video),
+        lambda video: vdit.rollout(generator, "a", frames=20, video=video),
+    ):  # fmt: skip
+        with pytest.warns(UserWarning, match=r"29\.97 frames a second, the model makes 8"):
+            call(clip(29.97))
+
+
 @pytest.fixture(scope="module")
 def generator():
     return tiny.generator(window=9)

@@ -11,8 +11,10 @@ One grammar for all of them:
 - A duration is a number of frames, "48", or of seconds, "2s", at the rate of the video that is made. A file at a time
   is "end.jpg@1.5s" or "end.jpg@36".
 - Inputs are fitted as vdit.infer.inputs has it, to --size, or to what suits the first of them within the largest area
-  that the model was trained on or is sampled at. --fps: the rate at which they are taken and the result is written;
-  without it the rate of the first video among them, or the model's own.
+  that the model was trained on or is sampled at.
+- Videos are taken, and the result is written, at the model's frame rate (its experiment's `sample.fps`; of public
+  weights, the published one): the model knows no other. Inputs of another rate are resampled by time. --fps overrides
+  the rate of both, and a line says what that means.
 - --out names one file; with several seeds (--seeds, --count) each one's number is added to it. A line is printed for
   each input, which tells how it was fitted, then one that names the prompt and how long the video will be, then the
   path of each file.
@@ -77,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser, inputs: str, *, out: str) -> 
     parser.add_argument("words", nargs="*", metavar=words, help='a run, files, and a text ("" for none); quote it')
     parser.add_argument("--out", default=out, metavar="FILE", help=f"{', '.join(output.VIDEO)}; default: %(default)s")
     parser.add_argument("--size", metavar="HxW", help="height x width in pixels; default: what suits the first input")
-    parser.add_argument("--fps", type=at_least(0.1, float), help="default: that of the first video, or the model's")
+    parser.add_argument("--fps", type=at_least(0.1, float), help="rate of inputs and output; default: the model's own")
     parser.add_argument("--window", type=at_least(1), metavar="N", help="frames made at once; default: as in training")
     output.add_sampling(parser)
     parser.add_argument(
@@ -152,7 +154,7 @@ def opened(options: argparse.Namespace, words: Words) -> AbstractContextManager:
 
 
 def read_inputs(options: argparse.Namespace, files: Sequence[str], generator, **reading) -> tuple[list, float]:
-    """The files as vdit.infer.inputs.Input, all of one size, and the rate of the result; prints their notes.
+    """The files as vdit.infer.inputs.Input, all of one size and rate, and the rate of the result; prints their notes.
 
     reading: more for vdit.infer.inputs.read_input (last, max_frames, least, ...).
     """
@@ -160,14 +162,13 @@ def read_inputs(options: argparse.Namespace, files: Sequence[str], generator, **
 
     experiment = generator.experiment
     wanted, multiple = asked_size(options), experiment.size_multiple
-    inputs, fps = [], options.fps
+    inputs, fps = [], output.rate(options, experiment)
     if files:
         wanted = common_size(files, size=wanted, area=largest_area(experiment), multiple=multiple)
     for file in files:
         inputs.append(read_input(file, size=wanted, multiple=multiple, fps=fps, **reading))
-        fps = fps or inputs[-1].fps  # the first video's rate is that of all
         say(inputs[-1].note)
-    return inputs, fps or experiment.sample.fps
+    return inputs, fps
 
 
 def largest_area(experiment) -> int:

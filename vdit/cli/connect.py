@@ -17,7 +17,7 @@ examples:
   vdit connect runs/mine dog.mp4 cat.mp4 "a dog turns into a cat" --frames 2s --blend --strength 0.7
 
 Durations are frames (48) or seconds (2s). A passage, or a blend, is a multiple of the frames that are made at once;
-given in seconds it is rounded to one. The second video is taken at the rate of the first (or at --fps)."""
+given in seconds it is rounded to one. Both videos are taken at the model's frame rate (or at --fps)."""
 TAKES_OVERRIDES = False
 
 

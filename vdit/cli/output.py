@@ -140,6 +140,20 @@ def opened(options: argparse.Namespace, folder: str) -> Iterator:
         yield load(folder, mesh, lora=options.lora, say=lambda line: say(line, file=sys.stderr), **held)
 
 
+def rate(options: argparse.Namespace, experiment) -> float:
+    """Frames a second of what is read and written: the model's own, or --fps, of which a line says what it means."""
+    from vdit.infer.inputs import same_rate
+
+    own = experiment.sample.fps
+    if options.fps is None or same_rate(options.fps, own):
+        return options.fps or own
+    say(
+        f"--fps {options.fps:g}: the model makes {own:g} frames a second, so what it makes will move "
+        f"{options.fps / own:.3g} times as fast"
+    )
+    return options.fps
+
+
 def read_mesh(text: str | None):
     """"fsdp=2,sequence=4" -> MeshConfig, in which what is not named is 1, or all that are left along data."""
     from vdit.config import apply_overrides

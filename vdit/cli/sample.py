@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", metavar="FILE", help="the first frame; scaled to cover the size, and cut around")
     parser.add_argument("--frames", type=at_least(1), metavar="N", help="1 + a multiple of the VAE's stride in time")
     parser.add_argument("--size", metavar="HxW", help="height x width in pixels, as in 64x96")
-    parser.add_argument("--fps", type=at_least(0.1, float), help="of the files; default: the run's own")
+    parser.add_argument("--fps", type=at_least(0.1, float), help="of the files; default: the model's own")
     output.add_sampling(parser)
     output.add_seeds(parser)
     output.add_model(parser)
@@ -127,7 +127,7 @@ def _sample(options: argparse.Namespace, generator, jobs: list[Job]) -> None:
     from vdit.infer.noise import noise_of
 
     image = None if options.image is None else read_image(options.image)
-    fps = options.fps or generator.experiment.sample.fps
+    fps = output.rate(options, generator.experiment)
     names = ("steps", "guidance", "sampler", "reuse")
     asked = {name: getattr(options, name) for name in names}
     for job in jobs:  # what cannot be made is told before anything is

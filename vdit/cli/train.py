@@ -73,11 +73,13 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from vdit.cli.hosts import joined
     from vdit.config import to_json
     from vdit.train.profile import parse_steps
-    from vdit.train.workspace import Workspace
+    from vdit.train.workspace import EXPERIMENT, Workspace
 
     steps = None if options.profile is None else parse_steps(options.profile)
     digest = hashlib.sha256(f"{stages} {to_json(experiment)}".encode()).hexdigest()[:12]
     space = Workspace(options.workdir or _default_folder(options.experiment, experiment.name))
+    if not (space.root / EXPERIMENT).exists():  # a run from before this rule goes on
+        experiment.check_rate()
     with joined({"the experiment": digest}, wait=options.wait_for_hosts) as together:
         keep_compiled()
         _train(experiment, space, stages, options, together, steps)

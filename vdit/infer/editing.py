@@ -1,6 +1,6 @@
 """Videos made again, in whole or in part: edit, inpaint, outpaint.
 
-    clip = vdit.read_video("dog.mp4")
+    clip = vdit.read_video("dog.mp4", fps=generator.experiment.sample.fps, size=(96, 96))
     cat = vdit.edit(generator, "a cat runs", clip, strength=0.7)
     without = vdit.inpaint(generator, "an empty meadow", clip, mask)
     wide = vdit.outpaint(generator, "a dog runs on a meadow", clip, aspect=16 / 9)
@@ -26,7 +26,7 @@ from typing import Literal, Unpack
 import numpy as np
 
 from vdit.errors import ConfigError, ShapeError
-from vdit.infer.filling import Prompts, Sampling, Video, frames_of, texts_of
+from vdit.infer.filling import Prompts, Sampling, Video, given_frames, texts_of
 from vdit.infer.generator import Generator
 from vdit.infer.keep import keep_given
 from vdit.infer.windows import Begin, Remake, check_size
@@ -69,7 +69,7 @@ def edit(
     mask: bool [h w], or [t h w] where it moves: only where it is true is the video edited, the rest comes back bit for
         bit. grow, soft: see `inpaint`. Without a mask all of it is made again, and nothing is put back.
     """
-    whole = frames_of(video)
+    whole = given_frames(generator, video)
     levels = editing.check_strength(strength, whole.shape[1])
     mask = None if mask is None else editing.check_mask(mask, whole.shape)
     if source is not None and not invert:
@@ -116,7 +116,7 @@ def inpaint(
         of nothing; less lets what is cut by the mask go on inside.
     soft: (frames, pixels) over which a difference of colour at the edge fades inside (vdit.infer.keep.keep_given).
     """
-    whole = frames_of(video)
+    whole = given_frames(generator, video)
     mask = editing.check_mask(mask, whole.shape)
     wide = editing.grown(mask, grow)
     if wide.all():
@@ -163,7 +163,7 @@ def outpaint(
         latents known only in part; so "centre" is as near to the middle as that allows.
     grow, edge, soft: see `inpaint`.
     """
-    whole, config = frames_of(video), generator.experiment
+    whole, config = given_frames(generator, video), generator.experiment
     if (size is None) == (aspect is None):
         raise ConfigError(f"size={size}, aspect={aspect}: give one of them, the frame to fill")
     inner = whole.shape[2:4]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from vdit.errors import ConfigError, ShapeError
 from vdit.infer.generator import Generator
+from vdit.infer.inputs import same_rate
 from vdit.infer.keep import keep_given
 from vdit.tasks.given import Given
 from vdit.tasks.grouping import Grouping
@@ -47,6 +49,18 @@ def frames_of(video: Array | Clip, name: str = "video") -> np.ndarray:
         return np.float32(frames)[None] / np.float32(127.5) - np.float32(1)
     check_pixels(frames, name)
     return np.clip(np.float32(frames), -1, 1)[None]
+
+
+def given_frames(generator: Generator, video: Array | Clip, name: str = "video") -> np.ndarray:
+    """`frames_of` a video that the model goes on with; warns of a Clip at another rate than the model's."""
+    fps = generator.experiment.sample.fps
+    if isinstance(video, Clip) and len(video.frames) > 1 and not same_rate(video.fps, fps):
+        warnings.warn(
+            f"{name} has {video.fps:.4g} frames a second, the model makes {fps:.4g}, so what it makes moves at another "
+            f"speed: read the video with vdit.read_video(path, fps={fps:.4g})",
+            stacklevel=3,
+        )
+    return frames_of(video, name)
 
 
 def texts_of(prompts: Prompts) -> list[str]:

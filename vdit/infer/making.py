@@ -1,11 +1,13 @@
 """Videos around what a user gives: animate, extend, loop, connect.
 
-    longer = vdit.extend(generator, "a dog runs", vdit.read_video("dog.mp4"), after=48)
-    vdit.write_video("longer.mp4", longer[0], fps=24)
+    fps = generator.experiment.sample.fps
+    longer = vdit.extend(generator, "a dog runs", vdit.read_video("dog.mp4", fps=fps, size=(96, 96)), after=48)
+    vdit.write_video("longer.mp4", longer[0], fps=fps)
 
 Videos are uint8 or float in [-1, 1], [t h w 3], or a Clip; height and width must be multiples of VAE stride x patch
-(vdit.infer.inputs.read_input fits files to that). Each function gives the whole video for each prompt, float32
-[b t h w 3] in [-1, 1], and the frames that were given come back in it bit for bit.
+(vdit.infer.inputs.read_input fits files to that). A model knows one frame rate, its experiment's `sample.fps`: give
+videos at that rate; a Clip at another is taken frame by frame, with a warning. Each function gives the whole video for
+each prompt, float32 [b t h w 3] in [-1, 1], and the frames that were given come back in it bit for bit.
 
 In all of them: prompts: a text or several, a video for each. seed: the same seed and arguments give the same video.
 window: frames of the longest canvas that is made at once; None is the longest video that the model was trained on or
@@ -21,7 +23,7 @@ from typing import Unpack
 import numpy as np
 
 from vdit.errors import ConfigError, ShapeError
-from vdit.infer.filling import Prompts, Sampling, Video, frames_of, grouping_of
+from vdit.infer.filling import Prompts, Sampling, Video, frames_of, given_frames, grouping_of
 from vdit.infer.generator import Generator
 from vdit.infer.images import as_bytes, fit_images
 from vdit.infer.pieces import Pieces, joined
@@ -86,7 +88,7 @@ def extend(
         window, and half of it where they are many. Of a shorter video it sees all (backward, at least as many frames
         as are made at once, else ShapeError).
     """
-    whole = frames_of(video)
+    whole = given_frames(generator, video)
     for name, count in (("before", before), ("after", after)):
         if count < 0:
             raise ShapeError(f"{name}={count}: frames to be made, give 0 or more")
@@ -122,7 +124,7 @@ def loop(
     if video is not None:
         if frames is not None or size is not None:
             raise ConfigError(f"frames={frames}, size={size}: of a video to be made; leave them out where one is given")
-        whole = frames_of(video)
+        whole = given_frames(generator, video)
     else:
         frames = _positive("frames", generator.experiment.sample.frames if frames is None else frames)
         whole = run.longer(run.sample(min(run.window, grouping_of(generator).canvas(frames)), size), frames)
@@ -148,7 +150,7 @@ def connect(
         window. With blend: for how many frames both run at once, so that the result is as much shorter than both.
     strength: with blend, how freely its middle is made anew, above 0 and below 1 (vdit.tasks.connect.blend).
     """
-    ahead, behind = frames_of(first, "first"), frames_of(second, "second")
+    ahead, behind = given_frames(generator, first, "first"), given_frames(generator, second, "second")
     if ahead.shape[2:] != behind.shape[2:]:
         sizes = " and ".join("{1}x{0}".format(*video.shape[2:4]) for video in (ahead, behind))
         raise ShapeError(f"videos of {sizes} (width x height): give both the same size (vdit.infer.inputs.read_input)")

@@ -16,7 +16,7 @@ import numpy as np
 
 from vdit.dist.fetch import to_host
 from vdit.errors import ConfigError, ShapeError
-from vdit.infer.filling import Sampling, Video, frames_of, grouping_of, window_of
+from vdit.infer.filling import Sampling, Video, frames_of, given_frames, grouping_of, window_of
 from vdit.infer.generator import Generator
 from vdit.infer.images import as_bytes, fit_images
 from vdit.infer.keep import keep_given
@@ -106,7 +106,7 @@ def _given(
     if video is not None:
         if size is not None:
             raise ConfigError(f"size={size}: that of the given video counts, leave it out")
-        return frames_of(video)[0]
+        return given_frames(generator, video)[0]
     if image is None:
         return None
     images = as_bytes(image)

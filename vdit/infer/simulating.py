@@ -17,7 +17,7 @@ from vdit.data.actions import group_actions
 from vdit.dist.fetch import to_host
 from vdit.dist.rules import replicated
 from vdit.errors import ConfigError, ShapeError
-from vdit.infer.filling import Sampling, Video, frames_of, grouping_of, window_of
+from vdit.infer.filling import Sampling, Video, frames_of, given_frames, grouping_of, window_of
 from vdit.infer.generator import Generator
 from vdit.infer.images import as_bytes, fit_images
 from vdit.seeds import key_of
@@ -170,7 +170,7 @@ class Simulator:
         """float32 [t h w 3]"""
         if np.ndim(start) == 3:
             return frames_of(fit_images(as_bytes(start), self._size))[0]
-        return frames_of(start, "start")[0]
+        return given_frames(self._generator, start, "start")[0]
 
     def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
         """Latents [1 p h w c] and actions [1 1 a] of a beginning that the model makes itself."""

@@ -135,16 +135,17 @@ def wan_experiment(
     boundary: float | None,
 ) -> Experiment:
     """The parts of a Wan model as an experiment. boundary: the time below which its second transformer is asked."""
+    sample = sample_config(scheduling, vae, experts=boundary is not None, image=dit.condition_channels > 0)
     return Experiment(
         name=path.resolve().name,
-        data=data_config(vae, dit.patch),
+        data=data_config(vae, dit.patch, fps=sample.fps),
         text=t5_text(text, max_length=MAX_TEXT),
         vision=vision,
         vae=vae,
         dit=dit,
         diffusion=scheduling.diffusion,
         expert_boundary=boundary,
-        sample=sample_config(scheduling, vae, experts=boundary is not None, image=dit.condition_channels > 0),
+        sample=sample,
     )
 
 
@@ -156,7 +157,7 @@ def _dit_pipeline(path: Path, index: Mapping[str, Any]) -> PublicModel:
     labels = _labels(path, index.get("id2label"), config.classes)
     experiment = Experiment(
         name=path.resolve().name,
-        data=data_config(vae, config.patch),
+        data=data_config(vae, config.patch, fps=1.0),
         text=TextConfig(max_length=1),
         vae=vae,
         dit=config,
@@ -238,9 +239,10 @@ def dit_sample(scheduling, *, side: int) -> SampleConfig:
     )  # fmt: skip
 
 
-def data_config(vae: VAEConfig, patch: tuple[int, int, int]) -> DataConfig:
-    """Sizes that the model can take, for training it further."""
+def data_config(vae: VAEConfig, patch: tuple[int, int, int], *, fps: float) -> DataConfig:
+    """Sizes that the model can take, at the rate that it was trained at, for training it further."""
     return DataConfig(
+        fps=(fps,),
         size_multiple=vae.spatial_stride * max(patch[1:]),
         frame_multiple=vae.temporal_stride,
         row_text=MAX_TEXT,

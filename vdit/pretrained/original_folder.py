@@ -164,7 +164,7 @@ def _dit(path: Path) -> PublicModel:
     scheduling = Scheduling(diffusion=diffusion, sampler="ddpm", grid=GridOptions(spacing="linspace"))
     experiment = Experiment(
         name=file.stem,
-        data=data_config(vae, config.patch),
+        data=data_config(vae, config.patch, fps=1.0),
         text=TextConfig(max_length=1),
         vae=vae,
         dit=config,

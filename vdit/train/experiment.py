@@ -172,6 +172,18 @@ class Experiment:
                 "distill needs 'velocity' or 'v', which tell the clean data at all levels, and no variance"
             )
 
+    def check_rate(self) -> None:
+        """Raises ConfigError if videos would be sampled at a frame rate (sample.fps) that nothing was trained at.
+
+        Every command takes sample.fps for the rate that the model knows. Latents made elsewhere say no rate here.
+        """
+        if self.data.source != "latents" and max(self.data.frames) > 1 and self.sample.fps not in self.data.fps:
+            trained = ", ".join(f"{fps:g}" for fps in self.data.fps)
+            raise ConfigError(
+                f"sample.fps={self.sample.fps:g}: the model is trained at {trained} frames a second (data.fps), and "
+                f"knows no other rate; set sample.fps={self.data.fps[0]:g}"
+            )
+
     @property
     def size_multiple(self) -> int:
         """Heights and widths of videos must be multiples of this."""
