@@ -72,7 +72,7 @@ def test_rollout_says_what_is_wrong_in_one_line(loaded, tmp_path, capsys):
         (["a", "--frames", 8, "--prompt-at", "x", "b"], "--prompt-at x: the time 'x' must be a number of frames"),
         (["a", "--frames", 8, "--prompt-at", "0s", "b"], "the prompt at 0 is the command's own"),
         (["a", "--frames", 8, "--script", bad], f"{bad}, line 2: the time 'ten' must be"),
-        (["a", "--frames", 8, "--script", "none.txt"], "script none.txt cannot be read: No such file"),
+        (["a", "--frames", 8, "--script", "none.txt"], "none.txt: cannot be read"),
         (["a", "--frames", 30, "--window", 4], "window=3: "),
     ]:
         run("rollout", "RUN", *arguments, code=2)

@@ -153,7 +153,6 @@ def test_a_clip_at_another_rate_than_the_models_is_warned_of():
     for call in (
         lambda video: vdit.extend(generator, "a", video, after=4), lambda video: vdit.loop(generator, "a", video),
         lambda video: vdit.connect(generator, "a", clip(8.0), video),
-        lambda video: vdit.rollout(generator, "a", frames=20, video=video),
     ):  # fmt: skip
         with pytest.warns(UserWarning, match=r"29\.97 frames a second, the model makes 8"):
             call(clip(29.97))
