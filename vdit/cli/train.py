@@ -117,21 +117,11 @@ def _stages(named: list[str] | None) -> tuple[str, ...]:
 
 
 def shipped_experiments() -> dict[str, Path]:
-    """Name -> file of the experiments that come with vdit: beside its checkout, or where its wheel put them."""
-    from importlib import metadata
-
-    from vdit.errors import DISTRIBUTION
-
-    checkout = Path(__file__).parents[2] / "experiments"
-    if (checkout.parent / "pyproject.toml").is_file():
-        files = list(checkout.glob("*.py"))
-    else:
-        try:
-            installed = metadata.files(DISTRIBUTION) or []
-        except metadata.PackageNotFoundError:
-            installed = []
-        files = [Path(file.locate()) for file in installed if file.match("share/vdit/experiments/*.py")]
-    return {file.stem: file for file in sorted(files)}
+    """Name -> file of the experiments that come with vdit: in its wheel, or beside its checkout (setup.py)."""
+    package = Path(__file__).parents[1]
+    checkout = package.parent / "experiments"
+    folder = checkout if (package.parent / "setup.py").is_file() else package / "experiments"
+    return {file.stem: file for file in sorted(folder.glob("*.py"))}
 
 
 def find_experiment(source: str | None, data: str | None = None):
