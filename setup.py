@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: a wheel holds experiments/ inside the package, so that `vdit train clips` finds them."""
+"""Puts experiments/ inside the package of a wheel, so that `vdit train clips` finds them there."""
 
 from pathlib import Path
 from shutil import copytree, ignore_patterns
