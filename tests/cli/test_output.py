@@ -1,14 +1,17 @@
 """What making commands share: seeds, names of files, what can be written, and the plan of `vdit sample`."""
 
 import itertools
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from vdit.cli import output, sample
-from vdit.cli.parser import Parser, UsageError
+from vdit.cli.parser import Parser, UsageError, duration
 from vdit.cli.prompts import Wish
+from vdit.errors import OutputError
 from vdit.video_io import read_video
 
 
@@ -41,7 +44,7 @@ def test_every_kind_is_written(tmp_path, suffix, capsys):
     video = np.linspace(-1, 1, 3 * 16 * 24 * 3, dtype=np.float32).reshape(3, 16, 24, 3)
     wanted = np.round((video + 1) * 127.5)
     path = tmp_path / "new" / f"a{suffix}"
-    output.write(path, video, 10)
+    assert output.write(output.Target(path=path, replace=True), video, 10) == path
     assert capsys.readouterr().out == f"{path}\n"
     if suffix in output.IMAGE:
         got, wanted = np.asarray(Image.open(path))[None], wanted[:1]
@@ -51,30 +54,63 @@ def test_every_kind_is_written(tmp_path, suffix, capsys):
     assert np.abs(got - wanted).mean() < (0.01 if suffix in (".mkv", ".png") else 8)
 
 
+def requests(wishes, *arguments):
+    asked = options("run", *arguments)
+    return asked, sample._requests(asked, wishes)
+
+
 def jobs(wishes, *arguments):
-    asked = options(*arguments)
-    return sample._jobs(asked, wishes, output.seeds_of(asked), 9, (32, 32))
+    asked, wanted = requests(wishes, *arguments)
+    defaults = SimpleNamespace(frames=9, size=(32, 32))
+    generator = SimpleNamespace(experiment=SimpleNamespace(sample=defaults))
+    return [sample._job(asked, request, None, generator, 8.0, None) for request in wanted]
 
 
 def test_each_prompt_and_seed_has_a_file(tmp_path):
-    wishes = [Wish(prompt="A dog!"), Wish(prompt="cat", seed=7), Wish(prompt="cat", frames=1, out="b/c.png")]
-    names = [str(job.path.relative_to(tmp_path)) for job in jobs(wishes, "--out", str(tmp_path))]
-    assert names == ["000-a-dog.mp4", "001-cat.mp4", "b/c.png"]
+    """The seed is in every automatic name, so that another seed makes another file."""
+    image = duration("1")
+    wishes = [Wish(prompt="A dog!"), Wish(prompt="cat", seed=7), Wish(prompt="cat", frames=image, out="b/c.png")]
+    names = [str(job.target.path.relative_to(tmp_path)) for job in jobs(wishes, "--out", str(tmp_path))]
+    assert names == ["000-a-dog-seed0.mp4", "001-cat-seed7.mp4", "b/c.png"]
     made = jobs(wishes, "--out", str(tmp_path), "--count", "2")
-    assert [str(job.path.relative_to(tmp_path)) for job in made] == [
+    assert [str(job.target.path.relative_to(tmp_path)) for job in made] == [
         "000-a-dog-seed0.mp4", "000-a-dog-seed1.mp4", "001-cat-seed7.mp4", "001-cat-seed8.mp4",
         "b/c-seed0.png", "b/c-seed1.png",
     ]  # fmt: skip
     assert [job.seed for job in made] == [0, 1, 7, 8, 0, 1]
-    with pytest.raises(UsageError, match=r"names c.mp4 twice"):
-        jobs([Wish(prompt="a", out="c.mp4")] * 2, "--out", str(tmp_path))
+    assert not any(job.target.replace for job in made)
+    (job,) = jobs(wishes[:1], "--out", str(tmp_path / "dog.mp4"))
+    assert job.target == output.Target(path=tmp_path / "dog.mp4", replace=True)
+
+
+@pytest.mark.parametrize(("out", "several", "path", "replace"), [
+    (None, False, "loop-seed7.mp4", False),
+    ("a/b.mp4", False, "a/b.mp4", True),
+    ("a/b.mp4", True, "a/b-seed7.mp4", False),
+    ("a", False, "a/loop-seed7.mp4", False),
+    ("a/", True, "a/loop-seed7.mp4", False),
+])  # fmt: skip
+def test_where_a_video_goes(out, several, path, replace):
+    assert output.target(out, "loop.mp4", 7, several=several) == output.Target(path=Path(path), replace=replace)
+
+
+@pytest.mark.parametrize(("out", "file"), [
+    ("dog.mp4", True), ("dog.MP4", True), ("dog.avi", True), ("dog.mp5", True), ("samples", False),
+    ("samples.v2", False), ("run_0.5", False), ("a.mp4/", False), ("lr1e-4.step.2000", False),
+])  # fmt: skip
+def test_a_folder_may_have_a_dot_in_its_name(tmp_path, monkeypatch, out, file):
+    monkeypatch.chdir(tmp_path)
+    assert output.is_file(out) is file
+    if not out.endswith("/"):
+        Path(out).mkdir()
+        assert not output.is_file(out)
 
 
 def test_lines_of_one_shape_are_made_together_and_compile_once(tmp_path):
     """Whatever their order, all batches of a shape are as long, follow each other, and have one negative prompt."""
     rng = np.random.default_rng(0)
     wishes = [
-        Wish(prompt=str(k), frames=int(rng.choice([1, 5, 9])), size=(32, 32 * int(rng.integers(1, 3))),
+        Wish(prompt=str(k), frames=duration(str(rng.choice([1, 5, 9]))), size=(32, 32 * int(rng.integers(1, 3))),
              negative=str(rng.choice(["", "bad"])))
         for k in range(40)
     ]  # fmt: skip
@@ -95,13 +131,36 @@ def test_lines_of_one_shape_are_made_together_and_compile_once(tmp_path):
     (("--out", "x.mp4", "--count", "2"), [Wish(prompt="a")], "one file for 2 videos"),
     (("--out", "x.mp4"), [Wish(prompt="a", out="b.mp4")], "is a file, and .* names b.mp4"),
     ((), [Wish(prompt="a", out="b.avi")], "out b.avi: ends in '.avi'"),
-    ((), [Wish(prompt="a", out="b.png", frames=5)], "out b.png: is an image"),
+    ((), [Wish(prompt="a", out="b.png", frames=duration("5"))], "out b.png: is an image"),
     (("--out", "x.gif", "--fps", "60"), [Wish(prompt="a")], "at most 50 frames a second"),
+    (("--out", "run/old.mp4"), [Wish(prompt="a")], "run, which was given"),
+    (("--out", "x.mp4/y.mp4", "--prompts", "x.mp4"), [Wish(prompt="a")], "x.mp4 is a file"),
+    (("--out", "x.mp4", "--image", "link.mp4"), [Wish(prompt="a")], "x.mp4: was given"),
+    (("--out", "x.mp4", "--lora", "x.mp4:0.5"), [Wish(prompt="a")], "x.mp4: was given"),
+    (("--out", "x.mp4/y"), [Wish(prompt="a")], "x.mp4 is a file"),
+    ((), [Wish(prompt="a", out="c.mp4")] * 2, "names c.mp4 twice"),
+    ((), [Wish(prompt="a", out="c.mp4"), Wish(prompt="b", out="./C.mp4")], "twice .as c.mp4"),
+    ((), [Wish(prompt="a", out="c.mp4/d.mp4"), Wish(prompt="b", out="c.mp4")], "c.mp4/d.mp4, in a folder"),
+    ((), [Wish(prompt="a", out=f"{'n' * 300}.mp4")], "304 bytes"),
+    (("--out", "."), [Wish(prompt="a", out="x.mp4/d.mp4")], "x.mp4 is a file"),
+    (("--out", "."), [Wish(prompt="a", out="x.mp4")], "x.mp4: is in . already"),
+    (("--out", "inside"), [Wish(prompt="a", out="away/d.mp4")], "link out of the folder"),
 ])  # fmt: skip
-def test_files_that_cannot_be_written_are_told_before_anything_is_loaded(arguments, wishes, named):
-    asked = options(*arguments)
-    with pytest.raises(UsageError, match=named):
-        sample._check_out(asked, wishes, output.seeds_of(asked))
+def test_files_that_cannot_be_written_are_told_before_anything_is_loaded(
+    tmp_path, monkeypatch, arguments, wishes, named
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("run", "inside", "outside"):
+        Path(name).mkdir()
+    for name in ("x.mp4", "run/old.mp4"):
+        Path(name).write_text("given")
+    Path("link.mp4").symlink_to("x.mp4")
+    Path("inside/away").symlink_to("../outside", target_is_directory=True)
+    asked, wanted = requests(wishes, *arguments)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises((UsageError, OutputError), match=named):
+        sample._check_out(asked, "run", wanted, [False] * len(wanted))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_meshes_are_read_and_mistakes_named():

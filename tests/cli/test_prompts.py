@@ -4,11 +4,12 @@ import json
 
 import pytest
 
+from vdit.cli.parser import duration
 from vdit.cli.prompts import Wish, read_wishes
 from vdit.errors import TextError
 
 WANTED = ["a red circle", 'a "blue" cross, moving']
-FULL = Wish(prompt="a dog, runs", negative="blurred", seed=7, frames=33, size=(64, 96), out="b/dog.mp4")
+FULL = Wish(prompt="a dog, runs", negative="blurred", seed=7, frames=duration("33"), size=(64, 96), out="b/dog.mp4")
 
 
 @pytest.mark.parametrize(("name", "text"), [
@@ -59,12 +60,16 @@ def test_what_is_wrong_is_named(tmp_path, name, data, named):
     ("seed", True, "seed is True"),
     ("seed", 10**22, "an integer of 23 digits"),
     ("seed", "1" + "0" * 22, "seed is 10000000000000000000000, must be a whole number from 0 to 18446744073709551615"),
-    ("frames", 0, "frames is 0, must be a whole number from 1 up"),
+    ("frames", 0, "frames: .0. must be a duration above 0"),
     ("size", "64", "HEIGHTxWIDTH"),
     ("size", [64, 96, 3], "HEIGHTxWIDTH"),
     ("negative", 3, "negative is 3, must be a text"),
     ("out", "../a.mp4", "must be the name of a file in the folder"),
     ("out", "/a.mp4", "must be the name of a file in the folder"),
+    ("out", "a\0.mp4", "NUL"),
+    ("out", ".", "must be the name of a file in the folder"),
+    ("frames", "2 s", "frames: .2 s. must be a number of frames"),
+    ("frames", True, "frames: .True. must be a number of frames"),
     ("out", "", "must be the name of a file in the folder"),
 ])  # fmt: skip
 def test_a_wrong_field_is_named(tmp_path, field, value, named):

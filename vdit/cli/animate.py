@@ -23,7 +23,7 @@ TAKES_OVERRIDES = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     canvas.add_arguments(parser, "IMAGE[@TIME]...", out="animated.mp4")
-    parser.add_argument("--frames", type=canvas.duration, metavar="TIME", help="how long; default: the model's own")
+    parser.add_argument("--frames", type=canvas.length, metavar="TIME", help="how long; default: the model's own")
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:

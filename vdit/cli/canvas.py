@@ -15,9 +15,11 @@ One grammar for all of them:
 - Videos are taken, and the result is written, at the model's frame rate (its experiment's `sample.fps`; of public
   weights, the published one): the model knows no other. Inputs of another rate are resampled by time. --fps overrides
   the rate of both, and a line says what that means.
-- --out names one file; with several seeds (--seeds, --count) each one's number is added to it. A line is printed for
-  each input, which tells how it was fitted, then one that names the prompt and how long the video will be, then the
-  path of each file.
+- --out names one file, which is replaced if it is there, or a folder. With several seeds (--seeds, --count), in a
+  folder, and without --out the seed is in the name, and where such a file is there a number is added. What the user
+  gave (inputs, the run, a mask, ...) is never replaced.
+- A line is printed for each input, which tells how it was fitted, then one that names the prompt and how long the
+  video will be, then the path of each file.
 
 A command is a module with SUMMARY, DESCRIPTION, EPILOG, TAKES_OVERRIDES, add_arguments and run (vdit/cli/main.py):
 
@@ -39,14 +41,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from vdit.cli import output
 from vdit.cli.output import say
-from vdit.cli.parser import UsageError, at_least, size
+from vdit.cli.parser import Duration, UsageError, at_least, duration, length, size  # noqa: F401 (for the commands)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,26 +59,13 @@ class Words:
     prompt: str
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Duration:
-    """"48" or "2s"."""
-
-    amount: float
-    seconds: bool
-
-    def frames(self, fps: float) -> int:
-        """As frames of a video of `fps` frames a second: the nearest number."""
-        return round(self.amount * fps) if self.seconds else int(self.amount)
-
-    def __str__(self) -> str:
-        return f"{self.amount:g}{'s' if self.seconds else ''}"
-
-
 def add_arguments(parser: argparse.ArgumentParser, inputs: str, *, out: str) -> None:
     """The words (`inputs`: as the usage line has them, "VIDEO") and the options that all these commands have."""
     words = " ".join(filter(None, ["RUN", inputs, "PROMPT"]))
     parser.add_argument("words", nargs="*", metavar=words, help='a run, files, and a text ("" for none); quote it')
-    parser.add_argument("--out", default=out, metavar="FILE", help=f"{', '.join(output.VIDEO)}; default: %(default)s")
+    kinds, default = ", ".join(output.VIDEO), output.with_seed(Path(out), 0)
+    parser.add_argument("--out", metavar="PATH", help=f"a file ({kinds}) or a folder; default: {default}")
+    parser.set_defaults(usual_name=out)
     parser.add_argument("--size", metavar="HxW", help="height x width in pixels; default: what suits the first input")
     parser.add_argument("--fps", type=at_least(0.1, float), help="rate of inputs and output; default: the model's own")
     parser.add_argument("--window", type=at_least(1), metavar="N", help="frames made at once; default: as in training")
@@ -112,19 +100,12 @@ def split_words(options: argparse.Namespace, *, inputs: Sequence[str], least: in
     output.check_sampler(options)
     asked_size(options)
     seeds(options)
-    out = Path(options.out)
-    if not output.is_file(out):
-        raise UsageError(f"--out {out}: must be a file, {', '.join(output.VIDEO)}")
-    output.check_suffix(out, None, options.fps, name=f"--out {out}")
+    if options.out is not None and output.is_file(options.out):
+        output.check_suffix(Path(options.out), None, options.fps, name=f"--out {options.out}")
+    given = output.given_files(options, folder, *(split_time(file)[0] for file in files))
+    for seed in seeds(options):
+        output.check_target(target(options, seed), given)
     return Words(folder=folder, inputs=tuple(files), prompt=prompt)
-
-
-def duration(text: str) -> Duration:
-    """A type for add_argument: "48" frames, "2s" or "1.5s" seconds."""
-    found = re.fullmatch(r"(\d+)|(\d+\.?\d*|\.\d+)s", text.strip())
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number of frames, as in 48, or of seconds, as in 2s")
-    return Duration(amount=float(found[1] or found[2]), seconds=found[1] is None)
 
 
 def split_time(text: str) -> tuple[str, Duration | None]:
@@ -200,7 +181,11 @@ def tell(words: Words, fps: float, frames: int, made: int | None = None) -> None
     say(f"{words.prompt!r}: {frames} frames{new}, {frames / fps:.4g} s at {fps:.4g} fps")
 
 
-def finish(options: argparse.Namespace, video, fps: float, seed: int | None = None) -> None:
-    """Writes float32 [t h w 3] in [-1, 1] to --out, and prints its path. seed: named in it where there are several."""
-    several = len(seeds(options)) > 1
-    output.write(output.with_seed(Path(options.out), seed if several else None), video, fps)
+def target(options: argparse.Namespace, seed: int) -> output.Target:
+    """Where the video of a seed goes: --out, or the command's usual name with the seed in it."""
+    return output.target(options.out, options.usual_name, seed, several=len(seeds(options)) > 1)
+
+
+def finish(options: argparse.Namespace, video, fps: float, seed: int) -> None:
+    """Writes float32 [t h w 3] in [-1, 1] to where it belongs, and prints its path."""
+    output.write(target(options, seed), video, fps)

@@ -23,7 +23,7 @@ TAKES_OVERRIDES = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     canvas.add_arguments(parser, "VIDEO VIDEO", out="connected.mp4")
-    parser.add_argument("--frames", type=canvas.duration, metavar="TIME", help="default: half of what is made at once")
+    parser.add_argument("--frames", type=canvas.length, metavar="TIME", help="default: half of what is made at once")
     parser.add_argument("--blend", action="store_true", help="one video turns into the other while both run")
     parser.add_argument(
         "--strength", type=float, metavar="LEVEL", help="of a blend: how freely its middle is made; 0.8"

@@ -48,7 +48,7 @@ def add_part(parser: argparse.ArgumentParser) -> None:
         help="a rectangle to be made again, in the file's pixels or %%, for some seconds; may be repeated",
     )  # fmt: skip
     parser.add_argument("--grow", type=at_least(0), default=0, metavar="N", help="pixels around it that are made too")
-    parser.add_argument("--take", type=canvas.duration, metavar="TIME", help="so much of the video, from its start")
+    parser.add_argument("--take", type=canvas.length, metavar="TIME", help="so much of the video, from its start")
     parser.add_argument("--overlap", type=at_least(1), metavar="N", help="frames that windows share; default: a third")
 
 

@@ -23,8 +23,8 @@ TAKES_OVERRIDES = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     canvas.add_arguments(parser, "VIDEO", out="longer.mp4")
-    parser.add_argument("--after", type=canvas.duration, metavar="TIME", help="how much to make behind the video")
-    parser.add_argument("--before", type=canvas.duration, metavar="TIME", help="how much to make ahead of it")
+    parser.add_argument("--after", type=canvas.length, metavar="TIME", help="how much to make behind the video")
+    parser.add_argument("--before", type=canvas.length, metavar="TIME", help="how much to make ahead of it")
     parser.add_argument("--context", type=at_least(1), metavar="N", help="frames of it that are seen at most")
 
 

@@ -24,8 +24,8 @@ TAKES_OVERRIDES = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     canvas.add_arguments(parser, "[VIDEO]", out="loop.mp4")
-    parser.add_argument("--passage", type=canvas.duration, metavar="TIME", help="default: half of what is made at once")
-    parser.add_argument("--frames", type=canvas.duration, metavar="TIME", help="of a video of the prompt alone")
+    parser.add_argument("--passage", type=canvas.length, metavar="TIME", help="default: half of what is made at once")
+    parser.add_argument("--frames", type=canvas.length, metavar="TIME", help="of a video of the prompt alone")
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:

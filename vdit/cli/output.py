@@ -7,16 +7,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import difflib
+import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from vdit.cli.parser import UsageError, at_least, nearest, seed
 from vdit.errors import ConfigError
+from vdit.outputs import check_output, write_whole
 
 VIDEO, IMAGE = (".mp4", ".webm", ".gif", ".mkv"), (".png", ".jpg")
+# Names with these are files too, of kinds that are not written.
+OTHER_MEDIA = (
+    ".3gp", ".apng", ".avi", ".avif", ".bmp", ".flv", ".heic", ".jpeg", ".m4v", ".mov", ".mpeg", ".mpg", ".mxf", ".ogv",
+    ".tif", ".tiff", ".ts", ".webp", ".wmv",
+)  # fmt: skip
 GIF_FPS = 50  # the most that the format can say
 # As in vdit.samplers, which is not imported here. A test compares them.
 SAMPLERS = ("consistency", "ddim", "ddpm", "dpmpp2m", "euler", "heun", "unipc")
@@ -87,37 +96,65 @@ def check_sampler(options: argparse.Namespace) -> None:
         raise UsageError(f"sampler {options.sampler!r} is unknown{hint} (samplers: {', '.join(SAMPLERS)})")
 
 
-def is_file(out: Path) -> bool:
-    """Whether --out names one file, and no folder."""
-    return bool(out.suffix) and not out.is_dir()
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where a video goes. replace: the user named this very file; else the next free name is taken (vdit.outputs)."""
+
+    path: Path
+    replace: bool
 
 
-def check_out(
-    out: Path, *, count: int = 1, what: str = "prompts", frames: int | None = None, fps: float | None = None
-) -> None:
-    """Before anything is loaded: can `count` videos of `frames` frames (None: not known yet) go there?"""
-    if not is_file(out):
-        return
-    check_suffix(out, frames, fps, name=f"--out {out}")
-    if count > 1:
-        raise UsageError(f"--out {out}: is one file for {count} {what}; give a folder")
+def target(out: str | None, name: str, seed: int, *, several: bool = False) -> Target:
+    """Where the video of a seed goes.
+
+    out: --out, a file or a folder; None is this folder. name: of a file in a folder, to which the seed is added.
+    several: videos are made; then the seed is added to the name of a file too.
+    """
+    if out is not None and is_file(out):
+        path = Path(out)
+        return Target(path=with_seed(path, seed) if several else path, replace=not several)
+    return Target(path=Path(out or "") / with_seed(Path(name), seed), replace=False)
+
+
+def is_file(out: str) -> bool:
+    """Whether --out names one file: by its ending, unless a folder of this name is there, or it ends in "/".
+
+    "samples.v2" is a folder; "dog.mp5" is a file whose ending is mistaken.
+    """
+    suffix = Path(out).suffix.lower()
+    if not suffix or out.endswith(("/", os.sep)) or Path(out).is_dir():
+        return False
+    return suffix in OTHER_MEDIA or bool(difflib.get_close_matches(suffix, VIDEO + IMAGE, n=1, cutoff=0.7))
+
+
+def check_target(target: Target, given: Sequence[str | Path]) -> None:
+    """OutputError where nothing can be written there, or what the user gave would be replaced."""
+    check_output(target.path, given=given if target.replace else (), name=f"--out {target.path}")
+
+
+def given_files(options: argparse.Namespace, *files: str) -> list[str]:
+    """What the user gave: the files, and those that options name. None of it is replaced by an output."""
+    named = [getattr(options, name, None) for name in ("model", "data", "file", "image", "mask", "script", "actions")]
+    loras = [name for text in getattr(options, "lora", ()) for name in (text, text.rpartition(":")[0])]
+    return [name for name in (*files, *named, *loras) if name]
 
 
 def check_suffix(path: Path, frames: int | None, fps: float | None = None, *, name: str) -> None:
     """UsageError, beginning with `name`, where a video of `frames` frames and this rate is not written so."""
     suffix = path.suffix.lower()
     if suffix not in VIDEO + IMAGE:
-        raise UsageError(f"{name}: ends in {path.suffix!r}; use {', '.join(VIDEO + IMAGE)}, or a folder")
+        folder = "" if name.startswith("out ") else ", or a folder, with a / at its end"
+        raise UsageError(f"{name}: ends in {path.suffix!r}; use {', '.join(VIDEO + IMAGE)}{folder}")
     if suffix in IMAGE and frames != 1:
         raise UsageError(f"{name}: is an image; add --frames 1, or use {', '.join(VIDEO)}")
     if suffix == ".gif" and fps is not None and fps > GIF_FPS:
         raise UsageError(f"{name}: a gif shows at most {GIF_FPS} frames a second, not --fps {fps:g}: use .mp4")
 
 
-def file_name(number: int, prompt: str, *, frames: int, seed: int | None = None) -> str:
-    """"003-a-red-circle.mp4"; with a seed "003-a-red-circle-seed7.mp4"."""
+def file_name(number: int, prompt: str, *, frames: int) -> str:
+    """"003-a-red-circle.mp4"; the seed is added to it (see `target`)."""
     slug = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48].strip("-") or "empty"
-    return with_seed(Path(f"{number:03}-{slug}{'.png' if frames == 1 else '.mp4'}"), seed).name
+    return f"{number:03}-{slug}{'.png' if frames == 1 else '.mp4'}"
 
 
 def with_seed(path: Path, seed: int | None) -> Path:
@@ -125,15 +162,18 @@ def with_seed(path: Path, seed: int | None) -> Path:
 
 
 @contextlib.contextmanager
-def opened(options: argparse.Namespace, folder: str) -> Iterator:
-    """Around the work: the generator (vdit.infer), on one host or on several that start the same command."""
+def opened(options: argparse.Namespace, folder: str, *, about: Mapping[str, str] | None = None) -> Iterator:
+    """Around the work: the generator (vdit.infer), on one host or on several that start the same command.
+
+    about: more than the command that must be the same on all hosts.
+    """
     from vdit.cli.cache import keep_compiled
     from vdit.cli.hosts import joined
     from vdit.dist.mesh import make_mesh
     from vdit.infer import load
 
     asked = {name: value for name, value in vars(options).items() if name not in ("run", "parser")}
-    with joined({"the command": str(asked)}):
+    with joined({"the command": str(asked)} | dict(about or {})):
         keep_compiled()
         mesh = make_mesh(read_mesh(options.mesh))
         held = {"compute": options.compute, "weights": options.weights}
@@ -165,8 +205,8 @@ def read_mesh(text: str | None):
         raise UsageError(f"--mesh {text}: {error}") from None
 
 
-def write(path: Path, video, fps: float) -> None:
-    """Writes float32 [t h w 3] in [-1, 1] (of an image one frame), makes the folder, and prints the path.
+def write(target: Target, video, fps: float) -> Path:
+    """Writes float32 [t h w 3] in [-1, 1] (of an image one frame), makes the folder, prints the path and returns it.
 
     On several hosts the first alone does.
     """
@@ -176,17 +216,27 @@ def write(path: Path, video, fps: float) -> None:
     from vdit.video_io import write_video
 
     if not is_first():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
+        return target.path
     video = np.asarray(video)
-    if path.suffix.lower() not in IMAGE:
-        write_video(path, video, fps=fps)
-    else:
+
+    def fill(part: Path) -> None:
+        if part.suffix.lower() not in IMAGE:
+            write_video(part, video, fps=fps)
+            return
         from PIL import Image
 
         image = Image.fromarray(np.round((video[0] + 1) * 127.5).astype(np.uint8))
-        image.save(path, **({"quality": 95} if path.suffix.lower() == ".jpg" else {}))
+        image.save(part, **({"quality": 95} if part.suffix.lower() == ".jpg" else {}))
+
+    return put(target, fill)
+
+
+def put(target: Target, write: Callable[[Path], None]) -> Path:
+    """Writes a file by `write`, which is called with a path to fill; makes its folder, prints the path, returns it."""
+    target.path.parent.mkdir(parents=True, exist_ok=True)
+    path = write_whole(target.path, write, replace=target.replace)
     print(path, flush=True)
+    return path
 
 
 def say(line: str, file: TextIO | None = None) -> None:

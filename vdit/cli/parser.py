@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
@@ -79,6 +81,37 @@ def size(text: str) -> tuple[int, int]:
     if len(parts) != 2 or not all(part.isdecimal() and len(part) < 10 and int(part) for part in parts):
         raise UsageError(f"size {text!r} cannot be read: write HEIGHTxWIDTH in pixels, as in 64x96")
     return int(parts[0]), int(parts[1])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Duration:
+    """"48" frames, or "2s"."""
+
+    amount: float
+    seconds: bool
+
+    def frames(self, fps: float) -> int:
+        """As frames of a video of `fps` frames a second: the nearest number."""
+        return round(self.amount * fps) if self.seconds else int(self.amount)
+
+    def __str__(self) -> str:
+        return f"{self.amount:g}{'s' if self.seconds else ''}"
+
+
+def duration(text: str) -> Duration:
+    """A type for add_argument: "48" frames, "2s" or "1.5s" seconds."""
+    found = re.fullmatch(r"(\d{1,9})|(\d{1,9}\.?\d*|\.\d+)s", text.strip(), re.ASCII)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of frames, as in 48, or of seconds, as in 2s")
+    return Duration(amount=float(found[1] or found[2]), seconds=found[1] is None)
+
+
+def length(text: str) -> Duration:
+    """A type for add_argument: a duration above 0."""
+    time = duration(text)
+    if not time.amount:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a duration above 0: frames, as in 48, or seconds, as in 2s")
+    return time
 
 
 def seed(text: str) -> int:

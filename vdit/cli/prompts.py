@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
 
-from vdit.cli.parser import UsageError, nearest, size
+from vdit.cli.parser import Duration, UsageError, length, nearest, size
 from vdit.data import captions
 from vdit.data.tables import TABLES, read_lines, read_table
 from vdit.errors import ConfigError, TextError
@@ -28,7 +29,7 @@ class Wish:
     prompt: str
     negative: str | None = None
     seed: int | None = None
-    frames: int | None = None
+    frames: Duration | None = None
     size: tuple[int, int] | None = None
     out: str | None = None
 
@@ -70,7 +71,7 @@ def _wish(record: dict[str, Any], where: str) -> Wish:
         prompt=prompt.strip(),
         negative=_text(record, "negative", where),
         seed=_seed(record, where),
-        frames=_number(record, "frames", 1, where),
+        frames=_frames(record, where),
         size=_size(record, where),
         out=_out(record, where),
     )
@@ -100,6 +101,17 @@ def _seed(record: dict, where: str) -> int | None:
         raise TextError(f"{where}: {error}") from None
 
 
+def _frames(record: dict, where: str) -> Duration | None:
+    """33, or "2s"."""
+    value = record.get("frames")
+    if value is None:
+        return None
+    try:
+        return length(str(value) if type(value) is int else value if isinstance(value, str) else repr(value))
+    except argparse.ArgumentTypeError as error:
+        raise TextError(f"{where}: frames: {error}") from None
+
+
 def _size(record: dict, where: str) -> tuple[int, int] | None:
     """"64x96" or [64, 96]: height and width."""
     value = record.get("size")
@@ -113,6 +125,9 @@ def _size(record: dict, where: str) -> tuple[int, int] | None:
 
 def _out(record: dict, where: str) -> str | None:
     name = _text(record, "out", where)
-    if name is not None and (not name or Path(name).is_absolute() or ".." in Path(name).parts):
+    if name is None:
+        return None
+    path = Path(name)
+    if not path.name or "\0" in name or path.is_absolute() or ".." in path.parts:
         raise TextError(f"{where}: out is {name!r}, must be the name of a file in the folder of --out")
     return name

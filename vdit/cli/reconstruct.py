@@ -7,17 +7,19 @@ import json
 import sys
 from pathlib import Path
 
-from vdit.cli.parser import UsageError, at_least
+from vdit.cli.parser import Duration, UsageError, at_least, length
 from vdit.errors import VditError
+from vdit.outputs import check_output, write_whole
 
 SUMMARY = "pass video files through a run's VAE and back, and measure what is lost"
 DESCRIPTION = """\
 Encodes and decodes each file with the VAE of a run (the transformer need not be trained yet), prints PSNR and
 SSIM, and writes OUT/NAME.mp4 with the original at the left and the reconstruction at the right, and
-OUT/reconstruct.json. A file keeps its own aspect ratio, by this rule: it is scaled to cover the height and
-width, multiples of the VAE's stride, that suit its shape best within --area pixels (never above its own), and
-the overhang, less than one stride, is cut off evenly. Its frame rate is its own unless --fps is given. Frames
-after the last whole group of the VAE's stride in time are left out. Memory does not grow with the duration."""
+OUT/reconstruct.json; names that are taken get a number. A file keeps its own aspect ratio, by this rule: it is
+scaled to cover the height and width, multiples of the VAE's stride, that suit its shape best within --area pixels
+(never above its own), and the overhang, less than one stride, is cut off evenly. Its frame rate is its own unless
+--fps is given. Frames after the last whole group of the VAE's stride in time are left out, and counted. Memory does
+not grow with the duration."""
 EPILOG = """\
 examples:
   vdit reconstruct runs/mine holiday.mp4 --out check
@@ -37,12 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--area", type=at_least(64), metavar="PIXELS", help="height x width at most; default: the run's largest"
     )
     parser.add_argument("--fps", type=at_least(0.1, float), help="resample to this rate; default: the file's own")
-    parser.add_argument("--frames", type=at_least(1), metavar="N", help="only the first N frames; default: all")
+    parser.add_argument("--frames", type=length, metavar="TIME", help="only the first N, or 2s; default: all")
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     files = [file for name in options.videos for file in _files(Path(name))]
+    out = Path(options.out)
+    targets = _targets(files, out)
+    for target in targets:
+        check_output(target, given=[*files, *options.videos, options.run_folder], name=f"--out {out}: {target}")
 
     from vdit.cli.cache import keep_compiled
     from vdit.infer import load_vae
@@ -51,10 +57,9 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     keep_compiled()
     area = options.area or max(Workspace(options.run_folder).experiment().data.areas)
     vae = load_vae(options.run_folder)
-    out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     rows, failed = [], 0
-    for file, target in zip(files, _targets(files, out)):
+    for file, target in zip(files, targets):
         try:
             row = _reconstruct(vae, file, target, area=area, fps=options.fps, frames=options.frames)
         except VditError as error:
@@ -66,7 +71,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if rows:
         mean = {name: _mean([row[name] for row in rows]) for name in ("psnr", "ssim")}
         print(_line(f"mean of {len(rows)}", mean))
-        (out / "reconstruct.json").write_text(json.dumps({"mean": mean, "files": rows}, indent=1) + "\n")
+        text = json.dumps({"mean": mean, "files": rows}, indent=1) + "\n"
+        write_whole(out / "reconstruct.json", lambda part: part.write_text(text), replace=False)
     return 2 if failed else 0
 
 
@@ -82,7 +88,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _targets(files: list[Path], out: Path) -> list[Path]:
-    """OUT/NAME.mp4, numbered where two files have the same name."""
+    """OUT/NAME.mp4, numbered where two files have the same name; a file that is there gets another number."""
     targets: list[Path] = []
     for file in files:
         target, number = out / f"{file.stem}.mp4", 2
@@ -92,7 +98,7 @@ def _targets(files: list[Path], out: Path) -> list[Path]:
     return targets
 
 
-def _reconstruct(vae, file: Path, target: Path, *, area: int, fps: float | None, frames: int | None) -> dict:
+def _reconstruct(vae, file: Path, target: Path, *, area: int, fps: float | None, frames: Duration | None) -> dict:
     import numpy as np
 
     from vdit.data.cuts import fit_size
@@ -102,22 +108,25 @@ def _reconstruct(vae, file: Path, target: Path, *, area: int, fps: float | None,
     info = probe(file)
     stride = vae.config.spatial_stride
     size = fit_size(info.height, info.width, max(min(area, info.height * info.width), stride**2), stride)
-    clip = read_video(file, fps=fps, max_frames=frames, size=size)
+    most = None if frames is None else max(1, frames.frames(fps or info.fps or 25.0))
+    clip = read_video(file, fps=fps, max_frames=most, size=size)
     whole = 1 + (len(clip.frames) - 1) // vae.config.temporal_stride * vae.config.temporal_stride
     video = clip.frames[:whole]
     latents = vae.encode(video[None], latent_frames=CHUNK)
     again = np.asarray(vae.decode(latents, latent_frames=CHUNK))[0]
     again = np.round((again + 1) * 127.5).astype(np.uint8)
-    write_video(target, np.concatenate([video, again], axis=2), fps=clip.fps)
+    both = np.concatenate([video, again], axis=2)
+    path = write_whole(target, lambda part: write_video(part, both, fps=clip.fps), replace=False)
     return {
         "file": str(file),
         "height": size[0],
         "width": size[1],
         "frames": len(video),
+        "frames_left_out": len(clip.frames) - whole,
         "fps": clip.fps,
         "psnr": psnr(video, again),
         "ssim": ssim(video, again) if min(size) >= WINDOW else None,
-        "video": target.name,
+        "video": path.name,
     }
 
 
@@ -129,4 +138,6 @@ def _mean(values: list[float | None]) -> float | None:
 def _line(name: str, row: dict) -> str:
     ssim = "too small for SSIM" if row["ssim"] is None else f"SSIM {row['ssim']:.4f}"
     what = f"  {row['width']}x{row['height']}, {row['frames']} frames" if "frames" in row else ""
+    if row.get("frames_left_out"):
+        what += f" (the last {row['frames_left_out']} left out: less than the VAE's stride in time)"
     return f"{name}  PSNR {row['psnr']:.2f} dB  {ssim}{what}"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from vdit.cli import canvas, output, streaming
+from vdit.cli import canvas, streaming
 from vdit.cli.parser import UsageError, at_least
 from vdit.data.tables import read_lines
 from vdit.errors import INTERRUPTED, TextError
@@ -28,7 +27,7 @@ TAKES_OVERRIDES = False
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     canvas.add_arguments(parser, "[IMAGE|VIDEO]", out="long.mp4")
     parser.add_argument("--seconds", type=at_least(0, float), metavar="S", help="how long the whole video is")
-    parser.add_argument("--frames", type=at_least(1), metavar="N", help="the same in frames")
+    parser.add_argument("--frames", type=canvas.length, metavar="TIME", help="the same: frames (480) or seconds (60s)")
     parser.add_argument("--context", type=at_least(1), metavar="N", help="frames known from before; default: half")
     parser.add_argument(
         "--prompt-at", nargs=2, action="append", default=[], metavar=("TIME", "PROMPT"),
@@ -42,13 +41,13 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     words = canvas.split_words(options, inputs=("[IMAGE|VIDEO]",), least=0)
     if (options.frames is None) == (options.seconds is None):
-        raise UsageError("how long the video is: give --seconds S or --frames N")
+        raise UsageError("how long the video is: give --seconds S or --frames TIME")
     later = read_prompts(options)
     with canvas.opened(options, words) as generator:
         from vdit.infer.rolling import rollout
 
         inputs, fps = canvas.read_inputs(options, words.inputs, generator)
-        frames = round(options.seconds * fps) if options.frames is None else options.frames
+        frames = round(options.seconds * fps) if options.frames is None else options.frames.frames(fps)
         script = [(0.0, words.prompt), *sorted((time.frames(fps) / fps, prompt) for time, prompt in later)]
         begins = {"video": inputs[0].frames} if inputs else {"size": canvas.asked_size(options)}
         more = {"frames": frames, "fps": fps, "window": options.window, "context": options.context}
@@ -56,9 +55,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         canvas.tell(words, fps, frames, frames - (len(inputs[0].frames) if inputs else 0))
         for seed in canvas.seeds(options):
             pieces = rollout(generator, script, **begins, **more, **canvas.sampling(options, seed))
-            several = len(canvas.seeds(options)) > 1
-            path = output.with_seed(Path(options.out), seed if several else None)
-            if not streaming.write(path, pieces, fps, total=frames):
+            if not streaming.write(canvas.target(options, seed), pieces, fps, total=frames):
                 return INTERRUPTED
     return 0
 

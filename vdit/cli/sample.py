@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import os
+import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vdit.cli import output
-from vdit.cli.parser import UsageError, at_least, size
+from vdit.cli.manifest import NAME, Manifest, digests, state_of
+from vdit.cli.parser import Duration, UsageError, at_least, length, size
 from vdit.cli.prompts import Wish, read_wishes
+from vdit.errors import OutputError, Preempted
+from vdit.outputs import check_output
 
 SUMMARY = "make videos of prompts with a trained run, or with public weights"
 DESCRIPTION = """\
@@ -34,7 +40,10 @@ A line of a .jsonl or .csv file of --prompts may say more of its own video; the 
   {"prompt": "a dog runs", "negative": "blurred", "seed": 7, "frames": 33, "size": "64x96", "out": "dog.mp4"}
 
 On several hosts, start the same command on each, as `vdit train` (see its --help); the first writes the files.
---out is a file for one prompt (.mp4, .webm, .gif, lossless .mkv; .png or .jpg for one frame), or a folder."""
+--out is a file for one prompt (.mp4, .webm, .gif, lossless .mkv; .png or .jpg for one frame), or a folder. A file is
+replaced if it is there, unless it was given to the command. In a folder nothing is replaced: names hold the seed, and
+get a number where they are taken. A folder's vdit-manifest.jsonl says what is finished: the same command, started
+again after Ctrl-C, skips that and makes the rest."""
 TAKES_OVERRIDES = False
 
 
@@ -43,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", dest="file", metavar="FILE", help="prompts, as .txt (one a line), .jsonl or .csv")
     parser.add_argument("--out", default="samples", metavar="PATH", help="a file or a folder; default: %(default)s")
     parser.add_argument("--image", metavar="FILE", help="the first frame; scaled to cover the size, and cut around")
-    parser.add_argument("--frames", type=at_least(1), metavar="N", help="1 + a multiple of the VAE's stride in time")
+    frames = "a number (1 + a multiple of the VAE's stride), or seconds, as in 2s"
+    parser.add_argument("--frames", type=length, metavar="TIME", help=frames)
     parser.add_argument("--size", metavar="HxW", help="height x width in pixels, as in 64x96")
     parser.add_argument("--fps", type=at_least(0.1, float), help="of the files; default: the model's own")
     output.add_sampling(parser)
@@ -53,15 +63,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """One video that is asked for. number: of its prompt, from 0. several: whether the prompt has several seeds."""
+
+    number: int
+    wish: Wish
+    seed: int
+    several: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """One video to be made. size: (height, width)."""
+    """One video to be made. size: (height, width). id: see vdit.cli.manifest; None where there is no manifest."""
 
     prompt: str
     negative: str
     seed: int
     frames: int
     size: tuple[int, int]
-    path: Path
+    target: output.Target
+    id: str | None = None
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -72,57 +93,145 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError("nothing to sample: give a PROMPT, or --prompts FILE (see vdit sample --help)")
     output.check_sampler(options)
     wanted_size = None if options.size is None else size(options.size)
-    _check_out(options, wishes, output.seeds_of(options))
-    with output.opened(options, folder) as generator:
-        defaults = generator.experiment.sample
-        jobs = _jobs(
-            options, wishes, output.seeds_of(options), options.frames or defaults.frames, wanted_size or defaults.size
+    requests = _requests(options, wishes)
+    manifest = None if output.is_file(options.out) else Manifest(Path(options.out))
+    ids = [None] * len(requests) if manifest is None else digests(_depends(options, folder, requests))
+    finished = [manifest is not None and manifest.file(id) is not None for id in ids]
+    _check_out(options, folder, requests, finished)
+    left = [pair for pair, done in zip(zip(requests, ids), finished) if not done]
+    if any(finished):
+        _tell(
+            f"{sum(finished)} of {len(requests)} videos are finished in {options.out} and skipped "
+            "(vdit-manifest.jsonl; delete a video to have it made again)"
         )
-        _sample(options, generator, jobs)
+    if not left:
+        return 0
+    with output.opened(options, folder, about={"the videos that are finished": str(finished)}) as generator:
+        rate = options.fps or generator.experiment.sample.fps
+        jobs = [_job(options, request, id, generator, rate, wanted_size) for request, id in left]
+        made: list[Job] = []
+        try:
+            _sample(options, generator, jobs, manifest, made)
+        except (KeyboardInterrupt, Preempted):
+            if manifest is not None:
+                done = sum(finished) + len(made)
+                _tell(f"{done} of {len(requests)} videos are finished; the same command makes the others")
+            raise
     return 0
 
 
-def _check_out(options: argparse.Namespace, wishes: Sequence[Wish], seeds: Sequence[int]) -> None:
-    """Before anything is loaded: can the videos go there?"""
-    out, count = Path(options.out), sum(len(_seeds(options, wish, seeds)) for wish in wishes)
-    what = "prompts" if count == len(wishes) else "videos"
-    output.check_out(out, count=count, what=what, frames=wishes[0].frames or options.frames, fps=options.fps)
-    for wish in wishes:
-        if wish.out is not None:
-            if output.is_file(out):
-                raise UsageError(f"--out {out}: is a file, and {options.file} names {wish.out}; give a folder")
-            output.check_suffix(Path(wish.out), wish.frames or options.frames, options.fps, name=f"out {wish.out}")
-
-
-def _seeds(options: argparse.Namespace, wish: Wish, seeds: Sequence[int]) -> list[int]:
-    """A line's own seed stands alone, or is the first of --count."""
-    return list(seeds) if wish.seed is None else output.seeds_from(wish.seed, options.count)
-
-
-def _jobs(
-    options: argparse.Namespace, wishes: Sequence[Wish], seeds: Sequence[int], frames: int, size: tuple[int, int]
-) -> list[Job]:
-    """A job for each wish and seed. frames, size: of wishes that say nothing of them."""
-    out, jobs, taken = Path(options.out), [], set()
+def _requests(options: argparse.Namespace, wishes: Sequence[Wish]) -> list[Request]:
+    """Each prompt with each of its seeds. A line's own seed stands alone, or is the first of --count."""
+    requests, seeds = [], output.seeds_of(options)
     for number, wish in enumerate(wishes):
-        own = _seeds(options, wish, seeds)
-        for seed in own:
-            shown, length = seed if len(own) > 1 else None, wish.frames or frames
-            if wish.out is not None:
-                path = out / output.with_seed(Path(wish.out), shown)
-            else:
-                path = out / output.file_name(number, wish.prompt, frames=length, seed=shown)
-            path = out if output.is_file(out) else path
-            if path in taken:
-                raise UsageError(f"{options.file} names {wish.out} twice: give each prompt a file of its own")
-            taken.add(path)
-            negative = options.negative if wish.negative is None else wish.negative
-            video = {"frames": length, "size": wish.size or size}
-            jobs.append(Job(prompt=wish.prompt, negative=negative, seed=seed, path=path, **video))
-    return jobs
+        own = seeds if wish.seed is None else output.seeds_from(wish.seed, options.count)
+        requests += [Request(number=number, wish=wish, seed=seed, several=len(own) > 1) for seed in own]
+    return requests
 
 
-def _sample(options: argparse.Namespace, generator, jobs: list[Job]) -> None:
+def _depends(options: argparse.Namespace, folder: str, requests: Sequence[Request]) -> list[dict]:
+    """All that each video depends on."""
+    names = ("size", "fps", "steps", "guidance", "sampler", "reuse", "weights", "compute", "lora")
+    files = [name for name in output.given_files(options, folder) if name != options.file]
+    common = {name: getattr(options, name) for name in names} | {"files": [state_of(file) for file in files]}
+    return [
+        common | {"wish": dataclasses.asdict(request.wish), "seed": request.seed}
+        | {"negative": options.negative, "frames": str(_frames(options, request.wish))}
+        for request in requests
+    ]  # fmt: skip
+
+
+def _frames(options: argparse.Namespace, wish: Wish) -> Duration | None:
+    return options.frames if wish.frames is None else wish.frames
+
+
+def _frames_known(options: argparse.Namespace, wish: Wish) -> int | None:
+    """Frames, where they can be told before the model is there."""
+    time = _frames(options, wish)
+    return None if time is None or time.seconds else time.frames(1)
+
+
+def _check_out(
+    options: argparse.Namespace, folder: str, requests: Sequence[Request], finished: Sequence[bool]
+) -> None:
+    """Before anything is loaded: can all of the videos go there, and do they replace nothing?"""
+    out, given, first = Path(options.out), output.given_files(options, folder), requests[0].wish
+    if output.is_file(options.out):
+        output.check_suffix(out, _frames_known(options, first), options.fps, name=f"--out {out}")
+        if len(requests) > 1:
+            what = "prompts" if len({request.number for request in requests}) == len(requests) else "videos"
+            raise UsageError(f"--out {out}: is one file for {len(requests)} {what}; give a folder")
+        if first.out is not None:
+            raise UsageError(f"--out {out}: is a file, and {options.file} names {first.out}; give a folder")
+        output.check_target(output.Target(path=out, replace=True), given)
+        return
+    check_output(out / NAME, name=f"--out {options.out}")
+    names: dict[str, str] = {}
+    for request, done in zip(requests, finished):
+        wish = request.wish
+        if wish.out is None:
+            continue
+        path, name = _named(options, request), f"out {wish.out}"
+        output.check_suffix(path, _frames_known(options, wish), options.fps, name=name)
+        check_output(path, given=given, name=name)
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(out)):
+            raise OutputError(f"{name}: is a link out of the folder {out}; give another name")
+        key = unicodedata.normalize("NFC", os.path.normpath(path)).casefold()
+        if key in names:
+            also = "" if names[key] == wish.out else f" (as {names[key]}, which is the same file on some systems)"
+            raise UsageError(f"{options.file} names {wish.out} twice{also}: give each prompt a file of its own")
+        names[key] = wish.out
+        if not done and path.exists():
+            rule = "was not made by this command as it is now"
+            raise OutputError(f"{name}: is in {out} already, and {rule}; delete it or give another --out")
+    for key, name in names.items():
+        above = next((names[str(parent)] for parent in Path(key).parents if str(parent) in names), None)
+        if above is not None:
+            raise UsageError(f"{options.file} names {name}, in a folder, and {above}, a file: give one another name")
+
+
+def _named(options: argparse.Namespace, request: Request) -> Path:
+    """The file that a line of the prompts file names."""
+    path = Path(options.out) / request.wish.out
+    return output.with_seed(path, request.seed) if request.several else path
+
+
+def _job(options: argparse.Namespace, request: Request, id: str | None, generator, rate: float, size) -> Job:
+    """size: that of the command, or None."""
+    wish, defaults = request.wish, generator.experiment.sample
+    time = _frames(options, wish)
+    frames = defaults.frames if time is None else _made_frames(time, generator, rate)
+    if wish.out is not None:
+        target = output.Target(path=_named(options, request), replace=False)
+    else:
+        target = output.target(options.out, output.file_name(request.number, wish.prompt, frames=frames), request.seed)
+    return Job(
+        prompt=wish.prompt, negative=options.negative if wish.negative is None else wish.negative, seed=request.seed,
+        frames=frames, size=wish.size or size or tuple(defaults.size), target=target, id=id,
+    )  # fmt: skip
+
+
+def _made_frames(time: Duration, generator, rate: float) -> int:
+    """As many frames as asked; of seconds the nearest number that the model makes."""
+    from vdit.infer.filling import grouping_of
+
+    frames = time.frames(rate)
+    if not time.seconds:
+        return frames
+    grouping = grouping_of(generator)
+    return grouping.first + max(0, round((frames - grouping.first) / grouping.step)) * grouping.step
+
+
+def _tell(line: str) -> None:
+    """To the person who waits: stdout is for names of files."""
+    print(f"vdit: {line}", file=sys.stderr, flush=True)
+
+
+def _sample(
+    options: argparse.Namespace, generator, jobs: list[Job], manifest: Manifest | None, made: list[Job]
+) -> None:
+    """Makes the videos; adds each to `made` when its file is there."""
+    from vdit.dist.multihost import is_first
     from vdit.infer.images import read_image
     from vdit.infer.noise import noise_of
 
@@ -133,7 +242,6 @@ def _sample(options: argparse.Namespace, generator, jobs: list[Job]) -> None:
     for job in jobs:  # what cannot be made is told before anything is
         generator.task(generator.method(), job.frames, job.size, given=True)
     display = output.progress("videos", len(jobs)) if len(jobs) > options.batch else None
-    done = 0
     for batch, count in _batches(jobs, options.batch):
         first = batch[0]
         video = {"frames": first.frames, "size": first.size}
@@ -146,13 +254,23 @@ def _sample(options: argparse.Namespace, generator, jobs: list[Job]) -> None:
             **video,
             **asked,
         )
-        for job, made in zip(batch[:count], videos):
-            output.write(job.path, made, fps)
-        done += count
+        for job, frames in zip(batch[:count], videos):
+            path = output.write(job.target, frames, fps)
+            if manifest is not None and is_first():
+                manifest.add(job.id, path, _about(job, options, fps))
+            made.append(job)
         if display is not None:
-            display.update(done, {})
+            display.update(len(made), {})
     if display is not None:
         display.close()
+
+
+def _about(job: Job, options: argparse.Namespace, fps: float) -> dict:
+    """What a line of the manifest says of a video."""
+    about = {"prompt": job.prompt, "negative": job.negative, "seed": str(job.seed), "frames": job.frames}
+    asked = {name: getattr(options, name) for name in ("steps", "guidance", "sampler", "reuse", "image", "lora")}
+    about |= {"size": f"{job.size[0]}x{job.size[1]}", "fps": fps, "model": options.model or options.words[0]}
+    return about | {name: value for name, value in asked.items() if value}
 
 
 def _batches(jobs: Sequence[Job], most: int) -> Iterator[tuple[list[Job], int]]:

@@ -7,7 +7,6 @@ import dataclasses
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vdit.cli import actions, canvas, output, picture, streaming
@@ -69,10 +68,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
                 simulator = Simulator(generator, words.prompt, **more, **canvas.sampling(options, seed))
             else:
                 simulator.reset(seed=seed)
-            several = len(canvas.seeds(options)) > 1
-            path = output.with_seed(Path(options.out), seed if several else None)
             play = _Play(simulator=simulator, fps=fps, keys=keys, show=options.show, rows=rows)
-            if not play.write(path):
+            if not play.write(canvas.target(options, seed)):
                 return INTERRUPTED
     return 0
 
@@ -109,15 +106,15 @@ class _Play:
     show: bool
     rows: list[actions.Action] | None = None
 
-    def write(self, path: Path) -> bool:
+    def write(self, target: output.Target) -> bool:
         """Plays, and writes what is seen. Whether it came to its end."""
         interrupts = streaming.Interrupts()
         if self.rows is None:
-            return streaming.write(path, self._typed(interrupts), self.fps, interrupts=interrupts)
+            return streaming.write(target, self._typed(interrupts), self.fps, interrupts=interrupts)
         total = len(self.simulator.frames) + len(self.rows)
         output.say(f"{len(self.rows)} frames to play, {len(self.rows) / self.fps:.4g} s at {self.fps:.4g} fps")
         total = None if self.show else total
-        return streaming.write(path, self._scripted(), self.fps, interrupts=interrupts, total=total)
+        return streaming.write(target, self._scripted(), self.fps, interrupts=interrupts, total=total)
 
     def _scripted(self) -> Iterator:
         step = self.simulator.action_shape[0]

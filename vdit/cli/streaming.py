@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from vdit.cli import output
 
@@ -50,8 +49,9 @@ class Interrupts:
 
 
 def write(
-    path: Path, pieces: Iterable, fps: float, *, total: int | None = None, interrupts: Interrupts | None = None
-) -> bool:
+    target: output.Target, pieces: Iterable, fps: float, *,
+    total: int | None = None, interrupts: Interrupts | None = None,
+) -> bool:  # fmt: skip
     """Writes pieces [t h w 3] to a video file as they come, makes its folder, and prints its path. Whether all came.
 
     total: frames there will be, to show progress and the time left. After Ctrl-C the piece that is being made is
@@ -66,9 +66,7 @@ def write(
         pieces = _shown(pieces, display, interrupts)
         try:
             if is_first():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_video(path, pieces, fps=fps)
-                print(path, flush=True)
+                output.put(target, lambda part: write_video(part, pieces, fps=fps))
             else:
                 for _ in pieces:
                     pass
