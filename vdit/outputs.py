@@ -52,18 +52,35 @@ def check_output(path: str | Path, *, given: Iterable[str | Path] = (), name: st
         if os.path.samestat(status, theirs):
             same = "" if str(source) == str(path) else f" (as {source})"
             raise OutputError(f"{name}: was given{same} and is not replaced; give another name for the output")
-        if stat.S_ISDIR(theirs.st_mode) and _inside(path, source):
+        if stat.S_ISDIR(theirs.st_mode) and is_inside(path, source):
             raise OutputError(f"{name}: is a file of {source}, which was given, and is not replaced; give another name")
+
+
+def check_folder(path: str | Path, *, name: str | None = None) -> None:
+    """OutputError unless files can be written into a folder at `path`, which need not be there yet."""
+    path, name = Path(path), str(path) if name is None else name
+    status = _check_place(path, name)
+    if status is not None and not stat.S_ISDIR(status.st_mode):
+        raise OutputError(f"{name}: is a file; name a folder")
 
 
 def check_new_folder(path: str | Path, *, name: str | None = None) -> None:
     """OutputError unless a folder can be made at `path`, or an empty one is there."""
     path, name = Path(path), str(path) if name is None else name
-    status = _check_place(path, name)
-    if status is not None and not stat.S_ISDIR(status.st_mode):
-        raise OutputError(f"{name}: is a file; give a new folder")
-    if status is not None and any(path.iterdir()):
+    check_folder(path, name=name)
+    if path.exists() and any(path.iterdir()):
         raise OutputError(f"{name}: is not empty; give a new folder")
+
+
+def is_same(path: str | Path, other: str | Path) -> bool:
+    """Whether two names are of one file or folder that exists, links followed."""
+    mine, theirs = _status(Path(path)), _status(Path(other))
+    return mine is not None and theirs is not None and os.path.samestat(mine, theirs)
+
+
+def is_inside(path: str | Path, folder: str | Path) -> bool:
+    """Whether a path, which need not exist, is in a folder that does, links followed."""
+    return any(is_same(parent, folder) for parent in Path(os.path.realpath(path)).parents)
 
 
 def write_whole(path: str | Path, write: Callable[[Path], None], *, replace: bool) -> Path:
@@ -154,10 +171,6 @@ def _status(path: Path) -> os.stat_result | None:
         if error.errno == errno.ENAMETOOLONG:
             return None
         raise
-
-
-def _inside(path: Path, folder: Path) -> bool:
-    return any(os.path.samefile(parent, folder) for parent in Path(os.path.realpath(path)).parents)
 
 
 def _take(part: str, path: Path) -> Path | None:

@@ -38,12 +38,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     ["export", "run", "mine"],
     ["import", "mine", "mine"],
     ["train", "--data", "mine", "--workdir", "mine"],
-    ["train", "--data", "mine", "--workdir", "mine/run"],
     ["train", "--data", "run/latents", "--workdir", "run"],
     ["train", "--data", "mine", "--workdir", "site"],
     ["quickstart", "site"],
     ["quickstart", "mine/dog.mp4"],
-    ["plan", "mine", "--topology", "cpu:1", "--out", "mine/dog.mp4"],
+    ["plan", "clips", "--topology", "cpu:1", "--out", "mine/dog.mp4"],
 ])  # fmt: skip
 def test_nothing_given_is_replaced_and_it_is_told_before_a_model_is_loaded(tmp_path, monkeypatch, capsys, arguments):
     """`run` is no model: a command that looked at it first would say so."""

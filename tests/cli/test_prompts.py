@@ -58,7 +58,7 @@ def test_what_is_wrong_is_named(tmp_path, name, data, named):
     ("guidence", 3, r"field 'guidence' is unknown.*\(fields: prompt, negative, seed, frames, size, out\)"),
     ("seed", 1.5, "seed is 1.5, must be a whole number from 0 up"),
     ("seed", True, "seed is True"),
-    ("seed", 10**22, "an integer of 23 digits"),
+    ("seed", 10**22, "seed is 10000000000000000000000, must be a whole number from 0 to 18446744073709551615"),
     ("seed", "1" + "0" * 22, "seed is 10000000000000000000000, must be a whole number from 0 to 18446744073709551615"),
     ("frames", 0, "frames: .0. must be a duration above 0"),
     ("size", "64", "HEIGHTxWIDTH"),

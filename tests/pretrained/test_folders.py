@@ -14,7 +14,7 @@ import vdit
 from tests.conftest import run_vdit
 from tests.pretrained import public_folders as public
 from vdit.dist.mesh import make_mesh
-from vdit.errors import WeightsError
+from vdit.errors import OutputError, WeightsError
 from vdit.pretrained import dit as dit_maps
 from vdit.pretrained import original_folder, t5, wan, wan_vae
 from vdit.pretrained.importing import import_model
@@ -251,7 +251,7 @@ def test_a_broken_folder_is_one_clear_error(wan_folder, tmp_path, what):
 
 def test_an_import_needs_a_new_folder(wan_folder, tmp_path):
     (tmp_path / "there").write_text("mine")
-    with pytest.raises(WeightsError, match="not empty"):
+    with pytest.raises(OutputError, match="not empty"):
         import_model(wan_folder, tmp_path)
     assert (tmp_path / "there").read_text() == "mine"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from vdit.cli.parser import at_least
+from vdit.outputs import check_new_folder
 
 SUMMARY = "write a Wan or DiT model as a diffusers folder"
 DESCRIPTION = """\
@@ -31,6 +32,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from vdit.pretrained.export import export_model
     from vdit.train.workspace import Workspace
 
+    check_new_folder(options.out)
     generator = load(options.run_folder, step=options.step)
     export_model(
         Workspace(options.run_folder),

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from vdit.cli.parser import UsageError, at_least, nearest
+from vdit.outputs import check_output, numbered
 
 SUMMARY = "compile an experiment for a TPU pod, on this machine: memory, FLOPs, network, time, and whether it fits"
 DESCRIPTION = """\
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("experiment", metavar="EXPERIMENT", help="a .py file, a shipped name, a module, or a run's folder")
     add("--topology", metavar="KIND:SHAPE", help="v5p:8x8x8; 2*v5p:4x4x4 is two slices; default: the experiment's")
     add("--program", action="append", metavar="NAME", help="only this one of train, sample, decode; may be repeated")
-    add("--out", metavar="FOLDER", help="where plan.json and plan.html go; default: plans/NAME-TOPOLOGY")
+    add("--out", metavar="FOLDER", help="where plan.json and plan.html go; default: a new plans/NAME-TOPOLOGY")
     add("--quick", action="store_true", help="compile with less effort: 3 times as fast, memory is told from above")
     add("--search", action="store_true", help="try mesh shapes, remat and accumulation for training, and rank them")
     add("--search-limit", type=at_least(1), default=12, metavar="N", help="at most N compilations (12)")
@@ -55,7 +56,10 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError(f"{options.experiment} names no topology: give --topology, as in --topology v5p:4x4x4")
     topology = parse_topology(named)
     console = Console()
-    out = Path(options.out or Path("plans") / f"{experiment.name}-{topology.name.replace(':', '-').replace('*', 'x')}")
+    usual = Path("plans") / f"{experiment.name}-{topology.name.replace(':', '-').replace('*', 'x')}"
+    out = Path(options.out or next(path for path in numbered(usual) if not path.exists()))
+    for name in ("search.json", "search.html") if options.search else ("plan.json", "plan.html"):
+        check_output(out / name, given=[options.experiment], name=f"--out {out}")
     if options.search:
         return _search(experiment, topology, options, out, console)
     from vdit.plan.run import plan

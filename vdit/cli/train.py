@@ -98,6 +98,7 @@ def _train(experiment, space, stages, options, together, profile_steps) -> None:
     traces = space.logs / "profile" / f"host_{jax.process_index()}"
     profiler = Profiler(traces, steps=profile_steps, ask=space.root / ASK if is_first() else None)
     parts = {"place": together.place, "peers": together.peers, "stop": together.stop, "profiler": profiler}
+    training.check_run(experiment, space, stages)
     with Watch(space.logs / "hosts", **parts) as watch:
         logging = training.Logging(tensorboard=not options.no_tensorboard, wandb=wandb, watch=watch)
         training.run(experiment, space, stages=stages, logging=logging)

@@ -9,6 +9,7 @@ from typing import Any
 
 from vdit.errors import CheckpointError, WeightsError
 from vdit.nn.lora import detach, merge, without_lora
+from vdit.outputs import check_new_folder
 from vdit.pretrained import clip, dit, kl_vae, t5, wan, wan_vae
 from vdit.pretrained.diffusers_folder import INDEX
 from vdit.pretrained.importing import PUBLIC
@@ -41,8 +42,7 @@ def export_model(
     imported comes out with the same bits. max_shard: bytes of a file. WeightsError where diffusers has no such model.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise WeightsError(f"{out}: is not empty: give a new folder")
+    check_new_folder(out)
     parts = _parts(experiment)  # raises before anything is written
     files = _small_files(space, experiment, parts)
     statistics = space.statistics()

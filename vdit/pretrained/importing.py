@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vdit import config as config_tools
 from vdit.errors import WeightsError
+from vdit.outputs import check_new_folder
 from vdit.pretrained.convert import Source, import_trees
 from vdit.pretrained.model import VAE_TREE, PublicModel, one_device, open_model
 from vdit.train.workspace import EXPERIMENT, Workspace
@@ -26,8 +27,7 @@ def import_model(
     anything is written; WeightsError names what is wrong.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise WeightsError(f"{out}: is not empty: give a new folder")
+    check_new_folder(out)
     model = open_model(folder)
     say(f"{model.folder}: {_summary(model)}")
     model.check()

@@ -24,7 +24,7 @@ from vdit.quickstart.score import PARTS, Measured, Samples, measure, sample_vide
 from vdit.train.experiment import Experiment
 from vdit.train.metrics import read_json_lines
 from vdit.train.progress import clock_face, make_display
-from vdit.train.stages import STAGES, Logging, run
+from vdit.train.stages import STAGES, Logging, check_run, run
 from vdit.train.workspace import Workspace
 
 BAR = 0.8  # share of right videos that counts as success, for each of colour, shape and direction
@@ -65,6 +65,8 @@ def quickstart(
     logging = logging or Logging()
     console = logging.console or Console()
     space = Workspace(workdir)
+    space.check(experiment, names=("statistics.json", "seconds.json", "report.html", "results.json"))
+    check_run(experiment, space)
     space.root.mkdir(parents=True, exist_ok=True)
     clock = Clock(space.root / "seconds.json", expected_seconds(experiment, count))
     guide = _Guide(console, experiment, clock, count)

@@ -18,6 +18,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -70,6 +71,7 @@ def run(
         raise ConfigError(f"stage {unknown[0]!r} is unknown: use some of {', '.join(STAGES)}")
     with contextlib.ExitStack() as inside:
         if logging.watch is None:
+            check_run(experiment, workspace, stages)
             watch = inside.enter_context(Watch(workspace.logs / "hosts"))
             logging = dataclasses.replace(logging, watch=watch)
         inside.enter_context(RunLock(workspace.root))
@@ -83,13 +85,26 @@ def run(
     return experiment
 
 
+def check_run(experiment: Experiment, workspace: Workspace, stages: Sequence[str] = STAGES) -> None:
+    """Refuses a run that cannot go on here as it is asked for, before any file changes. All hosts call it.
+
+    Raises: OutputError (see Workspace.check), CheckpointError where a stage was trained with another config.
+    """
+    workspace.check(experiment)
+    if "vae" in stages and not brings(experiment, "vae"):
+        is_complete(workspace.vae, experiment.vae_train, experiment)
+    if "dit" in stages and workspace.tokenizer.exists():
+        is_complete(workspace.dit, experiment.dit_train, with_tokenizer(experiment, workspace))
+
+
 def _run_stage(stage: str, experiment: Experiment, workspace: Workspace, logging: Logging) -> Experiment:
     """Runs a stage, or what of it is left to do; returns the experiment with what the stage has settled."""
     logging.watch.stop.check()  # a signal may have come when the loop before had nothing left to stop
     logging.watch.at(stage)
-    began = time.perf_counter()
+    began, result = time.perf_counter(), {"latents": workspace.latents / "index.json", "tokenizer": workspace.tokenizer}
+    before, worked = _stamp(result.get(stage)), False
     if stage == "vae":
-        train_vae(experiment, workspace, logging)
+        worked = train_vae(experiment, workspace, logging) is not None
     elif stage == "latents":
         encode_latents(experiment, workspace, logging)
     elif stage == "tokenizer" and experiment.dit.text != "none":
@@ -97,10 +112,15 @@ def _run_stage(stage: str, experiment: Experiment, workspace: Workspace, logging
         logging.say(f"tokenizer: {(experiment.text.t5 or experiment.text).vocab_size} pieces")
     elif stage == "dit":
         experiment = with_tokenizer(experiment, workspace)
-        train_dit(experiment, workspace, logging)
-    if is_first():
+        worked = train_dit(experiment, workspace, logging) is not None
+    if is_first() and (worked or _stamp(result.get(stage)) != before):
         workspace.add_cost(stage, time.perf_counter() - began, peak_memory())
     return experiment
+
+
+def _stamp(file: Path | None) -> int | None:
+    """When a file was written; None where there is none."""
+    return file.stat().st_mtime_ns if file is not None and file.exists() else None
 
 
 def _begin_folder(experiment: Experiment, workspace: Workspace) -> None:

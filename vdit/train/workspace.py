@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from vdit.config import from_json, to_json
-from vdit.errors import CheckpointError
+from vdit.errors import CheckpointError, OutputError
+from vdit.outputs import check_folder, is_same
 from vdit.text import Tokenizer, make_tokenizer
 from vdit.text.labels import LabelTokenizer
 from vdit.train.experiment import Experiment
@@ -63,6 +65,26 @@ class Workspace:
             ) from None
         except UnicodeDecodeError:
             raise CheckpointError(f"{path} is damaged (not text): restore it, or train again") from None
+
+    def check(self, experiment: Experiment, names: Sequence[str] = ("statistics.json",)) -> None:
+        """Refuses a folder that a run cannot be trained in, before anything is written.
+
+        names: files of a run that would be replaced.
+
+        Raises:
+            OutputError: nothing can be written there, it is the folder of videos or the model that training starts
+                from, the videos are in a folder that the run fills, or it holds such files and no run.
+        """
+        check_folder(self.root, name=f"the run's folder {self.root}")
+        for kind, path in (("the folder of videos", experiment.data.path), ("start_from", experiment.start_from)):
+            parts = [self.root, self.vae, self.dit, self.latents, self.logs]
+            if path is not None and any(is_same(path, part) for part in parts):
+                raise OutputError(f"the run's folder {self.root}: {kind}, {path}, was given and is not written to; "
+                                  "name another folder")  # fmt: skip
+        if not (self.root / EXPERIMENT).exists():
+            there = next((name for name in names if (self.root / name).exists()), None)
+            if there is not None:
+                raise OutputError(f"{self.root / there}: is there already, and is not of a run; name another folder")
 
     def save_experiment(self, experiment: Experiment) -> None:
         _write(self.root / EXPERIMENT, to_json(experiment) + "\n")
