@@ -5,8 +5,6 @@ from __future__ import annotations
 import numbers
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from vdit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +15,7 @@ MAX_SEED = 2**64 - 1
 
 def check_seed(seed: int, name: str = "seed") -> int:
     """The seed as an int; ConfigError, which begins with `name`, unless it is a whole number from 0 to 2**64 - 1."""
-    if isinstance(seed, bool | np.bool_) or not isinstance(seed, numbers.Integral) or not 0 <= seed <= MAX_SEED:
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed <= MAX_SEED:
         shown = repr(seed) if len(repr(seed)) <= 40 else f"{repr(seed)[:37]}..."
         raise ConfigError(f"{name} is {shown}, must be a whole number from 0 to {MAX_SEED} (64 bits)")
     return int(seed)
@@ -37,6 +35,7 @@ def key_of(seed: int) -> Array:
     Raises: ConfigError for anything else.
     """
     import jax
+    import numpy as np
 
     high, low = divmod(check_seed(seed), 2**32)
     key = jax.random.key(low)
@@ -49,6 +48,8 @@ def key_of(seed: int) -> Array:
 
 def child_seed(seed: int, index: int) -> int:
     """A seed for part `index` of a larger result, derived from `seed` and as wide; part 0 has `seed` itself."""
+    import numpy as np
+
     if index == 0:
         return check_seed(seed)
     kind = np.uint32 if check_seed(seed) < 2**32 else np.uint64
@@ -57,5 +58,7 @@ def child_seed(seed: int, index: int) -> int:
 
 def seed_32(seed: int) -> int:
     """A seed of 32 bits, for libraries that take no more; of seeds below 2**32 the same number."""
+    import numpy as np
+
     seed = check_seed(seed)
     return seed if seed < 2**32 else int(np.random.SeedSequence(seed).generate_state(1)[0])

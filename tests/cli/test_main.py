@@ -73,7 +73,7 @@ def test_help_starts_nothing_heavy():
     (["sample", "run", "a", "--out", "x.png"], "--frames 1"),
     (["sample", "no-such-run", "a"], "no-such-run holds no trained model"),
     (["sample", "run", "a", "--cfg.dit.depth=3"], "takes no overrides"),
-    (["sample", "run", "--prompts", "none.txt"], "none.txt cannot be read"),
+    (["sample", "run", "--prompts", "none.txt"], "none.txt: cannot be read"),
     (["reconstruct", "no-such-run", "x.mp4"], "no-such-run holds no trained model"),
     (["reconstruct", "run"], "VIDEO"),
     (["train"], "give an EXPERIMENT.py, or --data FOLDER"),

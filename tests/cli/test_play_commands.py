@@ -11,6 +11,7 @@ import vdit
 from tests.infer import tiny
 from vdit.cli import actions, picture, streaming
 from vdit.cli.main import main
+from vdit.cli.output import Target
 from vdit.cli.parser import UsageError
 from vdit.errors import DataError
 
@@ -67,8 +68,8 @@ def test_rollout_says_what_is_wrong_in_one_line(loaded, tmp_path, capsys):
     bad = tmp_path / "bad.txt"
     bad.write_text("10s ok\nten no\n")
     for arguments, message in [
-        (["a"], "give --seconds S or --frames N"),
-        (["a", "--seconds", 1, "--frames", 8], "give --seconds S or --frames N"),
+        (["a"], "give --seconds S or --frames TIME"),
+        (["a", "--seconds", 1, "--frames", 8], "give --seconds S or --frames TIME"),
         (["a", "--frames", 8, "--prompt-at", "x", "b"], "--prompt-at x: the time 'x' must be a number of frames"),
         (["a", "--frames", 8, "--prompt-at", "0s", "b"], "the prompt at 0 is the command's own"),
         (["a", "--frames", 8, "--script", bad], f"{bad}, line 2: the time 'ten' must be"),
@@ -173,14 +174,15 @@ def pieces(interrupt_after=()):
 def test_ctrl_c_leaves_a_file_of_what_was_made(tmp_path, capsys):
     before = signal.getsignal(signal.SIGINT)
     out = tmp_path / "folder" / "a.mkv"
-    assert streaming.write(out, pieces(), 8)
+    target = Target(path=out, replace=True)
+    assert streaming.write(target, pieces(), 8)
     assert len(vdit.read_video(out).frames) == 15
-    assert not streaming.write(out, pieces((2,)), 8)
+    assert not streaming.write(target, pieces((2,)), 8)
     assert len(vdit.read_video(out).frames) == 9, "the piece that was being made is in it"
     assert "stops once the frames in work are made" in capsys.readouterr().err
     out.unlink()
     with pytest.raises(KeyboardInterrupt):
-        streaming.write(out, pieces((2, 2)), 8)
+        streaming.write(target, pieces((2, 2)), 8)
     assert not list(out.parent.iterdir())
     assert signal.getsignal(signal.SIGINT) is before
     with streaming.Interrupts() as interrupts, pytest.raises(KeyboardInterrupt), interrupts.at_once():

@@ -79,8 +79,8 @@ def test_samples_of_a_file_of_prompts(tiny_run, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("a red circle\nA: blue/cross!\n\nup")
     arguments = ["sample", tiny_run, "--prompts", tmp_path / "prompts.txt", "--batch", 2, "--frames", 1]
     assert main([str(a) for a in [*arguments, "--out", tmp_path / "all"]]) == 0
-    names = sorted(path.name for path in (tmp_path / "all").iterdir())
-    assert names == ["000-a-red-circle.png", "001-a-blue-cross.png", "002-up.png"]
+    names = sorted(path.name for path in (tmp_path / "all").glob("*.png"))
+    assert names == ["000-a-red-circle-seed0.png", "001-a-blue-cross-seed0.png", "002-up-seed0.png"]
     assert capsys.readouterr().out.split() == [str(tmp_path / "all" / name) for name in names]
     assert Image.open(tmp_path / "all" / names[0]).size == (32, 32)
 

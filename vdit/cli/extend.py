@@ -23,16 +23,16 @@ TAKES_OVERRIDES = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     canvas.add_arguments(parser, "VIDEO", out="longer.mp4")
-    parser.add_argument("--after", type=canvas.length, metavar="TIME", help="how much to make behind the video")
-    parser.add_argument("--before", type=canvas.length, metavar="TIME", help="how much to make ahead of it")
+    parser.add_argument("--after", type=canvas.duration, metavar="TIME", help="how much to make behind the video")
+    parser.add_argument("--before", type=canvas.duration, metavar="TIME", help="how much to make ahead of it")
     parser.add_argument("--context", type=at_least(1), metavar="N", help="frames of it that are seen at most")
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     words = canvas.split_words(options, inputs=("VIDEO",))
-    if options.after is None and options.before is None:
-        raise UsageError("nothing to make: give --after TIME, --before TIME, or both")
+    if not any(time is not None and time.amount for time in (options.after, options.before)):
+        raise UsageError("nothing to make: give --after TIME, --before TIME, or both, above 0")
     with canvas.opened(options, words) as generator:
         from vdit.infer.making import extend
 

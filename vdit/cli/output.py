@@ -135,7 +135,9 @@ def check_target(target: Target, given: Sequence[str | Path]) -> None:
 def given_files(options: argparse.Namespace, *files: str) -> list[str]:
     """What the user gave: the files, and those that options name. None of it is replaced by an output."""
     named = [getattr(options, name, None) for name in ("model", "data", "file", "image", "mask", "script", "actions")]
-    loras = [name for text in getattr(options, "lora", ()) for name in (text, text.rpartition(":")[0])]
+    # FILE:STRENGTH@EXPERT; a file's own name may hold these signs too.
+    loras = [name for text in getattr(options, "lora", ()) for name in (text, text.rpartition("@")[0])]
+    loras += [name.rpartition(":")[0] for name in loras]
     return [name for name in (*files, *named, *loras) if name]
 
 
@@ -157,8 +159,8 @@ def file_name(number: int, prompt: str, *, frames: int) -> str:
     return f"{number:03}-{slug}{'.png' if frames == 1 else '.mp4'}"
 
 
-def with_seed(path: Path, seed: int | None) -> Path:
-    return path if seed is None else path.with_stem(f"{path.stem}-seed{seed}")
+def with_seed(path: Path, seed: int) -> Path:
+    return path.with_stem(f"{path.stem}-seed{seed}")
 
 
 @contextlib.contextmanager
