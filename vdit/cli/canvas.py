@@ -15,6 +15,7 @@ One grammar for all of them:
 - Videos are taken, and the result is written, at the model's frame rate (its experiment's `sample.fps`; of public
   weights, the published one): the model knows no other. Inputs of another rate are resampled by time. --fps overrides
   the rate of both, and a line says what that means.
+- What does not fit into the host's memory is refused before it is read (vdit.infer.host_memory).
 - --out names one file, which is replaced if it is there, or a folder. With several seeds (--seeds, --count), in a
   folder, and without --out the seed is in the name, and where such a file is there a number is added. What the user
   gave (inputs, the run, a mask, ...) is never replaced.
@@ -134,22 +135,42 @@ def opened(options: argparse.Namespace, words: Words) -> AbstractContextManager:
     return output.opened(options, words.folder)
 
 
-def read_inputs(options: argparse.Namespace, files: Sequence[str], generator, **reading) -> tuple[list, float]:
+def read_inputs(
+    options: argparse.Namespace, files: Sequence[str], generator, *, whole: tuple[int, int] | None = None, **reading
+) -> tuple[list, float]:
     """The files as vdit.infer.inputs.Input, all of one size and rate, and the rate of the result; prints their notes.
 
-    reading: more for vdit.infer.inputs.read_input (last, max_frames, least, ...).
+    Before anything is read: ShapeError if the result would not fit into the host's memory.
+    whole: (height, width) of what is written, where it is larger. reading: more for vdit.infer.inputs.read_input
+    (seconds, max_frames, last).
     """
-    from vdit.infer.inputs import common_size, read_input
+    from vdit.infer.host_memory import check_memory
+    from vdit.infer.inputs import claimed_frames, common_size, read_input
 
     experiment = generator.experiment
     wanted, multiple = asked_size(options), experiment.size_multiple
     inputs, fps = [], output.rate(options, experiment)
     if files:
         wanted = common_size(files, size=wanted, area=largest_area(experiment), multiple=multiple)
+    asked = [getattr(options, name) for name in _NEW.get(options.command, ())]
+    count = sum(time.frames(fps) for time in asked if time is not None)
+    count += sum(claimed_frames(file, fps=fps, **reading) for file in files)
+    written = whole or wanted or experiment.sample.size
+    check_memory(_work(options), count, written, videos=len(seeds(options)))
     for file in files:
         inputs.append(read_input(file, size=wanted, multiple=multiple, fps=fps, **reading))
         say(inputs[-1].note)
     return inputs, fps
+
+
+# Options that say how many frames are made beside the inputs.
+_NEW = {"animate": ("frames",), "extend": ("before", "after"), "loop": ("passage", "frames"), "connect": ("frames",)}
+
+
+def _work(options: argparse.Namespace) -> str:
+    """What the command does to its video: a key of vdit.infer.host_memory.HELD."""
+    part = options.command == "edit" and (options.mask or options.box)
+    return "edit a part" if part else options.command
 
 
 def largest_area(experiment) -> int:

@@ -51,7 +51,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
 
         if frame is not None:
             options.size, frame["size"] = _sizes(options, words.inputs, generator, **frame)
-        (video,), fps = canvas.read_inputs(options, words.inputs, generator, **taken(options))
+        whole = None if frame is None else frame["size"]
+        (video,), fps = canvas.read_inputs(options, words.inputs, generator, whole=whole, **taken(options))
         more = {"grow": options.grow, "window": options.window, "overlap": options.overlap}
         mask = None if frame is not None else read_part(options, boxes, video)
         if frame is not None:

@@ -18,8 +18,9 @@ SSIM, and writes OUT/NAME.mp4 with the original at the left and the reconstructi
 OUT/reconstruct.json; names that are taken get a number. A file keeps its own aspect ratio, by this rule: it is
 scaled to cover the height and width, multiples of the VAE's stride, that suit its shape best within --area pixels
 (never above its own), and the overhang, less than one stride, is cut off evenly. Its frame rate is its own unless
---fps is given. Frames after the last whole group of the VAE's stride in time are left out, and counted. Memory does
-not grow with the duration."""
+--fps is given: the VAE knows no rate. Frames after the last whole group of the VAE's stride in time are left out, and
+counted. The device's memory does not grow with the duration, the host's does: a file that does not fit is named before
+it is read."""
 EPILOG = """\
 examples:
   vdit reconstruct runs/mine holiday.mp4 --out check
@@ -103,12 +104,15 @@ def _reconstruct(vae, file: Path, target: Path, *, area: int, fps: float | None,
 
     from vdit.data.cuts import fit_size
     from vdit.eval.metrics import WINDOW, psnr, ssim
+    from vdit.infer.host_memory import check_memory
+    from vdit.infer.inputs import claimed_frames
     from vdit.video_io import probe, read_video, write_video
 
     info = probe(file)
     stride = vae.config.spatial_stride
     size = fit_size(info.height, info.width, max(min(area, info.height * info.width), stride**2), stride)
     most = None if frames is None else max(1, frames.frames(fps or info.fps or 25.0))
+    check_memory("reconstruct", claimed_frames(file, fps=fps, max_frames=most), size)
     clip = read_video(file, fps=fps, max_frames=most, size=size)
     whole = 1 + (len(clip.frames) - 1) // vae.config.temporal_stride * vae.config.temporal_stride
     video = clip.frames[:whole]

@@ -10,6 +10,7 @@ a clip of one frame. Sound is not read.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -134,6 +135,29 @@ def read_input(
     )
 
 
+def claimed_frames(
+    path: str | Path,
+    *,
+    fps: float | None = None,
+    start: float = 0.0,
+    seconds: float | None = None,
+    max_frames: int | None = None,
+    last: int | None = None,
+) -> int:
+    """How many frames `read_input` would hold, as the file says before it is decoded; 0 where it does not say."""
+    info = _look(Path(path))
+    if info.still:
+        return 1
+    rate = fps or info.rate
+    length = None if info.seconds is None else max(0.0, info.seconds - start)
+    if seconds is not None:
+        length = seconds if length is None else min(length, seconds)
+    most = min(n for n in (max_frames, last, math.inf) if n is not None)
+    if length is None or rate is None:
+        return 0 if most == math.inf else most
+    return min(math.ceil(length * rate), most)
+
+
 def same_rate(a: float, b: float) -> bool:
     """Whether two numbers of frames per second count as one: 29.97 and 30 do."""
     return abs(a / b - 1) <= SAME_RATE
@@ -152,11 +176,13 @@ def common_size(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Looks:
-    """What a file says of itself. size: (h, w) as displayed. rate: frames per second, or None where it is unknown."""
+    """What a file says of itself. size: (h, w) as displayed. rate: frames per second, or None where it is unknown;
+    seconds: its length, likewise."""
 
     size: tuple[int, int]
     still: bool
     rate: float | None = None
+    seconds: float | None = None
     sound: bool = False
 
 
@@ -166,7 +192,7 @@ def _look(path: Path) -> _Looks:
     if path.suffix.lower() in PICTURES or is_image(path):
         return _Looks(size=read_image(path).shape[:2], still=True)
     info = probe(path)
-    return _Looks(size=(info.height, info.width), still=False, rate=info.fps, sound=info.sound)
+    return _Looks(size=(info.height, info.width), still=False, rate=info.fps, seconds=info.duration, sound=info.sound)
 
 
 def _size(
