@@ -19,7 +19,8 @@ An experiment is a Python file with a function config() that returns a vdit Expe
 are meant to be read, and are found by name too (`vdit train clips`). A run's folder also stands for its experiment.
 Without one, --data trains a small default on a folder of ordinary video files, with captions in captions.jsonl or
 captions.csv ("file" and "caption"), in metadata.csv, in prompt.txt beside videos.txt, or in a .txt file beside each
-video (docs/captions.md). Files that cannot be read are skipped, counted and named."""
+video (docs/captions.md). One summary says what was found and what is not used; with --strict that is an error. When
+videos or captions have changed since they were encoded, the same command encodes what changed again, and says so."""
 EPILOG = """\
 examples:
   vdit train --data my_videos --workdir runs/mine
@@ -46,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workdir", "--out", metavar="RUN", help="the run's folder; default: runs/NAME, or the run given as EXPERIMENT"
     )
     parser.add_argument("--data", metavar="FOLDER", help="train on this folder of videos (nothing of it is held out)")
+    parser.add_argument(
+        "--strict", action="store_true", help="refuse to start if a video is not used or has no caption"
+    )
     parser.add_argument(
         "--stage", action="append", metavar="STAGE", help=f"only this one of {', '.join(STAGES)}; may be repeated"
     )
@@ -101,7 +105,7 @@ def _train(experiment, space, stages, options, together, profile_steps) -> None:
     training.check_run(experiment, space, stages)
     with Watch(space.logs / "hosts", **parts) as watch:
         logging = training.Logging(tensorboard=not options.no_tensorboard, wandb=wandb, watch=watch)
-        training.run(experiment, space, stages=stages, logging=logging)
+        training.run(experiment, space, stages=stages, logging=logging, strict=options.strict)
     if "dit" in stages and is_first():
         if experiment.lora is not None:
             from vdit.pretrained.lora_write import write_run

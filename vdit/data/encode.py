@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 import grain
 import numpy as np
 
+from vdit.data.changes import RECORD, Record
 from vdit.data.clips import Clips
+from vdit.data.latents import LatentStore
 from vdit.data.parts import LatentParts
 from vdit.data.sources import Sample
+from vdit.errors import DataError
 from vdit.types import Array
 
 # uint8 [1 t h w 3] -> the latent's mean [1 t' h' w' c]. Bytes, so that they are scaled on the device.
@@ -24,7 +28,7 @@ Wait = Callable[[str], None]
 def encode_clips(source: Clips, encode: Encode, path: str | Path, *, samples: int = 0, vae: str = "",
                  dtype: str = "float16", threads: int = 4, read_ahead: int = 8, progress: Progress | None = None,
                  key: Any = None, shard_index: int = 0, shard_count: int = 1, wait: Wait | None = None,
-                 ) -> dict[str, Any] | None:
+                 record: Record | None = None, former: Former | None = None) -> dict[str, Any] | None:
     """Encodes `samples` cuts of a source (0: each item once) into a new folder of latents.
 
     A clip's actions go into its record as they are.
@@ -32,6 +36,8 @@ def encode_clips(source: Clips, encode: Encode, path: str | Path, *, samples: in
     vae: names the VAE in the index. progress: called with (done, samples) of this host after each clip.
     key: plain value that changes when the source's cuts do, its settings for instance. A call that was interrupted
     goes on where it was when made again with the same key, vae, dtype and samples, on any number of hosts.
+    record: what the videos are (vdit.data.changes), kept beside the latents; of the first host.
+    former: latents that are in the folder already and are replaced; what is still right of them is taken over.
     shard_index, shard_count: this host of how many that make the same call, in a folder that they share; each
     encodes its share. wait: called by each host with a name, returns when all hosts have called it.
     Returns the index (see write_latents); None where there are several hosts and no way to wait for the others:
@@ -39,21 +45,55 @@ def encode_clips(source: Clips, encode: Encode, path: str | Path, *, samples: in
     """
     samples = samples or len(source)
     parts = LatentParts(path, samples=samples, vae=vae, dtype=dtype, key=[key, len(source)],
-                        shard_index=shard_index, shard_count=shard_count)
+                        shard_index=shard_index, shard_count=shard_count, replaces=former is not None)
     missing = parts.missing()
     indices = [index for part in missing for index in parts.places(part)]
     total = sum(len(parts.places(part)) for part in parts.own())
-    items = _counted(_encoded(_read(source, indices, threads, read_ahead), encode), total - len(indices), total,
+    items = _counted(_encoded(_read(source, indices, threads, read_ahead, former), encode), total - len(indices), total,
                      progress)
     for part in missing:
         parts.write(part, items)
-    return parts.finish(wait) if wait is not None or shard_count == 1 else None
+    if wait is None and shard_count > 1:
+        return None
+    more = {} if record is None else {RECORD: record | {"videos": len(source)}}
+    return parts.finish(wait, more)
 
 
-def _read(source: Clips, indices: Sequence[int], threads: int, read_ahead: int) -> Iterable[Sample]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Former:
+    """Latents of the same source as it was before some of its videos changed.
+
+    store: these latents. videos: how many videos the source had. changed: names of those that are not as they were.
+    """
+
+    store: LatentStore
+    videos: int
+    changed: frozenset[str]
+
+    def sample(self, source: Clips, index: int) -> Sample | None:
+        """What encoding the source's sample would give again, bit for bit; None where that is not certain."""
+        if len(source) != self.videos or index >= len(self.store):  # other numbers of videos draw other cuts
+            return None
+        name = source.name(index % len(source))
+        if name in self.changed:
+            return None
+        try:
+            sample = self.store.read(index, 0)
+        except DataError:
+            return None
+        return sample if sample["id"] == name else None
+
+
+def _read(source: Clips, indices: Sequence[int], threads: int, read_ahead: int, former: Former | None
+          ) -> Iterable[Sample]:
     if not indices:
         return ()
-    clips = grain.MapDataset.range(len(indices)).map(lambda place: source[indices[place]])
+
+    def read(place: int) -> Sample:
+        known = None if former is None else former.sample(source, indices[place])
+        return source[indices[place]] if known is None else known
+
+    clips = grain.MapDataset.range(len(indices)).map(read)
     return clips.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=read_ahead))
 
 
@@ -66,15 +106,14 @@ def _counted(items: Iterable[Sample], done: int, total: int, progress: Progress 
 
 def _encoded(clips: Iterable[Sample], encode: Encode) -> Iterator[Sample]:
     """Each clip with its latent, one clip behind the dispatch."""
-    pending: deque[tuple[Sample, Array]] = deque()
+    pending: deque[tuple[Sample, Array | None]] = deque()
     for sample in clips:
-        video = sample.pop("video")
-        pending.append((sample, encode(video[None])))
+        pending.append((sample, None if "latent" in sample else encode(sample.pop("video")[None])))
         if len(pending) > 1:
             yield _fetch(*pending.popleft())
     while pending:
         yield _fetch(*pending.popleft())
 
 
-def _fetch(sample: Sample, latent: Array) -> Sample:
-    return {"latent": np.asarray(latent, np.float32)[0], **sample}
+def _fetch(sample: Sample, latent: Array | None) -> Sample:
+    return sample if latent is None else {"latent": np.asarray(latent, np.float32)[0], **sample}

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,16 @@ PATIENCE = 120.0  # seconds until a file that another host has written is seen h
 class LatentParts:
     """The parts of one folder of latents, and this host's share of them.
 
-    path: the folder; must not exist. samples: how many. key: anything that changes when the latents would.
+    path: the folder; must not exist, unless `replaces`: then what is there is replaced when all is written. samples:
+    how many. key: anything that changes when the latents would.
     shard_index, shard_count: this host of how many; every host sees the same folders.
     """
 
     def __init__(self, path: str | Path, *, samples: int, vae: str, dtype: str, key: Any = None, shard_index: int = 0,
-                 shard_count: int = 1):
+                 shard_count: int = 1, replaces: bool = False):
         check_dtype(dtype)
         self.path = Path(path)
-        if self.path.exists():
+        if self.path.exists() and not replaces:
             raise DataError(f"{self.path} exists already: choose another folder for latents, or remove it")
         if samples < 1:
             raise DataError("there are no latents to write: the source of clips is empty")
@@ -46,8 +47,9 @@ class LatentParts:
         self.shard_index, self.shard_count = shard_index, shard_count
         self.size = max(SMALLEST_PART, -(-samples // MOST_PARTS))
         self.count = -(-samples // self.size)
-        digest = hashlib.sha256(json.dumps([FORMAT, samples, self.size, vae, dtype, key]).encode()).hexdigest()[:12]
-        self.work = self.path.parent / f".{self.path.name}.{digest}.writing"
+        key = [FORMAT, samples, self.size, vae, dtype, key]
+        self.key = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+        self.work = self.path.parent / f".{self.path.name}.{self.key}.writing"
         self.work.mkdir(parents=True, exist_ok=True)
 
     def places(self, part: int) -> range:
@@ -71,24 +73,37 @@ class LatentParts:
         except BaseException:
             writer.abandon()
             raise
-        _write_json(_note_file(self.work, part), writer.close())
+        write_json(_note_file(self.work, part), writer.close())
 
-    def finish(self, wait: Callable[[str], None] | None = None) -> dict[str, Any]:
+    def finish(self, wait: Callable[[str], None] | None = None, more: Mapping[str, Any] | None = None
+               ) -> dict[str, Any]:
         """The index, once all parts of all hosts are there; then the folder has its name.
 
-        wait: called by each host with a name, returns when all hosts have called it; None for one host.
+        more: names of files to write beside the index, and what they hold (JSON). wait: called by each host with a
+        name, returns when all hosts have called it; None for one host.
         """
         wait = wait or (lambda name: None)
         wait("latents written")
         if self.shard_index == 0:
             notes = [self._await_note(part) for part in range(self.count)]
-            index = make_index(notes, vae=self.vae, dtype=self.dtype)
-            _write_json(self.work / INDEX, index)
+            index = make_index(notes, vae=self.vae, dtype=self.dtype) | {"key": self.key}
+            for name, value in (more or {}).items():
+                write_json(self.work / name, value)
+            write_json(self.work / INDEX, index)
+            if self.path.exists():
+                os.replace(self.path, self.work.with_suffix(".former"))
             os.replace(self.work, self.path)
             self._clear()
         wait("latents complete")
-        _await(lambda: (self.path / INDEX).exists(), self.path / INDEX)
-        return json.loads((self.path / INDEX).read_text())
+        _await(lambda: self._index().get("key") == self.key, self.path / INDEX)
+        return self._index()
+
+    def _index(self) -> dict[str, Any]:
+        """The index of the folder; empty where there is none."""
+        try:
+            return json.loads((self.path / INDEX).read_text())
+        except (OSError, ValueError):
+            return {}
 
     def _note(self, part: int) -> dict[str, Any] | None:
         """What is known of a part that is complete."""
@@ -107,8 +122,9 @@ class LatentParts:
         """The notes have served; and what was cut short, or given up for other latents, is of no use."""
         for left in [*self.path.glob("part-*.json"), *self.path.glob(".*.part")]:
             left.unlink(missing_ok=True)
-        for left in self.path.parent.glob(f".{self.path.name}.*.writing"):
-            shutil.rmtree(left, ignore_errors=True)
+        for ending in ("writing", "former"):
+            for left in self.path.parent.glob(f".{self.path.name}.*.{ending}"):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _note_file(folder: Path, part: int) -> Path:
@@ -125,7 +141,7 @@ def _await(seen: Callable[[], bool], file: Path) -> None:
         time.sleep(0.2)
 
 
-def _write_json(file: Path, value: Any) -> None:
+def write_json(file: Path, value: Any) -> None:
     part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
     part.write_text(json.dumps(value, indent=1))
     os.replace(part, file)

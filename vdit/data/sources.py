@@ -45,10 +45,10 @@ class DataSummary:
                 f"{len(self.uncaptioned)} without")
         head += f"; {self.held_out} held out" if self.held_out else ""
         head += f"; {len(self.skipped)} not used" if self.skipped else ""
-        more = [[f"not used: {_shown(name)}: {_shown(reason)}" for name, reason in self.skipped.items()],
-                [f"no caption (trained on as the empty prompt): {_shown(name)}" for name in self.uncaptioned]]
+        skipped = [f"not used: {_shown(name)}: {_shown(reason)}" for name, reason in self.skipped.items()]
+        bare = [f"no caption: {_shown(name)}" for name in self.uncaptioned] if captioned else []
         lines = [head, *(f"  {_shown(note)}" for note in self.notes)]
-        for group in more:
+        for group in (skipped, bare):
             lines += [f"  {line}" for line in group[:most]]
             lines += [f"  ... and {len(group) - most} more"] if len(group) > most else []
         return lines

@@ -2,57 +2,148 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
+from typing import Any
 
 import jax
 import numpy as np
 
 from vdit.checkpoint import load_params
-from vdit.data.encode import encode_clips
+from vdit.checkpoint.agree import on_first
+from vdit.data.changes import RECORD, Changes, Record, digest_of, find_changes, look_at_videos, read_record
+from vdit.data.encode import Former, encode_clips
 from vdit.data.latents import LatentStore
-from vdit.data.open import open_source
+from vdit.data.parts import write_json
 from vdit.dist.multihost import is_first
 from vdit.dist.together import first_does, wait_for_all
-from vdit.errors import ConfigError
+from vdit.errors import ConfigError, DataError
 from vdit.train.base import brings
 from vdit.train.experiment import Experiment
 from vdit.train.progress import make_display
-from vdit.train.reporting import Logging, report_skipped
+from vdit.train.reporting import Logging, TrainingVideos
+from vdit.train.resuming import last_step
 from vdit.train.workspace import Workspace
 from vdit.types import PyTree
 from vdit.vae.statistics import MIN_STD, constant_channels
 from vdit.vae.video import VideoVAE
 
 
-def encode_latents(experiment: Experiment, workspace: Workspace, logging: Logging) -> None:
+def encode_latents(experiment: Experiment, workspace: Workspace, logging: Logging, videos: TrainingVideos) -> None:
     """Encode the videos with the trained VAE, each host its share of them, in a folder that all hosts share.
 
-    Goes on where it was interrupted. Latents of another VAE or another choice of clips are refused.
+    Goes on where it was interrupted. Where videos or captions are not what they were when they were encoded, what
+    changed is encoded again, and said. Latents of another VAE or another data config are refused.
     """
     params = load_params(workspace.vae)["vae"]
-    identity = _fingerprint(params, experiment)
-    if not (workspace.latents / "index.json").exists():
-        _encode(experiment, workspace, params, identity, logging)
+    look = _look(experiment, workspace)
+    if look.changes is not None:
+        _encode_changes(experiment, workspace, params, look, logging, videos)
+    elif not (workspace.latents / "index.json").exists():
+        _encode(experiment, workspace, params, look, logging, videos)
     index = LatentStore(workspace.latents).index
-    if index["vae"] != identity:
-        raise ConfigError(
-            f"{workspace.latents} was encoded with another VAE or another data config: remove that folder to "
-            "encode again"
-        )
+    _check_identity(index, workspace, [_fingerprint(params, experiment)])
     unused = constant_channels(index)
     if unused:
         logging.say(
             f"latents: channel(s) {', '.join(map(str, unused))} of {index['channels']} never vary (std 0): the videos "
             f"are all alike there, or the VAE does not use them; they are normalised by {MIN_STD:g}"
         )
-    if not brings(experiment, "statistics.json"):
+    # What a transformer was trained with stays: it would make other colours by other statistics.
+    kept = brings(experiment, "statistics.json") or (last_step(workspace.dit) is not None and workspace.statistics())
+    if not kept:
         first_does(lambda: workspace.save_statistics(index["mean"], index["std"]), "statistics.json")
 
 
-def _encode(experiment: Experiment, workspace: Workspace, params: PyTree, identity: str, logging: Logging) -> None:
-    source = open_source(experiment.data, seed=experiment.seed, exclude=experiment.holdout)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Look:
+    """What the first host sees of the videos, and all hosts act upon.
+
+    record: of the videos, on the first host alone; None where they are not files. digest: of the record. changes: since
+    the latents were encoded; None for none. videos: how many the latents were made of.
+    """
+
+    record: Record | None
+    digest: str | None
+    changes: Changes | None = None
+    videos: int = 0
+
+
+def _look(experiment: Experiment, workspace: Workspace) -> _Look:
+    """Looks at the videos, and keeps a record of them beside latents that have none: those of an older vdit."""
+    seen: list[Record | None] = [None]
+
+    def look() -> dict[str, Any]:
+        encoded = (workspace.latents / "index.json").exists()
+        before = read_record(workspace.latents) if encoded else None
+        now = seen[0] = look_at_videos(experiment.data, experiment.holdout, before)
+        if not encoded or now is None:
+            return {"digest": digest_of(now)}
+        adopted, before = before is None, before or now | {"videos": 0}  # of an older vdit: as if nothing had changed
+        changes = find_changes(before, now)
+        if not changes and (adopted or before["files"] != now["files"]):
+            write_json(workspace.latents / RECORD, now | {"videos": before["videos"]})
+        return {"digest": digest_of(now), "changes": dataclasses.asdict(changes) if changes else None,
+                "videos": before["videos"]}  # fmt: skip
+
+    found = on_first(look)
+    changes = found.get("changes")
+    return _Look(
+        record=seen[0],
+        digest=found["digest"],
+        changes=None if changes is None else Changes(**{name: tuple(names) for name, names in changes.items()}),
+        videos=found.get("videos", 0),
+    )
+
+
+def _encode_changes(
+    experiment: Experiment, workspace: Workspace, params: PyTree, look: _Look, logging: Logging, videos: TrainingVideos
+) -> None:
+    """Replaces latents by those of the videos as they are now."""
+    store = LatentStore(workspace.latents)
+    samples = dataclasses.replace(experiment.latents, samples=store.index["count"])
+    # `vdit train --data` may draw another number of other videos: that is no other data config.
+    known = [experiment, dataclasses.replace(experiment, latents=samples)]
+    _check_identity(store.index, workspace, [_fingerprint(params, each) for each in known])
+    step = last_step(workspace.dit)
+    count = experiment.latents.samples or len(videos.open())
+    if step is not None and count != len(store):
+        raise DataError(
+            f"{experiment.data.path} has changed since it was encoded: {look.changes}. The transformer was trained on "
+            f"{len(store)} latents and cannot go on with {count}: train in another --workdir, or undo the change"
+        )
+    logging.say(f"latents: videos have changed since they were encoded: {look.changes}; encoding what changed again")
+    former = Former(store=store, videos=look.videos, changed=look.changes.names)
+    _encode(experiment, workspace, params, look, logging, videos, former)
+    if step is not None:
+        logging.say(
+            f"latents: the transformer's {step} steps were trained on the videos as they were; more steps "
+            f"(--cfg.dit_train.steps=N) train it on these"
+        )
+    elif experiment.text.tokenizer is None and not brings(experiment, "tokenizer.model"):
+        first_does(lambda: workspace.tokenizer.unlink(missing_ok=True), "tokenizer.model")  # it is of the old captions
+
+
+def _check_identity(index: dict[str, Any], workspace: Workspace, identities: list[str]) -> None:
+    if index["vae"] not in identities:
+        raise ConfigError(
+            f"{workspace.latents} was encoded with another VAE or another data config: remove that folder to "
+            "encode again"
+        )
+
+
+def _encode(
+    experiment: Experiment,
+    workspace: Workspace,
+    params: PyTree,
+    look: _Look,
+    logging: Logging,
+    videos: TrainingVideos,
+    former: Former | None = None,
+) -> None:
+    source = videos.open()
     channels = experiment.vae.latent_channels
     plain = {"mean": np.zeros(channels, np.float32), "std": np.ones(channels, np.float32)}
     vae = VideoVAE(config=experiment.vae, params=params, statistics=plain)
@@ -69,18 +160,21 @@ def _encode(experiment: Experiment, workspace: Workspace, params: PyTree, identi
             functools.partial(vae.encode, latent_frames=experiment.latents.latent_frames or None),
             workspace.latents,
             samples=samples,
-            vae=identity,
+            vae=_fingerprint(params, experiment),
             dtype=experiment.latents.dtype,
             threads=experiment.data.threads,
             progress=show,
+            key=look.digest,
             shard_index=jax.process_index(),
             shard_count=jax.process_count(),
             wait=wait_for_all,
+            record=look.record,
+            former=former,
         )
     finally:
         if display is not None:
             display.close()
-    report_skipped(source, logging)
+    videos.tell_broken()
 
 
 def _fingerprint(params: PyTree, experiment: Experiment) -> str:

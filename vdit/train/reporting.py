@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 from rich.console import Console
 
+from vdit.data.open import open_source
+from vdit.data.sources import DataSummary, Source
 from vdit.dist.multihost import is_first
+from vdit.errors import DataError
+from vdit.train.experiment import Experiment
 from vdit.train.metrics import JsonLines, TensorBoard, WandB, Writer
 from vdit.train.watch import Watch
 from vdit.train.workspace import Workspace
@@ -42,12 +47,50 @@ def make_writers(stage: str, workspace: Workspace, logging: Logging, step: int) 
     return writers
 
 
-def report_skipped(source, logging: Logging) -> None:
-    """Which files of a source could not be read, and why: the first twenty on the console, all in the log."""
-    skipped = source.report()
-    if skipped:
-        logging.say(f"skipped {len(skipped)} file(s) that cannot be read:")
-    for number, (name, reason) in enumerate(skipped.items()):
-        logging.watch.note(f"skipped: {name}: {reason}")
-        if number < 20:
-            logging.say(f"  {name}: {reason}")
+class TrainingVideos:
+    """The videos that an experiment trains on, opened once for all stages; what was found in them is said once.
+
+    strict: refuse data of which a video is not used, or has no caption that the model could learn from.
+    """
+
+    def __init__(self, experiment: Experiment, logging: Logging, *, strict: bool = False):
+        self._experiment, self._logging, self._strict = experiment, logging, strict
+        self._source: Source | None = None
+        self._told: set[str] = set()
+
+    def open(self) -> Source:
+        """The source, the same at every call; DataError if it cannot be opened, or is not as `strict` asks."""
+        if self._source is None:
+            experiment = self._experiment
+            source = open_source(experiment.data, seed=experiment.seed, exclude=experiment.holdout)
+            if source.summary is not None:
+                self._tell(source.summary)
+            self._told.update(source.report())
+            self._source = source
+        return self._source
+
+    def tell_broken(self) -> None:
+        """Which files could not be read since: the first twenty on the console, all in the log."""
+        broken = {} if self._source is None else self._source.report()
+        new = {name: reason for name, reason in broken.items() if name not in self._told}
+        self._told.update(new)
+        if new:
+            self._logging.say(f"skipped {len(new)} file(s) that cannot be read (others took their place):")
+        for number, (name, reason) in enumerate(new.items()):
+            self._logging.watch.note(f"skipped: {name}: {reason}")
+            if number < 20:
+                self._logging.say(f"  {name}: {reason}")
+
+    def _tell(self, summary: DataSummary) -> None:
+        for line in summary.lines():
+            self._logging.say(line)
+        for line in summary.lines(most=sys.maxsize)[1:]:
+            self._logging.watch.note(line.strip())
+        uncaptioned = summary.uncaptioned if self._experiment.network.uses_text else ()
+        if self._strict and (summary.skipped or uncaptioned):
+            first = next(iter(summary.skipped.items()), None)
+            example = f"{first[0]}: {first[1]}" if first else f"{uncaptioned[0]} has no caption"
+            raise DataError(
+                f"--strict: of {summary.found} videos in {summary.place}, {len(summary.skipped)} are not used and "
+                f"{len(uncaptioned)} have no caption; for one, {example}"
+            )

@@ -25,7 +25,6 @@ import numpy as np
 from vdit import config as config_tools
 from vdit.checkpoint import Checkpointer, RunLock
 from vdit.data.latents import LatentStore
-from vdit.data.open import open_source
 from vdit.data.pipeline import row_iterator, video_batches
 from vdit.dist.mesh import make_mesh
 from vdit.dist.multihost import is_first
@@ -44,7 +43,7 @@ from vdit.train.distill import DistillLoss
 from vdit.train.encoding import encode_latents
 from vdit.train.experiment import Experiment
 from vdit.train.loop import TrainResult, start, train
-from vdit.train.reporting import Logging, make_writers, report_skipped
+from vdit.train.reporting import Logging, TrainingVideos, make_writers
 from vdit.train.resuming import is_complete, last_step
 from vdit.train.sampling import sample_hook
 from vdit.train.state import plan_state
@@ -59,11 +58,13 @@ CAPTIONS_FOR_TOKENIZER = 100_000
 
 
 def run(
-    experiment: Experiment, workspace: Workspace, *, stages: Sequence[str] = STAGES, logging: Logging | None = None
-) -> Experiment:
+    experiment: Experiment, workspace: Workspace, *, stages: Sequence[str] = STAGES, logging: Logging | None = None,
+    strict: bool = False,
+) -> Experiment:  # fmt: skip
     """Run the named stages in their order; returns the experiment as resolved (vocabulary fitted).
 
-    All hosts call it. Raises Preempted where SIGTERM ended it, KeyboardInterrupt where Ctrl-C did.
+    strict: refuse data of which a video is not used, or has no caption (DataError). All hosts call it. Raises
+    Preempted where SIGTERM ended it, KeyboardInterrupt where Ctrl-C did.
     """
     logging = logging or Logging()
     unknown = sorted(set(stages) - set(STAGES))
@@ -78,9 +79,12 @@ def run(
         first_does(lambda: _begin_folder(experiment, workspace), "experiment.json")
         adopt(experiment, workspace)
         wait_for_all("start_from")
+        videos = TrainingVideos(experiment, logging, strict=strict)
+        if strict:  # before anything slow; otherwise they are opened by the first stage that needs them
+            videos.open()
         for stage in STAGES:
             if stage in stages:
-                experiment = _run_stage(stage, experiment, workspace, logging)
+                experiment = _run_stage(stage, experiment, workspace, logging, videos)
         first_does(lambda: workspace.save_experiment(experiment), "experiment.json")
     return experiment
 
@@ -97,16 +101,18 @@ def check_run(experiment: Experiment, workspace: Workspace, stages: Sequence[str
         is_complete(workspace.dit, experiment.dit_train, with_tokenizer(experiment, workspace))
 
 
-def _run_stage(stage: str, experiment: Experiment, workspace: Workspace, logging: Logging) -> Experiment:
+def _run_stage(
+    stage: str, experiment: Experiment, workspace: Workspace, logging: Logging, videos: TrainingVideos
+) -> Experiment:
     """Runs a stage, or what of it is left to do; returns the experiment with what the stage has settled."""
     logging.watch.stop.check()  # a signal may have come when the loop before had nothing left to stop
     logging.watch.at(stage)
     began, result = time.perf_counter(), {"latents": workspace.latents / "index.json", "tokenizer": workspace.tokenizer}
     before, worked = _stamp(result.get(stage)), False
     if stage == "vae":
-        worked = train_vae(experiment, workspace, logging) is not None
+        worked = train_vae(experiment, workspace, logging, videos) is not None
     elif stage == "latents":
-        encode_latents(experiment, workspace, logging)
+        encode_latents(experiment, workspace, logging, videos)
     elif stage == "tokenizer" and experiment.dit.text != "none":
         experiment = train_tokenizer(experiment, workspace)
         logging.say(f"tokenizer: {(experiment.text.t5 or experiment.text).vocab_size} pieces")
@@ -134,13 +140,14 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def train_vae(experiment: Experiment, workspace: Workspace, logging: Logging) -> TrainResult | None:
+def train_vae(
+    experiment: Experiment, workspace: Workspace, logging: Logging, videos: TrainingVideos
+) -> TrainResult | None:
     """Train the VAE on windows of the videos. Returns None if it is trained already, or the base's."""
     config, clips = experiment.vae_train, experiment.vae_clips
     if brings(experiment, "vae") or is_complete(workspace.vae, config, experiment):
         return None
-    source = open_source(experiment.data, seed=experiment.seed, exclude=experiment.holdout)
-    report_skipped(source, logging)
+    source = videos.open()
     mesh = make_mesh(experiment.mesh)
     share = host_share(mesh)
     data = video_batches(
@@ -159,7 +166,7 @@ def train_vae(experiment: Experiment, workspace: Workspace, logging: Logging) ->
     result = _train(
         "vae", experiment, workspace.vae, workspace, plan, loss, data, logging
     )
-    report_skipped(source, logging)
+    videos.tell_broken()
     return result
 
 
