@@ -78,12 +78,11 @@ class FolderLibrary:
         path = self.path / entry.file
         try:
             if not os.path.isfile(path):
-                why = "is no regular file" if os.path.lexists(path) else "is missing, though a captions file names it"
-                raise VideoError(f"{path} {why}")
+                return "is no regular file" if os.path.lexists(path) else "is missing, though a captions file names it"
             info = video_io.probe(path)
             fps, seconds = _timing(path, info)
         except VideoError as error:
-            return str(error)
+            return str(error).removeprefix(f"{path}: ")
         return FileFootage(path=path, id=entry.file, captions=entry.captions, label=entry.label,
                            height=info.height, width=info.width, fps=fps, seconds=seconds)
 

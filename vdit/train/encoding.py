@@ -12,13 +12,13 @@ import jax
 import numpy as np
 
 from vdit.checkpoint import load_params
-from vdit.checkpoint.agree import on_first
+from vdit.checkpoint.agree import Exchange
 from vdit.data.changes import RECORD, Changes, Record, digest_of, find_changes, look_at_videos, read_record
 from vdit.data.encode import Former, encode_clips
 from vdit.data.latents import LatentStore
 from vdit.data.parts import write_json
 from vdit.dist.multihost import is_first
-from vdit.dist.together import first_does, wait_for_all
+from vdit.dist.together import PATIENCE, first_does, wait_for_all
 from vdit.errors import ConfigError, DataError
 from vdit.train.base import brings
 from vdit.train.experiment import Experiment
@@ -88,7 +88,7 @@ def _look(experiment: Experiment, workspace: Workspace) -> _Look:
         return {"digest": digest_of(now), "changes": dataclasses.asdict(changes) if changes else None,
                 "videos": before["videos"]}  # fmt: skip
 
-    found = on_first(look)
+    found = Exchange().agree(None, lambda _: look(), seconds=PATIENCE)  # a terabyte takes a while to read
     changes = found.get("changes")
     return _Look(
         record=seen[0],

@@ -32,7 +32,7 @@ class Logging:
     def say(self, text: str) -> None:
         """A line for the user, from the first host."""
         if is_first():
-            (self.console or Console()).print(text, markup=False)
+            (self.console or Console()).print(text, markup=False, soft_wrap=True)
 
 
 def make_writers(stage: str, workspace: Workspace, logging: Logging, step: int) -> list[Writer]:
