@@ -181,7 +181,7 @@ def _from_table(files: VideoFiles, table: Path, notes: Sequence[str] = ()) -> Ca
 
 
 def _from_lists(files: VideoFiles, videos: Path, prompts: Path, notes: Sequence[str] = ()) -> Captions:
-    names, texts = (read_lines(path, error=DataError, empty=True) for path in (videos, prompts))
+    texts, names = (read_lines(path, error=DataError, empty=True) for path in (prompts, videos))
     if len(texts) != len(names):
         raise DataError(f"{videos} has {len(names)} lines and {prompts} has {len(texts)}: line k of one belongs to "
                         "line k of the other, so give them the same number")

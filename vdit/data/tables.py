@@ -20,10 +20,10 @@ at a comma.
 from __future__ import annotations
 
 import codecs
+import collections
 import contextlib
 import csv
 import dataclasses
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,11 @@ from vdit import paths
 from vdit.errors import VditError
 
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
-LIMIT = 256 * paths.MIB
-MOST_RECORDS = 2_000_000
+LIMIT = 128 * paths.MIB  # of a file; less would do for most, more takes gigabytes to read
+MOST_LINES = 1_000_000
+MOST_FIELDS = 10_000  # of a row
+LONGEST = 4 * paths.MIB  # letters of a record or a field
+WHOLE = 16 * paths.MIB  # of a .json file, which is not read line by line
 _DEPTH = 16  # of JSON in a record: fields that nobody reads may nest
 
 _MARKS = (  # the longest first: UTF-32's mark begins with UTF-16's
@@ -70,7 +73,10 @@ def read_text(path: str | Path, *, error: type[VditError]) -> str:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise error(f"{path}, line {line}: holds a NUL, which is in no text (UTF-16 without its mark?): {_ENCODE}")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+    if text.count("\n") > MOST_LINES:
+        raise error(f"{path}: has more than {MOST_LINES} lines: split it")
+    return text
 
 
 def read_lines(path: str | Path, *, error: type[VditError], empty: bool = False) -> list[tuple[int, str]]:
@@ -84,7 +90,6 @@ def read_lines(path: str | Path, *, error: type[VditError], empty: bool = False)
     lines = [line.strip() for line in read_text(path, error=error).split("\n")]
     while lines and not lines[-1]:
         lines.pop()
-    _check_count(len(lines), path, error)
     return [(number, line) for number, line in enumerate(lines, start=1) if line or empty]
 
 
@@ -114,9 +119,7 @@ def read_table(
         records = _separated(text, path, names, "\t;," if kind == ".tsv" else ",\t;")
     else:
         records = _objects(text, path, names, alone, whole=kind == ".json")
-    for count, record in enumerate(records, start=1):
-        _check_count(count, path, error)
-        yield record
+    yield from records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,11 +161,14 @@ def _objects(text: str, path: Path, names: _Names, alone: str | None, *, whole: 
     """The records of .json and .jsonl."""
     parse = {"depth": _DEPTH, "error": names.error, "fix": "write one JSON object a line"}
     if whole and text.lstrip().startswith("["):
+        if len(text) > WHOLE:
+            raise names.error(f"{path}: has {len(text)} letters, a .json at most {WHOLE}: write .jsonl")
         values = paths.parse_json(text, name=path, **parse | {"fix": "write a list of JSON objects"})
         located = ((f"{path}, record {number}", value) for number, value in enumerate(values, start=1))
     else:
-        lines = ((f"{path}, line {number}", line) for number, line in enumerate(text.split("\n"), start=1))
-        located = ((where, paths.parse_json(line, name=where, **parse)) for where, line in lines if line.strip())
+        lines = ((f"{path}, line {number}", line) for number, line in enumerate(_lines(text), start=1) if line.strip())
+        located = ((where, paths.parse_json(_short_enough(line, where, names.error), name=where, **parse))
+                   for where, line in lines)
     for where, value in located:
         if alone is not None and isinstance(value, str):
             value = {alone: value}
@@ -175,14 +181,15 @@ def _separated(text: str, path: Path, names: _Names, separators: str) -> Iterato
     """The records of .csv and .tsv."""
     for separator in separators:
         rows = _rows(text, path, separator, names.error)
-        _, head = next(rows, ("", []))
-        if names.needs in map(names.column, head):
-            break
+        with contextlib.suppress(names.error):  # quotes may pair up with another separator
+            _, head = next(rows, ("", []))
+            if names.needs in map(names.column, head):
+                break
     else:
         line = _short(text.lstrip("\n").partition("\n")[0])
         raise names.error(f"{path}, line 1: is {line}, must name the columns, one of them {names.told()}")
-    plain = [_plain(name) for name in head]
-    twice = next((name for name in plain if name and plain.count(name) > 1), None)
+    counts = collections.Counter(_plain(name) for name in head if name.strip())
+    twice = next((name for name, count in counts.items() if count > 1), None)
     if twice is not None:
         raise names.error(f"{path}, line 1: has two columns called {twice!r}: keep one")
     for where, row in rows:
@@ -200,24 +207,33 @@ _SEPARATOR_NAMES = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 def _rows(text: str, path: Path, separator: str, error: type[VditError]) -> Iterator[tuple[str, list[str]]]:
     """(file and line, fields) of each row that is not empty."""
-    reader = csv.reader(io.StringIO(text, newline="\n"), delimiter=separator, strict=True, skipinitialspace=True)
+    where = str(path)
+
+    def lines() -> Iterator[str]:
+        for line in _lines(text):
+            if line.count(separator) > MOST_FIELDS:
+                raise error(f"{where}: has more than {MOST_FIELDS} fields: it is no table of captions or prompts")
+            yield f"{line}\n"
+
+    reader = csv.reader(lines(), delimiter=separator, strict=True, skipinitialspace=True)
     while True:
         where = f"{path}, line {reader.line_num + 1}"
         try:
-            with _long_fields(len(text)):
+            with _long_fields():
                 row = next(reader)
         except StopIteration:
             return
         except csv.Error as reason:
-            raise error(f"{where}: its quotes do not pair up ({reason}): write two for one inside quotes") from None
+            fix = "write at most that" if "limit" in str(reason) else "write two quotes for one inside quotes"
+            raise error(f"{where}: cannot be split into fields ({reason}): {fix}") from None
         if row and any(map(str.strip, row)):
             yield where, row
 
 
 @contextlib.contextmanager
-def _long_fields(most: int) -> Iterator[None]:
-    """Lets fields be as long as the file: csv's own limit, 131,072 letters, is one number for the whole process."""
-    before = csv.field_size_limit(max(most + 1, csv.field_size_limit()))
+def _long_fields() -> Iterator[None]:
+    """Lets fields be longer than csv's own limit, 131,072 letters, which is one number for the whole process."""
+    before = csv.field_size_limit(LONGEST)
     try:
         yield
     finally:
@@ -246,6 +262,17 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _check_count(count: int, path: str | Path, error: type[VditError]) -> None:
-    if count > MOST_RECORDS:
-        raise error(f"{path}: has more than {MOST_RECORDS} lines: split it")
+def _lines(text: str) -> Iterator[str]:
+    """As text.split("\n"), one at a time; an empty line at the end is none."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        yield text[start:end]
+        start = end + 1
+
+
+def _short_enough(line: str, where: str, error: type[VditError]) -> str:
+    if len(line) > LONGEST:
+        raise error(f"{where}: has {len(line)} letters, a record at most {LONGEST}: shorten it")
+    return line
