@@ -73,7 +73,7 @@ def checked(folder: Path) -> object:
     if len(set(names)) < len(names):
         raise Wrong(f"one video twice: {names}")
     for entry in read.entries:
-        check_texts([entry.file, *entry.captions], data)
+        check_texts(list(entry.captions), data)
     return read
 
 
@@ -255,8 +255,8 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "lists in a line": _large("c.jsonl", start=b"[", fill=b"[],"),
     "digits": _large("c.jsonl", 1 << 20, start=b'{"file": ', fill=b"9"),
     "one letter a line": _large("c.txt", 1_900_000, fill=b"a\n"),
-    "wide letters": _large("c.csv", start="file,caption\na.mp4,😀".encode(), fill=b"x"),
-    "records": _large("c.jsonl", 3 << 20, fill=b'{"file": "a.mp4", "caption": "a"}\n'),
+    "wide letters": _large("c.csv", 32 << 20, start="file,caption\na.mp4,😀".encode(), fill=b"x"),
+    "records": _large("c.jsonl", 1 << 20, fill=b'{"file": "a.mp4", "caption": "a"}\n'),
 }
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import collections
 import contextlib
 import csv
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,9 +131,16 @@ class _Names:
     needs: str
     error: type[VditError]
 
+    @functools.cached_property
+    def _meant(self) -> dict[str, str]:
+        return {name: column for column, names in self.columns.items() for name in names}
+
+    @functools.cached_property
+    def _usual(self) -> dict[str, str]:
+        return {column: names[0] for column, names in self.columns.items()}
+
     def column(self, name: str) -> str:
-        plain = _plain(name)
-        return next((column for column, all_ in self.columns.items() if plain in all_), name)
+        return self._meant.get(_plain(name), name)
 
     def told(self) -> str:
         return ", ".join(f'"{name}"' for name in self.columns[self.needs])
@@ -141,11 +149,11 @@ class _Names:
         """Checks the texts, and refuses two fields that mean the same and differ."""
         fields: dict[str, Any] = {}
         came: dict[str, str] = {}
-        first = {_plain(name) for name, value in items if value} & {names[0] for names in self.columns.values()}
+        there = {_plain(name) for name, value in items if value}
         for name, value in items:
             column = self.column(name)
-            usual = self.columns.get(column, (None,))[0]
-            column = name if usual in first and _plain(name) != usual else column
+            usual = self._usual.get(column)
+            column = name if usual in there and _plain(name) != usual else column
             if value is None or not name.strip() or (value == "" and column in fields):
                 continue
             for text in value if isinstance(value, list) else (value,):
@@ -253,6 +261,7 @@ def _decode(data: bytes, path: str | Path, error: type[VditError]) -> str:
         raise error(f"{path}: is not {name} text ({place}): {_ENCODE}") from None
 
 
+@functools.lru_cache(maxsize=1024)
 def _plain(name: str) -> str:
     return "_".join(name.strip().casefold().replace("-", " ").replace("_", " ").split())
 
