@@ -34,7 +34,8 @@ import contextlib, io, json, os, runpy, sys
 shown = {}
 for script in sys.argv[1:]:
     sys.argv, out = [script, "--help"], io.StringIO()
-    sys.path[0] = os.path.dirname(script)
+    module = "python -m " + script.removesuffix(".py").replace("/", ".")  # where its docstring says to start it so
+    sys.path[0] = os.getcwd() if module in open(script).read() else os.path.dirname(script)
     code = None
     with contextlib.redirect_stdout(out):
         try:

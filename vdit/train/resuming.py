@@ -50,5 +50,6 @@ def as_of_now(saved: dict[str, Any]) -> dict[str, Any]:
 def _free(stage: str) -> tuple[str, ...]:
     """Keys that a finished or resumed stage does not depend on."""
     later = ("latents", "text", "text_dropout", "dit", "dit_train", "diffusion", "canvases", "data")
-    earlier = ("vae_train", "vae_loss", "discriminator", "vae_clips")
+    # The latents' number: their own stage refuses one that the transformer cannot go on with, and says what changed.
+    earlier = ("vae_train", "vae_loss", "discriminator", "vae_clips", "latents.samples")
     return MAY_CHANGE + (later if stage == "vae" else earlier)
