@@ -29,6 +29,10 @@ def one_line(text: str) -> str:
     return "".join(plain).strip()
 
 
+class VditWarning(UserWarning):
+    """Something that the user gave was cut, rounded or ignored; the work goes on. The commands print it as one line."""
+
+
 class ConfigError(VditError, ValueError):
     """A configuration value is unknown, of the wrong type, or breaks a rule."""
 

@@ -66,6 +66,9 @@ class Letters:
     def encode(self, text: str) -> list[int]:
         return [1, *(2 + ord(letter) % 14 for letter in text)]
 
+    def length(self, text: str) -> int:
+        return 1 + len(text)
+
 
 def generator(**options) -> Generator:
     """With random weights, so that everything it is given reaches what it makes."""

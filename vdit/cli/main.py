@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 
 import vdit
 from vdit.cli import (
@@ -27,7 +29,7 @@ from vdit.cli import (
 )
 from vdit.cli.ending import ending
 from vdit.cli.parser import Parser, UsageError, nearest, refuse_unknown, take_overrides
-from vdit.errors import MEND
+from vdit.errors import MEND, VditWarning
 
 COMMANDS = {
     "quickstart": quickstart,
@@ -80,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     show_traceback = "--traceback" in arguments
     try:
-        return _run([item for item in arguments if item != "--traceback"])
+        with _warnings_as_lines():
+            return _run([item for item in arguments if item != "--traceback"])
     except SystemExit as stop:  # argparse after --help and --version
         return int(stop.code or 0)
     except BaseException as error:
@@ -92,6 +95,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"vdit: {line}", file=sys.stderr)
         return code
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """What vdit warns of is printed once, as one line; other warnings as ever."""
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+        warnings.simplefilter("always", VditWarning)
+
+        def line(message, category, *place, **more) -> None:
+            if not issubclass(category, VditWarning):
+                show(message, category, *place, **more)
+            elif str(message) not in said:
+                said.add(str(message))
+                print(f"vdit: warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+
+        warnings.showwarning = line
+        yield
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

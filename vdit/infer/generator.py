@@ -22,7 +22,7 @@ from vdit.tasks.canvas import Prompts, tokenize
 from vdit.tasks.given import FromVideo, Given
 from vdit.tasks.method import Method
 from vdit.tasks.sample import TextToVideo, draw
-from vdit.text import Tokenizer
+from vdit.text import Tokenizer, warn_of_cuts
 from vdit.train.experiment import Experiment, sample_method
 from vdit.types import Array, PyTree
 from vdit.vae.video import VideoVAE
@@ -135,8 +135,10 @@ class Generator:
         return sample_method(self.experiment, **{k: v for k, v in changes.items() if v is not None})
 
     def tokens(self, prompts: Sequence[str]) -> Prompts:
-        """Prompts as the model reads them."""
-        return tokenize(self.tokenizer, list(prompts), length=self.experiment.text.max_length)
+        """Prompts as the model reads them; a VditWarning where one is longer than that."""
+        limit = self.experiment.text.max_length
+        warn_of_cuts(self.tokenizer, dict.fromkeys(prompts), limit=limit)
+        return tokenize(self.tokenizer, list(prompts), length=limit)
 
     def _first_frame(self, image: Array, size: tuple[int, int], count: int) -> Given:
         images = as_bytes(image)

@@ -91,6 +91,10 @@ def quickstart(
         measured, samples = measure(generator, wanted, videos, rendered, batch=batch)
 
     figures = _figures(generator, space, clock.seconds, count)
+    limit = experiment.text.max_length
+    cut = sum(generator.tokenizer.length(prompt) > limit for prompt in prompts)
+    if cut:
+        figures[f"prompts cut to {limit} pieces"] = cut
     page = space.root / "report.html"
     made = {"command": command or f"vdit.quickstart.run.quickstart({str(space.root)!r})"} | circumstances()
     write_report(

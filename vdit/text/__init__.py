@@ -11,6 +11,7 @@ from vdit.text.tokenizer import (
     fit_vocabulary,
     load_tokenizer,
     train_tokenizer,
+    warn_of_cuts,
 )
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "t5_preset",
     "t5_text",
     "train_tokenizer",
+    "warn_of_cuts",
 ]

@@ -36,6 +36,9 @@ class LabelTokenizer:
             raise TextError(f"prompt {text!r}: this model is told a class, {rule}")
         return [label]
 
+    def length(self, text: str) -> int:
+        return len(self.encode(text))
+
     @functools.cached_property
     def _labels(self) -> dict[str, int]:
         parts = [(part.strip().lower(), i + 1) for i, name in enumerate(self.names) for part in name.split(",")]
@@ -52,3 +55,6 @@ class NoText:
 
     def encode(self, text: str) -> list[int]:
         return [0]
+
+    def length(self, text: str) -> int:
+        return 1

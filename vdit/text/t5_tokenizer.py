@@ -114,6 +114,10 @@ class T5Tokenizer:
         ids = [*ids[: self.max_length - 1], self.eos_id]
         return ids + [self.pad_id] * (self.max_length - len(ids)) if self.pad else ids
 
+    def length(self, text: str) -> int:
+        """Ids of the whole text, the end token included."""
+        return 1 + len(self._pieces(clean_prompt(text) if self.clean else valid_text(text)))
+
     def _pieces(self, text: str) -> list[int]:
         ids: list[int] = []
         for i, part in enumerate(self._specials.split(text)):

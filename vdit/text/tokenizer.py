@@ -8,13 +8,14 @@ import functools
 import io
 import os
 import unicodedata
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
 import sentencepiece
 
-from vdit.errors import TextError
+from vdit.errors import TextError, VditWarning
 from vdit.text.config import TextConfig
 from vdit.text.spiece import count_pieces, read_model_file
 
@@ -36,6 +37,9 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Between 1 and max_length ids: what the text encoder sees. That of "" is the empty prompt."""
+
+    def length(self, text: str) -> int:
+        """How many ids the whole text has, padding apart; where they are more than max_length, `encode` cuts it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,10 @@ class SentencePieceTokenizer:
         if not isinstance(text, str):
             raise TextError(f"a caption must be text, got {type(text).__name__}: {text!r:.80}")
         return [self.first, *self._processor.encode(valid_text(text))][: self.max_length]
+
+    def length(self, text: str) -> int:
+        """Ids of the whole text, `first` included."""
+        return 1 + len(self._processor.encode(valid_text(text)))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids to text, special tokens left out; the inverse of `encode` up to the model's normalisation."""
@@ -165,6 +173,35 @@ def train_tokenizer(
     if path is not None:
         tokenizer.save(path)
     return tokenizer
+
+
+def warn_of_cuts(tokenizer: Tokenizer, texts: Iterable[str], *, limit: int, name: str = "prompt") -> None:
+    """A VditWarning for each text that has more than `limit` ids: what follows them is not seen by the model.
+
+    name: what the texts are, for the message.
+    """
+    for text in texts:
+        if len(text.encode("utf-8", errors="replace")) + 2 <= limit:
+            continue  # each id but the first and the last stands for a byte or more
+        count = tokenizer.length(text)
+        if count > limit:
+            kept = kept_text(tokenizer, text, limit=limit)
+            where = f"after {kept[-40:]!r}" if kept else "at its beginning"
+            warnings.warn(
+                f"the {name} {text[:30]!r}... is cut {where}: it has {count} pieces, and this model reads {limit}; "
+                f"the last {len(text) - len(kept)} of its {len(text)} characters have no effect",
+                VditWarning,
+                stacklevel=3,
+            )
+
+
+def kept_text(tokenizer: Tokenizer, text: str, *, limit: int) -> str:
+    """The beginning of a text that has at most `limit` ids."""
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if tokenizer.length(text[:middle]) <= limit else (low, middle - 1)
+    return text[:low]
 
 
 def fit_vocabulary(config: TextConfig, tokenizer: Tokenizer) -> TextConfig:

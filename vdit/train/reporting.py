@@ -7,14 +7,18 @@ import sys
 
 from rich.console import Console
 
+from vdit.data.latents import LatentStore
 from vdit.data.open import open_source
 from vdit.data.sources import DataSummary, Source
 from vdit.dist.multihost import is_first
 from vdit.errors import DataError
+from vdit.text import Tokenizer
 from vdit.train.experiment import Experiment
 from vdit.train.metrics import JsonLines, TensorBoard, WandB, Writer
 from vdit.train.watch import Watch
 from vdit.train.workspace import Workspace
+
+CAPTIONS_COUNTED = 10_000  # clips whose captions are looked at for their length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,3 +98,19 @@ class TrainingVideos:
                 f"--strict: of {summary.found} videos in {summary.place}, {len(summary.skipped)} are not used and "
                 f"{len(uncaptioned)} have no caption; for one, {example}"
             )
+
+
+def report_cut_captions(store: LatentStore, tokenizer: Tokenizer, limit: int, logging: Logging) -> None:
+    """How many captions are longer than the model reads, once, before training; of the first CAPTIONS_COUNTED clips."""
+    if not is_first():
+        return
+    clips = min(len(store), CAPTIONS_COUNTED)
+    lengths = {text: 0 for i in range(clips) for text in store[i]["captions"]}
+    lengths = [tokenizer.length(text) for text in lengths]
+    cut = [length for length in lengths if length > limit]
+    if cut:
+        part = "" if clips == len(store) else f" (of the first {clips} clips)"
+        logging.say(
+            f"captions: {len(cut)} of {len(lengths)} different ones{part} have more than text.max_length={limit} "
+            f"pieces and are cut there; the longest has {max(cut)}"
+        )

@@ -43,7 +43,7 @@ from vdit.train.distill import DistillLoss
 from vdit.train.encoding import encode_latents
 from vdit.train.experiment import Experiment
 from vdit.train.loop import TrainResult, start, train
-from vdit.train.reporting import Logging, TrainingVideos, make_writers
+from vdit.train.reporting import Logging, TrainingVideos, make_writers, report_cut_captions
 from vdit.train.resuming import is_complete, last_step
 from vdit.train.sampling import sample_hook
 from vdit.train.state import plan_state
@@ -208,6 +208,8 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
         return None
     store = LatentStore(workspace.latents)
     tokenizer = workspace.open_tokenizer(experiment)
+    if experiment.network.uses_text and last_step(workspace.dit) is None:
+        report_cut_captions(store, tokenizer, experiment.text.max_length, logging)
     statistics = workspace.statistics()
     mesh = make_mesh(experiment.mesh)
     share = host_share(mesh)
