@@ -128,6 +128,7 @@ def _reconstruct(vae, file: Path, target: Path, *, area: int, fps: float | None,
         "frames": len(video),
         "frames_left_out": len(clip.frames) - whole,
         "fps": clip.fps,
+        "sound_left_out": info.sound,
         "psnr": psnr(video, again),
         "ssim": ssim(video, again) if min(size) >= WINDOW else None,
         "video": path.name,
@@ -144,4 +145,6 @@ def _line(name: str, row: dict) -> str:
     what = f"  {row['width']}x{row['height']}, {row['frames']} frames" if "frames" in row else ""
     if row.get("frames_left_out"):
         what += f" (the last {row['frames_left_out']} left out: less than the VAE's stride in time)"
+    if row.get("sound_left_out"):
+        what += ", its sound left out"
     return f"{name}  PSNR {row['psnr']:.2f} dB  {ssim}{what}"

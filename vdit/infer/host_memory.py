@@ -15,10 +15,10 @@ from vdit.errors import ShapeError
 GIB = 1 << 30
 # Bytes held for each byte of the video that is written (given frames and new ones).
 HELD = {
-    "animate": 12, "extend": 12, "loop": 12, "connect": 12, "edit": 15, "edit a part": 20, "inpaint": 24,
-    "rollout": 10, "simulate": 10, "reconstruct": 25,
+    "animate": 10, "extend": 10, "loop": 10, "connect": 10, "edit": 15, "edit a part": 22, "inpaint": 22,
+    "rollout": 10, "simulate": 10, "reconstruct": 24,
 }  # fmt: skip
-FIXED = 200 << 20  # beside that: buffers of codecs, compiled programs
+FIXED = 100 << 20  # beside that: buffers of codecs, compiled programs
 HELPS = {
     "edit": "--take less of the video, a smaller --size, or a lower --fps",
     "edit a part": "--take less of the video, a smaller --size, or a lower --fps",
