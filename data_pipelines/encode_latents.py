@@ -4,8 +4,9 @@
         --data.source=folder --data.path=videos --data.threads=16
 
 What is drawn of each video (sizes, durations, frame rates) is as in the run's experiment, changed by
---data.KEY=VALUE. The result is read by vdit.data.LatentStore. Files that cannot be read are skipped and listed. The
-same command goes on where it was interrupted. To share the work between machines that share the folder, give each
+--data.KEY=VALUE. The result is read by vdit.data.LatentStore. What the run holds out
+of its own data stays out. Files that cannot be read are skipped and listed. The same command goes on where it was
+interrupted, if the videos are as they were. To share the work between machines that share the folder, give each
 --shard INDEX/COUNT; when all are done, the same command without it completes the folder.
 """
 
@@ -13,37 +14,29 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 
 from vdit.config import apply_overrides, to_json
 from vdit.data import encode_clips, open_source
-from vdit.data.config import DataConfig
+from vdit.data.changes import digest_of, look_at_videos
 from vdit.errors import ConfigError, VditError
 from vdit.infer import load_vae
+from vdit.train.encoding import vae_identity
+from vdit.train.experiment import Experiment
 from vdit.train.workspace import Workspace
+from vdit.vae.video import VideoVAE
 
 
-def load(run: str) -> tuple[Any, DataConfig, int]:
-    """(VideoVAE that gives latents as they are, data config, seed) of a run."""
+def load(run: str) -> tuple[VideoVAE, Experiment]:
+    """(VAE that gives latents as they are, experiment) of a run."""
     vae, experiment = load_vae(run), Workspace(run).experiment()
     channels = experiment.vae.latent_channels
     plain = {"mean": np.zeros(channels, np.float32), "std": np.ones(channels, np.float32)}
-    return dataclasses.replace(vae, statistics=plain), experiment.data, experiment.seed
-
-
-def digest(params: Any) -> str:
-    """Names a VAE by its weights."""
-    sha = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        sha.update(np.ascontiguousarray(leaf).tobytes())
-    return sha.hexdigest()[:16]
+    return dataclasses.replace(vae, statistics=plain), experiment
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -61,12 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"])
     parser.add_argument("--shard", type=_share, default=(0, 1), metavar="INDEX/COUNT", help="encode this share only")
     args, rest = parser.parse_known_args(arguments)
-    vae, data, seed = load(args.run)
+    vae, experiment = load(args.run)
     unknown = [text for text in rest if not text.startswith("--data.") or "=" not in text]
     if unknown:
         raise ConfigError(f"{unknown[0]!r} is not understood: settings are given as --data.KEY=VALUE")
+    data, seed = experiment.data, experiment.seed
     data = apply_overrides(data, [text.removeprefix("--data.") for text in rest])
-    source = open_source(data, seed=seed)
+    # What the run holds out of its own data stays out; other data has other names.
+    holdout = experiment.holdout if (data.source, data.path) == (experiment.data.source, experiment.data.path) else ()
+    source = open_source(data, seed=seed, exclude=holdout)
+    record = look_at_videos(data, holdout)
+    for line in source.summary.lines() if source.summary is not None else ():
+        print(line, file=sys.stderr)
+    told = set(source.report())
     samples = args.samples or len(source)
     print(f"{args.run}: its VAE encodes {samples} cuts of {len(source)} clips ({data.source}) to {args.out}, as "
           f"{args.dtype}", file=sys.stderr)
@@ -74,15 +74,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def progress(done: int, total: int) -> None:
         print(f"\r{done} of {total}", end="", file=sys.stderr, flush=True)
 
-    index = encode_clips(source, vae.encode, Path(args.out), samples=samples, vae=digest(vae.params),
-                         dtype=args.dtype, threads=data.threads, progress=progress, key=[to_json(data), seed],
+    index = encode_clips(source, vae.encode, Path(args.out), samples=samples, vae=vae_identity(vae.params),
+                         dtype=args.dtype, threads=data.threads, progress=progress,
+                         key=[to_json(data), seed, digest_of(record)], record=record,
                          shard_index=args.shard[0], shard_count=args.shard[1])
     if index is None:
         print(f"\nshare {args.shard[0]} of {args.shard[1]} is encoded; when all are, run the command without --shard")
     else:
         print(f"\n{args.out}: {index['count']} latents in {len(index['shards'])} file(s)")
     for name, reason in source.report().items():
-        print(f"skipped {name}: {reason}", file=sys.stderr)
+        if name not in told:
+            print(f"skipped {name}: {reason}", file=sys.stderr)
 
 
 if __name__ == "__main__":

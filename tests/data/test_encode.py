@@ -7,13 +7,16 @@ import shutil
 import subprocess
 import sys
 import threading
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from tests.conftest import ROOT
+from tests.data.test_folder import write_film
 from vdit.data import Clips, DataConfig, LatentStore, WorldLibrary, encode_clips, open_source
+from vdit.data.changes import Changes, find_changes, look_at_videos, read_record
 from vdit.data.sources import Source
 from vdit.errors import ConfigError, DataError
 from vdit.infer import load_vae
@@ -165,6 +168,27 @@ def test_machines_share_the_work_of_the_script(tiny_run, tmp_path, capsys):
     assert "run the command without --shard" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         script["main"]([str(tiny_run), str(tmp_path / "other"), "--shard=2/2"])
+
+
+def test_the_script_leaves_out_what_the_run_holds_out_and_sees_changed_videos(tmp_path, capsys):
+    films = tmp_path / "films"
+    films.mkdir()
+    for name in "abc":
+        write_film(films / f"{name}.mp4")
+    (films / "b.mp4").write_bytes(b"no film")
+    data = DataConfig(source="folder", path=str(films), areas=(32 * 32,), frames=(1, 5), fps=(6.0,), threads=1)
+    experiment = types.SimpleNamespace(data=data, seed=0, holdout=("a.mp4",))
+    script = runpy.run_path(str(ROOT / "data_pipelines" / "encode_latents.py"))
+    vae = types.SimpleNamespace(encode=halve, params={"w": np.ones(3)})
+    script["main"].__globals__["load"] = lambda run: (vae, experiment)
+    for share in ("0/2", "1/2"):
+        script["main"](["run", str(tmp_path / "out"), "--samples=40", f"--shard={share}"])
+    write_film(films / "c.mp4", frames=9)  # what was encoded before is of no use
+    script["main"](["run", str(tmp_path / "out"), "--samples=40"])
+    store = LatentStore(tmp_path / "out")
+    assert {store[i]["id"] for i in range(40)} == {"c.mp4"}
+    assert "1 of 40" in capsys.readouterr().err
+    assert find_changes(read_record(tmp_path / "out"), look_at_videos(data, ("a.mp4",))) == Changes()
 
 
 def test_the_script_refuses_what_it_does_not_know(tiny_run, tmp_path):

@@ -106,6 +106,7 @@ class VideoFiles:
         self.folder = folder
         self.paths = {path.relative_to(folder).as_posix(): path for path in sorted(_walk(folder))}
         self.videos = [name for name, path in self.paths.items() if path.suffix.lower() in SUFFIXES]
+        self._stems = {_plain_stem(name) for name in self.videos}
         self._by_name: dict[str, list[str]] = {}
         self._texts: dict[str, list[str]] = {}
         for name in self.paths:
@@ -128,8 +129,10 @@ class VideoFiles:
         return name
 
     def text_of(self, video: str) -> str | None:
-        """The .txt beside a video."""
-        texts = self._texts.get(_stem(video), ())
+        """The .txt beside a video: of the same name, or of one that differs only in how its letters are written."""
+        alike = self._texts.get(_stem(video), ())
+        texts = [name for name in alike if _plain_stem(name) == _plain_stem(video)]
+        texts = texts or [name for name in alike if _plain_stem(name) not in self._stems]
         if len(texts) > 1:
             raise DataError(f"{self.folder}: {_listed([video])} has {len(texts)} texts, {_listed(texts)}: keep one")
         return texts[0] if texts else None
@@ -263,8 +266,12 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def _plain_stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
+
+
 def _stem(name: str) -> str:
-    return _composed(str(PurePosixPath(name).with_suffix("")))
+    return _composed(_plain_stem(name))
 
 
 def _listed(values: Any, most: int = 8) -> str:

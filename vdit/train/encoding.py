@@ -177,13 +177,19 @@ def _encode(
     videos.tell_broken()
 
 
-def _fingerprint(params: PyTree, experiment: Experiment) -> str:
-    """Changes with the VAE's weights and with the choice of clips to encode."""
+def vae_identity(params: PyTree, more: Any = None) -> str:
+    """Changes with the weights of a VAE, and with `more`, which is plain JSON."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         digest.update(np.ascontiguousarray(leaf).tobytes())
+    if more is not None:
+        digest.update(json.dumps(more).encode())
+    return digest.hexdigest()[:16]
+
+
+def _fingerprint(params: PyTree, experiment: Experiment) -> str:
+    """Changes with the VAE's weights and with the choice of clips to encode."""
     names = ("areas", "size_multiple", "frames", "fps", "aspects", "hflip", "source", "path", "captions",
              "world", "world_count", "world_options")  # fmt: skip
     chosen = {name: getattr(experiment.data, name) for name in names}
-    digest.update(json.dumps([chosen, experiment.seed, experiment.holdout, experiment.latents.samples]).encode())
-    return digest.hexdigest()[:16]
+    return vae_identity(params, [chosen, experiment.seed, experiment.holdout, experiment.latents.samples])
