@@ -411,10 +411,17 @@ def _check_known(cls: type, name: str, path: str) -> None:
     known = list(_annotations(cls))
     if name in known:
         return
-    hint = _nearest(name, known, path)
+    hint = _deeper(cls, name, path) or _nearest(name, known, path)
     # Without a near name the list of all names is the next best help.
     hint = hint or f" (its keys: {', '.join(known)})"
     raise ConfigError(f"{_join(path, name)}: unknown key of {cls.__name__}{hint}")
+
+
+def _deeper(cls: type, name: str, path: str) -> str:
+    """The keys of this very name in the configs inside of `cls`."""
+    inside = {parent: _nested_class(annotation) for parent, annotation in _annotations(cls).items()}
+    found = [parent for parent, nested in inside.items() if nested is not None and name in _annotations(nested)]
+    return f"; nearest: {' or '.join(f'{_join(path, parent)}.{name}' for parent in found)}" if found else ""
 
 
 def _nearest(name: str, known: Iterable[str], path: str = "") -> str:

@@ -277,7 +277,7 @@ class _Unnamed:
 
 
 _ATTACHED_PICTURE = av.stream.Disposition.attached_pic
-_MEND = 'write the file anew, or read what comes before with on_error="keep"'
+_MEND = "write the file again (from Python, read_video's on_error reads what comes before)"
 
 
 def _opened(path: str | Path | bytes, name: str) -> BinaryIO:

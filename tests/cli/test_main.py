@@ -63,6 +63,22 @@ def test_help_starts_nothing_heavy():
     (["sample", "run", "a", "--seed", "1", "b"], "unexpected argument 'b'"),
     (["sample"], "RUN"),
     (["sample", "run"], "nothing to sample"),
+    (["sample", "a dog runs"], "'a dog runs' is where RUN"),
+    (["animate", "dog.jpg", "a dog"], "'dog.jpg' is where RUN"),
+    (["train", "x.py", "--dit.depth=4"], "write --cfg.dit.depth=VALUE"),
+    (["train", "x.py", "--dit.dpeth", "4"], "nearest: --cfg.dit.depth"),
+    (["train", "x.py", "dit.depth=4"], "write --cfg.dit.depth=VALUE"),
+    (["train", "x.py", "--cfg-dit.depth=4"], "nearest: --cfg.dit.depth"),
+    (["quickstart", "--seed=4"], "write --cfg.seed=VALUE"),
+    (["quickstart", "--cfg.depth=4"], "nearest: text.depth or dit.depth"),
+    (["sample", "run", "a", "--dit.depth=4"], "unknown option --dit.depth"),
+    (["sample", "run", "a", "--frames", "0s"], "a duration above 0"),
+    (["sample", "run", "a", "--seed", str(2**64)], "from 0 to 18446744073709551615"),
+    (["edit", "run", "a.mp4", "b", "--grow", "4"], "--grow has no effect"),
+    (["simulate", "run", "a", "--actions", "x.csv", "--key-map", "w=1"], "--key-map has no effect"),
+    (["plan", "x.py", "--jobs", "2"], "--jobs has no effect"),
+    (["plan", "x.py", "--search", "--quick"], "--quick has no effect"),
+    (["train", "dog.mp4"], "vdit train --data FOLDER"),
     (["sample", "run", "a", "--size", "64"], "HEIGHTxWIDTH"),
     (["sample", "run", "a", "--size", "0x64"], "HEIGHTxWIDTH"),
     (["sample", "run", "a", "--steps", "0"], "'0' must be a whole number from 1 up"),
@@ -90,6 +106,13 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, ar
     monkeypatch.chdir(tmp_path)
     assert named in refused(capsys, *arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_videos_is_trained_on_by_data(capsys, tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"")
+    line = refused(capsys, "train", tmp_path / "videos")
+    assert f"is a folder of videos; to train on a folder of videos, write vdit train --data {tmp_path}" in line
 
 
 def test_a_file_in_the_place_of_a_folder_is_one_line(capsys, tmp_path):

@@ -237,7 +237,7 @@ def test_errors_name_value_rule_and_mend(generator, video):
         vdit.inpaint(generator, "a", video[:, :12], mask[:12])
     with pytest.raises(ShapeError, match=r"overlap=9 of windows of 9 frames: give 4 to 8"):
         vdit.edit(generator, "a", video, window=9, overlap=9)
-    with pytest.raises(ShapeError, match=r"13 frames in windows of 1, .*give window=5 or more"):
+    with pytest.raises(ShapeError, match=r"13 frames in windows of 1, .*give a window of 5 or more"):
         vdit.edit(generator, "a", video, window=1)
     with pytest.raises(ConfigError, match="at least one text"):
         vdit.edit(generator, [], video)

@@ -63,7 +63,7 @@ def test_a_module_and_its_nested_forms(tmp_path, torch):
             same(opened.read(name), tensor)
     optimizer = torch.optim.AdamW(module.parameters())
     torch.save({"model": state, "ema": state, "opt": optimizer.state_dict()}, file)
-    fails("several dicts of tensors; give key=, one of ema, model", file)
+    fails("several dicts of tensors; save one of them alone, or from Python name it by key: ema, model", file)
     assert set(open_tensors(file, key="ema").info) == set(state)
     fails("has no 'emma'; there is model, ema, opt", file, key="emma")
     torch.save([state], file)

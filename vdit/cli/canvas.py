@@ -91,8 +91,9 @@ def split_words(options: argparse.Namespace, *, inputs: Sequence[str], least: in
     wanted = " ".join([*inputs, "PROMPT"])
     if not least + 1 <= len(words) <= most + 1:
         given = ", ".join(map(repr, words)) or "nothing"
+        where = "the options" if options.model else "RUN"
         raise UsageError(
-            f"{given} after {'the options' if options.model else 'RUN'}: give {wanted}, and quote the prompt "
+            f"{output.no_run(options, folder)}{given} after {where}: give {wanted}, and quote the prompt "
             f'("" for none) (see vdit {options.command} --help)'
         )
     *files, prompt = words

@@ -57,6 +57,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     words = canvas.split_words(options, inputs=("VIDEO",))
     if options.source is not None and not options.invert:
         raise UsageError("--source says what the video shows for its inversion: add --invert")
+    if options.grow and not (options.mask or options.box):
+        raise UsageError("--grow has no effect on a whole video: add --mask or --box, or leave it out")
     boxes, structure = read_boxes(options), _structure(options.structure)
     with canvas.opened(options, words) as generator:
         import numpy as np

@@ -127,10 +127,21 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if name is not None and name not in COMMANDS:
         raise UsageError(f"unknown command {name!r}{nearest(name, COMMANDS)} (commands: {', '.join(COMMANDS)})")
     options, unknown = parser.parse_known_args(rest)
-    refuse_unknown(unknown, parser if options.command is None else options.parser)
+    if options.command is None:
+        refuse_unknown(unknown, parser)
+    else:
+        refuse_unknown(unknown, options.parser, _config_keys if options.takes_overrides else tuple)
     if overrides and options.command is not None and not options.takes_overrides:
         raise UsageError(f"--cfg.{overrides[0].split('=')[0]}: vdit {options.command} takes no overrides")
     return options, overrides
+
+
+def _config_keys() -> list[str]:
+    """Dotted keys of an experiment's config."""
+    from vdit.config import describe
+    from vdit.train.experiment import Experiment
+
+    return [key for key, _, _ in describe(Experiment(name=""))]
 
 
 def _run(arguments: list[str]) -> int:

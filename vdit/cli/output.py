@@ -90,6 +90,14 @@ def split_model(options: argparse.Namespace) -> tuple[str, list[str]]:
     return folder, words
 
 
+def no_run(options: argparse.Namespace, folder: str) -> str:
+    """"" if `folder` may be a run; else what to say where the words are too few: that RUN was left out."""
+    if options.model is not None or Path(folder).is_dir():
+        return ""
+    kind = "a file" if Path(folder).is_file() else "not there"
+    return f"{folder!r} is where RUN, the folder of a run, should be, and is {kind}: give RUN first; "
+
+
 def check_sampler(options: argparse.Namespace) -> None:
     if options.sampler is not None and options.sampler not in SAMPLERS:
         hint = nearest(options.sampler, SAMPLERS)

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from vdit.errors import ConfigError, VditError
@@ -55,17 +55,30 @@ def take_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return rest, overrides
 
 
-def refuse_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser) -> None:
-    """UsageError that names the first argument nobody asked for, and the option nearest to it."""
+def refuse_unknown(
+    unknown: Sequence[str], parser: argparse.ArgumentParser, keys: Callable[[], Iterable[str]] = tuple
+) -> None:
+    """UsageError that names the first argument nobody asked for, and the option or override nearest to it.
+
+    keys: gives the dotted keys of the overrides that the command takes.
+    """
     if not unknown:
         return
-    name = unknown[0].split("=")[0]
+    name, equals, _ = unknown[0].partition("=")
+    dotted = {key: f"{OVERRIDE}{key}" for key in keys()}
+    key = name.lstrip("-").removeprefix(OVERRIDE.lstrip("-"))
+    if key in dotted and (name.startswith("-") or equals):
+        raise UsageError(f"unknown option {name}: write {dotted[key]}=VALUE (see {parser.prog} --help-config)")
     if not name.startswith("-"):
         raise UsageError(
             f"unexpected argument {unknown[0]!r}: quote texts with spaces, and put them before the options "
             f"(see {parser.prog} --help)"
         )
     known = [option for action in parser._actions for option in action.option_strings]
+    if "." in key and dotted:
+        hint = difflib.get_close_matches(key, list(dotted), n=1, cutoff=0.5)
+        near = f"; nearest: {dotted[hint[0]]}" if hint else f"; a value of the config is set by {OVERRIDE}KEY=VALUE"
+        raise UsageError(f"unknown option {name}{near} (see {parser.prog} --help-config)")
     raise UsageError(f"unknown option {name}{nearest(name, known)} (see {parser.prog} --help)")
 
 

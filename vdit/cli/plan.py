@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="FOLDER", help="where plan.json and plan.html go; default: a new plans/NAME-TOPOLOGY")
     add("--quick", action="store_true", help="compile with less effort: 3 times as fast, memory is told from above")
     add("--search", action="store_true", help="try mesh shapes, remat and accumulation for training, and rank them")
-    add("--search-limit", type=at_least(1), default=12, metavar="N", help="at most N compilations (12)")
-    add("--jobs", type=at_least(1), default=1, metavar="N", help="compilations at once, each of some GB of memory")
+    add("--search-limit", type=at_least(1), metavar="N", help="at most N compilations; default: 12")
+    add("--jobs", type=at_least(1), metavar="N", help="compilations at once, each of some GB of memory; default: 1")
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -50,6 +50,11 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     for name in options.program or ():
         if name not in PROGRAMS:
             raise UsageError(f"program {name!r} is unknown{nearest(name, PROGRAMS)} (programs: {', '.join(PROGRAMS)})")
+    unused = ("program", "quick") if options.search else ("search_limit", "jobs")
+    for name in unused:
+        if getattr(options, name):
+            rule = "leave it out with --search" if options.search else "add --search"
+            raise UsageError(f"--{name.replace('_', '-')} has no effect: {rule}")
     experiment = apply_overrides(find_experiment(options.experiment), overrides)
     named = options.topology or experiment.topology
     if named is None:
@@ -78,8 +83,9 @@ def _search(experiment, topology, options: argparse.Namespace, out: Path, consol
     from vdit.plan.search import search
     from vdit.plan.show_search import print_search, save_search, watching
 
-    with watching(console, options.search_limit) as progress:
-        found = search(experiment, topology, limit=options.search_limit, jobs=options.jobs, progress=progress)
+    with watching(console, options.search_limit or 12) as progress:
+        limits = {"limit": options.search_limit or 12, "jobs": options.jobs or 1}
+        found = search(experiment, topology, progress=progress, **limits)
     print_search(found, console)
     print(f"\nSaved: {save_search(found, out)}")
     return 0 if found.best is not None else DOES_NOT_FIT

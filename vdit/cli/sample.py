@@ -8,6 +8,7 @@ import itertools
 import os
 import sys
 import unicodedata
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from vdit.cli import output
 from vdit.cli.manifest import NAME, Manifest, digests, state_of
 from vdit.cli.parser import Duration, UsageError, at_least, length, size
 from vdit.cli.prompts import Wish, read_wishes
-from vdit.errors import OutputError, Preempted
+from vdit.errors import OutputError, Preempted, VditWarning
 from vdit.outputs import check_output
 
 SUMMARY = "make videos of prompts with a trained run, or with public weights"
@@ -90,7 +91,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     folder, texts = output.split_model(options)
     wishes = [*(Wish(prompt=text) for text in texts), *(read_wishes(options.file) if options.file else ())]
     if not wishes:
-        raise UsageError("nothing to sample: give a PROMPT, or --prompts FILE (see vdit sample --help)")
+        rule = "nothing to sample: give a PROMPT, or --prompts FILE (see vdit sample --help)"
+        raise UsageError(f"{output.no_run(options, folder)}{rule}")
     output.check_sampler(options)
     wanted_size = None if options.size is None else size(options.size)
     requests = _requests(options, wishes)
@@ -123,6 +125,11 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
 def _requests(options: argparse.Namespace, wishes: Sequence[Wish]) -> list[Request]:
     """Each prompt with each of its seeds. A line's own seed stands alone, or is the first of --count."""
     requests, seeds = [], output.seeds_of(options)
+    own = sum(wish.seed is not None for wish in wishes)
+    if own and (options.seed or options.seeds):
+        given = "--seeds" if options.seeds else "--seed"
+        line = f"{given} has no effect on {own} of {len(wishes)} prompts: they name a seed"
+        warnings.warn(line, VditWarning, stacklevel=2)
     for number, wish in enumerate(wishes):
         own = seeds if wish.seed is None else output.seeds_from(wish.seed, options.count)
         requests += [Request(number=number, wish=wish, seed=seed, several=len(own) > 1) for seed in own]
@@ -219,7 +226,11 @@ def _made_frames(time: Duration, generator, rate: float) -> int:
     if not time.seconds:
         return frames
     grouping = grouping_of(generator)
-    return grouping.first + max(0, round((frames - grouping.first) / grouping.step)) * grouping.step
+    made = grouping.first + max(0, round((frames - grouping.first) / grouping.step)) * grouping.step
+    if made != frames:
+        rule = f"the model makes {grouping.first} + a multiple of {grouping.step} frames"
+        warnings.warn(f"{time} at {rate:g} fps is {frames} frames, {made} are made: {rule}", VditWarning, stacklevel=2)
+    return made
 
 
 def _tell(line: str) -> None:
@@ -232,6 +243,7 @@ def _sample(
 ) -> None:
     """Makes the videos; adds each to `made` when its file is there."""
     from vdit.dist.multihost import is_first
+    from vdit.infer.fit import Fit
     from vdit.infer.images import read_image
     from vdit.infer.noise import noise_of
 
@@ -239,6 +251,9 @@ def _sample(
     fps = output.rate(options, generator.experiment)
     names = ("steps", "guidance", "sampler", "reuse")
     asked = {name: getattr(options, name) for name in names}
+    if image is not None:
+        for size in dict.fromkeys(job.size for job in jobs):
+            _tell(f"{options.image}: {image.shape[1]}x{image.shape[0]}, {Fit(own=image.shape[:2], size=size)}")
     for job in jobs:  # what cannot be made is told before anything is
         generator.task(generator.method(), job.frames, job.size, given=True)
     display = output.progress("videos", len(jobs)) if len(jobs) > options.batch else None

@@ -53,6 +53,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if len(asked) != 1:
         given = " and ".join(f"--{name}" for name in asked) or "nothing to do"
         raise UsageError(f"{given}: give one of --keys KEYS, --actions FILE, --interactive")
+    if options.key_map is not None and options.actions:
+        raise UsageError("--key-map has no effect with --actions, which names no keys: leave it out")
     if options.interactive and len(canvas.seeds(options)) > 1:
         raise UsageError("--interactive plays one world: give one --seed")
     with canvas.opened(options, words) as generator:

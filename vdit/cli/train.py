@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 from pathlib import Path
 
+from vdit.cli.output import OTHER_MEDIA, VIDEO
 from vdit.cli.parser import UsageError, nearest
 
 SUMMARY = "train VAE, tokenizer and diffusion transformer on an experiment's data or a folder of videos"
@@ -138,13 +139,20 @@ def find_experiment(source: str | None, data: str | None = None):
     from vdit.cli.folder import folder_experiment, on_folder
     from vdit.config import load_config
     from vdit.train.experiment import Experiment
-    from vdit.train.workspace import Workspace
+    from vdit.train.workspace import EXPERIMENT, Workspace
 
     if source is None:
         if data is None:
             raise UsageError("nothing to train: give an EXPERIMENT.py, or --data FOLDER (see vdit train --help)")
         return folder_experiment(data)
     shipped = {} if Path(source).exists() or source.endswith(".py") else shipped_experiments()
+    if Path(source).is_dir() and not (Path(source) / EXPERIMENT).exists() and data is None:
+        from vdit.data.captions import video_files
+
+        what = "a folder of videos" if video_files(Path(source)) else "no run (experiment.json is missing)"
+        raise UsageError(f"{source}: is {what}; to train on a folder of videos, write vdit train --data {source}")
+    if Path(source).suffix.lower() in VIDEO + OTHER_MEDIA:
+        raise UsageError(f"{source}: is no experiment; to train on videos, name their folder: vdit train --data FOLDER")
     if Path(source).is_dir():
         experiment = Workspace(source).experiment()
     elif source.isidentifier() and source not in shipped and importlib.util.find_spec(source) is None:

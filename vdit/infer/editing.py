@@ -197,6 +197,7 @@ def _made(
     sampling = dict(sampling)
     negative = sampling.pop("negative", "")
     method = dataclasses.replace(generator.method(**sampling), structure=structure)
+    generator.check_negative(negative, method)
     if start < 1.0:
         method = dataclasses.replace(method, grid=dataclasses.replace(method.grid, start=start))
     remake = Remake(

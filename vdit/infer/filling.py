@@ -9,7 +9,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from vdit.errors import ConfigError, ShapeError
+from vdit.errors import ConfigError, ShapeError, VditWarning
 from vdit.infer.generator import Generator
 from vdit.infer.inputs import same_rate
 from vdit.infer.keep import keep_given
@@ -58,6 +58,7 @@ def given_frames(generator: Generator, video: Array | Clip, name: str = "video")
         warnings.warn(
             f"{name} has {video.fps:.4g} frames a second, the model makes {fps:.4g}, so what it makes moves at another "
             f"speed: read the video with vdit.read_video(path, fps={fps:.4g})",
+            VditWarning,
             stacklevel=3,
         )
     return frames_of(video, name)
@@ -83,11 +84,16 @@ def grouping_of(generator: Generator) -> Grouping:
 def window_of(generator: Generator, window: int | None = None) -> int:
     """Frames of the longest canvas that is made at once; None: what the model was trained on or is sampled at."""
     grouping, experiment = grouping_of(generator), generator.experiment
+    asked = window is not None
     if window is None:
         window = max(*experiment.data.frames, experiment.sample.frames)
     elif window < grouping.first:
         raise ShapeError(f"window={window} must hold {grouping.first} frames or more, as many as are made at once")
-    return grouping.head(window)
+    held = grouping.head(window)
+    if asked and held < window:
+        rule = f"a window is {grouping.first} + a multiple of {grouping.step} frames"
+        warnings.warn(f"window={window} is rounded down to {held}: {rule}", VditWarning, stacklevel=3)
+    return held
 
 
 def usual_passage(generator: Generator, window: int | None = None) -> int:

@@ -8,6 +8,7 @@ vdit.write_video("out.mp4", videos[0], fps=8)
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vdit.errors import ConfigError, ShapeError
+from vdit.errors import ConfigError, ShapeError, VditWarning
 from vdit.infer.images import as_bytes, fit_images
 from vdit.seeds import key_of
 from vdit.tasks.canvas import Prompts, tokenize
@@ -93,6 +94,7 @@ class Generator:
         changes |= {"interval": interval, "rescale": rescale}
         changes |= {"known_level": known_level, "context_guidance": context_guidance, "reuse": reuse}
         method = self.method(**changes)
+        self.check_negative(negative, method)
         if image is not None:
             size = self.experiment.sample.size if size is None else size
             given = self._first_frame(image, size, len(prompts))
@@ -120,7 +122,7 @@ class Generator:
         if len(size) != 2:
             raise ShapeError(f"size={size} must be two numbers: (height, width)")
         if self.experiment.dit.condition_channels and not given:
-            raise ConfigError("this model makes videos of images: give image=, the first frame")
+            raise ConfigError("this model makes videos of images: give an image, the first frame")
         return (FromVideo if given else TextToVideo)(
             network=self.experiment.network,
             vae=self.experiment.vae,
@@ -133,6 +135,16 @@ class Generator:
     def method(self, **changes: Any) -> Method:
         """How videos are sampled: as the experiment does, but for `changes` that are not None (see __call__)."""
         return sample_method(self.experiment, **{k: v for k, v in changes.items() if v is not None})
+
+    def check_negative(self, negative: str, method: Method) -> None:
+        """A VditWarning where a prompt to guide away from has no effect."""
+        if negative and not method.guided:
+            name = negative if len(negative) <= 30 else f"{negative[:30]}..."
+            warnings.warn(
+                f"negative prompt {name!r} has no effect: guidance is {method.guidance.scale:g}, give one above 1",
+                VditWarning,
+                stacklevel=3,
+            )
 
     def tokens(self, prompts: Sequence[str]) -> Prompts:
         """Prompts as the model reads them; a VditWarning where one is longer than that."""

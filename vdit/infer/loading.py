@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from vdit.checkpoint import load_params
 from vdit.dist.mesh import make_mesh
 from vdit.dist.rules import replicated
+from vdit.errors import VditWarning
 from vdit.infer.generator import Generator
 from vdit.infer.precision import Compute, Weights, computing, fast_compute, held_as
 from vdit.nn.lora import attach, merge
@@ -48,11 +49,11 @@ def load(
         checked before any weights are loaded.
     merge_lora: add them to the kernels, which costs nothing later. Else factors of low rank are kept apart, and the
         kernels may be quantised.
-    say: told, in one line each, what was assumed or left out; None: warnings.warn.
+    say: told, in one line each, what was assumed or left out; None: a VditWarning.
     Raises CheckpointError or WeightsError where something is missing or damaged.
     """
     mesh = make_mesh() if mesh is None else mesh
-    say = warnings.warn if say is None else say
+    say = (lambda line: warnings.warn(line, VditWarning, stacklevel=3)) if say is None else say
     of_run = (Path(path) / EXPERIMENT).exists() or not Path(path).is_dir()
     model = None if of_run else open_model(path)
     given = [lora] if isinstance(lora, str | Path | LoRAFile) else lora

@@ -168,7 +168,7 @@ class Pieces:
         ends = connecting.contexts(frames, has=has, window=self.window, grouping=grouping)
         if ends is None:
             most = grouping.tail(self.window - grouping.first - grouping.step)
-            mend = f"give at most {most}" if most else f"give window={grouping.first + 2 * grouping.step} or more"
+            mend = f"give at most {most}" if most else f"give a window of {grouping.first + 2 * grouping.step} or more"
             raise ShapeError(f"frames={frames} do not fit a window of {self.window} between known ends: {mend}")
         before, after = ends
         sides = {"before": before, "after": after, "strength": strength, "grouping": grouping}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Unpack
 
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 
 from vdit.dist.fetch import to_host
-from vdit.errors import ConfigError, ShapeError
+from vdit.errors import ConfigError, ShapeError, VditWarning
 from vdit.infer.filling import Sampling, Video, frames_of, given_frames, grouping_of, window_of
 from vdit.infer.generator import Generator
 from vdit.infer.images import as_bytes, fit_images
@@ -70,7 +71,7 @@ def rollout(
     """
     script, grouping, config = Script.of(prompts), grouping_of(generator), generator.experiment
     if config.dit.condition_channels:
-        raise ConfigError("this model makes videos of images: it cannot go on from frames of its own, use vdit.extend")
+        raise ConfigError("this model makes videos of images: it cannot go on from frames of its own, use `extend`")
     if (frames is None) == (seconds is None):
         raise ConfigError(f"frames={frames}, seconds={seconds}: give one of them, the length of the video")
     fps = config.sample.fps if fps is None else fps
@@ -86,6 +87,17 @@ def rollout(
         slide = Slide.of(grouping, window=window, context=context, anchor=anchor)
     negative = sampling.pop("negative", "")
     method = generator.method(**sampling)
+    generator.check_negative(negative, method)
+    unused = [text for time, text in script if time * fps >= frames]
+    if unused:
+        warnings.warn(
+            f"{len(unused)} of {len(script.parts)} prompts have no effect, the first of them {unused[0][:30]!r}: their "
+            f"times are after the end, at {frames / fps:.4g} s",
+            VditWarning,
+            stacklevel=2,
+        )
+    if anchor and slide is None:
+        warnings.warn(f"anchor has no effect: all {frames} frames are made at once", VditWarning, stacklevel=2)
     if anchor and keep:
         raise ConfigError("anchor=True, keep=True: an anchor is known afresh in each window, leave one of them out")
     keep = False if anchor else check_keep(keep, config.network, method)

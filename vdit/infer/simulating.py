@@ -32,7 +32,7 @@ from vdit.types import Array
 def action_shape(generator: Generator) -> tuple[int, int]:
     """(t, a): a step makes t frames, and what is done in each is a numbers. ConfigError for models not told of it."""
     if not generator.experiment.dit.action_width:
-        raise ConfigError("this model is not told what is done (data.actions=0): make long videos by vdit.rollout")
+        raise ConfigError("this model is not told what is done (data.actions=0): make long videos by `rollout`")
     return grouping_of(generator).step, generator.experiment.data.actions
 
 
@@ -76,6 +76,7 @@ class Simulator:
         self._method, self._first = generator.method(**sampling), slide.first
         self._context = slide.later - 1 if context is None else slide.context
         self._keep = check_keep(keep, config.network, self._method)
+        generator.check_negative(negative, self._method)
         self._negative = generator.tokens([negative])
         self._size = tuple(config.sample.size if size is None else size)
         self._prompt, self._seed, self._start, self._actions = prompt, seed, start, actions

@@ -102,7 +102,7 @@ class Remake:
             shown = 1 + (window - 1) * stride
             raise ShapeError(
                 f"{self.frames} frames in windows of {shown}, as the model was trained on, would not know each other: "
-                f"give window={shown + step} or more"
+                f"give a window of {shown + step} or more"
             )
         most = (window - patch) * stride
         if self.overlap is not None and not step <= self.overlap <= most:

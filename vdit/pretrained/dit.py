@@ -247,7 +247,10 @@ def _check(config: DiTConfig, more: Mapping[str, Any], family: str) -> None:
     wanted |= {"condition_channels": 0, "time_features": _TIME_FEATURES, **more}
     for name, value in wanted.items():
         if getattr(config, name) != value:
-            raise WeightsError(f"dit.{name}={getattr(config, name)!r} is not {family}'s {value!r}: use another form")
+            raise WeightsError(
+                f"dit.{name}={getattr(config, name)!r}, {family} has {value!r}: this model is not of that "
+                "architecture, and cannot be written in its layout"
+            )
     if config.hidden != _HIDDEN * config.width or config.patch[0] != 1 or config.patch[1] != config.patch[2]:
         raise WeightsError(
             f"dit.mlp_width={config.hidden}, dit.patch={config.patch} are not {family}'s: it has "

@@ -139,7 +139,8 @@ def _choose(path: Path, root: Any, key: str | None) -> dict[str, Tensor]:
         there = listed(map(str, root)) if isinstance(root, dict) else type(root).__name__
         raise WeightsError(f"{path}: holds no dict of names to tensors, but {there}; give its state_dict")
     if len(places) > 1 and "" not in places:
-        raise WeightsError(f"{path}: holds several dicts of tensors; give key=, one of {listed(places)}")
+        rule = "save one of them alone, or from Python name it by key"
+        raise WeightsError(f"{path}: holds several dicts of tensors; {rule}: {listed(places)}")
     place, state = ("", places[""]) if "" in places else next(iter(places.items()))
     tensors = {}
     for name, value in state.items():

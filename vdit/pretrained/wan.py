@@ -285,7 +285,8 @@ def _check_is_wan(config: DiTConfig) -> None:
     for name, value in wanted.items():
         if getattr(config, name) != value:
             raise WeightsError(
-                f"dit.{name}={getattr(config, name)!r} is not Wan's {value!r}: export it in another form"
+                f"dit.{name}={getattr(config, name)!r}, Wan has {value!r}: this model is not of Wan's architecture, "
+                "and only Wan and DiT models can be exported; use its run as it is"
             )
     if config.mlp_norm_eps not in (None, config.norm_eps):
         raise WeightsError(f"dit.mlp_norm_eps={config.mlp_norm_eps} is not Wan's {config.norm_eps}, one for all norms")

@@ -80,7 +80,7 @@ def _exploding_frame(problem: Problem) -> dict[str, np.ndarray]:
     if problem.alpha[0] == 0.0:
         raise ConfigError(
             "heun frame is 'exploding' and the grid starts at pure noise, where x / alpha is infinite: "
-            "use frame='straight', or Grid(..., ceiling=0.999)"
+            "set the frame to 'straight', or the grid's ceiling to 0.999"
         )
     ratio, ratio_next = problem.sigma / problem.alpha, problem.sigma_next / problem.alpha_next
     return {

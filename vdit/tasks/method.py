@@ -56,7 +56,11 @@ class Method:
             )
 
     @property
+    def guided(self) -> bool:
+        """Whether the negative prompt is asked about: not where all guidance is 1."""
+        return self.guidance.needed or (self.low_guidance is not None and self.low_guidance.needed)
+
+    @property
     def rows(self) -> int:
         """Rows that the network is asked about at once, for each video."""
-        guided = self.guidance.needed or (self.low_guidance is not None and self.low_guidance.needed)
-        return 1 + guided + (self.context_guidance != 1.0)
+        return 1 + self.guided + (self.context_guidance != 1.0)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from vdit.errors import ConfigError, ShapeError
+from vdit.errors import ConfigError, ShapeError, VditWarning
 from vdit.tasks.canvas import Canvas
 from vdit.tasks.grouping import Grouping
 from vdit.types import Array
@@ -55,6 +56,10 @@ class Slide:
                 f"context={context}: frames known from before, in a window of {window} give {grouping.step} to "
                 f"{(later - 1) * grouping.step}"
             )
+        if context is not None and context % grouping.step:
+            known = context // grouping.step * grouping.step
+            rule = f"{grouping.step} frames are made at once"
+            warnings.warn(f"context={context} is rounded down to {known}: {rule}", VditWarning, stacklevel=3)
         context = later // 2 if context is None else context // grouping.step
         return cls(window=count, context=context, first=0 if anchor else first, anchor=anchor)
 
