@@ -97,11 +97,12 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     lines = (data / "captions.jsonl").read_text().splitlines()
     captions = {line["file"]: line["caption"] for line in map(json.loads, lines)}
-    multiple = vdit.load(options.run).experiment.size_multiple
+    experiment = vdit.load(options.run).experiment
+    fps = experiment.sample.fps  # at which the commands take their inputs
     page = Page("vdit: every command on real clips", "What was given is compared bit for bit with what came back.")
     rows = []
     for name in options.clips:
-        given, fps = prepare(data / name, out, multiple)
+        given = prepare(data / name, out, experiment.size_multiple, fps)
         cards, prompt = [(given, f"{name}: given")], captions[name]
         for task in tasks(*given.shape[1:3]):
             row, video = run(task, options.run, prompt, out / name, given)
@@ -117,13 +118,13 @@ def main() -> None:
     print(page.save(out / "report.html"))
 
 
-def prepare(file: Path, out: Path, multiple: int) -> tuple[np.ndarray, float]:
-    """(frames uint8 [t h w 3], fps) of a clip's start at its own size; written to OUT/name.mkv and OUT/name.png."""
-    clip = read_input(file, multiple=multiple, max_frames=FRAMES)
+def prepare(file: Path, out: Path, multiple: int, fps: float) -> np.ndarray:
+    """uint8 [t h w 3]: a clip's start at its own size and `fps`; written to OUT/name.mkv and OUT/name.png."""
+    clip = read_input(file, multiple=multiple, max_frames=FRAMES, fps=fps)
     frames = clip.frames[: 1 + (len(clip.frames) - 1) // 4 * 4]
-    vdit.write_video(out / f"{file.name}.mkv", frames, fps=clip.fps)
+    vdit.write_video(out / f"{file.name}.mkv", frames, fps=fps)
     Image.fromarray(frames[0]).save(out / f"{file.name}.png")
-    return frames, clip.fps
+    return frames
 
 
 def run(task: Task, folder: str, prompt: str, stem: Path, given: np.ndarray) -> tuple[dict, np.ndarray]:

@@ -24,6 +24,7 @@ import av
 
 from vdit.errors import VditError, VideoError
 from vdit.outputs import note_read
+from vdit.paths import open_regular
 from vdit.video_convert import MAX_FRAME_PIXELS
 from vdit.video_structure import cut_short, names_other_files
 
@@ -292,10 +293,7 @@ def _opened(path: str | Path | bytes, name: str) -> BinaryIO:
         raise VideoError(f"{name}: not a regular file")
     if file.stat().st_size == 0:
         raise VideoError(f"{name}: empty, 0 bytes")
-    try:
-        return file.open("rb")
-    except OSError as error:
-        raise VideoError(f"{name}: cannot be opened: {_reason(error)}") from error
+    return open_regular(file, error=VideoError)
 
 
 def _alpha_decoder(stream: av.VideoStream) -> av.VideoCodecContext | None:

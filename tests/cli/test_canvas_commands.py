@@ -124,9 +124,9 @@ def test_a_trained_run_extends_a_video(tiny_run, files, tmp_path):
     out = tmp_path / "longer.mkv"
     run("extend", tiny_run, files / "b.mkv", "a red circle", "--after", 4, "--out", out)
     frames = vdit.read_video(out).frames
-    assert frames.shape == (20, 32, 32, 3)
-    np.testing.assert_array_equal(frames[:16], vdit.read_video(files / "b.mkv").frames)
-    assert frames[16:].std() > 0
+    assert frames.shape == (15, 32, 32, 3)
+    np.testing.assert_array_equal(frames[:11], vdit.read_video(files / "b.mkv", fps=8).frames)
+    assert frames[11:].std() > 0
 
 
 @pytest.mark.parametrize(("arguments", "named"), [
