@@ -190,6 +190,31 @@ def test_sound_is_said_where_the_output_has_none():
         assert "\n" not in given.note
 
 
+def test_interlaced_and_several_videos_are_said(tmp_path):
+    with av.open(str(tmp_path / "a.mkv"), "w") as out:
+        streams = []
+        for _ in range(2):
+            streams.append(stream := out.add_stream("mpeg2video", rate=25, options={"flags": "+ildct+ilme"}))
+            stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for stream in streams:
+            image = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24").reformat(
+                format="yuv420p"
+            )
+            for k in range(2):
+                image.pts = k
+                out.mux(stream.encode(image))
+            out.mux(stream.encode(None))
+    info = probe(tmp_path / "a.mkv")
+    assert (info.interlaced, info.streams) == (True, 2)
+    note = read_input(tmp_path / "a.mkv").note
+    assert "interlaced" in note
+    assert "2 videos" in note
+    write_video(tmp_path / "b.mkv", GREYS)
+    info = probe(tmp_path / "b.mkv")
+    assert (info.interlaced, info.streams) == (False, 1)
+    assert read_input(tmp_path / "b.mkv").note.endswith("every frame kept")
+
+
 # Playlists
 
 

@@ -56,7 +56,8 @@ class VideoInfo:
     fps: average rate, or None for a still picture and where the container gives none that makes sense.
     duration: seconds, or None. frames: the declared count, or None.
     pixel_aspect: width over height of one stored pixel.
-    hdr: None, "pq" or "hlg". sound: whether the file has sound, which is not read.
+    hdr: None, "pq" or "hlg". interlaced: whether the first frame is two half pictures, which are not woven apart.
+    sound: whether the file has sound, which is not read. streams: how many videos it has; the first is read.
     """
 
     width: int
@@ -70,7 +71,9 @@ class VideoInfo:
     pixel_format: str
     pixel_aspect: float
     hdr: str | None
+    interlaced: bool
     sound: bool
+    streams: int
 
 
 def probe(path: str | Path | bytes) -> VideoInfo:
@@ -92,7 +95,9 @@ def probe(path: str | Path | bytes) -> VideoInfo:
             pixel_format=frame.format.name,
             pixel_aspect=source.pixel_aspect,
             hdr={16: "pq", 18: "hlg"}.get(int(frame.color_trc)),
+            interlaced=bool(frame.interlaced_frame),
             sound=source.sound,
+            streams=source.streams,
         )
 
 

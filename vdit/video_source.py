@@ -78,7 +78,7 @@ class Source:
 
     name: for messages. rate: declared frames per second; None for still pictures, or where it is not declared.
     duration: declared seconds or None. pixel_aspect: width over height of a stored pixel; within 1% it is 1.
-    sound: whether there is any.
+    sound: whether there is any. streams: how many videos there are.
     tick: how far times may be off by rounding. end: where the frames read so far end, in seconds.
     """
 
@@ -127,6 +127,7 @@ class Source:
             raise VideoError(f"{self.name}: holds no video, only {', '.join(kinds)}")
         self.sound = bool(self._container.streams.audio)
         self.stream = stream = self._moving(videos)
+        self.streams = 1 if self._brands & _AVIF else len(videos)
         context = stream.codec_context
         if context is None:
             raise VideoError(f"{self.name}: no decoder for its video codec is in this build of PyAV")

@@ -125,8 +125,7 @@ def read_input(
     taken = f"{_taken(span, count)}{_left_out(span, dropped, lengths)}{_uneven(clip, span)}"
     if fps is not None and rate and fps > rate:
         taken += ", some of them twice or more" if fps > 2 * rate else ", some of them twice"
-    if info.sound:
-        taken += "; its sound is left out"
+    taken += "".join(f"; {remark}" for remark in info.remarks)
     own = rate if fps else _rate(clip, rate, span)
     note = f"{_note(path, fit, 'of unknown rate' if own is None else f'at {own:.4g} fps')}; {taken}"
     shown = wanted or own
@@ -177,13 +176,14 @@ def common_size(
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Looks:
     """What a file says of itself. size: (h, w) as displayed. rate: frames per second, or None where it is unknown;
-    seconds: its length, likewise."""
+    seconds: its length, likewise. remarks: what it has that is not taken, for the note."""
 
     size: tuple[int, int]
     still: bool
     rate: float | None = None
     seconds: float | None = None
     sound: bool = False
+    remarks: tuple[str, ...] = ()
 
 
 def _look(path: Path) -> _Looks:
@@ -192,7 +192,15 @@ def _look(path: Path) -> _Looks:
     if path.suffix.lower() in PICTURES or is_image(path):
         return _Looks(size=read_image(path).shape[:2], still=True)
     info = probe(path)
-    return _Looks(size=(info.height, info.width), still=False, rate=info.fps, seconds=info.duration, sound=info.sound)
+    remarks = (
+        "its sound is left out" if info.sound else "",
+        "it is interlaced, and stays so" if info.interlaced else "",
+        f"it has {info.streams} videos, the first is taken" if info.streams > 1 else "",
+    )
+    return _Looks(
+        size=(info.height, info.width), still=False, rate=info.fps, seconds=info.duration, sound=info.sound,
+        remarks=tuple(filter(None, remarks)),
+    )  # fmt: skip
 
 
 def _size(
