@@ -100,7 +100,7 @@ def test_connect_takes_both_at_one_rate_and_the_size_of_the_first(made, files, t
         assert len(clip.frames) == length
         np.testing.assert_array_equal(clip.frames[:5], fitted(files, "a.mkv", fps=fps)[:5])
         np.testing.assert_array_equal(clip.frames[-4:], fitted(files, "b.mkv", fps=fps)[-4:])
-        said = capsys.readouterr().out
+        said = capsys.readouterr().err
         assert ("--fps 6: the model makes 8 frames a second" in said) == (fps == 6)
     assert made[-1]["given"].level.max() == np.float32(0.5)
 

@@ -199,7 +199,8 @@ def rate(options: argparse.Namespace, experiment) -> float:
         return options.fps or own
     say(
         f"--fps {options.fps:g}: the model makes {own:g} frames a second, so what it makes will move "
-        f"{options.fps / own:.3g} times as fast"
+        f"{options.fps / own:.3g} times as fast",
+        sys.stderr,  # stdout is for names of files
     )
     return options.fps
 
