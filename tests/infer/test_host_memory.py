@@ -45,9 +45,9 @@ def test_what_does_not_fit_is_refused_in_one_line_with_both_numbers_and_what_hel
     with pytest.raises(ShapeError, match=r"480 frames of 640x352 .* need about .* GiB .* are free: give ") as raised:
         check_memory(work, 480, (352, 640))
     assert "\n" not in str(raised.value)
-    for there in (needed, None):
+    for there, said in ((needed, True), (4 * needed, False), (None, False)):
         monkeypatch.setattr(host_memory, "free_memory", lambda there=there: there)
-        check_memory(work, 480, (352, 640))
+        assert (check_memory(work, 480, (352, 640)) is not None) == said
 
 
 @pytest.mark.parametrize("asked", [

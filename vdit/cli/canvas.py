@@ -42,6 +42,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -157,7 +158,8 @@ def read_inputs(
     count = sum(time.frames(fps) for time in asked if time is not None)
     count += sum(claimed_frames(file, fps=fps, **reading) for file in files)
     written = whole or wanted or experiment.sample.size
-    check_memory(_work(options), count, written, videos=len(seeds(options)))
+    if note := check_memory(_work(options), count, written, videos=len(seeds(options))):
+        say(note, sys.stderr)
     for file in files:
         inputs.append(read_input(file, size=wanted, multiple=multiple, fps=fps, **reading))
         say(inputs[-1].note)

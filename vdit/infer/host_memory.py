@@ -29,7 +29,7 @@ HELPS = {
 _HELP = "a shorter video, a smaller --size, a lower --fps, or vdit rollout, which goes on in flat memory"
 
 
-def check_memory(work: str, frames: int, size: tuple[int, int], *, videos: int = 1) -> None:
+def check_memory(work: str, frames: int, size: tuple[int, int], *, videos: int = 1) -> str | None:
     """Raises ShapeError if a video does not fit into the host's memory while it is worked on.
 
     Args:
@@ -37,6 +37,9 @@ def check_memory(work: str, frames: int, size: tuple[int, int], *, videos: int =
         frames: of the whole video; for "rollout" and "simulate" of what is given.
         size: (height, width) in pixels.
         videos: how many are made one after the other.
+
+    Returns:
+        What is needed and what is free, in one line, where it is more than a quarter of that; else None.
     """
     needed, there = needed_memory(work, frames, size, videos=videos), free_memory()
     if there is not None and needed > there:
@@ -44,6 +47,9 @@ def check_memory(work: str, frames: int, size: tuple[int, int], *, videos: int =
             f"{frames} frames of {size[1]}x{size[0]} (width x height) need about {_shown(needed)} of host memory, and "
             f"{_shown(there)} are free: give {HELPS.get(work, _HELP)}"
         )
+    if there is None or needed <= there / 4:
+        return None
+    return f"host memory: about {_shown(needed)} needed, {_shown(there)} free"
 
 
 def needed_memory(work: str, frames: int, size: tuple[int, int], *, videos: int = 1) -> int:
