@@ -113,7 +113,8 @@ class Source:
                 ))  # fmt: skip
             except av.ArgumentError as error:
                 raise VideoError(
-                    f"{self.name}: not a video of a kind that is read: give .mp4, .mov, .webm, .mkv, .gif or the like"
+                    f"{self.name}: of a format that is not read, or its header is damaged: give a whole .mp4, .mov, "
+                    ".webm, .mkv, .gif or the like"
                 ) from error
             except (av.FFmpegError, OSError, UnicodeError) as error:
                 raise VideoError(f"{self.name}: not a video that can be opened: {_reason(error)}") from error
