@@ -51,13 +51,14 @@ def test_a_channel_that_never_varies_is_known_and_stays_finite(tmp_path, value):
     assert np.isfinite(unit).all()
 
 
-@pytest.mark.parametrize("std", [0.0, -1.0, float("nan"), None])
-def test_statistics_by_which_nothing_can_be_normalised_are_refused(tmp_path, std):
+@pytest.mark.parametrize(("std", "named"), [(0.0, "channel 2"), (-1.0, "channel 2"), (float("nan"), "NaN"),
+                                            (float("inf"), "channel 2"), (None, "channel 2")])  # fmt: skip
+def test_statistics_by_which_nothing_can_be_normalised_are_refused(tmp_path, std, named):
     write_latents(tmp_path / "out", items_of())
     index = json.loads((tmp_path / "out" / "index.json").read_text())
     index["std"][2] = std
     (tmp_path / "out" / "index.json").write_text(json.dumps(index))
-    with pytest.raises(DataError, match=r"index\.json.*channel 2"):
+    with pytest.raises(DataError, match=rf"index\.json.*{named}"):
         LatentStore(tmp_path / "out")
 
 
@@ -124,6 +125,17 @@ def test_a_damaged_store_is_refused_when_opened(tmp_path, harm, message):
     write_latents(tmp_path / "out", items_of())
     harm(tmp_path / "out")
     with pytest.raises(DataError, match=message):
+        LatentStore(tmp_path / "out")
+
+
+@pytest.mark.parametrize("damage", [
+    {"shards": None}, {"shards": [{}]}, {"shards": [{"file": "../x", "records": 7, "bytes": 1}]}, {"count": 8},
+    {"count": "7"}, {"count": 0, "shards": []}, {"channels": None}, {"vae": 3}, {"mean": None}, {"mean": [0.0]},
+])  # fmt: skip
+def test_an_index_of_wrong_types_is_refused(tmp_path, damage):
+    index = write_latents(tmp_path / "out", items_of())
+    (tmp_path / "out" / "index.json").write_text(json.dumps(index | damage))
+    with pytest.raises(DataError, match=r"index\.json"):
         LatentStore(tmp_path / "out")
 
 

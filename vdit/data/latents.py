@@ -23,11 +23,13 @@ import safetensors
 import safetensors.numpy
 from array_record.python import array_record_module
 
+from vdit import paths
 from vdit.data.sources import Sample, Source
 from vdit.errors import DataError
 from vdit.vae.statistics import Moments, add_latents, add_moments, check_statistics, empty_moments, latent_statistics
 
 INDEX = "index.json"
+MOST_INDEX = 256 * paths.MIB
 FORMAT = "vdit-latents-1"
 DTYPES = {"float16": np.float16, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 SAFETENSORS_DTYPES = {"F16": np.float16, "F32": np.float32, "BF16": ml_dtypes.bfloat16}
@@ -184,8 +186,10 @@ class LatentStore(Source):
             size = struct.unpack("<Q", data[:8])[0]
             meta = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["meta"])
             tensors = {name: _array(tensor) for name, tensor in safetensors.deserialize(data)}
-            if "latent" not in tensors:
-                raise KeyError("latent")
+            if tensors["latent"].ndim != 4 or tensors["latent"].shape[-1] != self.index["channels"]:
+                raise ValueError(f"its latent has shape {tensors['latent'].shape}")
+            if not all(isinstance(caption, str) for caption in meta["captions"]) or not isinstance(meta["id"], str):
+                raise ValueError("its captions or its id are no texts")
         except Exception as error:
             reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
             raise DataError(f"{self.path / self.index['shards'][shard]['file']}: record {at} is damaged "
@@ -199,17 +203,24 @@ def _array(tensor: dict[str, Any]) -> np.ndarray:
 
 
 def _read_index(path: Path) -> dict[str, Any]:
-    try:
-        index = json.loads((path / INDEX).read_text())
-    except FileNotFoundError:
+    if not (path / INDEX).exists():
         raise DataError(f"{path} holds no latents ({INDEX} is missing): make them with "
-                        "data_pipelines/encode_latents.py") from None
-    except ValueError as error:
-        raise DataError(f"{path / INDEX} is damaged ({error}): write the latents again") from None
+                        "data_pipelines/encode_latents.py")
+    fix = "it is damaged, write the latents again"
+    index = paths.read_json(path / INDEX, limit=MOST_INDEX, error=DataError, fix=fix)
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         found = index.get("format") if isinstance(index, dict) else type(index).__name__
         raise DataError(f"{path / INDEX} has format {found!r}, this version reads {FORMAT!r}: write the "
                         "latents again")
+    try:
+        whole = all(Path(shard["file"]).name == shard["file"] and type(shard["records"]) is type(shard["bytes"]) is int
+                    for shard in index["shards"])
+        whole = whole and index["count"] == sum(shard["records"] for shard in index["shards"]) > 0
+        whole = whole and [type(index[key]) for key in ("channels", "vae", "dtype")] == [int, str, str]
+    except (KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise DataError(f"{path / INDEX} is damaged: write the latents again")
     return index
 
 

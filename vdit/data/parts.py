@@ -21,6 +21,7 @@ from typing import Any
 from vdit.data.latents import INDEX, ShardWriter, check_dtype, make_index, shard_file
 from vdit.data.sources import Sample
 from vdit.errors import DataError
+from vdit.vae.statistics import Moments
 
 MOST_PARTS, SMALLEST_PART = 512, 16
 FORMAT = "parts-2"  # of the notes: parts of another format are not gone on with
@@ -109,8 +110,9 @@ class LatentParts:
         """What is known of a part that is complete."""
         try:
             note = json.loads(_note_file(self.work, part).read_text())
+            Moments.from_json(note["moments"])
             whole = shard_file(self.work, part).stat().st_size == note["bytes"]
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
         return note if whole else None
 
