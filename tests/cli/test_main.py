@@ -100,12 +100,23 @@ def test_help_starts_nothing_heavy():
     (["quickstart", "--cfg.dit.depth=four"], "'four' is not of type int"),
     (["quickstart", "--cfg.dit.depth"], "needs a value"),
     (["quickstart", "--cfg.data.world=orbit"], "the world 'moving' only"),
-    (["quickstart", "--cfg.dit_train.steps=3"], "warmup_steps"),
+    (["quickstart", "--cfg.dit_train.steps=3", "--cfg.dit_train.optimizer.warmup_steps=4"], "warmup_steps"),
 ])  # fmt: skip
 def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, named):
     monkeypatch.chdir(tmp_path)
     assert named in refused(capsys, *arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_warm_up_is_shortened_where_only_the_steps_are_set(capsys):
+    from vdit.quickstart.config import experiment
+
+    assert main(["quickstart", "--help-config", "--cfg.dit_train.steps=30"]) == 0
+    out, err = capsys.readouterr()
+    assert re.search(r"^--cfg.dit_train.optimizer.warmup_steps +int +3$", out, re.MULTILINE)
+    before = experiment().dit_train.optimizer.warmup_steps
+    assert f"dit_train.optimizer.warmup_steps is shortened from {before} to 3" in err
+    assert err.count("\n") == 1
 
 
 def test_a_folder_of_videos_is_trained_on_by_data(capsys, tmp_path):

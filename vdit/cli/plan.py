@@ -42,8 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from rich.console import Console
 
-    from vdit.cli.train import find_experiment
-    from vdit.config import apply_overrides
+    from vdit.cli.train import find_experiment, with_overrides
     from vdit.plan.plan import PROGRAMS
     from vdit.plan.topology import parse_topology
 
@@ -55,7 +54,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         if getattr(options, name):
             rule = "leave it out with --search" if options.search else "add --search"
             raise UsageError(f"--{name.replace('_', '-')} has no effect: {rule}")
-    experiment = apply_overrides(find_experiment(options.experiment), overrides)
+    experiment = with_overrides(find_experiment(options.experiment), overrides)
     named = options.topology or experiment.topology
     if named is None:
         raise UsageError(f"{options.experiment} names no topology: give --topology, as in --topology v5p:4x4x4")

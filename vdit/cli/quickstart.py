@@ -31,10 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from vdit.cli.show import show_config
-    from vdit.config import apply_overrides
+    from vdit.cli.train import with_overrides
     from vdit.quickstart.config import experiment
 
-    chosen = apply_overrides(experiment(), overrides)
+    chosen = with_overrides(experiment(), overrides)
     if options.help_config:
         show_config(chosen)
         return 0

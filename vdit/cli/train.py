@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from vdit.cli.output import OTHER_MEDIA, VIDEO
 from vdit.cli.parser import UsageError, nearest
+from vdit.errors import VditWarning
 
 SUMMARY = "train VAE, tokenizer and diffusion transformer on an experiment's data or a folder of videos"
 DESCRIPTION = """\
@@ -66,9 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     stages = _stages(options.stage)
     from vdit.cli.show import show_config
-    from vdit.config import apply_overrides
 
-    experiment = apply_overrides(find_experiment(options.experiment, options.data), overrides)
+    experiment = with_overrides(find_experiment(options.experiment, options.data), overrides)
     if options.help_config:
         show_config(experiment)
         return 0
@@ -128,6 +130,22 @@ def shipped_experiments() -> dict[str, Path]:
     checkout = package.parent / "experiments"
     folder = checkout if (package.parent / "setup.py").is_file() else package / "experiments"
     return {file.stem: file for file in sorted(folder.glob("*.py"))}
+
+
+def with_overrides(experiment, overrides: Sequence[str]):
+    """The experiment with --cfg overrides. Where only the steps of a stage are set, a longer warm-up is shortened."""
+    from vdit.config import apply_overrides
+
+    keys = {override.partition("=")[0].strip(): override.partition("=")[2].strip() for override in overrides}
+    more = []
+    for stage in ("vae_train", "dit_train"):
+        steps, key = keys.get(f"{stage}.steps", ""), f"{stage}.optimizer.warmup_steps"
+        warmup = getattr(experiment, stage).optimizer.warmup_steps
+        if key not in keys and steps.isdecimal() and len(steps) < 10 and 0 < int(steps) < warmup:
+            more.append(f"{key}={int(steps) // 10}")
+            line = f"{key} is shortened from {warmup} to {int(steps) // 10}, a tenth of {stage}.steps={steps}"
+            warnings.warn(line, VditWarning, stacklevel=2)
+    return apply_overrides(experiment, [*overrides, *more])
 
 
 def find_experiment(source: str | None, data: str | None = None):
