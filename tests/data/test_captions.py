@@ -115,8 +115,11 @@ def test_what_the_captions_leave_out_is_told(tmp_path):
     read = read_captions(tmp_path)
     assert read.found == ["a.mp4", "b.mp4", "in/c.webm"]
     assert read.unnamed == ["b.mp4", "in/c.webm"]
-    assert [next(word for word in ("metadata.csv", "'fps'") if word in note) for note in read.notes] == [
-        "metadata.csv", "'fps'"]
+    assert [next(word for word in ("metadata.csv", "'fps'", "1 .txt") if word in note) for note in read.notes] == [
+        "metadata.csv", "'fps'", "1 .txt"]
+    (tmp_path / "picture.JPG").write_bytes(b"")
+    assert "2 other files are not read: 1 .jpg, 1 .txt" in read_captions(tmp_path).notes[-1]
+    (tmp_path / "picture.JPG").unlink()
     for name in ("captions.csv", "metadata.csv"):
         (tmp_path / name).unlink()
     (tmp_path / "a.txt").write_text("short\nlonger\n")

@@ -76,6 +76,7 @@ def test_nothing_appears_when_writing_fails(tmp_path):
     ([], "no latents to write"),
     ([{"latent": np.zeros((2, 3, 4))}], r"give \[t h w c\]"),
     ([{"latent": np.full((1, 1, 1, 1), 1e9)}], "not finite as float16"),
+    ([{"latent": np.full((1, 1, 1, 1), np.nan), "id": "a.mp4"}], "'a.mp4' .* NaN"),
     ([*items_of(1, 4), *items_of(1, 8)], "8 channels, those before it 4"),
 ])
 def test_latents_that_cannot_be_stored_are_refused(tmp_path, items, message):

@@ -13,6 +13,7 @@ Names of files are relative to the folder. They are found whichever way Unicode 
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import unicodedata
@@ -23,7 +24,8 @@ from typing import Any
 from vdit.data.tables import Record, read_lines, read_table
 from vdit.errors import DataError
 
-SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".flv")
+SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp",
+            ".3g2", ".ogv", ".mts", ".m2ts")  # fmt: skip
 TABLE_NAMES = ("captions.jsonl", "captions.csv", "captions.tsv", "metadata.jsonl", "metadata.csv")
 VIDEO_LIST, PROMPT_LISTS = "videos.txt", ("prompt.txt", "prompts.txt", "captions.txt")
 
@@ -141,10 +143,16 @@ class VideoFiles:
         """The videos that a .txt is beside."""
         return [name for name in self.videos if _stem(name) == _stem(text)]
 
-    def captions(self, entries: list[Entry], notes: Sequence[str]) -> Captions:
-        """What the entries leave out of the folder's videos."""
+    def captions(self, entries: list[Entry], notes: Sequence[str], read: Sequence[str | Path]) -> Captions:
+        """What the entries leave out of the folder. read: names of files that are no videos, and were read."""
         named = {entry.file for entry in entries}
         unnamed = [name for name in self.videos if name not in named]
+        aside = {*self.videos, *(plain_name(str(name), self.folder) for name in read)}
+        others = [name for name in self.paths if name not in aside and not PurePosixPath(name).name.startswith(".")]
+        if others:
+            kinds = collections.Counter(PurePosixPath(name).suffix.lower() or "without an ending" for name in others)
+            told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
+            notes = [*notes, f"{len(others)} other files are not read: {told} ({_listed(others, 3)})"]
         return Captions(entries=entries, found=self.videos, unnamed=unnamed, notes=list(notes))
 
 
@@ -180,7 +188,8 @@ def _from_table(files: VideoFiles, table: Path, notes: Sequence[str] = ()) -> Ca
         )
     entries = [_entry(record, files) for record in records]
     notes = [*notes, *([f"{table.name}: not used are the columns {_listed(others)}"] if others else ())]
-    return files.captions(_different(entries, [record.where for record in records], table), notes)
+    entries = _different(entries, [record.where for record in records], table)
+    return files.captions(entries, notes, [table.absolute(), *TABLE_NAMES])
 
 
 def _from_lists(files: VideoFiles, videos: Path, prompts: Path, notes: Sequence[str] = ()) -> Captions:
@@ -194,7 +203,7 @@ def _from_lists(files: VideoFiles, videos: Path, prompts: Path, notes: Sequence[
         raise DataError(f"{nameless}: is empty: each line must name the video of the same line in {prompts.name}")
     entries = [Entry(file=files.find(name, where), captions=(text,))
                for where, (_, name), (_, text) in zip(wheres, names, texts)]
-    return files.captions(_different(entries, wheres, videos), notes)
+    return files.captions(_different(entries, wheres, videos), notes, [videos.absolute(), prompts.absolute()])
 
 
 def _beside(files: VideoFiles) -> Captions:
@@ -203,7 +212,7 @@ def _beside(files: VideoFiles) -> Captions:
         text = files.text_of(name)
         lines = [] if text is None else [line for _, line in read_lines(files.paths[text], error=DataError)]
         several += len(lines) > 1
-        used.add(text)
+        used.add(text or "")
         entries.append(Entry(file=name, captions=tuple(lines) or ("",)))
     if not entries:
         raise DataError(f"{files.folder} has no video files ({', '.join(SUFFIXES)}) and no captions file")
@@ -213,7 +222,7 @@ def _beside(files: VideoFiles) -> Captions:
         notes.append(f"{several} .txt with several lines: each line is a caption of its own")
     if idle:
         notes.append(f"{len(idle)} .txt with no video of the same name: {_listed(idle)}")
-    return files.captions(entries, notes)
+    return files.captions(entries, notes, [*used, *idle])
 
 
 def _entry(record: Record, files: VideoFiles) -> Entry:

@@ -105,9 +105,12 @@ def _record(item: Sample, dtype: str, number: int) -> tuple[bytes, np.ndarray]:
         raise DataError(f"latent {name!r} has shape {latent.shape}: give [t h w c]")
     with np.errstate(over="ignore"):  # what overflows is refused below
         stored = np.ascontiguousarray(latent.astype(DTYPES[dtype]))
+    if not np.isfinite(latent.astype(np.float32)).all():
+        raise DataError(f"latent {name!r} has values that are NaN or infinite: the VAE gives them, so its weights are "
+                        "damaged or its training went astray; train it again")
     if not np.isfinite(stored.astype(np.float32)).all():
-        raise DataError(f"latent {name!r} has values that are not finite as {dtype}: check the VAE, or "
-                        "store float32")
+        raise DataError(f"latent {name!r} has values that are not finite as {dtype}: store float32 "
+                        "(latents.dtype=float32)")
     tensors = {"latent": stored}
     if item.get("actions") is not None:
         tensors["actions"] = np.ascontiguousarray(item["actions"], np.float32)
