@@ -1,6 +1,5 @@
 """Latents follow their videos: what changed is encoded again and said; what a transformer was trained with stays."""
 
-import dataclasses
 import io
 import shutil
 import types
@@ -12,7 +11,6 @@ from rich.console import Console
 from tests.data.test_folder import write_film
 from vdit.cli.folder import folder_experiment
 from vdit.config import apply_overrides
-from vdit.data.changes import look_at_videos
 from vdit.data.latents import LatentStore
 from vdit.errors import ConfigError, DataError
 from vdit.train import encoding
@@ -48,9 +46,10 @@ def run(tmp_path, monkeypatch):
         (films / f"{name}.txt").write_text(f"film {name}")
     space = Workspace(tmp_path / "run")
 
-    def encode(*more, strict=False):
+    def encode(*more, strict=False, experiment=None):
         printed = io.StringIO()
-        experiment = apply_overrides(folder_experiment(films), [*TINY, *(more or ["latents.samples=12"])])
+        overrides = [*TINY, *(more or ["latents.samples=12"])]
+        experiment = experiment or apply_overrides(folder_experiment(films), overrides)
         watch = types.SimpleNamespace(note=lambda line: None)
         logging = Logging(watch=watch, console=Console(file=printed, width=10_000))
         Halves.made = 0
@@ -169,10 +168,13 @@ def test_a_damaged_record_is_named(run, text):
 
 
 def test_the_videos_may_be_gone(run):
-    run.encode()
+    experiment = apply_overrides(folder_experiment(run.films), [*TINY, "latents.samples=12"])
+    run.encode(experiment=experiment)
     run.films.rename(run.films.with_name("moved"))
-    experiment = dataclasses.replace(folder_experiment(run.films.with_name("moved")))
-    assert look_at_videos(dataclasses.replace(experiment.data, path=str(run.films)), ()) is None
+    made, printed = run.encode(experiment=experiment)
+    assert made == 0
+    assert f"{run.films} is not there any more" in printed
+    assert len(content(run.space)) == 12
 
 
 def test_one_summary_says_what_was_found_and_strict_refuses(run):

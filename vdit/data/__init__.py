@@ -9,6 +9,7 @@ from typing import Any
 _HOME = {
     "Clips": "clips",
     "DataConfig": "config",
+    "DataSummary": "sources",
     "FolderLibrary": "folder",
     "LatentStore": "latents",
     "RowLimits": "packing",
@@ -22,6 +23,7 @@ _HOME = {
     "grid_position": "patches",
     "group_actions": "actions",
     "open_source": "open",
+    "read_captions": "captions",
     "patchify": "patches",
     "row_iterator": "pipeline",
     "row_use": "pipeline",

@@ -43,6 +43,8 @@ def encode_latents(experiment: Experiment, workspace: Workspace, logging: Loggin
         _encode_changes(experiment, workspace, params, look, logging, videos)
     elif not (workspace.latents / "index.json").exists():
         _encode(experiment, workspace, params, look, logging, videos)
+    elif experiment.data.source == "folder" and look.digest is None:
+        logging.say(f"latents: {experiment.data.path} is not there any more; its latents are used as they are")
     index = LatentStore(workspace.latents).index
     _check_identity(index, workspace, [_fingerprint(params, experiment)])
     unused = constant_channels(index)
