@@ -1,9 +1,8 @@
 """Whether a video fits into the host's memory: asked before a command reads or makes anything.
 
 Until videos stream from file to file, a command holds all frames at once, as bytes and as float32, some of them several
-times. How many bytes that is for each byte of video (width x height x 3 for each frame) was measured: the highest
-resident memory of whole commands at two sizes or more, less that of the process before it read its input. Weights, and
-what a device holds, are not in it. HELD has the measured numbers, rounded up.
+times. How many bytes that is for each byte of video (width x height x 3 for each frame) was measured at four sizes by
+tools/host_memory.py; HELD has what was found, rounded up. Weights, and what a device holds, are not in it.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from vdit.errors import ShapeError
 GIB = 1 << 30
 # Bytes held for each byte of the video that is written (given frames and new ones).
 HELD = {
-    "animate": 10, "extend": 10, "loop": 10, "connect": 10, "edit": 15, "edit a part": 22, "inpaint": 22,
+    "animate": 11, "extend": 11, "loop": 11, "connect": 10, "edit": 15, "edit a part": 22, "inpaint": 22,
     "rollout": 10, "simulate": 10, "reconstruct": 24,
 }  # fmt: skip
-FIXED = 100 << 20  # beside that: buffers of codecs, compiled programs
+FIXED = 64 << 20  # beside that: buffers of codecs, compiled programs
 HELPS = {
     "edit": "--take less of the video, a smaller --size, or a lower --fps",
     "edit a part": "--take less of the video, a smaller --size, or a lower --fps",
