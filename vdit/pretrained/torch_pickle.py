@@ -40,7 +40,7 @@ _CALLS = {
     "torch._utils _rebuild_parameter",
 }
 _MARK = object()
-_MOST_OPCODES = 2_000_000  # a model of 40,000 tensors; each takes about a microsecond
+_MOST_OPCODES = 1_000_000  # a model of 20,000 tensors
 
 
 class Refused(Exception):
