@@ -159,7 +159,7 @@ def test_from_dict_takes_an_int_for_a_float_and_fills_defaults():
 
 
 def test_broken_json_is_a_config_error():
-    with pytest.raises(ConfigError, match="not valid JSON"):
+    with pytest.raises(ConfigError, match="not JSON"):
         from_json(Run, "{")
 
 

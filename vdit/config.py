@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from vdit.errors import ConfigError
+from vdit.paths import parse_json
 
 T = TypeVar("T")
 
@@ -54,11 +55,7 @@ def to_json(config: Any) -> str:
 
 def from_json(cls: type[T], text: str) -> T:
     """The inverse of `to_json`."""
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{cls.__name__}: not valid JSON: {error}") from None
-    return from_dict(cls, data)
+    return from_dict(cls, parse_json(text, name=cls.__name__, error=ConfigError))
 
 
 def apply_overrides(config: T, overrides: Iterable[str]) -> T:

@@ -50,7 +50,7 @@ def make_ugly(seed: int, folder: Path) -> tuple[str, Callable[[], object]]:
 
 @pytest.fixture(scope="module")
 def results():
-    return list(run_cases(make, range(len(CASES)), limits=Limits(seconds=1.5, memory=200 << 20)))
+    return list(run_cases(make, range(len(CASES)), limits=Limits(seconds=1.5, wall=1.5, memory=200 << 20)))
 
 
 def test_each_outcome_is_told_and_the_next_case_runs(results):

@@ -48,9 +48,14 @@ class Wrong(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one case may take. seconds: wall clock. memory: bytes beyond what the process held before the case."""
+    """What one case may take.
+
+    seconds: of CPU time, so that a busy machine is not taken for a slow reader. wall: seconds, for what waits.
+    memory: bytes beyond what the process held before the case.
+    """
 
     seconds: float = 10.0
+    wall: float = 120.0
     memory: int = 2 << 30
 
 
@@ -59,7 +64,8 @@ class Result:
     """What came of one case.
 
     outcome: "ok", "refused" or "failed". kind: what `make` called it. detail: the line that refused it, or why it
-    failed. memory: bytes at the highest, beyond what the process held before.
+    failed. seconds: of CPU time; of a case that was stopped, those since it began. memory: bytes at the highest, beyond
+    what the process held before.
     """
 
     seed: int
@@ -123,17 +129,17 @@ def summary(results: list[Result]) -> str:
         lines.append(f"{name:{width}}  " + "  ".join(f"{number:7d}" for number in numbers))
     if results:
         slow, large = max(results, key=lambda r: r.seconds), max(results, key=lambda r: r.memory)
-        lines.append(f"slowest: {slow.seconds:.2f} s (seed {slow.seed}, {slow.kind})")
+        lines.append(f"slowest: {slow.seconds:.2f} s of CPU time (seed {slow.seed}, {slow.kind})")
         lines.append(f"most memory: {large.memory / 2**20:.0f} MiB (seed {large.seed}, {large.kind})")
     return "\n".join(lines)
 
 
 def attempt(make: Make, seed: int, folder: Path) -> Result:
     """Runs one case in this process, without limits."""
-    kind, start = "making the input", time.monotonic()
+    kind, start = "making the input", time.process_time()
     try:
         kind, call = make(seed, folder)
-        start = time.monotonic()
+        start = time.process_time()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             call()
@@ -145,7 +151,7 @@ def attempt(make: Make, seed: int, folder: Path) -> Result:
         detail = f"{type(error).__name__}: not one printable line: {text[:_DETAIL]!r}" if ugly else text
     except Exception as error:
         outcome, detail = "failed", _where(error)
-    return Result(seed=seed, outcome=outcome, kind=kind, detail=detail, seconds=time.monotonic() - start)
+    return Result(seed=seed, outcome=outcome, kind=kind, detail=detail, seconds=time.process_time() - start)
 
 
 def _where(error: BaseException) -> str:
@@ -189,7 +195,8 @@ class _Worker:
         return self._process.is_alive()
 
     def run(self, seed: int) -> Result:
-        before, peak, started, kind = self._resident(), 0, None, "making the input"
+        before, peak, kind = self._resident(), 0, "making the input"
+        started, begun = None, 0.0
         self._ours.send(seed)
         while True:
             try:
@@ -197,21 +204,31 @@ class _Worker:
                     word = self._ours.recv()
                     if isinstance(word, Result):
                         return dataclasses.replace(word, memory=max(peak, word.memory))
-                    kind, started = word, time.monotonic()
+                    kind, started, begun = word, time.monotonic(), self._busy()
             except (EOFError, OSError):
                 self._process.join(5)
                 return self._failed(seed, kind, f"the process died (exit code {self._process.exitcode})", started, peak)
             peak = max(peak, self._resident() - before)
             if peak > self._limits.memory:
                 return self._failed(seed, kind, f"took more than {self._limits.memory} bytes of memory", started, peak)
-            if started is not None and time.monotonic() - started > self._limits.seconds:
+            if started is not None and self._busy() - begun > self._limits.seconds:
                 return self._failed(seed, kind, f"took more than {self._limits.seconds} s", started, peak)
+            if started is not None and time.monotonic() - started > self._limits.wall:
+                return self._failed(seed, kind, f"waited for more than {self._limits.wall} s", started, peak)
 
     def _failed(self, seed: int, kind: str, detail: str, started: float | None, peak: int) -> Result:
         self._process.kill()
         self._process.join()
         seconds = time.monotonic() - started if started else 0.0
         return Result(seed=seed, outcome="failed", kind=kind, detail=detail, seconds=seconds, memory=peak)
+
+    def _busy(self) -> float:
+        """Seconds of CPU time that the process has had."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def _resident(self) -> int:
         return _status("VmRSS", self._process.pid)

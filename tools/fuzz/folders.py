@@ -140,7 +140,7 @@ def _json_text(seed: int, random, names: list[str], folder: Path, marker: Path) 
         "UTF-16": text.decode().encode("utf-16"),
         "a BOM": b"\xef\xbb\xbf" + text,
         "many keys": b"{" + b",".join(b'"k%d":%d' % (i, i) for i in range(300_000)) + b"}",
-        "many lists": b'{"a": [' + b"[]," * 1_300_000 + b"[]]}",
+        "many lists": b'{"a": [' + b"[]," * 650_000 + b"[]]}",
         "zeros": bytes(10_000),
         "surrogate": text.replace(b'"', b'"\\ud800', 1),
     }

@@ -84,9 +84,9 @@ _TOKENIZER = {
 
 def write_all(root: Path) -> None:
     """One folder of each layout under `root`, by name."""
-    _diffusers_wan(root / "wan")
-    _diffusers_wan(root / "wan-image", image=True)
-    _diffusers_wan(root / "wan-experts", experts=True)
+    write_wan(root / "wan")
+    write_wan(root / "wan-image", image=True)
+    write_wan(root / "wan-experts", experts=True)
     _diffusers_dit(root / "dit")
     _own_wan(root / "own-wan")
     _own_wan(root / "own-wan-experts", experts=True)
@@ -203,7 +203,8 @@ def _trees(dit_json: dict, vae_json: dict, read: Callable, family, *, text: bool
     )  # fmt: skip
 
 
-def _diffusers_wan(folder: Path, *, image: bool = False, experts: bool = False) -> None:
+def write_wan(folder: Path, *, image: bool = False, experts: bool = False, seed: int = 0) -> None:
+    """A Wan model as diffusers saves it. seed: of its weights, and statistics."""
     changes = {"in_channels": 12, "image_dim": 16, "added_kv_proj_dim": 24} if image else {}
     trees = _trees(_WAN | changes, _WAN_VAE, wan.wan_config, wan_vae, text=True, image=image)
     index: dict[str, Any] = {
@@ -219,20 +220,21 @@ def _diffusers_wan(folder: Path, *, image: bool = False, experts: bool = False) 
         "scheduler": ["diffusers", "UniPCMultistepScheduler"],
     }
     for i, name in enumerate(("transformer", "transformer_2")[: 1 + experts]):
-        tensors = _tensors(wan.diffusers_rules(trees.dit), trees.network["dit"], i)
+        tensors = _tensors(wan.diffusers_rules(trees.dit), trees.network["dit"], seed + i)
         _save(tensors, folder / name, "diffusion_pytorch_model", shards=2)
         _dump(_WAN | changes, folder / name / "config.json")
     if image:
         index |= {"image_encoder": ["transformers", "CLIPVisionModel"]}
         index |= {"image_processor": ["transformers", "CLIPImageProcessor"]}
-        tensors = _tensors(clip.diffusers_rules(trees.vision), trees.network["vision"], 3)
+        tensors = _tensors(clip.diffusers_rules(trees.vision), trees.network["vision"], seed + 3)
         _save(tensors, folder / "image_encoder", "model")
         _dump(_CLIP, folder / "image_encoder" / "config.json")
         _dump(_PIXELS, folder / "image_processor" / "preprocessor_config.json")
-    _save(_tensors(t5.diffusers_rules(trees.text), trees.network["text"], 4), folder / "text_encoder", "model")
+    _save(_tensors(t5.diffusers_rules(trees.text), trees.network["text"], seed + 4), folder / "text_encoder", "model")
     _dump(_T5, folder / "text_encoder" / "config.json")
-    _save(_tensors(wan_vae.diffusers_rules(trees.vae[0]), trees.vae[1], 5), folder / "vae", "diffusion_pytorch_model")
-    _dump(_WAN_VAE, folder / "vae" / "config.json")
+    tensors = _tensors(wan_vae.diffusers_rules(trees.vae[0]), trees.vae[1], seed + 5)
+    _save(tensors, folder / "vae", "diffusion_pytorch_model")
+    _dump(_WAN_VAE | {"latents_mean": [0.1 * seed, -0.2, 0.3, 0.0]}, folder / "vae" / "config.json")
     _dump(schedulers()[3], folder / "scheduler" / "scheduler_config.json")
     _dump(index, folder / "model_index.json")
     _tokenizer(folder / "tokenizer")

@@ -15,9 +15,9 @@ from vdit.checkpoint.files import META
 from vdit.checkpoint.load import check_config, load_meta, load_params, load_trees
 from vdit.checkpoint.lock import RunLock
 from vdit.checkpoint.saver import Checkpointer, DataIterator
-from vdit.checkpoint.steps import find_step
+from vdit.checkpoint.steps import find_step, say_once
 from vdit.checkpoint.stream import StreamedLeaf, save_streamed
-from vdit.checkpoint.sums import MANIFEST
+from vdit.checkpoint.sums import MANIFEST, damage, sums, write_manifest
 
 __all__ = [
     "MANIFEST",
@@ -27,9 +27,13 @@ __all__ = [
     "RunLock",
     "StreamedLeaf",
     "check_config",
+    "damage",
     "find_step",
     "load_meta",
     "load_params",
     "load_trees",
     "save_streamed",
+    "say_once",
+    "sums",
+    "write_manifest",
 ]

@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 
+from vdit import paths
 from vdit.errors import CheckpointError
 
 META = "meta.json"
@@ -30,6 +31,7 @@ DELETING = ".deleting"
 DAMAGED = ".damaged"
 PARTIAL = ".partial"
 _MOMENT = 0.1  # seconds
+_LARGEST, _DEEPEST = 256 * paths.MIB, 200  # bytes and depth of a file of JSON: Orbax notes every array in one
 _TMP = ".orbax-checkpoint-tmp"
 # What the system says when there is no room, by number and as tensorstore words it; and what to say of it.
 _NO_ROOM = {
@@ -176,11 +178,7 @@ def _not_orbax(record: logging.LogRecord) -> bool:
 
 def read_json(path: Path) -> Any:
     """The JSON in a file; CheckpointError if it cannot be read."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else reason(error)
-        raise CheckpointError(f"{path}: cannot be read ({why}); take another step") from None
+    return paths.read_json(path, limit=_LARGEST, depth=_DEEPEST, error=CheckpointError, fix="take another step")
 
 
 def _size(count: int) -> str:

@@ -15,8 +15,11 @@ from pathlib import Path
 
 from vdit.checkpoint.agree import Exchange
 from vdit.checkpoint.files import PARTIAL, flush_folder, write_whole
+from vdit.errors import CheckpointError
+from vdit.paths import MIB, open_regular, parse_json, read_text
 
 MANIFEST = "sha256.json"
+_LARGEST = 64 * MIB  # bytes of a manifest
 _THREADS = 8  # hashing lets go of the interpreter: as many files at a time as a disk array likes
 # Folder -> sizes and times of its files when they were last found whole by this process: the way from a folder to a
 # model asks several times, and hashing terabytes once is enough.
@@ -46,11 +49,11 @@ def sums(folder: Path, names: Iterable[str], *, flush: bool = False) -> dict[str
 
     def one(name: str) -> str | None:
         try:
-            with (folder / name).open("rb") as file:
+            with open_regular(folder / name, error=CheckpointError) as file:
                 if flush:
                     os.fsync(file.fileno())
                 return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError:
+        except (OSError, CheckpointError):
             return None
 
     names = list(names)
@@ -113,11 +116,13 @@ def _compare(folder: Path, parts: list[dict[str, str | None]]) -> list[str]:
 def _expected(folder: Path) -> dict[str, str] | None:
     """What the manifest says, or None if it is not, to the byte, a manifest as it is written."""
     try:
-        text = (folder / MANIFEST).read_text()
-        expected = json.loads(text)
-    except (OSError, ValueError, RecursionError):
+        text = read_text(folder / MANIFEST, limit=_LARGEST, error=CheckpointError)
+        expected = parse_json(text, name=MANIFEST, error=CheckpointError)
+    except CheckpointError:
         return None
     if not isinstance(expected, dict) or not expected or json.dumps(expected, indent=1) != text:
+        return None
+    if not all(isinstance(digest, str) for digest in expected.values()):
         return None
     own = expected.pop(MANIFEST, None)  # manifests of old have none
     return expected if own in (None, _own(expected)) else None

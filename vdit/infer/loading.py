@@ -21,6 +21,7 @@ from vdit.nn.lora import attach, merge
 from vdit.pretrained.lora_files import LoRAFile, open_loras
 from vdit.pretrained.model import PublicModel, open_model
 from vdit.train.base import trained_params
+from vdit.train.resuming import check_run
 from vdit.train.workspace import EXPERIMENT, Workspace, open_tokenizer
 from vdit.types import PyTree
 from vdit.vae.video import VideoVAE
@@ -91,6 +92,7 @@ def load_vae(checkpoint_dir: str | Path, *, mesh: Mesh | None = None) -> VideoVA
 def _load_run(path: Path, mesh: Mesh, *, ema: bool, step: int | None, compute: Compute | None) -> Generator:
     space = Workspace(path)
     experiment = space.experiment()
+    check_run(experiment, space, step=step)
     params = trained_params(experiment, space, mesh, ema=ema, step=step, as_stored=True)
     vae = load_vae(path, mesh=mesh)
     tokenizer = space.open_tokenizer(experiment)

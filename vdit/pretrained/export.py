@@ -7,18 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vdit.checkpoint import load_meta, write_manifest
 from vdit.errors import CheckpointError, WeightsError
 from vdit.nn.lora import detach, merge, without_lora
 from vdit.outputs import check_new_folder
+from vdit.paths import read_bytes
 from vdit.pretrained import clip, dit, kl_vae, t5, wan, wan_vae
 from vdit.pretrained.diffusers_folder import INDEX
-from vdit.pretrained.importing import PUBLIC
+from vdit.pretrained.importing import MAX_EXTRA
 from vdit.pretrained.save import save_tensors
 from vdit.pretrained.scheduler import Scheduling, scheduler_json, usual_scheduling
 from vdit.pretrained.weights import Rule
 from vdit.samplers.grid import GridOptions
 from vdit.train.experiment import Experiment
-from vdit.train.workspace import Workspace
+from vdit.train.workspace import FILES, PUBLIC, SAMPLED, Workspace
 from vdit.types import PyTree
 
 TRANSFORMERS = {"dit": "transformer", "dit_low": "transformer_2"}
@@ -35,7 +37,7 @@ def export_model(
     max_shard: float = 5e9,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Writes a diffusers folder: weights, configs, scheduler, tokenizer, model_index.json.
+    """Writes a diffusers folder: weights, configs, scheduler, tokenizer, model_index.json, and checksums of all.
 
     space: the run's folder. params: {"text", "dit", ...}; a LoRA kept apart is merged. vae_params: the VAE's.
     out: a new or empty folder. dtype: of the written weights; None keeps each parameter's own, so that what was
@@ -44,6 +46,8 @@ def export_model(
     out = Path(out)
     check_new_folder(out)
     parts = _parts(experiment)  # raises before anything is written
+    # Without what the imported folder had besides weights, an export makes its own.
+    space.check_files(load_meta(space.dit).get(FILES, {}), names=None if (space.root / PUBLIC).is_dir() else SAMPLED)
     files = _small_files(space, experiment, parts)
     statistics = space.statistics()
     trees = {name: _plain(tree) for name, tree in params.items()} | {"vae": vae_params}
@@ -59,6 +63,7 @@ def export_model(
         target.write_bytes(content)
     # Last: a folder without it is no model, so an export that was cut short is not taken for one.
     (out / INDEX).write_bytes(index)
+    write_manifest(out)
     say(f"{out / INDEX}: done")
 
 
@@ -99,7 +104,7 @@ def _small_files(space: Workspace, experiment: Experiment, parts: dict[str, Part
     """Path -> content of what is no weight: as the imported folder had it, or made from the experiment."""
     kept = space.root / PUBLIC
     files = {
-        str(file.relative_to(kept)): file.read_bytes() for file in sorted(kept.rglob("*")) if file.is_file()
+        str(file.relative_to(kept)): _small(file) for file in sorted(kept.rglob("*")) if file.is_file()
     }
     if INDEX in files:
         return files
@@ -118,13 +123,17 @@ def _small_files(space: Workspace, experiment: Experiment, parts: dict[str, Part
             files["image_processor/preprocessor_config.json"] = _dump(clip.clip_preprocessor_json(experiment.vision))
         for name, target in (("tokenizer.model", "spiece.model"), ("tokenizer_config.json", "tokenizer_config.json")):
             if (space.root / name).is_file():
-                files[f"tokenizer/{target}"] = (space.root / name).read_bytes()
+                files[f"tokenizer/{target}"] = _small(space.root / name)
         if "tokenizer/spiece.model" not in files:
             raise CheckpointError(f"{space.tokenizer}: is missing, which the exported model needs: restore it")
     elif experiment.label_names:
         index["id2label"] = {str(i): name for i, name in enumerate(experiment.label_names)}
     files[INDEX] = _dump(index)
     return files
+
+
+def _small(file: Path) -> bytes:
+    return read_bytes(file, limit=MAX_EXTRA, error=CheckpointError)
 
 
 def _pipeline(experiment: Experiment) -> str:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from vdit.checkpoint import MANIFEST, damage
 from vdit.dist.mesh import make_mesh
 from vdit.dist.rules import replicated
 from vdit.errors import ConfigError, WeightsError
@@ -99,6 +100,13 @@ def open_model(path: str | Path) -> PublicModel:
     path = Path(path)
     if not path.is_dir():
         raise WeightsError(f"{path} is not a folder: give the folder of a public model")
+    if (path / MANIFEST).is_file():  # what `vdit export` wrote; folders from elsewhere have no checksums
+        problems = damage(path.resolve())
+        if problems:
+            raise WeightsError(
+                f"{path}: {problems[0]} ({len(problems)} in all): export it again, or if you changed it, remove "
+                f"{MANIFEST}"
+            )
     for family in (diffusers_folder, original_folder):
         if family.is_one(path):
             try:

@@ -20,7 +20,7 @@ from vdit.errors import WeightsError
 from vdit.paths import MIB, open_regular, parse_json
 from vdit.pretrained.tensors import FIX, TensorFiles, TensorInfo, refuse_no_weights
 
-HEADER_LIMIT = 32 * MIB  # the format allows 100 MB; a model of 100,000 tensors has 15
+HEADER_LIMIT = 16 * MIB  # the format allows 100 MB; a model of 100,000 tensors has 15
 _DEPTH = 4  # objects and lists of a header inside each other, and one more
 DTYPES = {
     "F64": np.dtype(np.float64),

@@ -13,8 +13,8 @@ from vdit.errors import WeightsError
 from vdit.paths import MIB
 from vdit.paths import read_json as read_any_json
 
-CONFIG_LIMIT = 4 * MIB  # of a config.json; one of a thousand class names has 50 kB
-INDEX_LIMIT = 32 * MIB  # of the index of shards: a line for each tensor
+CONFIG_LIMIT = 2 * MIB  # of a config.json; one of a thousand class names has 50 kB
+INDEX_LIMIT = 8 * MIB  # of the index of shards: a line for each of up to 80,000 tensors
 FIX = "download it again"
 _SHOWN = 4
 _BLOCK = 1 << 20

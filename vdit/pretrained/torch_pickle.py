@@ -40,7 +40,7 @@ _CALLS = {
     "torch._utils _rebuild_parameter",
 }
 _MARK = object()
-_MOST_OPCODES = 1_000_000  # a model of 20,000 tensors
+_MOST_OPCODES = 500_000  # a model of 20,000 tensors
 
 
 class Refused(Exception):

@@ -17,7 +17,7 @@ from vdit.text.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenize
 
 MODEL_NAMES = ("spiece.model", "tokenizer.model")
 EXTRA_IDS, MOST_EXTRA_IDS = 100, 4096
-CONFIG_LIMIT = 16 * MIB  # of tokenizer_config.json, which may describe each of thousands of added tokens
+CONFIG_LIMIT = 4 * MIB  # of tokenizer_config.json, which may describe each of thousands of added tokens
 _SPACE = "\u2581"  # how sentencepiece writes the space before a word
 # What Unicode calls white space; Python's \s has four control characters more.
 _WORDS = re.compile("[^\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vdit import config as config_tools
-from vdit.checkpoint import MANIFEST, find_step, load_meta, load_params
+from vdit.checkpoint import MANIFEST, find_step, load_meta, load_params, sums
 from vdit.dist.rules import replicated
 from vdit.errors import CheckpointError, ConfigError
 from vdit.nn.lora import LoRA, attach, detach, init_lora, join, merge, scales, without_lora
@@ -22,7 +21,7 @@ from vdit.nn.quantise import cast, quantise
 from vdit.train.distill import TEACHER
 from vdit.train.experiment import Experiment
 from vdit.train.state import abstract_params
-from vdit.train.workspace import Workspace
+from vdit.train.workspace import SAMPLED, Workspace
 from vdit.types import PyTree
 
 # Parts of an experiment that must be the base's, since its weights are of them; and what may differ in those.
@@ -132,10 +131,14 @@ def base_identity(experiment: Experiment) -> dict[str, Any] | None:
     """What a checkpoint says of the base that it belongs to: its folder, step, and a digest of its files' digests."""
     if experiment.start_from is None:
         return None
-    folder = find_step(Workspace(experiment.start_from).dit)
-    manifest = folder / MANIFEST
-    digest = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.exists() else None
-    return {"folder": experiment.start_from, "step": int(folder.name), "sha256": digest}
+    return {"folder": experiment.start_from} | step_identity(Workspace(experiment.start_from).dit)
+
+
+def step_identity(directory: Path) -> dict[str, Any]:
+    """What one checkpoint says of another that belongs to it: its newest step, and a digest of its files' digests."""
+    folder = find_step(directory)
+    (digest,) = sums(folder, [MANIFEST]).values()
+    return {"step": int(folder.name), "sha256": digest}
 
 
 def check_base(experiment: Experiment, saved: dict[str, Any] | None) -> None:
@@ -162,7 +165,7 @@ def adopt(experiment: Experiment, workspace: Workspace) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(step, partial / step.name)
         partial.rename(workspace.vae)
-    for name in ("statistics.json", "tokenizer.model", "tokenizer_config.json"):
+    for name in SAMPLED:
         if (base.root / name).exists() and not (workspace.root / name).exists():
             workspace.root.mkdir(parents=True, exist_ok=True)
             shutil.copy(base.root / name, workspace.root / name)

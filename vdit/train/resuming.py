@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from vdit import config as config_tools
-from vdit.checkpoint import Checkpointer, check_config, load_meta
+from vdit.checkpoint import Checkpointer, check_config, find_step, load_meta, say_once
 from vdit.checkpoint.agree import on_first
-from vdit.train.base import check_base
+from vdit.errors import CheckpointError
+from vdit.train.base import check_base, step_identity
 from vdit.train.config import TrainConfig
 from vdit.train.experiment import Experiment
+from vdit.train.workspace import EXPERIMENT, FILES, SAMPLED, Workspace
 
 # What a resumed run may change without becoming another run.
 MAY_CHANGE = tuple(
@@ -28,6 +32,7 @@ def is_complete(folder: Path, config: TrainConfig, experiment: Experiment) -> bo
     check_config(as_of_now(meta["config"]), config_tools.to_dict(experiment), may_change=_free(folder.name))
     if folder.name == "dit":
         check_base(experiment, meta.get("base"))
+        Workspace(folder.parent).check_files(meta.get(FILES, {}), names=SAMPLED)
     return step >= config.steps
 
 
@@ -45,6 +50,43 @@ def as_of_now(saved: dict[str, Any]) -> dict[str, Any]:
         return config_tools.to_dict(config_tools.from_dict(Experiment, saved))
     except config_tools.ConfigError:
         return saved  # with fields that are no more: the comparison names them
+
+
+def check_run(experiment: Experiment, space: Workspace, *, step: int | None = None) -> None:
+    """Refuses a run whose files are not those that its DiT was trained with; says so in one line of runs of old, whose
+    files have no checksums.
+
+    experiment: what experiment.json says. step: of the DiT; the last one if None.
+    """
+    find_step(space.dit, step, together=jax.process_count() > 1)  # hosts share the reading, and remember
+    meta = load_meta(space.dit, step=step)
+    now = config_tools.to_dict(experiment)
+    try:
+        check_config(as_of_now(meta["config"]) if "config" in meta else now, now, may_change=_free("dit"))
+    except CheckpointError as error:
+        raise CheckpointError(f"{space.root / EXPERIMENT}: is damaged, or another run's: {error}") from None
+    if space.statistics() is None:
+        raise CheckpointError(
+            f"{space.root / 'statistics.json'}: is missing, and without it videos come out wrong; restore it from a "
+            "copy of the run, or encode the latents again (vdit train)"
+        )
+    space.check_files(meta.get(FILES, {}), names=SAMPLED)
+    _check_vae(space, meta.get("vae"))
+    if not space.protected(meta):
+        say_once(
+            f"{space.root}: comes from a version of vdit without checksums of experiment.json, statistics.json and "
+            "tokenizer.model: damage to them goes unnoticed"
+        )
+
+
+def _check_vae(space: Workspace, saved: dict[str, Any] | None) -> None:
+    if saved is None:
+        return
+    now = step_identity(space.vae)
+    if now["step"] != saved["step"]:
+        say_once(f"{space.vae}: step {now['step']} is used, the DiT was trained on latents of step {saved['step']}")
+    elif now != saved:
+        raise CheckpointError(f"{space.vae}: is not the autoencoder that the DiT was trained on: give the run's own")
 
 
 def _free(stage: str) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ from vdit.seeds import key_of
 from vdit.text import fit_vocabulary, make_tokenizer
 from vdit.text import train_tokenizer as train_pieces
 from vdit.text.labels import NoText
-from vdit.train.base import adopt, base_identity, begin, brings
+from vdit.train.base import adopt, base_identity, begin, brings, step_identity
 from vdit.train.denoising import DenoisingLoss
 from vdit.train.distill import DistillLoss
 from vdit.train.encoding import encode_latents
@@ -49,7 +49,7 @@ from vdit.train.sampling import sample_hook
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
 from vdit.train.watch import Watch
-from vdit.train.workspace import Workspace
+from vdit.train.workspace import FILES, Workspace
 from vdit.types import PyTree
 from vdit.vae import make_loss
 
@@ -206,6 +206,8 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
     config = experiment.dit_train
     if is_complete(workspace.dit, config, experiment):
         return None
+    # Now that it is known to be this run's: who samples while it is trained needs the vocabulary that was settled.
+    first_does(lambda: workspace.save_experiment(experiment), "experiment.json")
     store = LatentStore(workspace.latents)
     tokenizer = workspace.open_tokenizer(experiment)
     if experiment.network.uses_text and last_step(workspace.dit) is None:
@@ -249,6 +251,8 @@ def _train(
     params: PyTree | None = None, frozen: PyTree | None = None,
 ) -> TrainResult:  # fmt: skip
     meta = {"stage": stage, "config": config_tools.to_dict(experiment)}
+    if stage == "dit":
+        meta |= {FILES: workspace.file_sums(), "vae": step_identity(workspace.vae) if workspace.vae.is_dir() else None}
     if stage == "dit" and experiment.start_from is not None:
         meta["base"] = base_identity(experiment)
     with Checkpointer(folder, keep=plan.config.keep, meta=meta, warn=logging.watch.warn) as checkpointer:

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vdit.config import from_json, to_json
-from vdit.errors import CheckpointError, OutputError
+from vdit.checkpoint import say_once, sums
+from vdit.config import from_dict, to_dict
+from vdit.errors import CheckpointError, ConfigError, DataError, OutputError
 from vdit.outputs import check_folder, is_same
+from vdit.paths import MIB, read_json
 from vdit.text import Tokenizer, make_tokenizer
 from vdit.text.labels import LabelTokenizer
 from vdit.train.experiment import Experiment
 from vdit.vae.statistics import check_statistics
 
 EXPERIMENT = "experiment.json"
+PUBLIC = "public"  # an imported model's small files, for an export
+# What a sample depends on besides experiment.json, which holds a checksum of its own, and the two networks.
+SAMPLED = ("statistics.json", "tokenizer.model", "tokenizer_config.json")
+FILES, SUM = "files", "sha256"  # keys: of a step's meta.json, and of experiment.json
+SMALL = 64 * MIB
+_COST = ("seconds", "peak_memory")
+_REMOVE = "remove it: it only says what the run has cost"
+RESTORE = "restore it from a copy of the run"
 
 
 class Workspace:
@@ -56,15 +68,29 @@ class Workspace:
 
     def experiment(self) -> Experiment:
         """The experiment as it was saved; CheckpointError if the folder holds no run."""
-        path = self.root / EXPERIMENT
+        values, _ = self._read_experiment()
         try:
-            return from_json(Experiment, path.read_text())
-        except FileNotFoundError:
+            return from_dict(Experiment, values)
+        except ConfigError as error:
+            raise ConfigError(f"{self.root / EXPERIMENT}: {error}") from None
+
+    def _read_experiment(self) -> tuple[dict[str, Any], str | None]:
+        """The values in experiment.json, and the checksum of them that it holds: None in runs of old."""
+        path = self.root / EXPERIMENT
+        if not path.exists():
             raise CheckpointError(
                 f"{self.root} holds no trained model (experiment.json is missing): give the folder of a vdit run"
-            ) from None
-        except UnicodeDecodeError:
-            raise CheckpointError(f"{path} is damaged (not text): restore it, or train again") from None
+            )
+        values = read_json(path, limit=SMALL, error=CheckpointError, fix=RESTORE)
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path}: is damaged: it is no JSON object; {RESTORE}")
+        digest = values.pop(SUM, None)
+        if digest not in (None, _digest(values)):
+            raise CheckpointError(
+                f"{path}: is damaged: its values do not have its checksum; {RESTORE}; to change a setting, give "
+                "--cfg.KEY=VALUE to vdit train"
+            )
+        return values, digest
 
     def check(self, experiment: Experiment, names: Sequence[str] = ("statistics.json",)) -> None:
         """Refuses a folder that a run cannot be trained in, before anything is written.
@@ -87,7 +113,30 @@ class Workspace:
                 raise OutputError(f"{self.root / there}: is there already, and is not of a run; name another folder")
 
     def save_experiment(self, experiment: Experiment) -> None:
-        _write(self.root / EXPERIMENT, to_json(experiment) + "\n")
+        values = to_dict(experiment)
+        _write(self.root / EXPERIMENT, json.dumps(values | {SUM: _digest(values)}, indent=2) + "\n")
+
+    def file_sums(self) -> dict[str, str | None]:
+        """Name -> sha256 of each small file that belongs to the model; None where it is not there.
+
+        Each step of the DiT holds them, under the step's own checksums. public/ is what an imported model's export
+        gives back.
+        """
+        kept = sorted(str(path.relative_to(self.root)) for path in (self.root / PUBLIC).rglob("*") if path.is_file())
+        return sums(self.root, [*SAMPLED, *kept])
+
+    def check_files(self, expected: Mapping[str, str | None], *, names: Collection[str] | None = None) -> None:
+        """CheckpointError unless the files are those that `file_sums` saw. names: look at these only; None: at all."""
+        expected = {name: digest for name, digest in expected.items() if digest and (names is None or name in names)}
+        for name, digest in sums(self.root, expected).items():
+            if digest != expected[name]:
+                path = self.root / name
+                rule = "is damaged: it is not the file that the checkpoint was made with" if digest else "is missing"
+                raise CheckpointError(f"{path}: {rule}; {RESTORE}")
+
+    def protected(self, meta: Mapping[str, Any]) -> bool:
+        """Whether experiment.json and the other files are under checksums. meta: of a step of the DiT."""
+        return FILES in meta and self._read_experiment()[1] is not None
 
     def open_tokenizer(self, experiment: Experiment) -> Tokenizer:
         """What turns prompts into tokens: texts, or class labels for a model without text."""
@@ -98,24 +147,30 @@ class Workspace:
         path = self.root / "statistics.json"
         if not path.exists():
             return None
-        try:
-            data = json.loads(path.read_text())
-        except ValueError as error:
-            raise CheckpointError(f"{path} is damaged ({error}): encode the latents again") from None
+        data = read_json(path, limit=SMALL, error=CheckpointError, fix=RESTORE)
         return check_statistics(data, name=str(path), error=CheckpointError)
 
     def save_statistics(self, mean: list[float], std: list[float]) -> None:
         _write(self.root / "statistics.json", json.dumps({"mean": mean, "std": std}, indent=1) + "\n")
 
-
     def costs(self) -> dict[str, dict[str, float]]:
         """Stage -> {"seconds": over all its runs, "peak_memory": bytes held by the process at most}."""
         path = self.logs / "costs.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        if not path.exists():
+            return {}
+        costs = read_json(path, limit=SMALL, error=DataError, fix=_REMOVE)
+        entries = costs.values() if isinstance(costs, dict) else [None]
+        if not all(isinstance(e, dict) and all(isinstance(e.get(k), int | float) for k in _COST) for e in entries):
+            raise DataError(f"{path}: must be an object of stages with {' and '.join(_COST)}; {_REMOVE}")
+        return costs
 
     def add_cost(self, stage: str, seconds: float, peak_memory: int) -> None:
         """Count what a stage, or a part of one that was resumed, has cost."""
-        costs = self.costs()
+        try:
+            costs = self.costs()
+        except DataError as error:  # no reason to end a training
+            say_once(f"{error}: costs are counted from here")
+            costs = {}
         before = costs.get(stage, {"seconds": 0.0, "peak_memory": 0})
         costs[stage] = {
             "seconds": before["seconds"] + seconds,
@@ -131,6 +186,11 @@ def open_tokenizer(experiment: Experiment, path: Path | None) -> Tokenizer:
     return LabelTokenizer(
         classes=experiment.dit.classes, first=experiment.first_label, names=experiment.label_names
     )
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    """A checksum of JSON values, whatever the order and the layout of their text."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _write(path: Path, text: str) -> None:
