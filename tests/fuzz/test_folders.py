@@ -18,13 +18,13 @@ def templates(tmp_path_factory):
         yield root
 
 
-def test_the_whole_folders_are_read(templates):
-    for folder in sorted(templates.iterdir()):
-        assert folders._use(folder)
+@pytest.mark.parametrize("name", ["wan-image", "dit", "own-wan"])
+def test_a_whole_folder_is_read(templates, name):
+    assert folders._use(templates / name) == name
 
 
 def test_damaged_folders_are_read_or_refused_in_one_line(templates):
-    failed = [result for result in run_cases(folders.make, range(5000, 5040)) if result.outcome == "failed"]
+    failed = [result for result in run_cases(folders.make, range(5000, 5020)) if result.outcome == "failed"]
     assert not failed
 
 

@@ -1,5 +1,6 @@
 """Files of a run that a sample depends on: all are under checksums; and a short form of tools.fuzz.runs."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -35,7 +36,7 @@ def run(whole, tmp_path):
 
 
 def test_damaged_runs_are_named_or_sample_the_same(whole):
-    assert not [result for result in run_cases(runs.make, range(1, 25)) if result.outcome == "failed"]
+    assert not [result for result in run_cases(runs.make, range(1, 13)) if result.outcome == "failed"]
 
 
 def edit(path, **changes):
@@ -60,8 +61,6 @@ HARM = {
 
 
 def deeper(run):
-    import dataclasses
-
     experiment = Workspace(run).experiment()
     return dataclasses.replace(experiment, dit=dataclasses.replace(experiment.dit, depth=3))
 
