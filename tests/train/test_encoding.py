@@ -13,7 +13,7 @@ from vdit.cli.folder import folder_experiment
 from vdit.config import apply_overrides
 from vdit.data.latents import LatentStore
 from vdit.errors import ConfigError, DataError
-from vdit.train import encoding
+from vdit.train import encoding, stages
 from vdit.train.reporting import Logging, TrainingVideos
 from vdit.train.workspace import Workspace
 
@@ -195,3 +195,13 @@ def test_one_summary_says_what_was_found_and_strict_refuses(run):
     made, printed = run.encode()
     assert "data: 3 videos in " in printed
     assert printed.count("captions file does not name it") == 2
+
+
+def test_a_tokenizer_of_no_captions_is_refused_before_anything_is_trained(run):
+    for name in "abc":
+        (run.films / f"{name}.txt").unlink()
+    experiment = apply_overrides(folder_experiment(run.films), [*TINY, "latents.samples=3"])
+    logging = Logging(tensorboard=False, console=Console(quiet=True))
+    with pytest.raises(DataError, match=r"none of the 3 videos .* has a caption"):
+        stages.run(experiment, run.space, logging=logging)
+    assert not run.space.vae.exists()

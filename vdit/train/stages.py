@@ -79,7 +79,8 @@ def run(
         first_does(lambda: _begin_folder(experiment, workspace), "experiment.json")
         adopt(experiment, workspace)
         wait_for_all("start_from")
-        videos = TrainingVideos(experiment, logging, strict=strict)
+        captions = "tokenizer" in stages and _trains_tokenizer(experiment, workspace)
+        videos = TrainingVideos(experiment, logging, strict=strict, captions=captions)
         if strict:  # before anything slow; otherwise they are opened by the first stage that needs them
             videos.open()
         for stage in STAGES:
@@ -127,6 +128,12 @@ def _run_stage(
 def _stamp(file: Path | None) -> int | None:
     """When a file was written; None where there is none."""
     return file.stat().st_mtime_ns if file is not None and file.exists() else None
+
+
+def _trains_tokenizer(experiment: Experiment, workspace: Workspace) -> bool:
+    """Whether the run is to get a tokenizer of its own captions."""
+    own = experiment.network.uses_text and experiment.text.tokenizer is None and experiment.text.t5 is None
+    return own and not workspace.tokenizer.exists()
 
 
 def _begin_folder(experiment: Experiment, workspace: Workspace) -> None:
