@@ -204,4 +204,4 @@ def test_a_tokenizer_of_no_captions_is_refused_before_anything_is_trained(run):
     logging = Logging(tensorboard=False, console=Console(quiet=True))
     with pytest.raises(DataError, match=r"none of the 3 videos .* has a caption"):
         stages.run(experiment, run.space, logging=logging)
-    assert not run.space.vae.exists()
+    assert not run.space.root.exists()

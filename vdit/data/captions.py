@@ -77,6 +77,8 @@ def read_captions(folder: str | Path, captions: str | Path | None = None) -> Cap
         DataError: nothing is there to be read, or a file cannot be understood for certain; with file and line.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder: data.path must name a folder of video files")
     files = VideoFiles(folder)
     if captions is not None:
         given = next((path for path in (Path(captions), folder / captions) if os.path.exists(path)), None)

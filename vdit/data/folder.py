@@ -46,8 +46,6 @@ class FolderLibrary:
     def __init__(self, path: str | Path, captions: str | Path | None = None, *,
                  exclude: Collection[str] = (), threads: int = 4):
         self.path = Path(path)
-        if not self.path.is_dir():
-            raise DataError(f"{self.path} is not a folder: data.path must name a folder of video files")
         listing = read_captions(self.path, captions)
         excluded = {plain_name(name, self.path) for name in exclude}
         unknown = sorted(excluded - {entry.file for entry in listing.entries})

@@ -55,11 +55,10 @@ class TrainingVideos:
     """The videos that an experiment trains on, opened once for all stages; what was found in them is said once.
 
     strict: refuse data of which a video is not used, or has no caption that the model could learn from.
-    captions: a tokenizer is to be trained of the captions, so there must be some.
     """
 
-    def __init__(self, experiment: Experiment, logging: Logging, *, strict: bool = False, captions: bool = False):
-        self._experiment, self._logging, self._strict, self._captions = experiment, logging, strict, captions
+    def __init__(self, experiment: Experiment, logging: Logging, *, strict: bool = False):
+        self._experiment, self._logging, self._strict = experiment, logging, strict
         self._source: Source | None = None
         self._told: set[str] = set()
 
@@ -91,11 +90,6 @@ class TrainingVideos:
             self._logging.say(line)
         for line in summary.lines(most=sys.maxsize)[1:]:
             self._logging.watch.note(line.strip())
-        if self._captions and len(summary.uncaptioned) == summary.used:
-            raise DataError(
-                f"none of the {summary.used} videos in {summary.place} has a caption: write captions.csv there, with "
-                "the columns file and caption, or train a model without text: --cfg.dit.text=none"
-            )
         uncaptioned = summary.uncaptioned if self._experiment.network.uses_text else ()
         if self._strict and (summary.skipped or uncaptioned):
             first = next(iter(summary.skipped.items()), None)

@@ -24,6 +24,7 @@ import numpy as np
 
 from vdit import config as config_tools
 from vdit.checkpoint import Checkpointer, RunLock
+from vdit.data.captions import read_captions
 from vdit.data.latents import LatentStore
 from vdit.data.pipeline import row_iterator, video_batches
 from vdit.dist.mesh import make_mesh
@@ -31,7 +32,7 @@ from vdit.dist.multihost import is_first
 from vdit.dist.share import host_share
 from vdit.dist.target import platform_of
 from vdit.dist.together import first_does, wait_for_all
-from vdit.errors import ConfigError, TextError
+from vdit.errors import ConfigError, DataError, TextError
 from vdit.nn.compiling import compiler_options
 from vdit.seeds import key_of
 from vdit.text import fit_vocabulary, make_tokenizer
@@ -79,8 +80,7 @@ def run(
         first_does(lambda: _begin_folder(experiment, workspace), "experiment.json")
         adopt(experiment, workspace)
         wait_for_all("start_from")
-        captions = "tokenizer" in stages and _trains_tokenizer(experiment, workspace)
-        videos = TrainingVideos(experiment, logging, strict=strict, captions=captions)
+        videos = TrainingVideos(experiment, logging, strict=strict)
         if strict:  # before anything slow; otherwise they are opened by the first stage that needs them
             videos.open()
         for stage in STAGES:
@@ -93,9 +93,12 @@ def run(
 def check_run(experiment: Experiment, workspace: Workspace, stages: Sequence[str] = STAGES) -> None:
     """Refuses a run that cannot go on here as it is asked for, before any file changes. All hosts call it.
 
-    Raises: OutputError (see Workspace.check), CheckpointError where a stage was trained with another config.
+    Raises: OutputError (see Workspace.check), CheckpointError where a stage was trained with another config, DataError
+    where captions cannot be read, or there are none for a tokenizer to be trained of.
     """
     workspace.check(experiment)
+    if "tokenizer" in stages and not brings(experiment, "tokenizer.model"):
+        _check_captions(experiment, workspace)
     if "vae" in stages and not brings(experiment, "vae"):
         is_complete(workspace.vae, experiment.vae_train, experiment)
     if "dit" in stages and workspace.tokenizer.exists():
@@ -130,10 +133,19 @@ def _stamp(file: Path | None) -> int | None:
     return file.stat().st_mtime_ns if file is not None and file.exists() else None
 
 
-def _trains_tokenizer(experiment: Experiment, workspace: Workspace) -> bool:
-    """Whether the run is to get a tokenizer of its own captions."""
-    own = experiment.network.uses_text and experiment.text.tokenizer is None and experiment.text.t5 is None
-    return own and not workspace.tokenizer.exists()
+def _check_captions(experiment: Experiment, workspace: Workspace) -> None:
+    """DataError where a tokenizer is to be trained of captions, and the folder of videos has none."""
+    data, own = experiment.data, experiment.text.tokenizer is None and experiment.text.t5 is None
+    if data.source != "folder" or not (own and experiment.network.uses_text) or workspace.tokenizer.exists():
+        return
+    if (workspace.latents / "index.json").exists():  # which have captions of their own; the folder may be gone
+        return
+    entries = read_captions(data.path, data.captions).entries
+    if not any(entry.captioned for entry in entries):
+        raise DataError(
+            f"none of the {len(entries)} videos in {data.path} has a caption: write captions.csv there, with the "
+            "columns file and caption, or train a model without text: --cfg.dit.text=none"
+        )
 
 
 def _begin_folder(experiment: Experiment, workspace: Workspace) -> None:
