@@ -29,6 +29,7 @@ _LAZY = {
     "Simulator": "vdit.infer.simulating",
     "Structure": "vdit.tasks.structure",
     "Generator": "vdit.infer",
+    "LoRAFile": "vdit.pretrained.lora_files",
     "load": "vdit.infer",
     "read_video": "vdit.video_io",
     "write_video": "vdit.video_io",

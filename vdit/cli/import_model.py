@@ -22,14 +22,19 @@ TAKES_OVERRIDES = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="the folder of the public model")
+    parser.add_argument("folder", metavar="FOLDER", help="the folder of the public model, or a Wan in one file")
     parser.add_argument("out", metavar="OUT", help="a new folder")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of all weights; default: each tensor's own")
+    parser.add_argument(
+        "--parts", action="append", default=[], metavar="PATH",
+        help="of a Wan in one file: text encoder, VAE, tokenizer, or a folder of them; may be repeated",
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     from vdit.pretrained.importing import import_model
 
-    import_model(options.folder, options.out, dtype=options.dtype, say=lambda line: print(line, flush=True))
+    say = lambda line: print(line, flush=True)  # noqa: E731
+    import_model(options.folder, options.out, dtype=options.dtype, parts=options.parts, say=say)
     return 0

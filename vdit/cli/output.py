@@ -14,7 +14,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
 
 from vdit.cli.parser import UsageError, at_least, nearest, seed
 from vdit.errors import ConfigError
@@ -34,7 +33,11 @@ WEIGHTS, COMPUTE = ("float32", "bfloat16", "int8", "fp8"), ("float32", "bfloat16
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Options of which model it is, and how it is held and shared out."""
-    parser.add_argument("--model", metavar="FOLDER", help="public weights, in the place of RUN")
+    parser.add_argument("--model", metavar="FOLDER", help="public weights, or a Wan in one file, in the place of RUN")
+    parser.add_argument(
+        "--parts", action="append", default=[], metavar="PATH",
+        help="of a Wan in one file: text encoder, VAE, tokenizer, or a folder of them; may be repeated",
+    )  # fmt: skip
     parser.add_argument(
         "--lora", action="append", default=[], metavar="FILE[:STRENGTH][@EXPERT]",
         help="may be repeated; EXPERT of Wan 2.2 A14B: high, low or both; default: as the file's name says",
@@ -186,8 +189,8 @@ def opened(options: argparse.Namespace, folder: str, *, about: Mapping[str, str]
     with joined({"the command": str(asked)} | dict(about or {})):
         keep_compiled()
         mesh = make_mesh(read_mesh(options.mesh))
-        held = {"compute": options.compute, "weights": options.weights}
-        yield load(folder, mesh, lora=options.lora, say=lambda line: say(line, file=sys.stderr), **held)
+        held = {"compute": options.compute, "weights": options.weights, "parts": options.parts}
+        yield load(folder, mesh, lora=options.lora, **held)
 
 
 def rate(options: argparse.Namespace, experiment) -> float:
@@ -250,12 +253,12 @@ def put(target: Target, write: Callable[[Path], None]) -> Path:
     return path
 
 
-def say(line: str, file: TextIO | None = None) -> None:
-    """Prints to stdout or to `file`; on several hosts the first alone does."""
+def say(line: str) -> None:
+    """Prints; on several hosts the first alone does."""
     from vdit.dist.multihost import is_first
 
     if is_first():
-        print(line, flush=True, file=file)
+        print(line, flush=True)
 
 
 def progress(name: str, total: int):
@@ -263,8 +266,6 @@ def progress(name: str, total: int):
 
     None where there is nothing to wait for, or another host shows it.
     """
-    import sys
-
     from rich.console import Console
 
     from vdit.dist.multihost import is_first

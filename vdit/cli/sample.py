@@ -34,6 +34,8 @@ examples:
   vdit sample runs/mine "a dog" --frames 1 --out dog.png
   vdit sample --model Wan2.1-T2V-1.3B-Diffusers "a dog runs" --out dog.mp4 --weights int8
   vdit sample --model Wan2.2-TI2V-5B "the dog runs" --image dog.jpg --out dog.mp4 --lora style.safetensors:0.8
+  vdit sample --model Wan2.2-T2V-A14B "the dog runs" --lora style_high.safetensors --lora style_low.safetensors:0.6
+  vdit sample --model mix.safetensors --parts Wan2.1-T2V-1.3B-Diffusers "the dog runs"    # a Wan in one file
   vdit sample --model DiT-XL-2-256 207 "golden retriever" --out dogs
   vdit sample runs/mine "a long walk" --frames 1441 --mesh sequence=8 --out walk.mp4    # one video by 8 devices
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -37,12 +37,14 @@ def load(
     weights: Weights | None = None,
     lora: str | Path | LoRAFile | Sequence[str | Path | LoRAFile] = (),
     merge_lora: bool = False,
-    say: Callable[[str], None] | None = None,
+    parts: Sequence[str | Path] = (),
 ) -> Generator:
     """Load a model onto a mesh (all devices, if None).
 
     path: the folder of a run of `vdit train`, of an imported model (`vdit import`), or of public weights as they
-        were published (vdit.pretrained.open_model).
+        were published, or of a Wan's transformer alone in one file (vdit.pretrained.open_model).
+    parts: of such a file, where its other networks are: files, folders, or the folder of a public model; without them
+        they are looked for beside it (vdit.pretrained.single_file).
     ema: take the averaged parameters. step: of the DiT's checkpoint; the last one if None. Of runs only.
     compute: type of the matrix products; None is the run's own, and for public weights bfloat16, or float32 on CPU.
     weights: how parameters are held: "bfloat16", or "int8" and "fp8" for the kernels of dense layers; None as stored.
@@ -50,15 +52,14 @@ def load(
         checked before any weights are loaded.
     merge_lora: add them to the kernels, which costs nothing later. Else factors of low rank are kept apart, and the
         kernels may be quantised.
-    say: told, in one line each, what was assumed or left out; None: a VditWarning.
-    Raises CheckpointError or WeightsError where something is missing or damaged.
+    A VditWarning says what of a LoRA was assumed or left out. Raises CheckpointError or WeightsError where something is
+    missing or damaged.
     """
     mesh = make_mesh() if mesh is None else mesh
-    say = (lambda line: warnings.warn(line, VditWarning, stacklevel=3)) if say is None else say
-    of_run = (Path(path) / EXPERIMENT).exists() or not Path(path).is_dir()
-    model = None if of_run else open_model(path)
+    of_run = (Path(path) / EXPERIMENT).exists() or not Path(path).exists()
+    model = None if of_run else open_model(path, [parts] if isinstance(parts, str | Path) else parts)
     given = [lora] if isinstance(lora, str | Path | LoRAFile) else lora
-    loras = open_loras(given, Workspace(path).experiment() if of_run else model.experiment, say) if given else []
+    loras = open_loras(given, Workspace(path).experiment() if of_run else model.experiment, _warn) if given else []
     if of_run:
         generator = _load_run(Path(path), mesh, ema=ema, step=step, compute=compute)
     else:
@@ -87,6 +88,10 @@ def load_vae(checkpoint_dir: str | Path, *, mesh: Mesh | None = None) -> VideoVA
         channels = config.latent_channels
         statistics = {"mean": jnp.zeros(channels), "std": jnp.ones(channels)}
     return VideoVAE(config=config, params=params, statistics=_on(mesh, statistics))
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, VditWarning, stacklevel=4)
 
 
 def _load_run(path: Path, mesh: Mesh, *, ema: bool, step: int | None, compute: Compute | None) -> Generator:

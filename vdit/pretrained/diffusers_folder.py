@@ -15,8 +15,8 @@ from vdit.dit.config import DiTConfig
 from vdit.errors import ConfigError, WeightsError
 from vdit.pretrained import clip, dit, kl_vae, t5, wan, wan_vae
 from vdit.pretrained.model import Component, PublicModel
-from vdit.pretrained.open import open_tensors
 from vdit.pretrained.options import check_option, flag, number, several, words
+from vdit.pretrained.scaled_fp8 import open_weights
 from vdit.pretrained.scheduler import Scheduling, scheduler_config
 from vdit.pretrained.tensors import read_json
 from vdit.text import T5Config, TextConfig, load_t5_tokenizer, t5_text
@@ -94,7 +94,7 @@ def _wan_pipeline(path: Path, index: Mapping[str, Any], parts: Mapping[str, str]
         components.append(_component(path, "transformer_2", wan.diffusers_rules(config)))
     tokenizer = find_tokenizer(path / "tokenizer")
     text = with_sentinels(read_config(t5.t5_config, path / "text_encoder" / "config.json"), tokenizer)
-    files = open_tensors(path / "text_encoder")
+    files = open_weights(path / "text_encoder")
     components.append(
         Component(tree="text", folder="text_encoder", files=files, rules=tuple(t5.diffusers_rules(text, files.info)))
     )
@@ -103,7 +103,7 @@ def _wan_pipeline(path: Path, index: Mapping[str, Any], parts: Mapping[str, str]
         pixels = read_json(path / "image_processor" / "preprocessor_config.json")
         read = functools.partial(clip.clip_config, preprocessor=pixels)
         vision = read_config(read, path / "image_encoder" / "config.json")
-        files = open_tensors(path / "image_encoder")
+        files = open_weights(path / "image_encoder")
         rules = tuple(clip.diffusers_rules(vision, files.info))
         components.append(
             Component(tree="vision", folder="image_encoder", files=files, rules=rules, ignore=clip.UNUSED)
@@ -135,6 +135,10 @@ def wan_experiment(
     boundary: float | None,
 ) -> Experiment:
     """The parts of a Wan model as an experiment. boundary: the time below which its second transformer is asked."""
+    try:
+        wan.check_inputs(dit, vae.latent_channels, vae.temporal_stride)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
     sample = sample_config(scheduling, vae, experts=boundary is not None, image=dit.condition_channels > 0)
     return Experiment(
         name=path.resolve().name,
@@ -199,7 +203,7 @@ def read_config(read: Callable[[dict], T], path: Path) -> T:
 
 
 def _component(path: Path, name: str, rules: list, *, ignore: tuple[str, ...] = ()) -> Component:
-    files = open_tensors(path / name)
+    files = open_weights(path / name)
     return Component(tree=NETWORKS[name], folder=name, files=files, rules=tuple(rules), ignore=ignore)
 
 
@@ -210,7 +214,7 @@ def _vae(path: Path, family) -> tuple[VAEConfig, dict[str, np.ndarray], Componen
 def open_vae(path: Path, family) -> tuple[VAEConfig, dict[str, np.ndarray], Component]:
     """The folder of an autoencoder. family: the module of its weight map, wan_vae or kl_vae."""
     config = read_config(family.vae_config, path / "config.json")
-    files = open_tensors(path)
+    files = open_weights(path)
     rules = family.diffusers_rules(config)
     if family is kl_vae and any(".query." in name for name in files.info):
         rules = kl_vae.old_diffusers_rules(config)

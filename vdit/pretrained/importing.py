@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vdit import config as config_tools
@@ -18,19 +18,24 @@ MAX_EXTRA = 100_000_000
 
 
 def import_model(
-    folder: str | Path, out: str | Path, *, dtype: str | None = None, say: Callable[[str], None] = lambda line: None
+    folder: str | Path,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    parts: Sequence[str | Path] = (),
+    say: Callable[[str], None] = lambda line: None,
 ) -> PublicModel:
     """Writes a public model as an orbax checkpoint in a folder of the form of a run; returns what it holds.
 
     The small files (statistics, tokenizer, what an export gives back) come under the checkpoint's checksums.
 
-    folder: see open_model. out: a new or empty folder. dtype: "float32" or "bfloat16" for all weights; None keeps
-    each tensor's own. say: told what is done. One tensor is in memory at a time. Everything is checked before
+    folder, parts: see open_model. out: a new or empty folder. dtype: "float32" or "bfloat16" for all weights; None
+    keeps each tensor's own. say: told what is done. One tensor is in memory at a time. Everything is checked before
     anything is written; WeightsError names what is wrong.
     """
     out = Path(out)
     check_new_folder(out)
-    model = open_model(folder)
+    model = open_model(folder, parts)
     say(f"{model.folder}: {_summary(model)}")
     model.check()
     abstract = model.abstract(one_device())

@@ -155,7 +155,7 @@ def read_lora(
         for kind in _ENDS:
             if kind in module.tensors:
                 path = unstacked(module.rules[kind])
-                one = _whole(source, module, kind, factor=(scale or 1.0) if kind == "up_bias" else 1.0)
+                one = _whole(source, module, kind, factor=1.0 if scale is None or kind != "up_bias" else scale)
                 differences[path] = _sum(differences[path], one) if path in differences else one
     if unscaled:
         note(f"it has no alpha for {unscaled} of {len(modules)} modules, so their scale is 1 (alpha = rank)")
@@ -220,7 +220,7 @@ def _sort(source: Source, config: DiTConfig, expert: str, note: Callable[[str], 
         if kind in _REFUSED:
             raise WeightsError(f"{full}: {_REFUSED[kind]}: not supported; merge it with the program that made it")
         own = full.startswith("vdit.")
-        rules = _own_rules(module) if own else _rules_of(known, module, kind)
+        rules = _own_rules(module, kind) if own else _rules_of(known, module, kind)
         if not kind or rules is None:
             (image if known and _IMAGE.search(module) and kind and not config.image_width else unknown).append(full)
             continue
@@ -234,8 +234,10 @@ def _sort(source: Source, config: DiTConfig, expert: str, note: Callable[[str], 
         found[key] = _Module(name=module, rules=rules, tensors=named, shape=shape)
     if unknown:
         raise WeightsError(f"{_what(unknown)}: {_reason(unknown, source, config)}")
-    if not found:
+    if not found and not image:
         raise WeightsError(f"it has nothing for {expert!r}: it has {', '.join(experts(source.info))}")
+    if not found:
+        raise WeightsError("all of it is for the attention to an image, which this model has not: take Wan 2.1 I2V")
     if image:
         note(
             f"left out {len(image)} tensors for the attention to an encoded image, which Wan 2.1's image to video has "
@@ -255,8 +257,10 @@ def _rules_of(known: Mapping[str, Rule], module: str, kind: str) -> dict[str, Ru
     return {kind if kind in _ENDS else "weight": found}
 
 
-def _own_rules(module: str) -> dict[str, Rule]:
+def _own_rules(module: str, kind: str) -> dict[str, Rule] | None:
     """Of vdit's own layout: names are the paths of our layers, whose factors lie as torch's do."""
+    if kind in _ENDS:
+        return None
     path = module.removeprefix("vdit.").replace(".", "/")
     return {"weight": rule(module, f"{path}/kernel", LINEAR)}
 

@@ -31,11 +31,12 @@ class LoRAFile:
         or its name say. Other models have one transformer, and take None.
     """
 
-    path: Path
+    path: str | Path
     strength: float = 1.0
     expert: Expert | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
         if not math.isfinite(self.strength):
             raise ConfigError(f"{self.path}: strength {self.strength} must be a finite number, as in 0.8")
         if self.expert not in (None, *get_args(Expert)):
@@ -83,16 +84,23 @@ def open_loras(
     made = []
     for one in given:
         file = one if isinstance(one, LoRAFile) else LoRAFile.parse(one)
-        note = lambda line, file=file: say(f"LoRA {file.path.name}: {line}")  # noqa: E731
+        notes: list[str] = []
         if not file.path.exists():
             raise WeightsError(f"{file.path}: no such LoRA: give a .safetensors file, or the folder that holds it")
         tensors, adapter = open_tensors(file.path), _adapter_config(file.path)
+        owners = experts(tensors.info)
         try:
-            for tree, expert in _targets(file, experts(tensors.info), experiment, note):
-                lora = read_lora(tensors, experiment.dit, adapter=adapter, expert=expert, note=note)
-                made.append((tree, lora, file.strength))
+            # Read before it is asked where they go: what is wrong with the file comes first.
+            read = {
+                owner: read_lora(tensors, experiment.dit, adapter=adapter, expert=owner, note=notes.append)
+                for owner in owners
+            }
+            targets = _targets(file, owners, experiment, notes.append)
+            made += [(tree, read[owner], file.strength) for tree, owner in targets]
         except WeightsError as error:
             raise WeightsError(f"{file.path}: {error}") from None
+        for line in notes:
+            say(f"LoRA {file.path.name}: {line}")
     return made
 
 

@@ -7,6 +7,7 @@ and the headers of their tensor files, and nothing else; loading and importing r
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -89,17 +90,28 @@ class PublicModel:
         return trees, vae
 
 
-def open_model(path: str | Path) -> PublicModel:
-    """Reads what a folder of public weights is; WeightsError where it is none that is known here.
+def open_model(path: str | Path, parts: Sequence[str | Path] = ()) -> PublicModel:
+    """Reads what public weights are; WeightsError where they are none that are known here.
 
-    diffusers: WanPipeline, WanImageToVideoPipeline (2.1 and 2.2), DiTPipeline. Original: Wan 2.1 and 2.2 with
-    their .pth files; a DiT checkpoint (.pt) with an autoencoder's folder `vae` beside it.
+    path: a folder, or the file of a Wan's transformer as ComfyUI has it (vdit.pretrained.single_file).
+        diffusers: WanPipeline, WanImageToVideoPipeline (2.1 and 2.2), DiTPipeline. Original: Wan 2.1 and 2.2 with
+        their .pth files; a DiT checkpoint (.pt) with an autoencoder's folder `vae` beside it.
+    parts: of a single file, where its other networks are: files, folders of them, or one folder of a public model.
     """
-    from vdit.pretrained import diffusers_folder, original_folder  # they make what is defined here
+    from vdit.pretrained import diffusers_folder, original_folder, single_file  # they make what is defined here
 
     path = Path(path)
+    if path.is_file():
+        try:
+            model = single_file.open_file(path, parts)
+        except ConfigError as error:  # shapes that are in range, each, and do not go together
+            raise WeightsError(f"{path}: {error}; download it again") from None
+        model.check_names()
+        return model
+    if parts:
+        raise WeightsError(f"{path}: is a folder, which has its parts itself: leave --parts out, or give a single file")
     if not path.is_dir():
-        raise WeightsError(f"{path} is not a folder: give the folder of a public model")
+        raise WeightsError(f"{path} is not a folder: give the folder or the file of a public model")
     if (path / MANIFEST).is_file():  # what `vdit export` wrote; folders from elsewhere have no checksums
         problems = damage(path.resolve())
         if problems:

@@ -43,6 +43,8 @@ def _open_file(path: Path, key: str | None) -> TensorFiles:
         return open_safetensors(path)
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
         return open_torch(path, key=key)
+    if path.suffix == ".gguf":
+        raise WeightsError(f"{path}: GGUF, whose quantised formats are not supported; take the .safetensors file")
     raise WeightsError(f"{path}: is none of .safetensors .pt .pth .bin .ckpt; convert it to safetensors")
 
 

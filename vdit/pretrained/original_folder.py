@@ -20,11 +20,11 @@ from vdit.pretrained.diffusers_folder import (
     with_sentinels,
 )
 from vdit.pretrained.model import Component, PublicModel
-from vdit.pretrained.open import open_tensors
+from vdit.pretrained.scaled_fp8 import open_weights
 from vdit.pretrained.scheduler import Scheduling
-from vdit.pretrained.tensors import TensorFiles, read_json
+from vdit.pretrained.tensors import read_json
 from vdit.samplers.grid import GridOptions
-from vdit.text.config import T5Config, TextConfig, t5_preset
+from vdit.text.config import T5Config, TextConfig
 from vdit.train.experiment import Experiment
 from vdit.vae.config import preset as vae_preset
 from vdit.vision import CLIPVisionConfig
@@ -65,7 +65,7 @@ def _wan(path: Path) -> PublicModel:
     folders = {"dit": path / HIGH, "dit_low": path / LOW} if experts else {"dit": path}
     components, kind, config = [], None, None
     for tree, folder in folders.items():
-        files = open_tensors(folder)
+        files = open_weights(folder)
         found = read_config(functools.partial(wan.original_config, names=files.info), folder / "config.json")
         json = read_json(folder / "config.json")
         if config not in (None, found):
@@ -77,7 +77,7 @@ def _wan(path: Path) -> PublicModel:
     text = with_sentinels(_text(path, components), tokenizer)
     vision = _vision(path, components) if config.image_width else None
     vae, statistics = _vae(path, components)
-    scheduling = _scheduling(EXPERT_SHIFT[kind] if experts else SHIFT.get(kind, 5.0))
+    scheduling = scheduling_of(EXPERT_SHIFT[kind] if experts else SHIFT.get(kind, 5.0))
     boundary = BOUNDARY[kind] if experts else None
     return PublicModel(
         folder=path,
@@ -88,38 +88,23 @@ def _wan(path: Path) -> PublicModel:
     )
 
 
-def _scheduling(shift: float) -> Scheduling:
+def scheduling_of(shift: float) -> Scheduling:
     """Wan's own sampler: UniPC from 0.999 to 0, times cut to whole numbers."""
     diffusion = DiffusionConfig(kind="flow", prediction="velocity", shift=shift, whole_time=True)
     return Scheduling(diffusion=diffusion, sampler="unipc", grid=GridOptions(spacing="uniform", high=FIRST))
 
 
 def _text(path: Path, components: list[Component]) -> T5Config:
-    files = open_tensors(_only(path, "models_t5_*", "the text encoder (models_t5_umt5-xxl-enc-bf16.pth)"))
-    config = _t5_shape(files)
+    files = open_weights(_only(path, "models_t5_*", "the text encoder (models_t5_umt5-xxl-enc-bf16.pth)"))
+    config = t5.shape_of(files)
     components.append(
         Component(tree="text", folder="text_encoder", files=files, rules=tuple(t5.original_rules(config)))
     )
     return config
 
 
-def _t5_shape(files: TensorFiles) -> T5Config:
-    """The files say nothing of their config but the tensors' shapes; heads are 64 wide in every umT5."""
-    names = ("token_embedding.weight", "blocks.0.attn.q.weight", "blocks.0.pos_embedding.embedding.weight",
-             "blocks.0.ffn.fc1.weight")  # fmt: skip
-    shapes = [files.info[name].shape if name in files.info else () for name in names]
-    layers = len({name.split(".")[1] for name in files.info if name.startswith("blocks.")})
-    if not all(len(shape) == 2 and min(shape) > 0 for shape in shapes) or shapes[1][0] % shapes[2][1]:
-        raise WeightsError(f"{files.path}: holds no umT5 encoder as Wan's repositories name it: take the right file")
-    (vocabulary, width), (heads, _), (buckets, count), (mlp, _) = shapes
-    return t5_preset(
-        "umt5-xxl", vocab_size=vocabulary, width=width, heads=count, head_dim=heads // count, layers=layers, mlp=mlp,
-        buckets=buckets,
-    )  # fmt: skip
-
-
 def _vision(path: Path, components: list[Component]) -> CLIPVisionConfig:
-    files = open_tensors(_only(path, "models_clip_*", "the image encoder (models_clip_open-clip-...-huge-14.pth)"))
+    files = open_weights(_only(path, "models_clip_*", "the image encoder (models_clip_open-clip-...-huge-14.pth)"))
     config = CLIPVisionConfig()
     rules = tuple(clip.original_rules(config))
     components.append(
@@ -136,7 +121,7 @@ def _vae(path: Path, components: list[Component]):
     config = vae_preset("wan22" if new else "wan21")
     statistics = wan_vae.WAN22_STATISTICS if new else wan_vae.WAN21_STATISTICS
     rules = tuple(wan_vae.original_rules(config))
-    components.append(Component(tree="vae", folder="vae", files=open_tensors(found[0]), rules=rules))
+    components.append(Component(tree="vae", folder="vae", files=open_weights(found[0]), rules=rules))
     return config, statistics
 
 
@@ -150,7 +135,7 @@ def _only(path: Path, pattern: str, what: str) -> Path:
 def _dit(path: Path) -> PublicModel:
     """A DiT checkpoint beside the autoencoder's diffusers folder: DiT-XL-2-256x256.pt and vae/."""
     (file,) = _dit_files(path)
-    files = open_tensors(file)
+    files = open_weights(file)
     shapes = {name: info.shape for name, info in files.info.items()}
     config = dit.config_from_shapes(shapes)
     constants = dit.original_constants(config, shapes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -20,8 +21,9 @@ from vdit.pretrained.options import (
     whole,
     words,
 )
+from vdit.pretrained.tensors import TensorFiles
 from vdit.pretrained.weights import LINEAR, Rule, rule
-from vdit.text.config import T5Config
+from vdit.text.config import T5Config, t5_preset
 
 # What the encoder has, by the names of T5Config and of the public config.json.
 _NAMES = {
@@ -113,6 +115,27 @@ def t5_json(config: T5Config) -> dict[str, Any]:
         "tie_word_embeddings": True,
         "use_cache": False,
     }
+
+
+def shape_of(files: TensorFiles) -> T5Config:
+    """The config of a umT5 encoder that comes without one, from its tensors' shapes; either of its public namings."""
+    layouts = (
+        ("token_embedding.weight", "blocks.0.attn.q.weight", "blocks.0.pos_embedding.embedding.weight",
+         "blocks.0.ffn.fc1.weight", r"blocks\.(\d{1,4})\."),
+        ("shared.weight", "encoder.block.0.layer.0.SelfAttention.q.weight",
+         "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+         "encoder.block.0.layer.1.DenseReluDense.wi_0.weight", r"encoder\.block\.(\d{1,4})\."),
+    )  # fmt: skip
+    for *names, block in layouts:
+        shapes = [files.info[name].shape if name in files.info else () for name in names]
+        if all(len(shape) == 2 and min(shape) > 0 for shape in shapes) and shapes[1][0] % shapes[2][1] == 0:
+            (vocabulary, width), (heads, _), (buckets, count), (mlp, _) = shapes
+            layers = {match[1] for name in files.info if (match := re.match(block, name))}
+            return t5_preset(
+                "umt5-xxl", vocab_size=vocabulary, width=width, heads=count, head_dim=heads // count,
+                layers=len(layers), mlp=mlp, buckets=buckets,
+            )  # fmt: skip
+    raise WeightsError(f"{files.path}: holds no umT5 encoder as Wan's repositories name it: take the right file")
 
 
 def diffusers_rules(config: T5Config, names: Collection[str] | None = None) -> list[Rule]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -54,6 +54,16 @@ _ORIGINAL = {
 _ORIGINAL_FIXED = {"cross_attn_norm": True, "qk_norm": True, "window_size": (-1, -1)}
 # Of Wan 2.1's image-to-video: width of CLIP ViT-H, and its 257 tokens for each of the first and last frame.
 _IMAGE_WIDTH, _FIRST_LAST_TOKENS = 1280, 2 * 257
+# Wans with further inputs, by the names of their options, tensors and classes, and what tells them what to make.
+_VARIANTS = {
+    "VACE": (r"(?i)vace", "control videos and masks"),
+    "Wan Fun-Camera": (r"control_adapter|camera", "the path of a camera"),
+    "Wan Fun-Control": (r"ref_conv", "control videos"),
+    "Wan Animate": (r"(?i)animate|face_adapter|motion_encoder|pose_patch", "a face and poses"),
+    "Wan S2V": (r"(?i)^s2v$|audio", "sound"),
+}
+MASK = 4  # channels that tell which frames of an image to video are known: the frames of one latent
+_UNSUPPORTED = "not supported; take the text-to-video or image-to-video model that it was made from"
 # Words after "high" or "low" in a file's name that make it say something else than an expert.
 _NO_EXPERT = frozenset((
     "angle", "contrast", "definition", "detail", "details", "end", "fidelity", "fps", "key", "light", "lighting",
@@ -64,6 +74,7 @@ _LAYER = re.compile(r"^(blocks|block_\d+)/")
 
 def wan_config(json: Mapping[str, Any]) -> DiTConfig:
     """The config of diffusers' WanTransformer3DModel (transformer/config.json) -> ours."""
+    refuse_variants({name for name, value in json.items() if value}, where="config.json", kind=json.get("_class_name"))
     values = read_options(json, "WanTransformer3DModel", _DIFFUSERS, _DIFFUSERS_FIXED)
     width = values["num_attention_heads"] * values["attention_head_dim"]
     if values["rope_max_seq_len"] > MAX_POSITION:
@@ -78,7 +89,7 @@ def wan_config(json: Mapping[str, Any]) -> DiTConfig:
             f"added_kv_proj_dim={values['added_kv_proj_dim']} in config.json must be the width {width} where "
             f"image_dim={values['image_dim']} is set, and null where it is not"
         )
-    return _config(
+    return config_of(
         patch=values["patch_size"],
         heads=values["num_attention_heads"],
         width=width,
@@ -123,14 +134,22 @@ def original_config(json: Mapping[str, Any], names: Collection[str] | None = Non
     names: names of the checkpoint's tensors. Image-to-video needs them: Wan 2.1 and 2.2 both call theirs
     "i2v", and only 2.1 has an image embedding.
     """
-    values = read_options(json, "WanModel", _ORIGINAL, _ORIGINAL_FIXED)
+    refuse_variants({name for name, value in json.items() if value}, where="config.json", kind=json.get("model_type"))
+    try:
+        values = read_options(json, "WanModel", _ORIGINAL, _ORIGINAL_FIXED)
+    except WeightsError:
+        # Its unknown options are the lesser news where it wants inputs that nobody can give it.
+        total, out = json.get("in_dim"), json.get("out_dim")
+        if isinstance(total, int) and isinstance(out, int) and out > 0 and total - out not in (0, out + MASK):
+            raise _of_further_inputs(total, out, out + MASK) from None
+        raise
     kind = values["model_type"]
     if kind not in ("t2v", "i2v", "ti2v", "flf2v"):
         raise WeightsError(f"model_type={kind!r} in config.json is not supported: use t2v, i2v, ti2v or flf2v")
     if kind == "i2v" and names is None:
         raise WeightsError("model_type='i2v' in config.json is Wan 2.1's and 2.2's: give the tensors' names as well")
     image = kind == "flf2v" or (kind == "i2v" and any(name.startswith("img_emb.") for name in names))
-    return _config(
+    return config_of(
         patch=values["patch_size"],
         heads=values["num_heads"],
         width=values["dim"],
@@ -212,6 +231,39 @@ def original_rules(config: DiTConfig) -> list[Rule]:
     return _rules(config, names)
 
 
+def refuse_variants(names: Iterable[str], *, where: str, kind: Any = None) -> None:
+    """WeightsError where the names of options or tensors are those of a Wan with inputs that cannot be given here.
+
+    where: the file. kind: what its config calls the model.
+    """
+    for variant, (pattern, what) in _VARIANTS.items():
+        found = next((name for name in names if re.search(pattern, name)), None)
+        if found is None and re.search(pattern, str(kind)):
+            found = kind
+        if found is not None:
+            raise WeightsError(f"{where}: {found!r} is of {variant}, which is told by {what}: {_UNSUPPORTED}")
+
+
+def check_inputs(config: DiTConfig, channels: int, stride: int) -> None:
+    """WeightsError where a transformer wants other inputs beside the noisy latents than image to video has.
+
+    channels, stride: of the autoencoder: those of its latents, and how many frames are one latent.
+    """
+    image = channels + stride  # known latents, and a mask of the frames that are known
+    if config.in_channels != channels:
+        rule = f"the transformer makes {config.in_channels} channels and the autoencoder has {channels}"
+        raise WeightsError(f"{rule}: take both from one model")
+    if config.condition_channels not in (0, image):
+        raise _of_further_inputs(channels + config.condition_channels, channels, image)
+
+
+def _of_further_inputs(total: int, channels: int, image: int) -> WeightsError:
+    return WeightsError(
+        f"the patch embedding takes {total} channels, where text to video has {channels} and image to video "
+        f"{channels + image}: it is a Wan Fun-Control, or another one that takes further videos: {_UNSUPPORTED}"
+    )
+
+
 def expert_of_name(name: str) -> Literal["high", "low"] | None:
     """Which expert of Wan 2.2 A14B a file's name says it is for: "style_HIGH.safetensors", "x-low-noise-v2.pt".
 
@@ -270,8 +322,11 @@ def patch_kernel(patch: tuple[int, int, int], channels: tuple[int, ...]) -> Layo
     )
 
 
-def _config(*, channels: tuple[int, int], patch: tuple[int, ...], **options: Any) -> DiTConfig:
-    """channels: those that go in and those that come out; more in than out are a condition."""
+def config_of(*, channels: tuple[int, int], patch: tuple[int, ...], **options: Any) -> DiTConfig:
+    """A Wan's config. channels: those that go in and those that come out; more in than out are a condition.
+
+    options: further fields of DiTConfig.
+    """
     total, out = channels
     if total < out:
         raise WeightsError(f"in_channels={total} in config.json is less than out_channels={out}: not a Wan model")

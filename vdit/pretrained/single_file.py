@@ -1,0 +1,287 @@
+"""A Wan's transformer in one file of its own, as ComfyUI uses it, with its other networks from files that are named.
+
+    open_file("wan2.1_t2v_1.3B_fp16.safetensors", ["Wan2.1-T2V-1.3B-Diffusers"])        the rest from a model's folder
+    open_file("mix.safetensors", ["umt5_xxl_fp16.safetensors", "wan_2.1_vae.safetensors"])           from single files
+    open_file("ComfyUI/models/diffusion_models/wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors")    from beside it
+
+Without parts they are looked for in ComfyUI's own tree (text_encoders or clip, vae, clip_vision beside
+diffusion_models), or else in the file's folder. What a file is for is told by the names and shapes of its tensors. The
+tokenizer is a sentencepiece file (spiece.model, tokenizer.model), or is inside the text encoder's file, where ComfyUI
+puts it. Of Wan 2.2 A14B the file of either expert is given; the other is found beside it by its name.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vdit.dit.config import DiTConfig
+from vdit.errors import WeightsError
+from vdit.pretrained import clip, original_folder, t5, wan, wan_vae
+from vdit.pretrained.diffusers_folder import TOKENIZERS, wan_experiment
+from vdit.pretrained.model import Component, PublicModel, open_model
+from vdit.pretrained.scaled_fp8 import open_weights
+from vdit.pretrained.tensors import TensorFiles, listed
+from vdit.text import T5Config, load_t5_tokenizer
+from vdit.vision import CLIPVisionConfig
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+# Where all-in-one checkpoints of ComfyUI hold the other networks.
+_INSIDE = ("text_encoders.umt5xxl.transformer.", "cond_stage_model.umt5xxl.transformer.", "first_stage_model.", "vae.")
+_COMFY, _COMFY_PARTS = ("diffusion_models", "unet"), ("text_encoders", "clip", "vae", "clip_vision")
+_HEAD_DIM = 128  # of every published Wan
+_SPIECE = "spiece_model"
+_MOST_FILES = 500
+
+
+class _Part(NamedTuple):
+    """A file that may hold one of the other networks. role: "text", "vae", "vision", "dit"; None for none of them."""
+
+    files: TensorFiles
+    role: str | None
+
+
+def open_file(path: Path, parts: Sequence[str | Path] = ()) -> PublicModel:
+    """The model that a transformer's file and its parts make up; WeightsError names what is missing, or ambiguous.
+
+    parts: files, or folders of them, of the text encoder, the autoencoder, the image encoder and the tokenizer; or one
+        folder of a public model, whose transformer is replaced.
+    """
+    whole = open_weights(path)
+    files = _transformer(whole)
+    named = wan.expert_of_name(path.name)
+    folders = [Path(part) for part in parts if _is_model(Path(part))]
+    if folders and len(parts) > 1:
+        raise WeightsError(f"{folders[0]}: is a whole model: give it alone as the parts, or give single files")
+    if folders:
+        return _replace(open_model(folders[0]), path, files, named)
+    candidates, tokenizers = _candidates(path, whole, parts)
+    config = _config(files)
+    if named is None and config.condition_channels and not config.image_width:
+        rule = "it has the form of one of two experts (image to video of Wan 2.2 A14B), and its name does not say which"
+        raise WeightsError(f"{path}: {rule}: name the two files with high_noise and low_noise")
+    components = [_component("dit", "transformer", files, wan.original_rules(config))]
+    if named is not None:
+        components = _experts(path, files, named, config, wan.original_rules(config))
+    text, part, tokenizer = _text(path, config, candidates, tokenizers)
+    components.append(part)
+    vision = None
+    if config.image_width:
+        one = _only(path, "image encoder (clip_vision_h.safetensors)", _of_role(candidates, "vision"))
+        vision = CLIPVisionConfig()
+        rules = clip.diffusers_rules(vision, one.info)
+        components.append(_component("vision", "image_encoder", one, rules, clip.UNUSED))
+    fits = lambda found: wan_vae.shape_of(found.info).latent_channels == config.in_channels  # noqa: E731
+    one = _only(path, f"autoencoder of {config.in_channels} channels", filter(fits, _of_role(candidates, "vae")))
+    vae = wan_vae.shape_of(one.info)
+    components.append(_component("vae", "vae", one, wan_vae.original_rules(vae)))
+    kind = "ti2v" if config.in_channels == 48 else "i2v" if config.condition_channels else "t2v"
+    shift = (original_folder.EXPERT_SHIFT if named else original_folder.SHIFT)[kind]
+    boundary = original_folder.BOUNDARY[kind] if named else None
+    scheduling = original_folder.scheduling_of(shift)
+    return PublicModel(
+        folder=path.parent,
+        experiment=wan_experiment(path.with_suffix(""), config, text, vision, vae, scheduling, boundary),
+        components=tuple(components),
+        statistics=wan_vae.WAN22_STATISTICS if config.in_channels == 48 else wan_vae.WAN21_STATISTICS,
+        tokenizer=tokenizer,
+    )
+
+
+def _is_model(path: Path) -> bool:
+    from vdit.pretrained import diffusers_folder
+
+    if not path.exists():
+        raise WeightsError(f"{path}: no such file or folder of the model's parts")
+    return path.is_dir() and (diffusers_folder.is_one(path) or original_folder.is_one(path))
+
+
+def _replace(base: PublicModel, path: Path, files: TensorFiles, named: str | None) -> PublicModel:
+    """A public model with the transformer, or both, of single files."""
+    config = base.experiment.dit
+    found = _config(files, like=config)
+    for field in dataclasses.fields(DiTConfig):
+        ours, theirs = getattr(found, field.name), getattr(config, field.name)
+        if ours != theirs and field.name not in ("dtype", "remat", "sequence_parallel", "scan", "norm_eps"):
+            raise WeightsError(f"{path}: has {field.name}={ours}, {base.folder} has {theirs}: give parts of its kind")
+    experts = base.experiment.expert_boundary is not None
+    if experts != (named is not None):
+        rule = "has two experts, and the file's name must say high_noise or low_noise" if experts else "has one"
+        raise WeightsError(f"{path}: is by its name {named or 'no'} expert, {base.folder} {rule} transformer")
+    rules = wan.original_rules(config)
+    new = [_component("dit", "transformer", files, rules)]
+    if named is not None:
+        new = _experts(path, files, named, config, rules)
+    rest = [part for part in base.components if part.tree not in ("dit", "dit_low")]
+    experiment = dataclasses.replace(base.experiment, name=path.stem)
+    return dataclasses.replace(base, experiment=experiment, components=(*new, *rest))
+
+
+def _experts(path: Path, files: TensorFiles, named: str, config: DiTConfig, rules: list) -> list[Component]:
+    """Both transformers of Wan 2.2 A14B: the file, and the other one beside it."""
+    other = "low" if named == "high" else "high"
+    alike = lambda name: re.sub("high|low", "*", name.lower())  # noqa: E731
+    beside = [file for file in _files(path.parent) if file.suffix in SUFFIXES and alike(file.name) == alike(path.name)]
+    found = [file for file in beside if wan.expert_of_name(file.name) == other]
+    if len(found) != 1:
+        rule = f"{len(found)} files beside it are named like it for the {other}-noise one"
+        raise WeightsError(f"{path}: is the {named}-noise expert of Wan 2.2 A14B by its name, and {rule}: put it there")
+    second = _transformer(open_weights(found[0]))
+    if _config(second, like=config) != _config(files, like=config):
+        raise WeightsError(f"{found[0]}: is of another form than {path.name}: experts are of one form")
+    both = {named: files, other: second}
+    places = {"high": ("dit", "transformer"), "low": ("dit_low", "transformer_2")}
+    return [_component(*place, both[name], rules) for name, place in places.items()]
+
+
+def _component(tree: str, folder: str, files: TensorFiles, rules: Iterable, ignore: tuple[str, ...] = ()) -> Component:
+    return Component(tree=tree, folder=folder, files=files, rules=tuple(rules), ignore=ignore)
+
+
+def _under(files: TensorFiles, prefix: str) -> TensorFiles:
+    """The tensors whose names begin so, without that."""
+    info = {name.removeprefix(prefix): one for name, one in files.info.items() if name.startswith(prefix)}
+    return dataclasses.replace(files, info=info, reader=lambda name: files.read(prefix + name))
+
+
+def _transformer(files: TensorFiles) -> TensorFiles:
+    """A Wan's transformer under Wan's own names."""
+    for prefix in _PREFIXES:
+        if any(name.startswith(prefix) for name in files.info):
+            files = _under(files, prefix)
+            break
+    if "condition_embedder.time_proj.weight" in files.info:
+        raise WeightsError(f"{files.path}: has diffusers' names: give the folder that it is in, with its config.json")
+    if "patch_embedding.weight" not in files.info or "head.head.weight" not in files.info:
+        raise WeightsError(f"{files.path}: holds no Wan's transformer under Wan's names: it has {listed(files.info)}")
+    return files
+
+
+def _config(files: TensorFiles, like: DiTConfig | None = None) -> DiTConfig:
+    """What the shapes of a transformer's tensors say. like: a config that says what they do not, how many heads."""
+
+    def shape(name: str, sides: int) -> tuple[int, ...]:
+        found = files.info[name].shape if name in files.info else ()
+        if len(found) != sides or min(found, default=0) < 1:
+            raise WeightsError(f"{files.path}: {name} is {list(found) or 'not there'}: it must have {sides} sides")
+        return found
+
+    wan.refuse_variants(files.info, where=str(files.path))
+    width, channels, *patch = shape("patch_embedding.weight", 5)
+    layers = {int(match[1]) for name in files.info if (match := re.match(r"blocks\.(\d{1,4})\.", name))}
+    heads = width // _HEAD_DIM if like is None else like.heads
+    if heads * (_HEAD_DIM if like is None else like.head_dim) != width or not heads:
+        raise WeightsError(f"{files.path}: its width {width} is no multiple of {_HEAD_DIM}, the width of a Wan's heads")
+    image = shape("img_emb.proj.1.weight", 2)[1] if "img_emb.proj.1.weight" in files.info else 0
+    config = wan.config_of(
+        patch=tuple(patch),
+        heads=heads,
+        width=width,
+        channels=(channels, shape("head.head.weight", 2)[0] // (patch[0] * patch[1] * patch[2])),
+        text_width=shape("text_embedding.0.weight", 2)[1],
+        time_features=shape("time_embedding.0.weight", 2)[1],
+        mlp_width=shape("blocks.0.ffn.0.weight", 2)[0],
+        depth=len(layers),
+        norm_eps=1e-6,
+        image_width=image,
+        image_positions=shape("img_emb.emb_pos", 3)[1] if "img_emb.emb_pos" in files.info else 0,
+    )
+    try:
+        wan.check_inputs(config, config.in_channels, wan.MASK)
+    except WeightsError as error:
+        raise WeightsError(f"{files.path}: {error}") from None
+    return config
+
+
+def _candidates(path: Path, whole: TensorFiles, parts: Sequence[str | Path]) -> tuple[list[_Part], list[Path]]:
+    """(files that may be parts, sentencepiece files)."""
+    places = [Path(part) for part in parts]
+    if not places:
+        tree = next((parent.parent for parent in path.resolve().parents if parent.name in _COMFY), None)
+        places = [tree or path.parent]
+    inside = [place / name for place in places for name in _COMFY_PARTS if (place / name).is_dir()]
+    places += inside
+    files = [file for place in places for file in ([place] if place.is_file() else _files(place))]
+    tokenizers = [file for file in files if file.name in TOKENIZERS or file.suffix == ".model"]
+    given = [file for file in files if file.suffix in SUFFIXES and not file.samefile(path)]
+    found = []
+    for file in given:
+        try:
+            found.append(_classify(open_weights(file)))
+        except WeightsError:
+            if file in places:  # it was named; others may be anything
+                raise
+    found += [_classify(part) for prefix in _INSIDE if (part := _under(whole, prefix)).info]
+    return found, tokenizers
+
+
+def _files(folder: Path) -> list[Path]:
+    found = sorted(entry for entry in folder.iterdir() if entry.is_file())
+    if len(found) > _MOST_FILES:
+        raise WeightsError(f"{folder}: has {len(found)} files, more than {_MOST_FILES} to look through: name the parts")
+    return found
+
+
+def _classify(files: TensorFiles) -> _Part:
+    """Which network it is, by names that no other has."""
+    tells = {
+        # A bias of positions in each layer: what umT5 has and T5 has not.
+        "text": ("encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight",
+                 "blocks.1.pos_embedding.embedding.weight"),
+        "vae": ("decoder.middle.0.residual.0.gamma",),
+        "vision": ("vision_model.embeddings.class_embedding",),
+        "dit": ("patch_embedding.weight",),
+    }  # fmt: skip
+    return _Part(files, next((role for role, names in tells.items() if any(n in files.info for n in names)), None))
+
+
+def _of_role(candidates: list[_Part], role: str) -> list[TensorFiles]:
+    return [part.files for part in candidates if part.role == role]
+
+
+def _only(path: Path, what: str, found: Iterable[TensorFiles]) -> TensorFiles:
+    found = list(found)
+    if len(found) != 1:
+        which = f" ({listed(str(files.path) for files in found)})" if found else ""
+        how = "give one of them" if found else "give its file, or a folder of the whole model"
+        raise WeightsError(f"{path}: {len(found)} files beside it hold the {what}{which}, must be one: {how} as parts")
+    return found[0]
+
+
+def _text(
+    path: Path, config: DiTConfig, candidates: list[_Part], tokenizers: list[Path]
+) -> tuple[T5Config, Component, Path]:
+    fits = lambda files: t5.shape_of(files).width == config.text_width  # noqa: E731
+    files = _only(path, "text encoder (umt5_xxl)", filter(fits, _of_role(candidates, "text")))
+    text = t5.shape_of(files)
+    if _SPIECE in files.info:
+        tokenizer = _written(files.read(_SPIECE).tobytes())
+    elif len(tokenizers) == 1:
+        (tokenizer,) = tokenizers
+    else:
+        found = f"{len(tokenizers)} files {' or '.join(TOKENIZERS)}"
+        raise WeightsError(f"{path}: {found} beside it, must be one: give umT5's sentencepiece file as a part")
+    pieces = load_t5_tokenizer(tokenizer, extra_ids=0).vocab_size
+    sentinels = text.extra_ids if pieces + text.extra_ids <= text.vocab_size else 0
+    rules = t5.original_rules if "blocks.0.attn.q.weight" in files.info else _hugging_face(files)
+    component = _component("text", "text_encoder", files, rules(text), (_SPIECE, *t5.UNUSED))
+    return dataclasses.replace(text, extra_ids=sentinels), component, tokenizer
+
+
+def _hugging_face(files: TensorFiles) -> Callable:
+    return lambda config: t5.diffusers_rules(config, files.info)
+
+
+def _written(model: bytes) -> Path:
+    """A sentencepiece model as a file, until vdit ends."""
+    folder = Path(tempfile.mkdtemp(prefix="vdit-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / TOKENIZERS[0]).write_bytes(model)
+    return folder / TOKENIZERS[0]
