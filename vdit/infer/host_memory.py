@@ -14,8 +14,8 @@ from vdit.errors import ShapeError
 GIB = 1 << 30
 # Bytes held for each byte of the video that is written (given frames and new ones).
 HELD = {
-    "animate": 11, "extend": 11, "loop": 11, "connect": 10, "edit": 15, "edit a part": 22, "inpaint": 22,
-    "rollout": 10, "simulate": 10, "reconstruct": 24,
+    "animate": 11, "extend": 11, "loop": 11, "connect": 10, "edit": 15, "edit a part": 24, "inpaint": 24,
+    "rollout": 11, "simulate": 11, "reconstruct": 24,
 }  # fmt: skip
 FIXED = 64 << 20  # beside that: buffers of codecs, compiled programs
 HELPS = {
