@@ -75,7 +75,6 @@ def test_help_starts_nothing_heavy():
     (["sample", "run", "a", "--frames", "0s"], "a duration above 0"),
     (["sample", "run", "a", "--seed", str(2**64)], "from 0 to 18446744073709551615"),
     (["edit", "run", "a.mp4", "b", "--grow", "4"], "--grow has no effect"),
-    (["simulate", "run", "a", "--actions", "x.csv", "--key-map", "w=1"], "--key-map has no effect"),
     (["plan", "x.py", "--jobs", "2"], "--jobs has no effect"),
     (["plan", "x.py", "--search", "--quick"], "--quick has no effect"),
     (["train", "dog.mp4"], "vdit train --data FOLDER"),

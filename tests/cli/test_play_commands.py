@@ -74,7 +74,7 @@ def test_rollout_says_what_is_wrong_in_one_line(loaded, tmp_path, capsys):
         (["a", "--frames", 8, "--prompt-at", "0s", "b"], "the prompt at 0 is the command's own"),
         (["a", "--frames", 8, "--script", bad], f"{bad}, line 2: the time 'ten' must be"),
         (["a", "--frames", 8, "--script", "none.txt"], "none.txt: cannot be read"),
-        (["a", "--frames", 30, "--window", 4], "window=3: "),
+        (["a", "--frames", 30, "--window", 3], "window=3: "),
     ]:
         run("rollout", "RUN", *arguments, code=2)
         error = capsys.readouterr().err
@@ -92,6 +92,7 @@ def test_simulate_by_keys_by_file_and_by_hand_are_the_same(loaded, tmp_path, mon
         run("simulate", "RUN", "a", *asked, "--key-map", keys, "--out", tmp_path / "p.mkv")
         videos.append(vdit.read_video(tmp_path / "p.mkv").frames)
     said = capsys.readouterr()
+    assert said.err.count("--key-map has no effect") == 1
     assert "key 'x' means nothing here (keys: . w d)" in said.err
     assert "\u2580" in said.err
     assert said.out.splitlines()[-1] == str(tmp_path / "p.mkv")

@@ -6,12 +6,13 @@ import argparse
 import dataclasses
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vdit.cli import actions, canvas, output, picture, streaming
 from vdit.cli.parser import UsageError, at_least
-from vdit.errors import INTERRUPTED
+from vdit.errors import INTERRUPTED, VditWarning
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         given = " and ".join(f"--{name}" for name in asked) or "nothing to do"
         raise UsageError(f"{given}: give one of --keys KEYS, --actions FILE, --interactive")
     if options.key_map is not None and options.actions:
-        raise UsageError("--key-map has no effect with --actions, which names no keys: leave it out")
+        warnings.warn("--key-map has no effect with --actions, which names no keys", VditWarning, stacklevel=2)
     if options.interactive and len(canvas.seeds(options)) > 1:
         raise UsageError("--interactive plays one world: give one --seed")
     with canvas.opened(options, words) as generator:
