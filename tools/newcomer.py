@@ -150,7 +150,8 @@ def write_prompts(home: Path, *, seed: int) -> None:
 def contents(home: Path) -> dict[str, str]:
     """sha256 of the files that a user gave or that an earlier command made, without runs."""
     names = [path.relative_to(home) for path in sorted(home.rglob("*")) if path.is_file()]
-    return {str(name): hashlib.sha256((home / name).read_bytes()).hexdigest() for name in names if name.parts[0] != "runs"}
+    given = [name for name in names if name.parts[0] != "runs"]
+    return {str(name): hashlib.sha256((home / name).read_bytes()).hexdigest() for name in given}
 
 
 def run(step: Step, program: str, home: Path) -> list[str]:
