@@ -1,9 +1,13 @@
 """A short form of tools.fuzz.folders: the same cases, fewer of them."""
 
+import dataclasses
+
 import pytest
 
 from tools.fuzz import folders, public_models
 from tools.fuzz.common import attempt, run_cases
+from vdit.errors import WeightsError
+from vdit.pretrained.model import one_device
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +30,19 @@ def test_a_whole_folder_is_read(templates, name):
 def test_damaged_folders_are_read_or_refused_in_one_line(templates):
     failed = [result for result in run_cases(folders.make, range(5000, 5020)) if result.outcome == "failed"]
     assert not failed
+
+
+def test_shapes_of_all_networks_are_checked_before_a_tensor_is_read(templates, tmp_path):
+    folders._copy("dit", tmp_path / "model")
+    folders._edit(tmp_path / "model" / "vae" / "config.json", "block_out_channels", [8, 24])
+    model, read = folders.open_model(tmp_path / "model"), []
+    watched = [
+        dataclasses.replace(part, files=dataclasses.replace(part.files, reader=read.append))
+        for part in model.components
+    ]
+    with pytest.raises(WeightsError, match="another shape"):
+        dataclasses.replace(model, components=tuple(watched)).load(one_device())
+    assert read == []
 
 
 # One of each fault that was found, by the field: what its message has to name.

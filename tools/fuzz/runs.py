@@ -70,7 +70,7 @@ def _harm(random, run: Path, other: Path) -> tuple[str, list[str]]:
     pool = small if random.random() < 0.5 else files
     file = pool[int(random.integers(len(pool)))]
     name = file.relative_to(run)
-    kind = str(random.choice(KINDS))
+    kind, named = str(random.choice(KINDS)), []
     data = bytearray(file.read_bytes())
     at = int(random.integers(max(len(data), 1)))
     if kind in ("bit", "byte") and data:
@@ -89,7 +89,8 @@ def _harm(random, run: Path, other: Path) -> tuple[str, list[str]]:
         shutil.copyfile(other / name, file)
     elif kind == "step":
         network = str(random.choice(["vae", "dit"]))
-        name = Path(network)
+        name = Path(network)  # what it does not go with may be named as well
+        named = [network, "experiment.json", "statistics.json"]
         shutil.rmtree(run / network)
         if random.random() < 0.8:
             shutil.copytree(other / network, run / network)
@@ -99,7 +100,7 @@ def _harm(random, run: Path, other: Path) -> tuple[str, list[str]]:
             os.mkfifo(file)
         elif kind == "folder":
             file.mkdir()
-    return f"{kind if kind != 'step' else 'a network of another run'}: {name}", [name.parts[0], file.name]
+    return f"{kind if kind != 'step' else 'a network of another run'}: {name}", named or [name.parts[0], file.name]
 
 
 # The whole runs, and what they are.
@@ -112,7 +113,7 @@ def _runs() -> tuple[Path, Path]:
     run, other = Path(os.environ.get(RUN) or root / "run"), root / "other"
     for seed, target in enumerate((run, other)):
         if not target.exists():
-            source = root / f"public-{seed}"
+            source = root / str(seed) / "public"
             public_models.write_wan(source, seed=20 * seed)
             import_model(source, target)
     return run, other

@@ -82,6 +82,8 @@ class PublicModel:
     def load(self, mesh: Mesh, *, dtype: str | None = None) -> tuple[PyTree, PyTree]:
         """(the network's parameters, the VAE's), on the mesh; dtype: None keeps each tensor's own."""
         abstract = self.abstract(mesh)
+        for part in self.components:  # all of them, before the first tensor is read
+            check(part.rules, part.files, abstract[part.tree], ignore=part.ignore)
         trees = {
             part.tree: load(part.rules, part.files, abstract[part.tree], dtype=dtype, ignore=part.ignore)
             for part in self.components

@@ -64,7 +64,8 @@ def check_run(experiment: Experiment, space: Workspace, *, step: int | None = No
     try:
         check_config(as_of_now(meta["config"]) if "config" in meta else now, now, may_change=_free("dit"))
     except CheckpointError as error:
-        raise CheckpointError(f"{space.root / EXPERIMENT}: is damaged, or another run's: {error}") from None
+        rule = f"is damaged, or {space.dit} is another run's"
+        raise CheckpointError(f"{space.root / EXPERIMENT}: {rule}: {error}") from None
     if space.statistics() is None:
         raise CheckpointError(
             f"{space.root / 'statistics.json'}: is missing, and without it videos come out wrong; restore it from a "
