@@ -1,7 +1,8 @@
 """What a model of experiments/worlds_canvas.py makes of canvases, against the exact truth of scenes it never saw.
 
-Each function takes a generator and a number of scenes, and gives a Measure: a table, and videos to look at. Errors of
-position are distances of the object's centre from the truth, in shares of the frame's short side.
+`joins` measures any run on the world "moving", vdit quickstart's too. Each function takes a generator and a number of
+scenes, and gives a Measure: a table, and videos to look at. Errors of position are distances of the object's centre
+from the truth, in shares of the frame's short side.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from vdit.eval.metrics import psnr
 from vdit.eval.shapes import Detection, detect
 from vdit.eval.tracks import count_objects, is_permanent, position_error, track
 from vdit.infer.generator import Generator
+from vdit.train.experiment import replacing
 from vdit.worlds import COLOURS, WorldSample
 
 SEED = 7  # of the scenes: training draws its own from the experiment's seed
@@ -49,8 +51,10 @@ class Measure:
 def scenes(generator: Generator, world: str, count: int, frames: int = FRAMES) -> list[WorldSample]:
     """Scenes of one of the worlds that the model was trained on, under its options, from a seed of its own."""
     data, sample = generator.experiment.data, generator.experiment.sample
-    prefix = world + "."
+    prefix = "" if data.world == world else world + "."
     options = {k.removeprefix(prefix): v for k, v in data.world_arguments().items() if k.startswith(prefix)}
+    if options.get("subset") == "train":
+        options["subset"] = "held_out"
     source = vdit.worlds.make(world, seed=SEED, count=count, size=sample.size, frames=frames, fps=sample.fps, **options)
     return [source[i] for i in range(count)]
 
@@ -244,9 +248,52 @@ def _is_permanent(clip: np.ndarray, scene: WorldSample) -> bool:
     return is_permanent(track(clip), places, thing["visibility"], thing["colour"], within=near)
 
 
+def joins(generator: Generator, count: int) -> Measure:
+    """10. How far the picture jumps where given and made frames meet, and how near what is made is to the truth.
+
+    A model that was not trained on canvases is sampled with steps repeated; beside it stands replacement alone, by the
+    experiment's own sampler. A loop has no truth: the shape of this world never turns around.
+    """
+    sample = generator.experiment.sample
+    frames = sample.frames
+    part = (frames - 1) // 8 * 4  # frames that are made between, behind or ahead of those that are given
+    ways: dict[str, dict] = {"model": {}}
+    if replacing(generator.experiment):
+        ways["replacement alone"] = {"sampler": sample.sampler}
+    rows: dict[str, list[dict]] = {name: [] for name in (*ways, TRUTH)}
+    cards = []
+    for i, scene in enumerate(scenes(generator, "moving", count, frames)):
+        video, text, known = scene.video, scene.caption, frames - part
+        sides = known // 2 + 1, known - known // 2 - 1
+        ends = video[: sides[0]], video[frames - sides[1] :]
+        for name, options in ways.items():
+            more = {"seed": i} | options
+            made = {
+                "animate": vdit.animate(generator, text, video[0], frames=frames, **more)[0],
+                "extend": vdit.extend(generator, text, video[:known], after=part, **more)[0],
+                "connect": vdit.connect(generator, text, *ends, frames=part, **more)[0],
+                "loop": vdit.loop(generator, text, video[:known], passage=part, **more)[0],
+            }
+            rows[name].append({
+                "animate: join": _joins(made["animate"], (0,)),
+                "extend: join": _joins(made["extend"], (known - 1,)),
+                "extend: PSNR, dB": psnr(as_bytes(made["extend"])[known:], video[known:]),
+                "connect: joins": _joins(made["connect"], (sides[0] - 1, sides[0] + part - 1)),
+                "connect: PSNR, dB": psnr(as_bytes(made["connect"])[sides[0] :][:part], video[sides[0] :][:part]),
+                "loop: join": _joins(made["loop"], (known - 1,)),
+                "loop: seam": _joins(made["loop"], (-1,)),
+            })  # fmt: skip
+            cards += [(clip, f"{task}, {name}: {text}") for task, clip in made.items()]
+        mixed = np.concatenate([video[:known], through(generator, video)[known:]])
+        rows[TRUTH].append({"extend: join": _joins(mixed, (known - 1,)),
+                            "extend: PSNR, dB": psnr(mixed[known:], video[known:])})  # fmt: skip
+    what = f"{part} of {frames} frames are made (animate: all but one). Steps at joins, over the median step; medians."
+    return Measure(name="joins", what=what, rows=_means(rows, np.median), cards=cards[:32], columns=4)
+
+
 MEASURES: dict[str, Callable[[Generator, int], Measure]] = {
     "animate": animate, "extend": extend, "loop": loop, "connect": connect, "edit": edit, "inpaint": inpaint,
-    "permanence": permanence,
+    "permanence": permanence, "joins": joins,
 }  # fmt: skip
 
 

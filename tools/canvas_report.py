@@ -1,10 +1,12 @@
 """Every way of making a video, measured against exact truth: a table for each task, and one page with the videos.
 
     python tools/canvas_report.py runs/canvas --simulator runs/steer --out canvas_report
+    python tools/canvas_report.py runs/quickstart --only joins
 
-RUN is a run of experiments/worlds_canvas.py, --simulator one of experiments/worlds_steer.py. Scenes are drawn from a
-seed that training never saw. Baselines: copying the last frame, and a linear blend where there are two ends. Writes
-OUT/report.html, OUT/report.png (the first scene of each task) and OUT/results.json, and prints the tables.
+RUN is a run of experiments/worlds_canvas.py (for `joins` any run on the world "moving"), --simulator one of
+experiments/worlds_steer.py. Scenes are drawn from a seed that training never saw. Baselines: copying the last frame,
+and a linear blend where there are two ends. Writes OUT/report.html, OUT/report.png (the first scene of each task) and
+OUT/results.json, and prints the tables.
 """
 
 from __future__ import annotations

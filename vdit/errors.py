@@ -30,7 +30,10 @@ def one_line(text: str) -> str:
 
 
 class VditWarning(UserWarning):
-    """Something that the user gave was cut, rounded or ignored; the work goes on. The commands print it as one line."""
+    """Something that the user gave was cut, rounded or ignored, or done less well than it could be; work goes on.
+
+    The commands print it as one line.
+    """
 
 
 class ConfigError(VditError, ValueError):

@@ -106,7 +106,7 @@ def test_no_direction_for_a_diagonal():
 
 
 def test_a_person_agrees_about_the_shapes_of_samples():
-    """Against 125 samples judged by eye; of the outline's median alone 83% agree, and 20 deformed ones have a name."""
+    """Against 125 samples judged by eye; of the outline's median alone 83% agree, and 21 deformed ones have a name."""
     words = json.loads((HERE / "judged.json").read_text())["videos"]
     sheet = read_video(HERE / "judged.mp4").frames
     t, h, w, _ = sheet.shape

@@ -27,7 +27,7 @@ OTHER_MEDIA = (
 )  # fmt: skip
 GIF_FPS = 50  # the most that the format can say
 # As in vdit.samplers, which is not imported here. A test compares them.
-SAMPLERS = ("consistency", "ddim", "ddpm", "dpmpp2m", "euler", "heun", "unipc")
+SAMPLERS = ("consistency", "ddim", "ddpm", "dpmpp2m", "euler", "heun", "resample", "unipc")
 WEIGHTS, COMPUTE = ("float32", "bfloat16", "int8", "fp8"), ("float32", "bfloat16")
 
 

@@ -24,7 +24,8 @@ are meant to be read, and are found by name too (`vdit train clips`). A run's fo
 Without one, --data trains a small default on a folder of ordinary video files, with captions in captions.jsonl or
 captions.csv ("file" and "caption"), in metadata.csv, in prompt.txt beside videos.txt, or in a .txt file beside each
 video (docs/captions.md). One summary says what was found and what is not used; with --strict that is an error. When
-videos or captions have changed since they were encoded, the same command encodes what changed again, and says so."""
+videos or captions have changed since they were encoded, the same command encodes what changed again, and says so. The
+model learns canvases of every task, for vdit animate, extend, loop, connect, inpaint and rollout."""
 EPILOG = """\
 examples:
   vdit train --data my_videos --workdir runs/mine

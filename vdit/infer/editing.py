@@ -33,6 +33,7 @@ from vdit.infer.windows import Begin, Remake, check_size
 from vdit.tasks import edit as editing
 from vdit.tasks import inpaint as inpainting
 from vdit.tasks.given import Given
+from vdit.tasks.method import Method
 from vdit.tasks.structure import Structure
 from vdit.types import Array
 
@@ -86,6 +87,7 @@ def edit(
         return editing.edit(whole[:, frames], strength=levels[frames], mask=where)
 
     more = {"source": (source or "") if invert else None, "structure": structure, "start": float(levels.max())}
+    more["known"] = mask is not None or float(levels.min()) == 0
     more |= {"window": window, "overlap": overlap, "seed": seed, "noise": noise, "sampling": sampling}
     made = _made(generator, prompts, whole, begin, **more)
     return made if mask is None else _kept(made, whole, mask, soft)
@@ -135,7 +137,7 @@ def inpaint(
         near = filled[frames]
         return inpainting.inpaint(whole[:, near], wide[near], levels[frames])
 
-    more = {"window": window, "overlap": overlap, "seed": seed, "noise": noise, "sampling": sampling}
+    more = {"window": window, "overlap": overlap, "seed": seed, "noise": noise, "sampling": sampling, "known": True}
     return _kept(_made(generator, prompts, whole, begin, start=float(levels.max()), **more), whole, mask, soft)
 
 
@@ -191,19 +193,29 @@ def _made(
     sampling: Sampling,
     start: float = 1.0,
     structure: Structure | None = None,
+    known: bool,
     **windows,
 ) -> np.ndarray:
-    """Decoded, as the model gives it: float32 [b t h w 3]. start: the noise level to begin at."""
+    """Decoded, as the model gives it: float32 [b t h w 3].
+
+    start: the noise level to begin at. known: whether a part of the video is to stay.
+    """
     sampling = dict(sampling)
     negative = sampling.pop("negative", "")
-    method = dataclasses.replace(generator.method(**sampling), structure=structure)
-    generator.check_negative(negative, method)
-    if start < 1.0:
-        method = dataclasses.replace(method, grid=dataclasses.replace(method.grid, start=start))
+
+    def method(known: bool) -> Method:
+        method = dataclasses.replace(generator.method(known=known, **sampling), structure=structure)
+        if start == 1.0:
+            return method
+        return dataclasses.replace(method, grid=dataclasses.replace(method.grid, start=start))
+
+    generator.check_negative(negative, method(known))
     remake = Remake(
-        generator=generator, method=method, prompts=texts_of(prompts), begin=begin, frames=whole.shape[1],
+        generator=generator, method=method(known), prompts=texts_of(prompts), begin=begin, frames=whole.shape[1],
         size=whole.shape[2:4], negative=negative, seed=seed, noise=noise, **windows,
     )  # fmt: skip
+    if not known and len(remake.windows) > 1:  # each but the first knows the end of the one before
+        remake = dataclasses.replace(remake, method=method(True))
     return np.concatenate(list(remake), axis=1)
 
 

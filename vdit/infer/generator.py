@@ -24,10 +24,15 @@ from vdit.tasks.given import FromVideo, Given
 from vdit.tasks.method import Method
 from vdit.tasks.sample import TextToVideo, draw
 from vdit.text import Tokenizer, warn_of_cuts
-from vdit.train.experiment import Experiment, sample_method
+from vdit.train.experiment import Experiment, replacing, resampling, sample_method
 from vdit.types import Array, PyTree
 from vdit.vae.video import VideoVAE
 from vdit.vision import clip_pixels
+
+_NOT_TRAINED = (
+    "this model was not trained on canvases: what is given is put back, noised, at every step, and there may be a jump "
+    "where it meets what is made. vdit train --data trains on canvases, an experiment by canvases=CanvasConfig(...)"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,13 +98,13 @@ class Generator:
         changes = {"sampler": sampler, "steps": steps, "guidance": guidance, "low_guidance": low_guidance}
         changes |= {"interval": interval, "rescale": rescale}
         changes |= {"known_level": known_level, "context_guidance": context_guidance, "reuse": reuse}
-        method = self.method(**changes)
-        self.check_negative(negative, method)
         if image is not None:
             size = self.experiment.sample.size if size is None else size
             given = self._first_frame(image, size, len(prompts))
         if given is not None:
             size, given = given.video.shape[2:4], _for_each(given, len(prompts))
+        method = self.method(known=given is not None and bool((np.asarray(given.level) == 0).any()), **changes)
+        self.check_negative(negative, method)
         method = _suited(method, given)
         task = self.task(method, frames, size, given=given is not None, decode=not latents)
         noise = None if noise is None else self._noise(noise, task, len(prompts))
@@ -132,9 +137,19 @@ class Generator:
             decode=decode,
         )
 
-    def method(self, **changes: Any) -> Method:
-        """How videos are sampled: as the experiment does, but for `changes` that are not None (see __call__)."""
-        return sample_method(self.experiment, **{k: v for k, v in changes.items() if v is not None})
+    def method(self, *, known: bool = False, **changes: Any) -> Method:
+        """How videos are sampled: as the experiment does, but for `changes` that are not None (see __call__).
+
+        Args:
+            known: whether anything is given of the videos. A model that was not trained on canvases is then sampled
+                with steps repeated, unless a sampler is named, and VditWarning says so.
+        """
+        changes = {k: v for k, v in changes.items() if v is not None}
+        if known and replacing(self.experiment):
+            warnings.warn(_NOT_TRAINED, VditWarning, stacklevel=3)
+            if "sampler" not in changes:
+                changes |= resampling(self.experiment, changes.get("steps"))
+        return sample_method(self.experiment, **changes)
 
     def check_negative(self, negative: str, method: Method) -> None:
         """A VditWarning where a prompt to guide away from has no effect."""

@@ -8,6 +8,7 @@ from vdit.data.config import DataConfig
 from vdit.diffusion.config import DiffusionConfig
 from vdit.dit.config import DiTConfig
 from vdit.text.config import TextConfig
+from vdit.train.canvases import CanvasConfig
 from vdit.train.config import OptimizerConfig, TrainConfig
 from vdit.train.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
 from vdit.vae.config import VAELossConfig
@@ -60,8 +61,12 @@ def experiment() -> Experiment:
         # Small rows: many cheap steps teach a small model more than few large ones.
         dit=DiTConfig(in_channels=8, width=192, depth=4, heads=3, position="both", scan=False),
         diffusion=DiffusionConfig(stratified=True),
+        # Enough for animate, extend, loop, connect and rollout; more cost text to video what so few steps teach.
+        canvases=CanvasConfig(
+            none=0.88, first=0.04, head=0.03, tail=0.01, ends=0.025, mask=0.01, frames=0.005, window=0.05
+        ),
         dit_train=TrainConfig(
-            steps=4400,
+            steps=4800,
             batch_size=2,
             ema_decay=0.995,
             optimizer=OptimizerConfig(

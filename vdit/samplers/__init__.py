@@ -17,6 +17,7 @@ from vdit.samplers.dpmpp2m import DPMpp2M
 from vdit.samplers.euler import Euler
 from vdit.samplers.grid import Grid, GridOptions
 from vdit.samplers.heun import Heun
+from vdit.samplers.resample import Resample
 from vdit.samplers.unipc import UniPC
 
 SAMPLERS: dict[str, type] = {
@@ -27,6 +28,7 @@ SAMPLERS: dict[str, type] = {
     "dpmpp2m": DPMpp2M,
     "unipc": UniPC,
     "consistency": Consistency,
+    "resample": Resample,
 }
 
 
@@ -59,6 +61,7 @@ __all__ = [
     "Heun",
     "Project",
     "Remembering",
+    "Resample",
     "Sampler",
     "UniPC",
     "make",

@@ -66,7 +66,7 @@ class SampleConfig:
     frames: int = 17
     size: tuple[int, int] = (64, 64)
     fps: float = 8.0
-    sampler: Literal["ddpm", "ddim", "euler", "heun", "dpmpp2m", "unipc", "consistency"] = "euler"
+    sampler: Literal["ddpm", "ddim", "euler", "heun", "dpmpp2m", "unipc", "consistency", "resample"] = "euler"
     sampler_options: tuple[tuple[str, bool | int | float | str], ...] = ()
     grid: GridOptions | None = None
     steps: int = 20
@@ -193,6 +193,33 @@ class Experiment:
     def network(self) -> Network:
         text = None if self.dit.text == "none" else self.text
         return Network(text=text, dit=self.dit, vision=self.vision, boundary=self.expert_boundary)
+
+
+# How often each step is taken where what is given is put back at the running noise (vdit.samplers.resample).
+RESAMPLED = 4
+
+
+def replacing(experiment: Experiment) -> bool:
+    """Whether what a user gives is put back at the running noise, the model having never seen any beside noise."""
+    known = experiment.sample.known or ("clean" if experiment.canvases.gives else "noised")
+    return known == "noised" and not experiment.dit.condition_channels
+
+
+def resampling(experiment: Experiment, steps: int | None = None) -> dict[str, Any]:
+    """Changes for `sample_method` with which replacement joins what is made and what is given better.
+
+    The network is asked about as often as the experiment's own sampler asks it in that many steps. Models of few steps
+    keep their own sampler.
+
+    Args:
+        steps: None is as in the experiment's `sample`.
+    """
+    sample = experiment.sample
+    if sample.sampler not in ("euler", "heun", "dpmpp2m", "unipc"):
+        return {}
+    calls = (sample.steps if steps is None else steps) * (2 if sample.sampler == "heun" else 1)
+    options = {"sampler": "resample", "sampler_options": (("times", RESAMPLED),), "grid": sample.grid}
+    return options | {"steps": max(1, round(calls / RESAMPLED))}
 
 
 def sample_method(experiment: Experiment, **changes: Any) -> Method:
