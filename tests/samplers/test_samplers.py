@@ -50,7 +50,7 @@ def test_the_network_is_traced_once_however_many_steps(name):
 def test_what_a_denoiser_remembers_is_carried_from_call_to_call(name):
     """The same numbers as without; each call gets what the one before gave, and is told which one it is."""
     steps, x = 5, jax.random.normal(KEY, (2, 3))
-    calls = 2 * steps - 1 if name == "heun" else steps
+    calls = {"heun": 2 * steps - 1, "resample": 4 * steps}.get(name, steps)
 
     def ask(x, t, memory, done, left):
         count, trace = memory

@@ -20,7 +20,7 @@ from vdit.samplers.base import Problem, lay_out, need_key, projected, straight_f
 class Resample:
     """times: how often each step is taken. With 1 it is Euler's method."""
 
-    times: int = 2
+    times: int = 4
 
     def __post_init__(self) -> None:
         if self.times < 1:

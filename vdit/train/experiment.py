@@ -195,10 +195,6 @@ class Experiment:
         return Network(text=text, dit=self.dit, vision=self.vision, boundary=self.expert_boundary)
 
 
-# How often each step is taken where what is given is put back at the running noise (vdit.samplers.resample).
-RESAMPLED = 4
-
-
 def replacing(experiment: Experiment) -> bool:
     """Whether what a user gives is put back at the running noise, the model having never seen any beside noise."""
     known = experiment.sample.known or ("clean" if experiment.canvases.gives else "noised")
@@ -218,8 +214,7 @@ def resampling(experiment: Experiment, steps: int | None = None) -> dict[str, An
     if sample.sampler not in ("euler", "heun", "dpmpp2m", "unipc"):
         return {}
     calls = (sample.steps if steps is None else steps) * (2 if sample.sampler == "heun" else 1)
-    options = {"sampler": "resample", "sampler_options": (("times", RESAMPLED),), "grid": sample.grid}
-    return options | {"steps": max(1, round(calls / RESAMPLED))}
+    return {"sampler": "resample", "grid": sample.grid, "steps": max(1, round(calls / samplers.Resample().times))}
 
 
 def sample_method(experiment: Experiment, **changes: Any) -> Method:
