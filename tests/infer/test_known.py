@@ -94,6 +94,6 @@ def test_repeated_steps_ask_the_network_about_as_often(untrained, sampler, steps
     sample = dataclasses.replace(untrained.experiment.sample, sampler=sampler, steps=steps)
     generator = dataclasses.replace(untrained, experiment=dataclasses.replace(untrained.experiment, sample=sample))
     with pytest.warns(VditWarning):
-        method = generator.method(known=True)
+        method = generator.method(given=True)
     assert method.grid.steps * method.sampler.times == calls
     assert method.guidance == sample_method(generator.experiment).guidance

@@ -204,7 +204,7 @@ def _made(
     negative = sampling.pop("negative", "")
 
     def method(known: bool) -> Method:
-        method = dataclasses.replace(generator.method(known=known, **sampling), structure=structure)
+        method = dataclasses.replace(generator.method(given=known, **sampling), structure=structure)
         if start == 1.0:
             return method
         return dataclasses.replace(method, grid=dataclasses.replace(method.grid, start=start))

@@ -103,7 +103,7 @@ class Generator:
             given = self._first_frame(image, size, len(prompts))
         if given is not None:
             size, given = given.video.shape[2:4], _for_each(given, len(prompts))
-        method = self.method(known=given is not None and bool((np.asarray(given.level) == 0).any()), **changes)
+        method = self.method(given=given is not None and bool((np.asarray(given.level) == 0).any()), **changes)
         self.check_negative(negative, method)
         method = _suited(method, given)
         task = self.task(method, frames, size, given=given is not None, decode=not latents)
@@ -137,15 +137,15 @@ class Generator:
             decode=decode,
         )
 
-    def method(self, *, known: bool = False, **changes: Any) -> Method:
+    def method(self, *, given: bool = False, **changes: Any) -> Method:
         """How videos are sampled: as the experiment does, but for `changes` that are not None (see __call__).
 
         Args:
-            known: whether anything is given of the videos. A model that was not trained on canvases is then sampled
+            given: whether anything is given of the videos. A model that was not trained on canvases is then sampled
                 with steps repeated, unless a sampler is named, and VditWarning says so.
         """
         changes = {k: v for k, v in changes.items() if v is not None}
-        if known and replacing(self.experiment):
+        if given and replacing(self.experiment):
             warnings.warn(_NOT_TRAINED, VditWarning, stacklevel=3)
             if "sampler" not in changes:
                 changes |= resampling(self.experiment, changes.get("steps"))

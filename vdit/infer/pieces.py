@@ -109,7 +109,7 @@ class Pieces:
         sampling = dict(self.sampling)
         negative = sampling.pop("negative", "")
         remake = Remake(
-            generator=self.generator, method=self.generator.method(known=True, **sampling), prompts=self.prompts,
+            generator=self.generator, method=self.generator.method(given=True, **sampling), prompts=self.prompts,
             begin=begin,
             frames=known + wanted, size=size, negative=negative, seed=self.next_seed(), window=self.window,
             overlap=max(self.grouping.step, self.grouping.tail(context)),

@@ -86,7 +86,7 @@ def rollout(
     if frames > window or context is not None:
         slide = Slide.of(grouping, window=window, context=context, anchor=anchor)
     negative = sampling.pop("negative", "")
-    method = generator.method(known=given is not None or slide is not None, **sampling)
+    method = generator.method(given=given is not None or slide is not None, **sampling)
     generator.check_negative(negative, method)
     unused = [text for time, text in script if time * fps >= frames]
     if unused:

@@ -73,7 +73,7 @@ class Simulator:
         negative = sampling.pop("negative", "")
         self._generator, self._grouping = generator, grouping_of(generator)
         slide = Slide.of(self._grouping, window=window_of(generator, window), context=context)
-        self._method, self._first = generator.method(known=True, **sampling), slide.first
+        self._method, self._first = generator.method(given=True, **sampling), slide.first
         self._context = slide.later - 1 if context is None else slide.context
         self._keep = check_keep(keep, config.network, self._method)
         generator.check_negative(negative, self._method)
