@@ -14,6 +14,7 @@ from vdit.eval.shapes import detect
 from vdit.quickstart import config
 from vdit.quickstart.clock import Clock, expected_seconds
 from vdit.quickstart.score import PARTS, chance, derangement, hits, shares
+from vdit.train.experiment import sample_method
 from vdit.train.progress import clock_face
 from vdit.worlds.moving import combinations, subset
 
@@ -25,6 +26,14 @@ def test_nothing_held_out_is_trained_on():
     assert len(wanted) == 64
     assert {w[:3] for w in wanted} == set(subset("held_out")) == set(combinations()) - set(subset("train"))
     assert config.held_out_world(experiment).seed != experiment.seed
+
+
+def test_its_model_is_told_what_is_given():
+    """So that animate, extend, loop, connect, inpaint and rollout, which its page and README show, need not guess."""
+    experiment = config.experiment()
+    assert sample_method(experiment).known == "clean"
+    assert all(share > 0 for share in experiment.canvases.shares())
+    assert experiment.canvases.window > 0
 
 
 def test_every_pair_of_a_held_out_combination_is_trained_on():
