@@ -4,8 +4,12 @@ Each carries one line that names the value, the rule it breaks and the mend. The
 that line and exits with code 2; a traceback is shown only for errors that are vdit's own fault.
 """
 
-_LONGEST = 2000
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
 
+_LONGEST = 2000
 
 
 class VditError(Exception):
@@ -76,6 +80,10 @@ class PlanError(VditError):
     """A program could not be compiled for the topology that it was planned for."""
 
 
+class NumericsError(VditError):
+    """Weights, latents or a sampled video hold values that are not finite; the message says where."""
+
+
 class HostsError(VditError):
     """Hosts did not come together, or one was lost: the same command, started again, goes on."""
 
@@ -95,7 +103,6 @@ def install_command(extra: str) -> str:
     import json  # here, because every command imports this module and few need them
     import shlex
     from importlib import metadata
-    from pathlib import Path
     from urllib.parse import unquote, urlsplit
 
     requirement = f"{DISTRIBUTION}[{extra}]"
@@ -119,3 +126,39 @@ DONE = 0
 MEND = 2
 AGAIN = 75
 INTERRUPTED = 130
+
+# No room: by the system's number, how C++ libraries word it, what to say of it, and the fix.
+_NO_ROOM = {
+    errno.ENOSPC: (("ENOSPC", "No space left"), "the disk is full", "make room there"),
+    errno.EDQUOT: (("EDQUOT", "quota exceeded"), "the quota is used up", "make room there"),
+    errno.EFBIG: (("EFBIG", "File too large"), "a file may not grow that large here", "raise the limit (ulimit -f)"),
+}
+
+
+def no_room(error: BaseException) -> tuple[str, str] | None:
+    """(what is wrong, the fix) if an error says that there is no room for a file, in whatever words; else None."""
+    text = str(error).lower()
+    for number, (marks, words, fix) in _NO_ROOM.items():
+        if getattr(error, "errno", None) == number or any(mark.lower() in text for mark in marks):
+            return words, fix
+    return None
+
+
+def reason(error: BaseException) -> str:
+    """One line: that there is no room, and the fix, if an error says so, else the first line of what it says."""
+    known = None if isinstance(error, VditError) else no_room(error)
+    if known is not None:
+        return ": ".join(known)
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Around the writing of a file: an OSError that does not name a file (a full disk, for instance) names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise

@@ -23,8 +23,8 @@ from typing import Any
 
 import jax
 
-from vdit import paths
-from vdit.errors import CheckpointError
+from vdit import errors, paths
+from vdit.errors import CheckpointError, reason
 
 META = "meta.json"
 DELETING = ".deleting"
@@ -33,12 +33,6 @@ PARTIAL = ".partial"
 _MOMENT = 0.1  # seconds
 _LARGEST, _DEEPEST = 256 * paths.MIB, 200  # bytes and depth of a file of JSON: Orbax notes every array in one
 _TMP = ".orbax-checkpoint-tmp"
-# What the system says when there is no room, by number and as tensorstore words it; and what to say of it.
-_NO_ROOM = {
-    errno.ENOSPC: (("ENOSPC", "No space left"), "the disk is full"),
-    errno.EDQUOT: (("EDQUOT", "quota exceeded"), "the quota is used up"),
-    errno.EFBIG: (("EFBIG", "File too large"), "a file may not grow that large here"),
-}
 
 Warn = Callable[[str], None]
 
@@ -149,22 +143,15 @@ def steps_in(directory: Path) -> list[int]:
     return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdigit() and entry.is_dir())
 
 
-def reason(error: BaseException) -> str:
-    """The first line of what an error says."""
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
-
-
 def no_room(error: BaseException, directory: Path, needed: int | None = None) -> str | None:
-    """What to say of an error if it is that there is no room, with the mend; else None. needed: bytes, at most."""
-    text = str(error).lower()
-    for number, (marks, words) in _NO_ROOM.items():
-        if getattr(error, "errno", None) == number or any(mark.lower() in text for mark in marks):
-            free = f"{_size(shutil.disk_usage(directory).free)} are free"
-            need = "" if needed is None else f"about {_size(needed)} are needed, "
-            mend = "raise the limit (ulimit -f)" if number == errno.EFBIG else "make room there, or keep fewer steps"
-            return f"{words} ({need}{free}): {mend}"
-    return None
+    """What to say of an error if it is that there is no room, with the fix; else None. needed: bytes, at most."""
+    known = errors.no_room(error)
+    if known is None:
+        return None
+    words, fix = known
+    free = f"{_size(shutil.disk_usage(directory).free)} are free"
+    need = "" if needed is None else f"about {_size(needed)} are needed, "
+    return f"{words} ({need}{free}): {fix}" + (", or keep fewer steps" if fix.startswith("make") else "")
 
 
 def quiet_orbax() -> None:

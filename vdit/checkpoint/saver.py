@@ -21,7 +21,6 @@ from vdit.checkpoint.files import (
     no_room,
     prepare,
     quiet_orbax,
-    reason,
     remove_failed,
     remove_step,
     say,
@@ -31,7 +30,7 @@ from vdit.checkpoint.places import Places, read_place
 from vdit.checkpoint.steps import find_step, repair
 from vdit.checkpoint.sums import is_sealed, my_sums, write_manifest
 from vdit.checkpoint.trees import read_trees, total_bytes, without_keys
-from vdit.errors import CheckpointError, HostsError
+from vdit.errors import CheckpointError, HostsError, reason
 from vdit.types import PyTree
 
 

@@ -12,9 +12,9 @@ import jax
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
-from vdit.checkpoint.files import META, read_json, reason
+from vdit.checkpoint.files import META, read_json
 from vdit.checkpoint.places import check_places
-from vdit.errors import CheckpointError
+from vdit.errors import CheckpointError, reason
 from vdit.types import PyTree
 
 _SHOWN = 4

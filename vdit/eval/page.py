@@ -24,7 +24,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from PIL import Image
 
-from vdit.errors import ShapeError, VditError
+from vdit.errors import ShapeError, VditError, reason
 from vdit.eval.player import BAR, SCRIPT
 from vdit.eval.plot import Curve, svg_curves
 from vdit.eval.style import STYLE
@@ -170,7 +170,7 @@ class Page:
             os.replace(part, path)
         except OSError as error:
             part.unlink(missing_ok=True)
-            raise VditError(f"{path}: cannot write the page: {error.strerror}") from None
+            raise VditError(f"{path}: cannot write the page: {reason(error)}") from None
         return path
 
     def _add(self, part: str) -> Self:

@@ -35,7 +35,8 @@ class Clock:
         finally:
             self._done[name] = time.perf_counter() - began
             self.seconds[name] = self.seconds.get(name, 0.0) + self._done[name]
-            self._path.write_text(json.dumps(self.seconds, indent=1) + "\n")
+            with contextlib.suppress(OSError):  # a record of times is no reason to end a run
+                self._path.write_text(json.dumps(self.seconds, indent=1) + "\n")
 
     def left(self) -> float:
         """Seconds to the end: what is expected of the steps to come, at the pace of those that are done."""

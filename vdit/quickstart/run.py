@@ -15,7 +15,7 @@ from rich.console import Console
 
 import vdit
 from vdit.data.latents import LatentStore
-from vdit.errors import ConfigError
+from vdit.errors import ConfigError, writing
 from vdit.infer import Generator, load
 from vdit.quickstart import config
 from vdit.quickstart.clock import Clock, expected_seconds
@@ -227,4 +227,5 @@ def _save(result: Result, samples: Samples, path: Path, made: dict[str, str]) ->
     rows = [{**each._asdict(), "right": row} for each, row in zip(samples.wanted, right)]
     values = vars(result) | {"page": result.page.name, "passed": result.passed, "made": made}
     values["samples"] = rows
-    path.write_text(json.dumps(values, indent=1) + "\n")
+    with writing(path):
+        path.write_text(json.dumps(values, indent=1) + "\n")

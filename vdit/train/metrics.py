@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
+import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vdit.errors import ConfigError, ShapeError, install_command
+from vdit.errors import ConfigError, ShapeError, install_command, reason
 
 
 class Writer(Protocol):
-    """Takes the figures and samples of a run."""
+    """Takes the figures and samples of a run. A method that cannot write raises OSError."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Figures after `step` steps."""
@@ -81,34 +83,48 @@ class TensorBoard:
     """TensorBoard events; sample videos as one animated GIF, side by side.
 
     directory: of the event files. resume_step: earlier events after this step are hidden.
+
+    Events are written by the caller's thread: tensorboardX's own SummaryWriter has a thread that a full disk ends,
+    and whoever then gives it an event waits forever.
     """
 
     def __init__(self, directory: str | Path, *, resume_step: int = 0):
-        import tensorboardX
+        from tensorboardX import RecordWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
 
-        purge = resume_step + 1 if resume_step else None
-        self._writer = tensorboardX.SummaryWriter(str(directory), purge_step=purge)
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        now = time.time()
+        self.path = directory / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}"
+        self._records = RecordWriter(str(self.path))
+        self._add(file_version="brain.Event:2")
+        if resume_step:
+            self._add(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        self._summary(step, [{"tag": name, "simple_value": float(value)} for name, value in values.items()])
 
     def videos(self, step: int, name: str, videos: np.ndarray, fps: float) -> None:
-        from tensorboardX.proto.summary_pb2 import Summary
-
         grid = video_grid(videos)
         _, height, width, channels = grid.shape
-        image = Summary.Image(
-            height=height, width=width, colorspace=channels, encoded_image_string=encode_gif(grid, fps)
-        )
-        summary = Summary(value=[Summary.Value(tag=name, image=image)])
-        self._writer.file_writer.add_summary(summary, step)
+        image = {"height": height, "width": width, "colorspace": channels}
+        self._summary(step, [{"tag": name, "image": image | {"encoded_image_string": encode_gif(grid, fps)}}])
 
     def flush(self) -> None:
-        self._writer.flush()
+        self._records.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        self._records.close()
+
+    def _summary(self, step: int, values: list[dict[str, Any]]) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        self._add(step=step, summary=Summary(value=[Summary.Value(**value) for value in values]))
+
+    def _add(self, **fields: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
 
 class WandB:
@@ -120,20 +136,93 @@ class WandB:
         except ImportError:
             raise ConfigError(f"Weights & Biases is not installed: {install_command('wandb')}") from None
         self._wandb = wandb
-        self._run = wandb.init(**options)
+        try:
+            self._run = wandb.init(**options)
+        except wandb.Error as error:
+            raise ConfigError(f"Weights & Biases does not start: {reason(error)}") from error
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
+        with self._as_os_error():
+            self._run.log(dict(values), step=step)
 
     def videos(self, step: int, name: str, videos: np.ndarray, fps: float) -> None:
         gif = io.BytesIO(encode_gif(video_grid(videos), fps))
-        self._run.log({name: self._wandb.Video(gif, format="gif")}, step=step)
+        with self._as_os_error():
+            self._run.log({name: self._wandb.Video(gif, format="gif")}, step=step)
 
     def flush(self) -> None:
         pass  # W&B's own process holds what was logged
 
     def close(self) -> None:
-        self._run.finish()
+        with self._as_os_error():
+            self._run.finish()
+
+    @contextlib.contextmanager
+    def _as_os_error(self) -> Iterator[None]:
+        """Writers fail by OSErrors: what W&B raises while it logs becomes one."""
+        try:
+            yield
+        except self._wandb.Error as error:
+            raise OSError(reason(error)) from error
+
+
+class ResilientWriter:
+    """A writer whose failures do not end a run: one warning says what is lost, and the run goes on.
+
+    name: of the record, for warnings. open: makes the writer that goes on after a step; again after each failure, at
+    most every `retry` seconds, so that the record continues once there is room. warn: takes a line.
+    """
+
+    def __init__(
+        self, name: str, open: Callable[[int], Writer], *, step: int, warn: Callable[[str], None], retry: float = 30.0
+    ):
+        self._name, self._open, self._warn, self._retry = name, open, warn, retry
+        self._writer: Writer | None = None
+        self._step = step  # the last one that is in the record
+        self._failed = False
+        self._next_try = -math.inf
+        self._do(lambda writer: None)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        if self._do(lambda writer: writer.scalars(step, values)):
+            self._step = step
+
+    def videos(self, step: int, name: str, videos: np.ndarray, fps: float) -> None:
+        self._do(lambda writer: writer.videos(step, name, videos, fps))
+
+    def flush(self) -> None:
+        self._do(lambda writer: writer.flush())
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._do(lambda writer: writer.close())
+            self._writer = None
+
+    def _do(self, work: Callable[[Writer], None]) -> bool:
+        """Whether the work was done."""
+        if self._writer is None and time.monotonic() < self._next_try:
+            return False
+        try:
+            if self._writer is None:
+                self._writer = self._open(self._step)
+            work(self._writer)
+        except OSError as error:
+            self._give_up(error)
+            return False
+        if self._failed:
+            self._failed = False
+            self._warn(f"{self._name} is written again; what came after step {self._step} until now is missing in it")
+        return True
+
+    def _give_up(self, error: OSError) -> None:
+        writer, self._writer = self._writer, None
+        self._next_try = time.monotonic() + self._retry
+        with contextlib.suppress(OSError, ValueError):  # it holds what it could not write
+            if writer is not None:
+                writer.close()
+        if not self._failed:
+            self._failed = True
+            self._warn(f"{self._name}: not written after step {self._step}: {reason(error)}; training goes on")
 
 
 def video_grid(videos: np.ndarray, *, columns: int | None = None, gap: int = 2) -> np.ndarray:

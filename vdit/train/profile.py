@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 
-from vdit.errors import ConfigError
+from vdit.errors import ConfigError, reason
 from vdit.types import PyTree
 
 STEPS = 3  # that a trace asked for on the way takes
@@ -36,6 +37,7 @@ class Profiler:
         self._wanted = 0  # steps that were asked for
         self._last: int | None = None  # of the trace under way
         self._before: object = None
+        self.warn: Callable[[str], None] = lambda line: None
 
     def __enter__(self) -> Profiler:
         main = threading.current_thread() is threading.main_thread()
@@ -47,8 +49,7 @@ class Profiler:
         if self._before is not None:
             signal.signal(signal.SIGUSR1, self._before)
         if self._last is not None:
-            jax.profiler.stop_trace()
-            self._last = None
+            self._stop()
 
     def look(self) -> None:
         """Looks for the file; called now and then."""
@@ -76,14 +77,31 @@ class Profiler:
         if self._last is None or step < self._last:
             return None
         jax.block_until_ready(outputs)
-        jax.profiler.stop_trace()
-        self._last = None
-        return self._folder
+        return self._folder if self._stop() else None
 
     def _start(self, last: int) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        jax.profiler.start_trace(str(self._folder))
-        self._last = last
+        with self._outlived():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            jax.profiler.start_trace(str(self._folder))
+            self._last = last
+
+    def _stop(self) -> bool:
+        """Whether the trace is written."""
+        self._last = None
+        with self._outlived() as failures:
+            jax.profiler.stop_trace()
+        return not failures
+
+    @contextlib.contextmanager
+    def _outlived(self) -> Iterator[list[Exception]]:
+        """A trace that fails (on a full disk, or where another one is under way) costs a warning, not the run."""
+        failures: list[Exception] = []
+        try:
+            yield failures
+        except (OSError, RuntimeError) as error:
+            failures.append(error)
+            self._range = None
+            self.warn(f"{self._folder}: no profiler trace: {reason(error)}; training goes on")
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._wanted = STEPS

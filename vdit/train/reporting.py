@@ -14,7 +14,7 @@ from vdit.dist.multihost import is_first
 from vdit.errors import DataError
 from vdit.text import Tokenizer
 from vdit.train.experiment import Experiment
-from vdit.train.metrics import JsonLines, TensorBoard, WandB, Writer
+from vdit.train.metrics import JsonLines, ResilientWriter, TensorBoard, WandB, Writer
 from vdit.train.watch import Watch
 from vdit.train.workspace import Workspace
 
@@ -40,15 +40,18 @@ class Logging:
 
 
 def make_writers(stage: str, workspace: Workspace, logging: Logging, step: int) -> list[Writer]:
-    """The first host's, of a stage that goes on from `step`; the others have none."""
+    """The first host's, of a stage that goes on from `step`; the others have none. Their failures end no run."""
     if not is_first():
         return []
-    writers: list[Writer] = [JsonLines(workspace.logs / f"{stage}.jsonl", resume_step=step)]
+    lines, events = workspace.logs / f"{stage}.jsonl", workspace.logs / stage
+    openers = {str(lines): lambda after: JsonLines(lines, resume_step=after)}
     if logging.tensorboard:
-        writers.append(TensorBoard(workspace.logs / stage, resume_step=step))
+        openers[f"{events} (TensorBoard)"] = lambda after: TensorBoard(events, resume_step=after)
     if logging.wandb is not None:
-        writers.append(WandB(**{"group": workspace.root.name, "job_type": stage, **logging.wandb}))
-    return writers
+        options = {"group": workspace.root.name, "job_type": stage, **logging.wandb}
+        openers["Weights & Biases"] = lambda after: WandB(**options)
+    warn = logging.watch.warn
+    return [ResilientWriter(name, open, step=step, warn=warn) for name, open in openers.items()]
 
 
 class TrainingVideos:

@@ -32,7 +32,7 @@ from vdit.dist.multihost import is_first
 from vdit.dist.share import host_share
 from vdit.dist.target import platform_of
 from vdit.dist.together import first_does, wait_for_all
-from vdit.errors import ConfigError, DataError, TextError
+from vdit.errors import ConfigError, DataError, TextError, reason
 from vdit.nn.compiling import compiler_options
 from vdit.seeds import key_of
 from vdit.text import fit_vocabulary, make_tokenizer
@@ -124,7 +124,10 @@ def _run_stage(
         experiment = with_tokenizer(experiment, workspace)
         worked = train_dit(experiment, workspace, logging) is not None
     if is_first() and (worked or _stamp(result.get(stage)) != before):
-        workspace.add_cost(stage, time.perf_counter() - began, peak_memory())
+        try:
+            workspace.add_cost(stage, time.perf_counter() - began, peak_memory())
+        except (OSError, DataError) as error:
+            logging.watch.warn(f"the cost of stage {stage} is not counted: {reason(error)}; training goes on")
     return experiment
 
 

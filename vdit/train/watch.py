@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 import vdit
 from vdit.dist.peers import Peers, Place
 from vdit.dist.share import host_share
+from vdit.errors import reason
 from vdit.train.clock import Clock
 from vdit.train.profile import Profiler
 from vdit.train.stall import Stall
@@ -51,6 +52,7 @@ class Watch:
         self.clock = Clock()
         self._own_stop = stop is None
         self._file = None
+        self._log_lost = False
         self._lock = threading.Lock()
         self._noted = -float("inf")
         self._stall: Stall | None = None
@@ -58,14 +60,18 @@ class Watch:
 
     def __enter__(self) -> Watch:
         if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            path = self._folder / f"host_{jax.process_index()}.log"
-            self._file = self._inside.enter_context(path.open("a", buffering=1))
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                path = self._folder / f"host_{jax.process_index()}.log"
+                self._file = self._inside.enter_context(path.open("ab", buffering=0))
+            except OSError as error:
+                self._lose_log(error)
         self.note(f"started: vdit {vdit.__version__}, jax {jax.__version__}, {socket.gethostname()}, pid {os.getpid()}")
         if self.peers is not None:
             self.peers.write = self.note
         if self._own_stop:
             self._inside.enter_context(self.stop)
+        self.profiler.warn = self.warn
         self._inside.enter_context(self.profiler)
         return self
 
@@ -79,12 +85,25 @@ class Watch:
         with self._lock:
             if self._file is not None:
                 now = datetime.datetime.now().isoformat(sep=" ", timespec="milliseconds")
-                self._file.write(f"{now}  {line}\n")
+                try:
+                    self._file.write(f"{now}  {line}\n".encode())
+                except OSError as error:
+                    self._lose_log(error)
 
     def warn(self, line: str) -> None:
         """A warning: in this host's log, and on stderr."""
         self.note(f"warning: {line}")
         print(f"vdit: warning: {line}", file=sys.stderr, flush=True)
+
+    def _lose_log(self, error: OSError) -> None:
+        """Says once that the log of this host has holes; later lines are tried all the same."""
+        if not self._log_lost:
+            self._log_lost = True
+            print(
+                f"vdit: warning: lines are missing in the log of this host ({self._folder}): {reason(error)}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def at(self, phase: str) -> None:
         """What the process does from now on."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from vdit.checkpoint import say_once, sums
 from vdit.config import from_dict, to_dict
-from vdit.errors import CheckpointError, ConfigError, DataError, OutputError
+from vdit.errors import CheckpointError, ConfigError, DataError, OutputError, writing
 from vdit.outputs import check_folder, is_same
 from vdit.paths import MIB, read_json
 from vdit.text import Tokenizer, make_tokenizer
@@ -197,5 +197,10 @@ def _write(path: Path, text: str) -> None:
     """Write all of a file or nothing of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with writing(path):
+        try:
+            partial.write_text(text)
+            os.replace(partial, path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
