@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from vdit.errors import OutputError
+from vdit.errors import OutputError, writing
 
 LIMITS = 255, 4096  # bytes of a name and of a path, where the filesystem does not say
 _NO_LINKS = {getattr(errno, name) for name in ("EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EMLINK", "EXDEV", "EACCES")}
@@ -96,7 +96,8 @@ def write_whole(path: str | Path, write: Callable[[Path], None], *, replace: boo
     handle, part = tempfile.mkstemp(prefix=".vdit-", suffix=f".part{path.suffix}", dir=path.parent)
     os.close(handle)
     try:
-        write(Path(part))
+        with writing(path):
+            write(Path(part))
         os.chmod(part, 0o666 & ~_umask())
         if not replace:
             return next(filter(None, (_take(part, name) for name in numbered(path))))

@@ -31,7 +31,7 @@ from vdit.types import Clip
 from vdit.video_convert import MAX_FRAME_PIXELS, Fit, FrameConverter, Size, orientation_of, square_size
 from vdit.video_source import Source, decoding, name_of
 from vdit.video_window import Window, make_clip
-from vdit.video_write import encode_bytes, write_video
+from vdit.video_write import encode_bytes, write_image, write_video
 
 __all__ = [
     "MAX_FRAME_PIXELS",
@@ -40,6 +40,7 @@ __all__ = [
     "iter_frames",
     "probe",
     "read_video",
+    "write_image",
     "write_video",
 ]
 

@@ -21,8 +21,9 @@ from pathlib import Path
 import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
+from PIL import Image
 
-from vdit.errors import ShapeError, VideoError
+from vdit.errors import ShapeError, VideoError, reason, writing
 from vdit.outputs import check_output, files_given, note_written, write_whole
 from vdit.types import check_pixels
 
@@ -70,9 +71,29 @@ def write_video(
         raise VideoError(f"{path}: folder {path.parent} does not exist")
     check_output(path, given=files_given())
     try:
-        write_whole(path, lambda part: _encode(str(part), str(path), kind, _frames(frames), rate), replace=True)
+        with writing(path):
+            write_whole(path, lambda part: _encode(str(part), str(path), kind, _frames(frames), rate), replace=True)
     except av.FFmpegError as error:
-        raise VideoError(f"{path}: cannot be encoded: {error}") from error
+        raise VideoError(f"{path}: cannot be encoded: {reason(error)}") from error
+    note_written(path)
+
+
+def write_image(path: str | Path, frame: np.ndarray) -> None:
+    """Writes one frame [h w 3] (uint8, or float in [-1, 1]) to a .png or .jpg file, whole or not at all.
+
+    The folder must exist. An existing file is replaced, as `write_video` does.
+
+    Raises:
+        VideoError: the frame has another type, range or values that are not finite, or the file cannot be written.
+    """
+    path = Path(path)
+    pixels = next(_frames(np.asarray(frame)[None]))
+    quality = {} if path.suffix.lower() == ".png" else {"quality": 95}
+    check_output(path, given=files_given())
+    try:
+        write_whole(path, lambda part: Image.fromarray(pixels).save(part, **quality), replace=True)
+    except OSError as error:
+        raise VideoError(f"{path}: cannot be written: {reason(error)}") from error
     note_written(path)
 
 

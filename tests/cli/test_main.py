@@ -1,5 +1,6 @@
 """The command line says what is wrong in one line, and teaches."""
 
+import os
 import re
 import subprocess
 import sys
@@ -152,12 +153,9 @@ def test_interrupted_is_130(capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.train, "run", interrupt)
     monkeypatch.setattr(cli.sample, "run", interrupt)
-    assert main(["train", "x.py"]) == 130
-    assert "goes on from the last checkpoint" in capsys.readouterr().err
     assert main(["sample", "runs/mine", "a dog"]) == 130
-    assert "checkpoint" not in capsys.readouterr().err
+    assert capsys.readouterr().err == "vdit: interrupted\n"  # and no word of a checkpoint
 
 
 def test_overrides_may_stand_anywhere():
@@ -188,3 +186,51 @@ def test_command_line_says_what_the_library_does():
 
     assert set(SAMPLERS) == set(samplers.SAMPLERS)
     assert STAGES == stages.STAGES
+
+
+def test_work_goes_on_when_nobody_reads_its_output():
+    """`vdit sample ... | head -1` makes its other videos too."""
+    code = """if True:
+        import sys
+        from vdit.cli import main
+
+        def run(*_):
+            for number in range(3):
+                print("a line longer than a buffer" * 1000, flush=True)
+                print("made", number, file=sys.stderr, flush=True)
+            return 0
+
+        main.COMMANDS["plan"].run = run
+        sys.exit(main.main(["plan", "x.py"]))
+    """
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child.stdout.close()
+    assert child.stderr.read() == "made 0\nmade 1\nmade 2\n"
+    assert child.wait() == 0
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "w") as disk:
+            done = subprocess.run([sys.executable, "-c", code], stdout=disk, stderr=subprocess.PIPE, text=True)
+        lines = done.stderr.splitlines()
+        assert done.returncode == 0
+        assert [line for line in lines if line.startswith("made")] == ["made 0", "made 1", "made 2"]
+        assert [line for line in lines if not line.startswith("made")] == [
+            "vdit: warning: output is lost: the disk is full: make room there; the work goes on"
+        ]
+
+
+@pytest.mark.parametrize(("error", "named"), [
+    (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17592194433024 bytes."), "16 TiB were wanted"),
+    (RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 2147483648 bytes."), "2 GiB were wanted"),
+    (RuntimeError("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used "
+                  "26.75G of 15.48G hbm."), "26.75 G were wanted"),
+    (MemoryError("Unable to allocate 128. TiB for an array with shape (17592186044416,)"), "128 TiB were wanted"),
+    (MemoryError(), "the host is out of memory: "),
+])  # fmt: skip
+def test_out_of_memory_is_one_line_with_what_was_wanted_and_what_helps(capsys, monkeypatch, error, named):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cli.sample, "run", fail)
+    line = refused(capsys, "sample", "runs/mine", "a dog")
+    assert named in line
+    assert "--weights int8" in line

@@ -7,10 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
+from vdit.checkpoint import Checkpointer
 from vdit.errors import Preempted
+from vdit.train.resuming import outlook
 from vdit.train.stopping import Stop
+from vdit.train.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDS = [(signal.SIGTERM, Preempted), (signal.SIGINT, KeyboardInterrupt)]
@@ -65,7 +69,8 @@ HELD = """
 import ctypes, sys
 from vdit.train.stopping import Stop
 with Stop() as stop:
-    stop.last_words = lambda line: print("last words", flush=True)
+    stop.last_words = lambda name: print("last words", flush=True)
+    stop.outlook = lambda: "this is what comes next"
     mutex = ctypes.create_string_buffer(64)
     print("held", flush=True)
     for _ in range(2):  # the second time waits for ever, and no signal wakes it
@@ -82,9 +87,47 @@ def test_a_call_that_python_cannot_interrupt_does_not_hold_the_end_up():
         assert process.stdout.readline() == "held\n"
         time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
         out, errors = process.communicate(timeout=60)
+        took = time.monotonic() - began
     finally:
         process.kill()
     assert process.returncode == 75
     assert out == "last words\n"
-    assert "vdit: SIGTERM while nothing was to be saved: start the same command again" in errors
+    assert errors == "vdit: stopped by SIGTERM; this is what comes next\n"
+    assert took < 4
+
+
+WORKING = """
+import sys, jax, jax.numpy as jnp
+from vdit.cli import main
+from vdit.errors import Preempted
+
+def run(*_):  # minutes of work, in the background
+    jax.jit(lambda x: jax.lax.fori_loop(0, 10**6, lambda _, y: jnp.tanh(y @ y), x))(jnp.ones((1000, 1000)))
+    raise Preempted("stopped by SIGTERM; this is what comes next")
+
+main.COMMANDS["quickstart"].run = run
+sys.argv = ["vdit", "quickstart"]
+getattr(main, "entry", lambda: sys.exit(main.main()))()
+"""
+
+
+def test_a_command_that_is_stopped_does_not_wait_for_its_devices():
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", WORKING], env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (75, "")
+    assert done.stderr == "vdit: stopped by SIGTERM; this is what comes next\n"
+
+
+def test_what_the_same_command_will_do_is_what_the_folder_holds(tmp_path):
+    space = Workspace(tmp_path)
+    assert outlook("dit", space) == "the same command begins stage dit, of which nothing was saved yet"
+    with Checkpointer(space.dit) as checkpointer:
+        checkpointer.save(3, {"params": {"w": jnp.ones(2)}})
+    (space.dit / "7").mkdir()  # not sealed
+    assert outlook("dit", space) == "the same command goes on from step 3 of stage dit"
+    assert outlook("latents", space) == "the same command begins stage latents, of which nothing was saved yet"
+    (tmp_path / ".latents.0123.writing").mkdir()
+    (tmp_path / ".latents.0123.writing" / "part-00000.json").write_text("{}")
+    assert outlook("latents", space) == "the same command goes on with the latents"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import fcntl
@@ -55,8 +56,9 @@ class RunLock:
             time.sleep(_LOOK)
         started = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": started})
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, holder.encode(), 0)
+        with contextlib.suppress(OSError):  # on a full disk: the lock holds all the same, only its words are missing
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, holder.encode(), 0)
 
     def _try(self) -> bool:
         try:

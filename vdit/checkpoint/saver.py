@@ -68,7 +68,7 @@ class Checkpointer:
     ):
         self.directory = Path(directory).absolute()
         self._meta, self._keep, self._attempts = dict(meta or {}), keep, attempts
-        self._warn, self._quiet = warn, False
+        self._warn, self._quiet, self._ending = warn, False, False
         self._saving: _Save | None = None
         quiet_orbax()
         self._failures: list[str] = []  # of the saves since the last one that succeeded
@@ -138,8 +138,12 @@ class Checkpointer:
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         """As `close`; an error that is on its way is not hidden by that of a save."""
-        with contextlib.suppress(*([CheckpointError, HostsError] if kind is not None else [])):
+        if kind is None:
             self.close()
+            return
+        self._ending = True
+        with contextlib.suppress(CheckpointError, HostsError):
+            self._settle()  # a save that fails is told by a warning
 
     def _open(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -158,7 +162,7 @@ class Checkpointer:
     def _failed(self, failure: str) -> None:
         """Called by the save's thread at once: the next save may be hours away."""
         if not self._quiet:
-            self._warn_first(f"{failure}; training goes on, the next save tries again")
+            self._warn_first(failure if self._ending else f"{failure}; training goes on, the next save tries again")
 
     def _warn_first(self, message: str) -> None:
         if jax.process_index() == 0:

@@ -46,7 +46,7 @@ def joined(about: Mapping[str, str], *, wait: float | None = None) -> Iterator[T
             peers = initialize(about=about | {"the code of vdit": _code()}, wait=wait, place=place, met=met)
             if peers is not None:
                 stop.take_over()
-                stop.last_words = lambda line: peers.fail(f"was stopped by {stop.asked}", AGAIN)
+                stop.last_words = lambda name: peers.fail(f"was stopped by {name}", AGAIN)
             calm.close()
             stop.check()
             yield Together(peers=peers, place=place, stop=stop)

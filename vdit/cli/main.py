@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import traceback
 import warnings
@@ -27,9 +28,9 @@ from vdit.cli import (
     simulate,
     train,
 )
-from vdit.cli.ending import ending
+from vdit.cli.ending import ending, outlived_output
 from vdit.cli.parser import Parser, UsageError, nearest, refuse_unknown, take_overrides
-from vdit.errors import MEND, VditWarning
+from vdit.errors import DONE, MEND, VditWarning
 
 COMMANDS = {
     "quickstart": quickstart,
@@ -48,8 +49,6 @@ COMMANDS = {
     "import": import_model,
     "export": export_model,
 }
-
-RESUMED = ("quickstart", "train")  # commands that go on where they were stopped
 
 DESCRIPTION = """\
 Train, sample and measure video diffusion transformers.
@@ -77,24 +76,36 @@ kept in ~/.cache/vdit for the next command (JAX_COMPILATION_CACHE_DIR: another f
 JAX_ENABLE_COMPILATION_CACHE=false: nowhere)."""
 
 
+def entry() -> None:
+    """What the shell's `vdit` runs: one command line, after which the process ends.
+
+    A command that fails or is stopped ends at once: Python's own end would wait for what the devices still work at,
+    minutes at times.
+    """
+    code = main()
+    if code != DONE:
+        os._exit(code)
+    sys.exit(code)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     show_traceback = "--traceback" in arguments
-    try:
-        with _warnings_as_lines():
+    with outlived_output(), _warnings_as_lines():
+        try:
             return _run([item for item in arguments if item != "--traceback"])
-    except SystemExit as stop:  # argparse after --help and --version
-        return int(stop.code or 0)
-    except BaseException as error:
-        known = ending(error, resumes=any(name in arguments for name in RESUMED))
-        if known is None:
-            raise
-        line, code = known
-        if show_traceback and isinstance(error, Exception):
-            traceback.print_exc()
-        print(f"vdit: {line}", file=sys.stderr)
-        return code
+        except SystemExit as stop:  # argparse after --help and --version
+            return int(stop.code or 0)
+        except BaseException as error:
+            known = ending(error)
+            if known is None:
+                raise
+            line, code = known
+            if show_traceback and isinstance(error, Exception):
+                traceback.print_exc()
+            print(f"vdit: {line}", file=sys.stderr)
+            return code
 
 
 @contextlib.contextmanager
@@ -165,4 +176,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

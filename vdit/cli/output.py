@@ -227,28 +227,33 @@ def write(target: Target, video, fps: float) -> Path:
     import numpy as np
 
     from vdit.dist.multihost import is_first
-    from vdit.video_io import write_video
+    from vdit.video_io import write_image, write_video
 
     if not is_first():
         return target.path
     video = np.asarray(video)
 
     def fill(part: Path) -> None:
-        if part.suffix.lower() not in IMAGE:
+        if part.suffix.lower() in IMAGE:
+            write_image(part, video[0])
+        else:
             write_video(part, video, fps=fps)
-            return
-        from PIL import Image
-
-        image = Image.fromarray(np.round((video[0] + 1) * 127.5).astype(np.uint8))
-        image.save(part, **({"quality": 95} if part.suffix.lower() == ".jpg" else {}))
 
     return put(target, fill)
 
 
 def put(target: Target, write: Callable[[Path], None]) -> Path:
     """Writes a file by `write`, which is called with a path to fill; makes its folder, prints the path, returns it."""
+    from vdit.errors import VideoError
+
+    def named(part: Path) -> None:
+        try:
+            write(part)
+        except VideoError as error:
+            raise VideoError(str(error).replace(str(part), str(target.path))) from error
+
     target.path.parent.mkdir(parents=True, exist_ok=True)
-    path = write_whole(target.path, write, replace=target.replace)
+    path = write_whole(target.path, named, replace=target.replace)
     print(path, flush=True)
     return path
 

@@ -7,13 +7,14 @@ them, and, as metadata, a JSON object: captions, id, fps, label, and whatever el
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import shutil
 import struct
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from array_record.python import array_record_module
 
 from vdit import paths
 from vdit.data.sources import Sample, Source
-from vdit.errors import DataError
+from vdit.errors import DataError, reason, writing
 from vdit.vae.statistics import Moments, add_latents, add_moments, check_statistics, empty_moments, latent_statistics
 
 INDEX = "index.json"
@@ -43,7 +44,8 @@ class ShardWriter:
         self.records, self.bytes, self.channels = 0, 0, 0
         self._moments: Moments | None = None
         self._part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
-        self._writer = array_record_module.ArrayRecordWriter(str(self._part), "group_size:1")
+        with self._named():
+            self._writer = array_record_module.ArrayRecordWriter(str(self._part), "group_size:1")
 
     def write(self, item: Sample, number: int) -> None:
         """Adds a latent. number: stands for an id where the item has none."""
@@ -51,20 +53,31 @@ class ShardWriter:
         self.channels = self.channels or stored.shape[-1]
         check_channels(stored.shape[-1], self.channels, item.get("id", number))
         self._moments = add_latents(self._moments or empty_moments(self.channels), stored.astype(np.float32))
-        self._writer.write(data)
+        with self._named():
+            self._writer.write(data)
         self.records, self.bytes = self.records + 1, self.bytes + len(data)
 
     def close(self) -> dict[str, Any]:
         """{"file", "records", "bytes"} of the file, its "channels", and the "moments" of its latents."""
-        self._writer.close()
-        os.replace(self._part, self.file)
+        with self._named():
+            self._writer.close()
+            os.replace(self._part, self.file)
         return {"file": self.file.name, "records": self.records, "bytes": self.file.stat().st_size,
                 "channels": self.channels, "moments": (self._moments or empty_moments(0)).to_json()}
 
     def abandon(self) -> None:
         """Leaves nothing behind."""
-        self._writer.close()
+        with contextlib.suppress(OSError, RuntimeError):  # it may have failed to write before
+            self._writer.close()
         self._part.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """DataError naming the file where it cannot be written. array_record raises RuntimeError for a full disk."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            raise DataError(f"{self.file}: cannot be written: {reason(error)}") from error
 
 
 def check_channels(channels: int, before: int, name: Any) -> None:
@@ -138,8 +151,9 @@ def write_latents(path: str | Path, items: Iterable[Sample], *, vae: str = "", d
     work.mkdir(parents=True)
     try:
         index = make_index(_write_shards(work, items, dtype, shard_bytes), vae=vae, dtype=dtype)
-        (work / INDEX).write_text(json.dumps(index, indent=1))
-        os.replace(work, path)
+        with writing(path / INDEX):
+            (work / INDEX).write_text(json.dumps(index, indent=1))
+            os.replace(work, path)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise

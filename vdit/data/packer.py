@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -118,6 +119,7 @@ class PackedRows(grain.DatasetIterator):
             waiting = list(itertools.islice(clips, len(place["waiting"])))
             self._streams[number].move(place["next"], waiting)
 
-    def close(self) -> None:
-        super().close()
-        close_readers([stream.reader for stream in self._streams.values()], self._pool)
+    def close(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not finalizing():  # names of modules are gone then
+            super().close()
+            close_readers([stream.reader for stream in self._streams.values()], self._pool)

@@ -20,7 +20,7 @@ from typing import Any
 
 from vdit.data.latents import INDEX, ShardWriter, check_dtype, make_index, shard_file
 from vdit.data.sources import Sample
-from vdit.errors import DataError
+from vdit.errors import DataError, writing
 from vdit.vae.statistics import Moments
 
 MOST_PARTS, SMALLEST_PART = 512, 16
@@ -71,10 +71,11 @@ class LatentParts:
         try:
             for number in self.places(part):
                 writer.write(next(items), number)
+            note = writer.close()
         except BaseException:
             writer.abandon()
             raise
-        write_json(_note_file(self.work, part), writer.close())
+        write_json(_note_file(self.work, part), note)
 
     def finish(self, wait: Callable[[str], None] | None = None, more: Mapping[str, Any] | None = None
                ) -> dict[str, Any]:
@@ -145,5 +146,10 @@ def _await(seen: Callable[[], bool], file: Path) -> None:
 
 def write_json(file: Path, value: Any) -> None:
     part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
-    part.write_text(json.dumps(value, indent=1))
-    os.replace(part, file)
+    with writing(file):
+        try:
+            part.write_text(json.dumps(value, indent=1))
+            os.replace(part, file)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise

@@ -186,9 +186,10 @@ class VideoBatches(grain.DatasetIterator):
     def set_state(self, state: dict[str, Any]) -> None:
         self._reader.move(read_place(state, [0], self._identity)[0]["batches"] * self._size)
 
-    def close(self) -> None:
-        super().close()
-        close_readers([self._reader], self._pool)
+    def close(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not finalizing():  # names of modules are gone then
+            super().close()
+            close_readers([self._reader], self._pool)
 
 
 class Prefetch(grain.experimental.ThreadPrefetchDatasetIterator):

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from vdit.errors import writing
 from vdit.eval.page import Page
 from vdit.plan.plan import Plan, ProgramPlan, gib
 from vdit.plan.topology import Topology, parse_topology
@@ -49,7 +50,8 @@ def print_plan(plan: Plan, console: Console) -> None:
 def save_plan(plan: Plan, folder: Path) -> Path:
     """plan.json and plan.html in the folder; returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plan.json").write_text(json.dumps(dataclasses.asdict(plan), indent=1) + "\n")
+    with writing(folder / "plan.json"):
+        (folder / "plan.json").write_text(json.dumps(dataclasses.asdict(plan), indent=1) + "\n")
     topology = parse_topology(plan.topology)
     page = Page(f"{plan.experiment} on {plan.topology}", _place(plan))
     for program in plan.programs:

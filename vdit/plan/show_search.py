@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vdit.errors import writing
 from vdit.eval.page import Page
 from vdit.plan.plan import gib
 from vdit.plan.search import Search, Trial
@@ -58,7 +59,8 @@ def print_search(found: Search, console: Console) -> None:
 def save_search(found: Search, folder: Path) -> Path:
     """search.json and search.html in the folder; returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "search.json").write_text(json.dumps(dataclasses.asdict(found), indent=1) + "\n")
+    with writing(folder / "search.json"):
+        (folder / "search.json").write_text(json.dumps(dataclasses.asdict(found), indent=1) + "\n")
     page = Page(f"{found.experiment} on {found.topology}: layouts", "training step, ranked by time")
     page.table(COLUMNS, rows(found)).text("\n".join(f"- {line}" for line in left_out(found)))
     return page.save(folder / "search.html")

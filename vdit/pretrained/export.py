@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vdit.checkpoint import load_meta, write_manifest
-from vdit.errors import CheckpointError, WeightsError
+from vdit.errors import CheckpointError, WeightsError, writing
 from vdit.nn.lora import detach, merge, without_lora
 from vdit.outputs import check_new_folder
 from vdit.paths import read_bytes
@@ -59,11 +59,13 @@ def export_model(
     index = files.pop(INDEX)
     for name, content in files.items():
         target = out / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
     # Last: a folder without it is no model, so an export that was cut short is not taken for one.
-    (out / INDEX).write_bytes(index)
-    write_manifest(out)
+    with writing(out / INDEX):
+        (out / INDEX).write_bytes(index)
+        write_manifest(out)
     say(f"{out / INDEX}: done")
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from vdit.dit.config import DiTConfig
-from vdit.errors import WeightsError
+from vdit.errors import WeightsError, reason
 from vdit.nn.lora import LoRA, LowRank
 from vdit.pretrained.lora import dense_modules, is_wan, unstacked
 from vdit.pretrained.peft_config import METADATA
@@ -33,7 +34,10 @@ def write_lora(
     The factors keep their types and bits. Whole differences can be written in the original layout alone.
     """
     tensors, metadata = lora_tensors(lora, config, layout, expert=expert)
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, metadata=metadata)
+    try:
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: cannot be written: {reason(error)}") from error
 
 
 def write_run(folder: str | Path, path: str | Path | None = None) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vdit.errors import WeightsError
+from vdit.errors import WeightsError, reason
 from vdit.pretrained.plan import flatten
 from vdit.pretrained.safetensors_files import NAMES, write_safetensors
 from vdit.pretrained.tensors import TensorInfo, listed
@@ -55,7 +55,7 @@ def save_tensors(
         for file in written:
             file.rename(file.with_suffix(""))
     except OSError as error:
-        raise WeightsError(f"{folder}: cannot be written: {error.strerror}; free some space or give another") from None
+        raise WeightsError(f"{folder}: cannot be written: {reason(error)}") from None
     finally:
         for file in written:
             file.unlink(missing_ok=True)

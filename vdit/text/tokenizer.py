@@ -15,7 +15,7 @@ from typing import Protocol
 
 import sentencepiece
 
-from vdit.errors import TextError, VditWarning
+from vdit.errors import TextError, VditWarning, reason
 from vdit.text.config import TextConfig
 from vdit.text.spiece import count_pieces, read_model_file
 
@@ -114,7 +114,7 @@ def write_model(model: bytes, path: str | Path) -> None:
         part.write_bytes(model)
         os.replace(part, path)
     except OSError as error:
-        raise TextError(f"{path}: cannot write the tokenizer: {error.strerror}") from None
+        raise TextError(f"{path}: cannot write the tokenizer: {reason(error)}") from None
 
 
 def load_tokenizer(path: str | Path, *, max_length: int = 64) -> SentencePieceTokenizer:
@@ -167,8 +167,8 @@ def train_tokenizer(
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise TextError(f"cannot train a tokenizer of {vocab_size} pieces: {reason}") from None
+        words = " ".join(str(error).split())
+        raise TextError(f"cannot train a tokenizer of {vocab_size} pieces: {words}") from None
     tokenizer = SentencePieceTokenizer(model=model.getvalue(), max_length=max_length)
     if path is not None:
         tokenizer.save(path)

@@ -178,7 +178,7 @@ class ResilientWriter:
     ):
         self._name, self._open, self._warn, self._retry = name, open, warn, retry
         self._writer: Writer | None = None
-        self._step = step  # the last one that is in the record
+        self._step = self._flushed = step  # the last one that the writer took, and the last one surely in the record
         self._failed = False
         self._next_try = -math.inf
         self._do(lambda writer: None)
@@ -191,7 +191,12 @@ class ResilientWriter:
         self._do(lambda writer: writer.videos(step, name, videos, fps))
 
     def flush(self) -> None:
-        self._do(lambda writer: writer.flush())
+        if not self._do(lambda writer: writer.flush()):
+            return
+        if self._failed:  # only now: what a writer takes may still be in its memory
+            self._failed = False
+            self._warn(f"{self._name} is written again; figures after step {self._flushed} may be missing in it")
+        self._flushed = self._step
 
     def close(self) -> None:
         if self._writer is not None:
@@ -209,9 +214,6 @@ class ResilientWriter:
         except OSError as error:
             self._give_up(error)
             return False
-        if self._failed:
-            self._failed = False
-            self._warn(f"{self._name} is written again; what came after step {self._step} until now is missing in it")
         return True
 
     def _give_up(self, error: OSError) -> None:
@@ -222,7 +224,7 @@ class ResilientWriter:
                 writer.close()
         if not self._failed:
             self._failed = True
-            self._warn(f"{self._name}: not written after step {self._step}: {reason(error)}; training goes on")
+            self._warn(f"{self._name}: not written after step {self._flushed}: {reason(error)}; training goes on")
 
 
 def video_grid(videos: np.ndarray, *, columns: int | None = None, gap: int = 2) -> np.ndarray:

@@ -10,6 +10,8 @@ import jax
 from vdit import config as config_tools
 from vdit.checkpoint import Checkpointer, check_config, find_step, load_meta, say_once
 from vdit.checkpoint.agree import on_first
+from vdit.checkpoint.files import steps_in
+from vdit.checkpoint.sums import is_sealed
 from vdit.errors import CheckpointError
 from vdit.train.base import check_base, step_identity
 from vdit.train.config import TrainConfig
@@ -34,6 +36,18 @@ def is_complete(folder: Path, config: TrainConfig, experiment: Experiment) -> bo
         check_base(experiment, meta.get("base"))
         Workspace(folder.parent).check_files(meta.get(FILES, {}), names=SAMPLED)
     return step >= config.steps
+
+
+def outlook(stage: str, workspace: Workspace) -> str:
+    """What the command that trains this run will do when it is started again, after a stop in a stage."""
+    kept = ""
+    folder = {"vae": workspace.vae, "dit": workspace.dit}.get(stage)
+    if folder is not None and folder.is_dir():
+        saved = [step for step in steps_in(folder) if is_sealed(folder / str(step))]
+        kept = f"goes on from step {max(saved)} of stage {stage}" if saved else ""
+    elif stage == "latents" and any(workspace.root.glob(f".{workspace.latents.name}.*.writing/part-*.json")):
+        kept = "goes on with the latents"
+    return f"the same command {kept or f'begins stage {stage}, of which nothing was saved yet'}"
 
 
 def last_step(folder: Path) -> int | None:

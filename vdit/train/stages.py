@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import resource
 import sys
@@ -45,7 +46,7 @@ from vdit.train.encoding import encode_latents
 from vdit.train.experiment import Experiment
 from vdit.train.loop import TrainResult, start, train
 from vdit.train.reporting import Logging, TrainingVideos, make_writers, report_cut_captions
-from vdit.train.resuming import is_complete, last_step
+from vdit.train.resuming import is_complete, last_step, outlook
 from vdit.train.sampling import sample_hook
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
@@ -87,6 +88,7 @@ def run(
             if stage in stages:
                 experiment = _run_stage(stage, experiment, workspace, logging, videos)
         first_does(lambda: workspace.save_experiment(experiment), "experiment.json")
+        logging.watch.stop.outlook = lambda: ""
     return experiment
 
 
@@ -109,6 +111,7 @@ def _run_stage(
     stage: str, experiment: Experiment, workspace: Workspace, logging: Logging, videos: TrainingVideos
 ) -> Experiment:
     """Runs a stage, or what of it is left to do; returns the experiment with what the stage has settled."""
+    logging.watch.stop.outlook = functools.partial(outlook, stage, workspace)
     logging.watch.stop.check()  # a signal may have come when the loop before had nothing left to stop
     logging.watch.at(stage)
     began, result = time.perf_counter(), {"latents": workspace.latents / "index.json", "tokenizer": workspace.tokenizer}

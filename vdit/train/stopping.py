@@ -21,7 +21,8 @@ from jax.experimental.multihost_utils import reached_preemption_sync_point
 
 from vdit.errors import AGAIN, INTERRUPTED, Preempted
 
-_GRACE = 5.0  # seconds that the main thread has to act on a signal where nothing is to be saved
+# Seconds that the main thread has to act on a signal where nothing is to be saved: alone, and to tell other hosts.
+_GRACE, _GRACE_AMONG_HOSTS = 1.0, 5.0
 _LOOK = 1.5  # seconds in which jax notices a signal, for sure
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -30,12 +31,14 @@ class Stop:
     """Whether the run is to stop, and why. A context manager: the signals are its own while it is entered.
 
     Several hosts stop at one step by jax's preemption service: it hears of SIGTERM on any host, and names a step that
-    none has begun, and `agreed` is then true. `last_words` is called before the thread ends a process whose main
-    thread cannot.
+    none has begun, and `agreed` is then true. `last_words` is called, with the signal's name, before the thread ends
+    a process whose main thread cannot. `outlook` says what the same command will do when it is started again; "" for
+    nothing to say.
     """
 
     def __init__(self):
-        self.last_words: Callable[[str], None] = lambda line: None
+        self.last_words: Callable[[str], None] = lambda name: None
+        self.outlook: Callable[[], str] = lambda: ""
         self.agreed = False
         self._asked: int | None = None
         self._deferring = self._holding = False
@@ -130,12 +133,19 @@ class Stop:
     def end(self) -> None:
         """Raises what a stopped run ends with; on a host that had no signal of its own, another one had."""
         self._holding = True  # once is enough: the next signal must not interrupt the parting from the others
-        raise KeyboardInterrupt if self._asked == signal.SIGINT else Preempted
+        raise self._end_of(self._asked)
+
+    def _end_of(self, number: int | None) -> BaseException:
+        """What ends a run that this signal stops; its words say what the same command will do next."""
+        kind, words = Preempted, "stopped by SIGTERM"
+        if number == signal.SIGINT:
+            kind, words = KeyboardInterrupt, "interrupted"
+        return kind("; ".join(filter(None, (words, self.outlook()))))
 
     def _handle(self, number: int, frame: object) -> None:
         if self._asked is not None and number == signal.SIGINT and not self._holding:
             self.agreed = False  # the others go on with what this host leaves here
-            raise KeyboardInterrupt  # the second Ctrl-C: now
+            raise self._end_of(number)  # the second Ctrl-C: now
         self._asked = number if self._asked is None else self._asked
         if self._notify is not None and not self._holding:
             self._notify(signal.SIGTERM)
@@ -147,12 +157,12 @@ class Stop:
         asked: int | None = None
         while numbers := os.read(pipe, 64):
             asked = next((number for number in numbers if number in _SIGNALS), asked)
-            until = time.monotonic() + _GRACE
+            alone = not (self._holding or jax.distributed.is_initialized())
+            until = time.monotonic() + (_GRACE if alone else _GRACE_AMONG_HOSTS)
             while asked is not None and time.monotonic() < until and self._pipe is not None:
                 time.sleep(0.1)
             if asked is not None and self._pipe is not None and not self._deferring:
-                line = f"{signal.Signals(asked).name} while nothing was to be saved: start the same command again"
-                self.last_words(line)
-                print(f"vdit: {line}", file=sys.stderr, flush=True)
+                self.last_words(signal.Signals(asked).name)
+                print(f"vdit: {self._end_of(asked)}", file=sys.stderr, flush=True)
                 os._exit(INTERRUPTED if asked == signal.SIGINT else AGAIN)
         os.close(pipe)
