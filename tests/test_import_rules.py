@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SCANNED = ("vdit", "experiments", "data_pipelines")
 
-BASE = {"types", "config", "errors", "outputs", "paths", "seeds"}
+BASE = {"types", "finite", "config", "errors", "outputs", "paths", "seeds"}
 MODELS = BASE | {"dist", "nn", "vae", "text", "dit", "vision"}
 # What each part of vdit may import of vdit. "video" stands for vdit/video_*.py.
 MAY_IMPORT = {
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "paths": {"errors"},
     "outputs": {"errors"},
     "seeds": {"errors", "types"},
+    "finite": {"types"},
     "video": BASE,
     "worlds": BASE,
     "eval": BASE | {"video", "worlds"},

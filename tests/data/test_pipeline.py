@@ -1,6 +1,8 @@
 """Order, shards, restarts: what every iterator of the pipeline promises."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 
 import jax
@@ -223,3 +225,20 @@ def test_video_batches_are_windows_of_one_size_deterministic_and_resumable(world
     restored.set_state(state)
     assert same(take(restored, 9), later)
     assert not same(later[0], first[0])
+
+
+def test_iterators_that_live_to_the_end_make_no_noise():
+    """Python takes the names of a module away before it takes away what the module holds."""
+    code = """if True:
+        from vdit.data import packer, pipeline
+        from vdit.data.packing import RowLimits
+
+        order = pipeline.Order(items=4, seed=0, streams=1).dataset()
+        read = {"threads": 1, "read_ahead": 2, "identity": {}}
+        limits = RowLimits(tokens=4, text=4, slots=4, clips=4)
+        pipeline.kept = pipeline.VideoBatches(order, lambda *_: {}, rows=range(1), batch_size=1, **read)
+        packer.kept = packer.PackedRows({0: order}, lambda *_: None, limits, rows_each=1, most_tokens=8, most_clips=8,
+                                        **read)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

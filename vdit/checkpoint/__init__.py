@@ -12,7 +12,7 @@ written, and then its seal: the sha256 of every file.
 """
 
 from vdit.checkpoint.files import META
-from vdit.checkpoint.load import check_config, load_meta, load_params, load_trees
+from vdit.checkpoint.load import check_config, load_meta, load_params, load_progress, load_trees
 from vdit.checkpoint.lock import RunLock
 from vdit.checkpoint.saver import Checkpointer, DataIterator
 from vdit.checkpoint.steps import find_step, say_once
@@ -31,6 +31,7 @@ __all__ = [
     "find_step",
     "load_meta",
     "load_params",
+    "load_progress",
     "load_trees",
     "save_streamed",
     "say_once",

@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 
-from vdit.checkpoint.files import META, read_json
+from vdit.checkpoint.files import META, read_json, steps_in
 from vdit.checkpoint.steps import find_step
 from vdit.checkpoint.trees import check_shapes, leaf_types, path_of, read_trees, spans_hosts, stored
 from vdit.config import diff
 from vdit.errors import CheckpointError
+from vdit.finite import nonfinite_names, some
 from vdit.types import PyTree
 
 _SHOWN = 4
@@ -32,6 +33,9 @@ def load_params(
     abstract: tree of ShapeDtypeStructs with shardings to load onto a mesh; None loads what was stored onto the first
     device. as_stored: keep the types that arrays have on disk, whatever `abstract` says (imported weights may be
     bfloat16).
+
+    Raises:
+        CheckpointError: there is no such step, it is damaged, does not fit `abstract`, or holds NaN or infinity.
     """
     folder = find_step(directory, step, together=spans_hosts(abstract))
     name = "ema" if ema and (folder / "ema").is_dir() else "params"
@@ -43,7 +47,13 @@ def load_params(
         types = leaf_types(folder, name)
         keep = lambda path, s: jax.ShapeDtypeStruct(s.shape, types[path_of(path)], sharding=s.sharding)  # noqa: E731
         abstract = jax.tree_util.tree_map_with_path(keep, abstract)
-    return read_trees(folder, {name: abstract})[name]
+    params = read_trees(folder, {name: abstract})[name]
+    spoilt = nonfinite_names(params)
+    if spoilt:
+        others = ", ".join(str(other) for other in steps_in(folder.parent) if str(other) != folder.name)
+        fix = f"take another step of {folder.parent} ({others})" if others else "train again"
+        raise CheckpointError(f"{folder}: {name} hold NaN or infinity ({some(spoilt)}), which spoil every video: {fix}")
+    return params
 
 
 def load_trees(
@@ -54,6 +64,15 @@ def load_trees(
     step: None takes the newest whose files are as they were written (see find_step).
     """
     return read_trees(find_step(directory, step, together=spans_hosts(abstract)), abstract)
+
+
+def load_progress(directory: str | Path, *, step: int | None = None) -> PyTree:
+    """What a training state's checkpoint counts: "step", "skipped", "skipped_in_a_row"; {} of an imported model's."""
+    folder = find_step(directory, step)
+    if not (folder / "progress").is_dir():
+        return {}
+    struct = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)  # noqa: E731
+    return read_trees(folder, {"progress": jax.tree.map(struct, stored(folder)["progress"])})["progress"]
 
 
 def load_meta(directory: str | Path, *, step: int | None = None) -> dict[str, Any]:

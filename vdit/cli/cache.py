@@ -5,15 +5,42 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import sys
+import tempfile
+import warnings
 from pathlib import Path
+
+from vdit.errors import reason
 
 
 def keep_compiled() -> None:
-    """Turns jax's persistent compilation cache on, unless the user has set one; before anything is compiled."""
+    """Turns jax's persistent compilation cache on, in the user's folder if one is set; before anything is compiled.
+
+    Where that folder cannot be written (no home, a full disk), a line says so, and the work goes on without.
+    """
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder(jax.__version__)))
+    if not jax.config.jax_enable_compilation_cache:
+        return
+    folder = jax.config.jax_compilation_cache_dir
+    try:
+        folder = cache_folder(jax.__version__) if folder is None else folder
+        if "://" not in str(folder):  # a bucket is jax's to write to
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as trial:
+                trial.write(bytes(4096))
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+        jax.config.update("jax_enable_compilation_cache", False)
+        print(
+            f"vdit: warning: what is compiled is not kept for the next command ({reason(error)}): set "
+            "JAX_COMPILATION_CACHE_DIR to a folder that can be written",
+            file=sys.stderr,
+            flush=True,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # A disk that fills up later costs the next command time, and is no reason for a warning at each program.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
 
 
 def cache_folder(version: str) -> Path:

@@ -18,6 +18,7 @@ import vdit
 from vdit.cli.ending import ending
 from vdit.dist.multihost import initialize, leave
 from vdit.dist.peers import Peers, Place, peer_is_gone
+from vdit.dist.target import available_devices
 from vdit.errors import AGAIN, INTERRUPTED
 from vdit.train.stopping import Stop
 
@@ -49,6 +50,7 @@ def joined(about: Mapping[str, str], *, wait: float | None = None) -> Iterator[T
                 stop.last_words = lambda name: peers.fail(f"was stopped by {name}", AGAIN)
             calm.close()
             stop.check()
+            available_devices()  # refused here, before any work
             yield Together(peers=peers, place=place, stop=stop)
         except BaseException as error:
             with stop.held():

@@ -39,10 +39,14 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         show_config(chosen)
         return 0
     from vdit.cli.cache import keep_compiled
+    from vdit.dist.target import available_devices
     from vdit.quickstart.run import quickstart
+    from vdit.train.stopping import Stop
 
     keep_compiled()
+    available_devices()  # refused here, before any work
     words = ["vdit", "quickstart", options.workdir, "--prompts", str(options.prompts), "--batch", str(options.batch)]
     command = shlex.join([*words, *(f"--cfg.{override}" for override in overrides)])
-    quickstart(options.workdir, chosen, count=options.prompts, batch=options.batch, command=command)
+    with Stop():  # also after training, where a call of the compiler can hold a signal up for a minute
+        quickstart(options.workdir, chosen, count=options.prompts, batch=options.batch, command=command)
     return 0

@@ -52,10 +52,12 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         check_output(target, given=[*files, *options.videos, options.run_folder], name=f"--out {out}: {target}")
 
     from vdit.cli.cache import keep_compiled
+    from vdit.dist.target import available_devices
     from vdit.infer import load_vae
     from vdit.train.workspace import Workspace
 
     keep_compiled()
+    available_devices()  # refused here, before any work
     area = options.area or max(Workspace(options.run_folder).experiment().data.areas)
     vae = load_vae(options.run_folder)
     out.mkdir(parents=True, exist_ok=True)

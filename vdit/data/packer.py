@@ -120,6 +120,6 @@ class PackedRows(grain.DatasetIterator):
             self._streams[number].move(place["next"], waiting)
 
     def close(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not finalizing():  # names of modules are gone then
+        if not finalizing():  # the names that this module imports may be gone then
             super().close()
             close_readers([stream.reader for stream in self._streams.values()], self._pool)

@@ -187,7 +187,7 @@ class VideoBatches(grain.DatasetIterator):
         self._reader.move(read_place(state, [0], self._identity)[0]["batches"] * self._size)
 
     def close(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not finalizing():  # names of modules are gone then
+        if not finalizing():  # the names that this module imports may be gone then
             super().close()
             close_readers([self._reader], self._pool)
 

@@ -9,7 +9,6 @@ another goes on with.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -146,11 +145,8 @@ def make_pool(threads: int) -> ThreadPoolExecutor | None:
     return ThreadPoolExecutor(threads, thread_name_prefix="vdit-read") if threads else None
 
 
-def close_readers(readers: Iterable[Reader], pool: ThreadPoolExecutor | None,
-                  finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-    """Ends reading ahead; without noise when Python shuts down first, and takes its modules along."""
-    if finalizing():
-        return
+def close_readers(readers: Iterable[Reader], pool: ThreadPoolExecutor | None) -> None:
+    """Ends reading ahead."""
     for reader in readers:
         reader.close()
     if pool is not None:

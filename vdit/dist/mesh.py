@@ -10,6 +10,7 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from vdit.dist.target import available_devices
 from vdit.errors import ConfigError
 
 AXES = ("data", "fsdp", "sequence", "tensor")
@@ -60,7 +61,7 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[jax.Device] | 
     reshapes and table look-ups.)
     """
     config = config or MeshConfig()
-    devices = jax.devices() if devices is None else devices
+    devices = available_devices() if devices is None else devices
     shape = config.shape(len(devices))
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:

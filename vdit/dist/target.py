@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+from importlib import metadata
+
 import jax
 from jax.sharding import Mesh
+
+from vdit.errors import ConfigError, reason
 
 
 def platform() -> str:
@@ -15,6 +20,21 @@ def platform() -> str:
 def platform_of(mesh: Mesh) -> str:
     """The platform of a mesh's devices; they may be a topology's, which are not there to be used."""
     return _common(mesh.devices.flat[0].platform)
+
+
+def available_devices() -> list[jax.Device]:
+    """jax's devices, of all hosts; ConfigError where the platform that JAX_PLATFORMS asks for is not there."""
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # jax asserts where it leaves out a platform for good
+        plugins = {plugin.name for plugin in metadata.entry_points(group="jax_plugins")}
+        plugins |= {"tpu"} if importlib.util.find_spec("libtpu") else set()
+        why = f" ({reason(error)})" if error.args else ""
+        raise ConfigError(
+            f"JAX_PLATFORMS={jax.config.jax_platforms or ''}: there is no such device here{why}; jax is installed here "
+            f"for {', '.join(sorted({'cpu'} | plugins))}: unset JAX_PLATFORMS to take what is there, or install jax for "
+            "the device, as jax[cuda12] or jax[tpu]"
+        ) from None
 
 
 def _common(platform: str) -> str:

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vdit.errors import ConfigError, ShapeError, VditWarning
+from vdit.errors import ConfigError, NumericsError, ShapeError, VditWarning
+from vdit.finite import nonfinite_names
 from vdit.infer.images import as_bytes, fit_images
 from vdit.seeds import key_of
 from vdit.tasks.canvas import Prompts, tokenize
@@ -90,7 +91,8 @@ class Generator:
         latents: give the normalised latents float32 [b t' h' w' c], not the videos.
         Compiles once for each combination of number of prompts, frames, size, steps and method.
         On several hosts all call it with the same arguments, and each gets all of the videos (vdit.tasks.sample.draw).
-        Raises ShapeError for sizes that the model cannot make, ConfigError for unknown samplers.
+        Raises ShapeError for sizes that the model cannot make, ConfigError for unknown samplers, NumericsError where
+        numbers overflowed on the way.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
@@ -110,7 +112,13 @@ class Generator:
         noise = None if noise is None else self._noise(noise, task, len(prompts))
         tokens = self.tokens(prompts), self.tokens([negative] * len(prompts))
         models = self.params, self.vae.params, self.vae.statistics
-        return draw(task, self.mesh, *models, *tokens, key_of(seed), noise, given)
+        made = draw(task, self.mesh, *models, *tokens, key_of(seed), noise, given)
+        if nonfinite_names(made):
+            raise NumericsError(
+                "what was sampled holds NaN or infinity, though weights and statistics do not: compute in float32 "
+                "(--compute float32), or lower the guidance"
+            )
+        return made
 
     def task(
         self,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vdit.errors import WeightsError
+from vdit.finite import all_finite
 from vdit.paths import MIB
 from vdit.paths import read_json as read_any_json
 
@@ -17,7 +18,6 @@ CONFIG_LIMIT = 2 * MIB  # of a config.json; one of a thousand class names has 50
 INDEX_LIMIT = 8 * MIB  # of the index of shards: a line for each of up to 80,000 tensors
 FIX = "download it again"
 _SHOWN = 4
-_BLOCK = 1 << 20
 
 
 class TensorInfo(NamedTuple):
@@ -49,25 +49,6 @@ class TensorFiles:
         if not all_finite(values):
             raise WeightsError(f"{self.path}: {name} holds NaN or infinity: it would spoil every video; {FIX}")
         return values
-
-
-def all_finite(values: np.ndarray) -> bool:
-    """Whether no number is NaN or infinite. Looks at the bits, block by block: fast, and in flat memory."""
-    mask = _EXPONENTS.get(values.dtype.name)
-    if mask is None:
-        return not np.issubdtype(values.dtype, np.floating) or bool(np.isfinite(values).all())
-    bits = values.reshape(-1).view(mask.dtype)
-    return not any(((bits[i : i + _BLOCK] & mask) == mask).any() for i in range(0, len(bits), _BLOCK))
-
-
-# The bits that are all set in NaN and infinity, and in no other number.
-_EXPONENTS = {
-    "float32": np.uint32(0x7F800000),
-    "bfloat16": np.uint16(0x7F80),
-    "float16": np.uint16(0x7C00),
-    "float8_e5m2": np.uint8(0x7C),
-    "float8_e4m3fn": np.uint8(0x7F),
-}
 
 
 def read_json(path: str | Path, *, limit: int = CONFIG_LIMIT) -> dict[str, Any]:

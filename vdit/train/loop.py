@@ -25,8 +25,9 @@ from vdit.checkpoint import Checkpointer, DataIterator
 from vdit.checkpoint.files import steps_in
 from vdit.checkpoint.sums import is_sealed
 from vdit.dist.multihost import is_first
-from vdit.errors import TrainingError
+from vdit.errors import NumericsError, TrainingError
 from vdit.train.config import TrainConfig
+from vdit.train.diagnosis import origin_of_nan
 from vdit.train.feed import Feed
 from vdit.train.metrics import Speed, Writer, write_all
 from vdit.train.progress import Display, make_display
@@ -58,8 +59,11 @@ class SampleHook:
 
     def __call__(self, step: int, state: TrainState, writers: Sequence[Writer]) -> None:
         for name, videos in self.draw(step, state).items():
+            videos = np.asarray(videos)
+            if not np.isfinite(videos).all():
+                raise NumericsError(f"{name} hold NaN or infinity, and are not shown")
             for writer in writers:
-                writer.videos(step, name, np.asarray(videos), self.fps)
+                writer.videos(step, name, videos, self.fps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,7 @@ def train(
 
     state: donated. data: endless iterator of trees of numpy arrays [b ...], b the host's share of
     batch_size; with `get_state`/`set_state` where a checkpointer is given. hooks, writers: see there.
+    TrainingError where more than `max_nonfinite` steps in a row were skipped, or the last one was (after its save).
     SIGTERM and Ctrl-C, on any host, end the run on all hosts after the same step, with a checkpoint; before the first
     step is done, at once. watch: entered already; None makes one for this call.
     """
@@ -153,21 +158,26 @@ def _steps(
             # the devices stood idle if they were done before the batch came
             clock.book("input" if metrics["loss"].is_ready() else "compute")
             watch.at("training")
-            log.push(step, metrics)
+            with _explained(state, batch, train_step, log):
+                log.push(step, metrics)
             watch.traced(step, metrics)
             stopping = stop.reached()
             last = stopping or step == config.steps
             due = [hook for hook in hooks if hook.every and step % hook.every == 0]
             saving = checkpointer is not None and (last or step % config.save_every == 0)
             if saving or due or last:
-                log.drain()
+                with _explained(state, batch, train_step, log):
+                    log.drain()
             if saving:
                 watch.at("saving")
                 checkpointer.save(step, state.trees(), place=place)
                 clock.book("checkpoint")
             for hook in due if not stopping else ():
                 watch.at("sampling")
-                hook(step, state, writers)
+                try:
+                    hook(step, state, writers)
+                except NumericsError as error:
+                    watch.warn(f"step {step}: {error}; training goes on")
                 clock.book("sample")
             if saving or due:
                 speed.restart()
@@ -179,6 +189,10 @@ def _steps(
             watch.at("saving")
             checkpointer.wait()
             clock.book("checkpoint")
+    row = int(log.latest.get("skipped_in_a_row", 0))
+    if row and step == config.steps:
+        with _explained(state, batch, train_step, log):
+            raise _NotFinite(f"the last {row} of {step} steps were skipped")
     return state
 
 
@@ -190,6 +204,20 @@ def _last_saved(checkpointer: Checkpointer | None) -> Callable[[], int | None]:
         return max((step for step in steps_in(folder) if is_sealed(folder / str(step))), default=None)
 
     return look if checkpointer is not None else lambda: None
+
+
+class _NotFinite(Exception):
+    """Steps were skipped, too many or the last ones, because their loss or gradient was not finite."""
+
+
+@contextlib.contextmanager
+def _explained(state: TrainState, batch: PyTree, train_step: TrainStep, log: _Log) -> Iterator[None]:
+    """Adds to _NotFinite where the NaN comes from."""
+    try:
+        yield
+    except _NotFinite as error:
+        origin = origin_of_nan(state, batch, train_step.frozen, log.latest)
+        raise TrainingError(f"{error}, as their loss or gradient was not finite; {origin}") from None
 
 
 class _Log:
@@ -241,8 +269,7 @@ class _Log:
 
     def _check(self, step: int, values: dict[str, float]) -> None:
         row, limit = int(values["skipped_in_a_row"]), self._config.max_nonfinite
+        if row:
+            self._watch.note(f"step {step}: skipped, loss {values['loss']}, norm of the gradient {values['grad_norm']}")
         if row > limit:
-            raise TrainingError(
-                f"step {step}: {row} steps in a row had a loss or gradient that is not finite, the limit is "
-                f"max_nonfinite={limit}: lower the learning rate, lengthen the warm-up, or check the data"
-            )
+            raise _NotFinite(f"step {step}: {row} steps in a row were skipped, more than max_nonfinite={limit}")

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 
 from vdit import config as config_tools
-from vdit.checkpoint import Checkpointer, check_config, find_step, load_meta, say_once
+from vdit.checkpoint import Checkpointer, check_config, find_step, load_meta, load_progress, say_once
 from vdit.checkpoint.agree import on_first
 from vdit.checkpoint.files import steps_in
 from vdit.checkpoint.sums import is_sealed
-from vdit.errors import CheckpointError
+from vdit.errors import CheckpointError, TrainingError
 from vdit.train.base import check_base, step_identity
 from vdit.train.config import TrainConfig
 from vdit.train.experiment import Experiment
@@ -26,7 +26,10 @@ MAY_CHANGE = tuple(
 
 
 def is_complete(folder: Path, config: TrainConfig, experiment: Experiment) -> bool:
-    """Whether a stage has done its steps; refuses to go on with a run of another config. The same on all hosts."""
+    """Whether a stage has done its steps; refuses to go on with a run of another config. The same on all hosts.
+
+    TrainingError where it has done them, but skipped the last ones.
+    """
     step = last_step(folder)
     if step is None:
         return False
@@ -35,7 +38,15 @@ def is_complete(folder: Path, config: TrainConfig, experiment: Experiment) -> bo
     if folder.name == "dit":
         check_base(experiment, meta.get("base"))
         Workspace(folder.parent).check_files(meta.get(FILES, {}), names=SAMPLED)
-    return step >= config.steps
+    if step < config.steps:
+        return False
+    row = int(load_progress(folder).get("skipped_in_a_row", 0))
+    if row:
+        raise TrainingError(
+            f"{folder}: the last {row} of {step} steps were skipped, as their loss or gradient was not finite: train "
+            f"on (--cfg.{folder.name}_train.steps={step + max(row, 100)}), or remove that folder and change the cause"
+        )
+    return True
 
 
 def outlook(stage: str, workspace: Workspace) -> str:

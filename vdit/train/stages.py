@@ -297,9 +297,16 @@ def _train(
                 console=logging.console,
                 watch=logging.watch,
             )
+            data.close()  # its threads, here: at Python's end they would find their modules gone
         finally:
             for writer in writers:
                 writer.close()
+    skipped = int(result.metrics.get("skipped", 0))
+    if skipped:
+        logging.watch.warn(
+            f"stage {stage}: {skipped} of {plan.config.steps} steps were skipped, as their loss or gradient was not "
+            f"finite; {workspace.logs / 'hosts'} says which"
+        )
     if result.stopped:  # by a signal, with a checkpoint: the next stage must not build on half a stage
         logging.watch.stop.end()
     return result
