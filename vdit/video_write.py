@@ -23,7 +23,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image
 
-from vdit.errors import ShapeError, VideoError, reason, writing
+from vdit.errors import ShapeError, VideoError, reason
 from vdit.outputs import check_output, files_given, note_written, write_whole
 from vdit.types import check_pixels
 
@@ -71,8 +71,7 @@ def write_video(
         raise VideoError(f"{path}: folder {path.parent} does not exist")
     check_output(path, given=files_given())
     try:
-        with writing(path):
-            write_whole(path, lambda part: _encode(str(part), str(path), kind, _frames(frames), rate), replace=True)
+        write_whole(path, lambda part: _encode(str(part), str(path), kind, _frames(frames), rate), replace=True)
     except av.FFmpegError as error:
         raise VideoError(f"{path}: cannot be encoded: {reason(error)}") from error
     note_written(path)

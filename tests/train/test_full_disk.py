@@ -106,14 +106,18 @@ def latents(path):
     write_latents(path, ({"latent": np.ones((1, 64, 64, 8))} for _ in range(8)))
 
 
+def video(path):
+    output.write(output.Target(path=path, replace=True), np.zeros((3, 8, 8, 3), np.float32), 8.0)
+
+
 def statistics(path):
     Workspace(path.parent).save_statistics([0.0], [1.0])
 
 
 @pytest.mark.parametrize(("write", "name", "kind"), [
     (latents, "latents", DataError),
-    (lambda path: output.write(path, np.zeros((1, 8, 8, 3), np.float32), 8.0), "frame.png", VideoError),
-    (lambda path: output.write(path, np.zeros((3, 8, 8, 3), np.float32), 8.0), "video.mp4", VideoError),
+    (video, "frame.png", VideoError),
+    (video, "video.mp4", VideoError),
     (statistics, "statistics.json", OSError),
 ])
 def test_what_cannot_be_done_without_fails_by_name_and_leaves_nothing(tmp_path, write, name, kind):

@@ -107,6 +107,7 @@ def test_a_sampled_video_of_nan_is_an_error_and_no_black_picture(tmp_path):
     params = jax.tree.map(lambda leaf: leaf * 1e38, generator.params)
     with pytest.raises(NumericsError, match="--compute float32"):
         vdit.Generator(**vars(generator) | {"params": params})("", frames=1)
+    target = output.Target(path=tmp_path / "frame.png", replace=True)
     with pytest.raises(VideoError, match="NaN"):
-        output.write(tmp_path / "frame.png", np.full((1, 8, 8, 3), np.nan, np.float32), 8.0)
+        output.write(target, np.full((1, 8, 8, 3), np.nan, np.float32), 8.0)
     assert list(tmp_path.iterdir()) == []
