@@ -160,6 +160,16 @@ def test_a_trace_of_the_steps_that_were_asked_for(step, tmp_path, monkeypatch):
     assert "a profiler trace up to step 4 is in" in (tmp_path / "host_0.log").read_text()
 
 
+def test_a_trace_that_cannot_be_written_costs_a_line(step, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with Watch(profiler=Profiler(tmp_path / "file" / "traces", steps=(3, 4))) as watch:
+        result = run(step, watch)
+    assert int(result.state.step) == 12
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert str(tmp_path / "file" / "traces") in said
+
+
 @pytest.mark.parametrize("text", ["20", "5:3", "0:2", "a:b", "-1:3"])
 def test_steps_of_a_trace(text):
     assert parse_steps("20:25") == (20, 25)

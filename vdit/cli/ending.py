@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from vdit.errors import AGAIN, INTERRUPTED, MEND, HostsError, Preempted, VditError, no_room, reason
 
 # How jax words it, with the bytes that were wanted.
-_NO_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|out of memory", re.IGNORECASE)
+_NO_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|out.of.memory", re.IGNORECASE)
 _WANTED = re.compile(r"(?:allocat\w+ (?:for )?|Used )([\d.,]+) ?(bytes|[KMGT](?:i?B)?)?", re.IGNORECASE)
 
 

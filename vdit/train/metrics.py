@@ -179,7 +179,7 @@ class ResilientWriter:
         self._name, self._open, self._warn, self._retry = name, open, warn, retry
         self._writer: Writer | None = None
         self._step = self._flushed = step  # the last one that the writer took, and the last one surely in the record
-        self._failed = False
+        self._failed = self._opened = False
         self._next_try = -math.inf
         self._do(lambda writer: None)
 
@@ -209,14 +209,16 @@ class ResilientWriter:
             return False
         try:
             if self._writer is None:
-                self._writer = self._open(self._step)
+                self._writer, self._opened = self._open(self._step), True
             work(self._writer)
-        except OSError as error:
+        except (OSError, ConfigError) as error:
+            if isinstance(error, ConfigError) and not self._opened:  # what the user asked for cannot be done at all
+                raise
             self._give_up(error)
             return False
         return True
 
-    def _give_up(self, error: OSError) -> None:
+    def _give_up(self, error: OSError | ConfigError) -> None:
         writer, self._writer = self._writer, None
         self._next_try = time.monotonic() + self._retry
         with contextlib.suppress(OSError, ValueError):  # it holds what it could not write

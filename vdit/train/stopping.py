@@ -47,6 +47,7 @@ class Stop:
         self._before: dict[int, object] = {}
         self._pipe: tuple[int, int] | None = None
         self._old_pipe = -1
+        self._old_hook = sys.unraisablehook
 
     @property
     def asked(self) -> str | None:
@@ -63,6 +64,7 @@ class Stop:
         self._pipe = os.pipe()
         os.set_blocking(self._pipe[1], False)
         self._old_pipe = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        self._old_hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         threading.Thread(target=self._watch, args=(self._pipe[0],), daemon=True).start()
         return self
 
@@ -72,6 +74,7 @@ class Stop:
         self._before = {}
         if self._pipe is not None:
             signal.set_wakeup_fd(self._old_pipe)
+            sys.unraisablehook = self._old_hook
             os.close(self._pipe[1])  # the thread reads the end of it
             self._pipe = None
 
@@ -151,6 +154,11 @@ class Stop:
             self._notify(signal.SIGTERM)
         if not (self._deferring or self._holding):
             self.end()
+
+    def _unraisable(self, failure: sys.UnraisableHookArgs) -> None:
+        """What `_handle` raised in the middle of a callback from C is lost there: the thread ends the process."""
+        if self._asked is None or failure.exc_type not in (KeyboardInterrupt, Preempted):
+            self._old_hook(failure)
 
     def _watch(self, pipe: int) -> None:
         """Ends the process where the main thread is held by a long call and nothing is to be saved."""
