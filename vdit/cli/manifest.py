@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from vdit.errors import writing
 from vdit.paths import MIB
 
 NAME = "vdit-manifest.jsonl"
@@ -35,7 +36,7 @@ class Manifest:
         """Adds a finished video. about: what it was made of, for people."""
         name = os.path.relpath(file, self.path.parent)
         line = json.dumps({"id": id, "file": name, "bytes": file.stat().st_size} | about, ensure_ascii=False) + "\n"
-        with self.path.open("ab+") as lines:
+        with writing(self.path), self.path.open("ab+") as lines:
             if lines.tell() and not self._ends_a_line(lines):
                 line = "\n" + line
             lines.write(line.encode("utf-8", errors="replace"))
