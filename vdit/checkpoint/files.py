@@ -24,7 +24,7 @@ from typing import Any
 import jax
 
 from vdit import errors, paths
-from vdit.errors import CheckpointError, reason
+from vdit.errors import CheckpointError
 
 META = "meta.json"
 DELETING = ".deleting"
