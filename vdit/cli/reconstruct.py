@@ -70,7 +70,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
             print(f"vdit: {error}", file=sys.stderr, flush=True)
             continue
         rows.append(row)
-        print(_line(row["file"], row), flush=True)
+        print(f"{_line(row['file'], row)}  -> {out / row['video']}", flush=True)
     if rows:
         mean = {name: _mean([row[name] for row in rows]) for name in ("psnr", "ssim")}
         print(_line(f"mean of {len(rows)}", mean))
