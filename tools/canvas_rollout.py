@@ -13,7 +13,7 @@ from canvas_measures import SEED, SHARE, TRUTH, Measure, as_bytes, scenes, throu
 
 import vdit
 import vdit.worlds
-from vdit.eval.tracks import colour_drift, count_objects, share_obeyed, track
+from vdit.eval.tracks import colour_drift, count_objects, displacements, share_obeyed, track
 from vdit.infer.generator import Generator
 
 SHORT = 10  # seconds of the rollout that memory is compared with
