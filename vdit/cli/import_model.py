@@ -14,6 +14,7 @@ EPILOG = """\
 examples:
   vdit import Wan2.1-T2V-1.3B-Diffusers runs/wan-1.3b
   vdit import Wan2.2-TI2V-5B runs/wan-5b --dtype bfloat16
+  vdit import mix.safetensors runs/mix --parts Wan2.1-T2V-1.3B-Diffusers        # a Wan's transformer in one file
   vdit import dit-xl models/dit-xl        # a folder with DiT-XL-2-256x256.pt and vae/, an AutoencoderKL's folder
 
 Nothing in the folder is executed: torch files are read without unpickling. To only sample, nothing need be imported:

@@ -78,9 +78,9 @@ def open_file(path: Path, parts: Sequence[str | Path] = ()) -> PublicModel:
         vision = CLIPVisionConfig()
         rules = clip.diffusers_rules(vision, one.info)
         components.append(_component("vision", "image_encoder", one, rules, clip.UNUSED))
-    fits = lambda found: wan_vae.shape_of(found.info).latent_channels == config.in_channels  # noqa: E731
+    fits = lambda found: wan_vae.shape_of(found).latent_channels == config.in_channels  # noqa: E731
     one = _only(path, f"autoencoder of {config.in_channels} channels", filter(fits, _of_role(candidates, "vae")))
-    vae = wan_vae.shape_of(one.info)
+    vae = wan_vae.shape_of(one)
     components.append(_component("vae", "vae", one, wan_vae.original_rules(vae)))
     kind = "ti2v" if config.in_channels == 48 else "i2v" if config.condition_channels else "t2v"
     shift = (original_folder.EXPERT_SHIFT if named else original_folder.SHIFT)[kind]

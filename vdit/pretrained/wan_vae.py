@@ -6,7 +6,7 @@ Names are those of diffusers' AutoencoderKLWan and of Wan's own files (Wan2.1_VA
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from vdit.pretrained.options import (
     several,
     whole,
 )
-from vdit.pretrained.tensors import TensorInfo
+from vdit.pretrained.tensors import TensorFiles
 from vdit.pretrained.weights import CONV2D, CONV3D, Layout, Rule, reshaped, rule
 from vdit.types import Array
 from vdit.vae.config import VAEConfig, preset
@@ -102,12 +102,13 @@ def _config(options: dict) -> VAEConfig:
     )
 
 
-def shape_of(info: Mapping[str, TensorInfo]) -> VAEConfig:
+def shape_of(files: TensorFiles) -> VAEConfig:
     """The VAE of a file under Wan's own names, from its tensors' shapes; of Wan 2.1's kind, or of 2.2's (4x16x16)."""
     names = {"encoder.conv1.weight": 5, "conv2.weight": 5, "decoder.head.2.weight": 5}
-    shapes = [info[name].shape if name in info else () for name in names]
+    shapes = [files.info[name].shape if name in files.info else () for name in names]
     if any(len(shape) != sides or min(shape) < 1 for shape, sides in zip(shapes, names.values())):
-        raise WeightsError(f"a Wan's autoencoder has {', '.join(names)}, each with five sides: take the right file")
+        rule = f"a Wan's autoencoder has {', '.join(names)}, each with five sides"
+        raise WeightsError(f"{files.path}: {rule}: take the right file")
     first, latent, last = shapes
     changes = {"latent_channels": latent[0], "base_channels": first[0]}
     decoder = {} if first[0] == last[1] else {"decoder_base_channels": last[1]}
