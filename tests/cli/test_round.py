@@ -11,6 +11,7 @@ from PIL import Image
 import vdit
 from tests.conftest import TINY, run_vdit
 from vdit.cli.main import main
+from vdit.data.latents import LatentStore
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +42,9 @@ def trained(folder, tiny_run, compile_cache, tmp_path_factory):
 
 def test_training_tells_what_it_skipped_and_how_to_go_on(trained):
     run, output = trained
-    assert "skipped 1 file(s)" in output
-    assert "broken.mp4" in output
+    assert output.count("data: 4 videos in ") == 1
+    assert "3 used: 3 with captions, 0 without; 1 not used" in output
+    assert output.count("broken.mp4: ") == 1  # once, not at each stage
     assert f"vdit sample {run}" in output
     assert {"vae", "dit", "latents", "logs", "experiment.json", "tokenizer.model"} <= {p.name for p in run.iterdir()}
     assert not list((run / "logs").rglob("events*"))  # --no-tensorboard
@@ -66,6 +68,20 @@ def test_the_trained_run_samples_and_reconstructs(trained, folder, tmp_path, cap
     assert report["mean"]["psnr"] == pytest.approx(np.mean([row["psnr"] for row in report["files"]]))
     beside = vdit.read_video(tmp_path / "1.mp4").frames
     assert beside.shape == (9, 24, 80, 3)
+
+
+def test_an_edited_caption_reaches_the_latents(trained, folder, capsys):
+    run, captions = trained[0], folder / "captions.jsonl"
+    before = captions.read_text()
+    captions.write_text(before.replace("a ramp, number 1", "another text"))
+    try:
+        assert main(["train", str(run), "--stage", "latents"]) == 0
+        assert "1 with other captions ('1.mp4')" in capsys.readouterr().out
+        store = LatentStore(run / "latents")
+        assert {store[i]["captions"][0] for i in range(len(store)) if store[i]["id"] == "1.mp4"} == {"another text"}
+    finally:
+        captions.write_text(before)
+    assert main(["train", str(run), "--stage", "latents"]) == 0  # as it was, for the tests that follow
 
 
 def test_the_same_command_resumes(trained, folder, tiny_run, capsys):

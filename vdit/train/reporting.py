@@ -82,7 +82,7 @@ class TrainingVideos:
         new = {name: reason for name, reason in broken.items() if name not in self._told}
         self._told.update(new)
         if new:
-            self._logging.say(f"skipped {len(new)} file(s) that cannot be read (others took their place):")
+            self._logging.say(f"skipped {len(new)} more, others took their place:")
         for number, (name, reason) in enumerate(new.items()):
             self._logging.watch.note(f"skipped: {name}: {reason}")
             if number < 20:
