@@ -137,7 +137,9 @@ def test_files_that_are_no_weights(tmp_path):
     file.write_bytes(b"<!DOCTYPE html><html>not found</html>")
     fails("a web page", file)
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    fails("none of .safetensors", tmp_path / "x.gguf")
+    fails("x.gguf: GGUF", tmp_path / "x.gguf")
+    (tmp_path / "x.npz").write_bytes(b"PK")
+    fails("x.npz: is none of .safetensors", tmp_path / "x.npz")
 
 
 def write(file, header, data=b"", length=None):
