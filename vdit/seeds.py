@@ -1,4 +1,7 @@
-"""Seeds: whole numbers of 64 bits. Different seeds give different results, or are refused."""
+"""Seeds: whole numbers of 64 bits. Different seeds give different results, or are refused.
+
+Commands check seeds before anything is computed, so numpy and jax are imported where they are needed.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +55,7 @@ def child_seed(seed: int, index: int) -> int:
 
     if index == 0:
         return check_seed(seed)
+
     kind = np.uint32 if check_seed(seed) < 2**32 else np.uint64
     return int(np.random.SeedSequence((int(seed), index)).generate_state(1, kind)[0])
 

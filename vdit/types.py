@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from vdit.errors import ShapeError
+from vdit.reprs import short_repr
 
 Array = jax.Array | np.ndarray
 PyTree = Any
@@ -43,6 +44,7 @@ def check_pixels(video: Array, name: str) -> None:
         raise ShapeError(f"{name} has values in [{low:.4g}, {high:.4g}], must be uint8, or float in [-1, 1]")
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clip:
     """A decoded video as displayed (rotation applied, full-range sRGB-like RGB).
@@ -58,6 +60,7 @@ class Clip:
 
 
 @jax.tree_util.register_dataclass
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
     """A batch of packed rows of tokens: what the DiT sees.

@@ -20,7 +20,7 @@ COMMANDS = ("animate", "extend", "loop", "connect")
 def made(monkeypatch):
     """What the model was asked for: it makes noise, and no run is read."""
     generator = tiny.Noise(tiny.experiment())
-    monkeypatch.setattr("vdit.infer.load", lambda folder, mesh, **options: generator)
+    monkeypatch.setattr("vdit.infer.open_generator", lambda folder, mesh, **options: generator)
     return generator.asked
 
 

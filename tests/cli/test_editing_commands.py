@@ -28,8 +28,8 @@ def model(monkeypatch, generator):
         rng = np.random.default_rng(zlib.crc32(b"".join([repr(task).encode(), source, *told])))
         return rng.normal(size=given.canvas.latents.shape).astype(np.float32)
 
-    monkeypatch.setattr("vdit.infer.windows.draw", draw)
-    monkeypatch.setattr("vdit.infer.load", lambda folder, mesh, **options: generator)
+    monkeypatch.setattr("vdit.infer.generator.draw", draw)
+    monkeypatch.setattr("vdit.infer.open_generator", lambda folder, mesh, **options: generator)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_edit_is_the_function(model, files, tmp_path, generator):
     (["inpaint", "RUN", "a.mkv", "a", "--outpaint", "2:1", "--at", "x"], "--at x: write Y,X"),
 ])  # fmt: skip
 def test_what_cannot_be_asked_is_one_line_before_anything_is_loaded(capsys, monkeypatch, arguments, line):
-    monkeypatch.setattr("vdit.infer.load", lambda *args, **options: pytest.fail("loaded"))
+    monkeypatch.setattr("vdit.infer.open_generator", lambda *args, **options: pytest.fail("loaded"))
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert line in error

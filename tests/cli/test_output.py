@@ -167,13 +167,3 @@ def test_meshes_are_read_and_mistakes_named():
     assert output.read_mesh("fsdp=2,sequence=4").fsdp == 2
     with pytest.raises(UsageError, match=r"--mesh fdsp=2: .*fsdp"):
         output.read_mesh("fdsp=2")
-
-
-def test_progress_is_for_those_who_wait(capsys):
-    assert output.progress("videos", 1) is None
-    display = output.progress("videos", 2)
-    display.update(1, {})
-    display.close()
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "1/2" in err

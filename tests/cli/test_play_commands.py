@@ -13,6 +13,7 @@ from vdit.cli import actions, picture, streaming
 from vdit.cli.main import main
 from vdit.cli.output import Target
 from vdit.cli.parser import UsageError
+from vdit.cli.status import Status
 from vdit.errors import DataError
 
 
@@ -23,7 +24,7 @@ def generator():
 
 @pytest.fixture
 def loaded(monkeypatch, generator):
-    monkeypatch.setattr("vdit.infer.load", lambda folder, mesh, **options: generator)
+    monkeypatch.setattr("vdit.infer.open_generator", lambda folder, mesh, **options: generator)
     return generator
 
 
@@ -36,7 +37,7 @@ def noise(monkeypatch):
         rng = np.random.default_rng([*prompts.ids.reshape(-1), int(1000 * np.abs(canvas.latents).sum())])
         return np.where(canvas.level[..., None] == 0, canvas.latents, rng.normal(size=canvas.latents.shape))
 
-    monkeypatch.setattr("vdit.infer.rolling.draw", draw)
+    monkeypatch.setattr("vdit.infer.generator.draw", draw)
 
 
 def run(*arguments, code=0):
@@ -176,14 +177,14 @@ def test_ctrl_c_leaves_a_file_of_what_was_made(tmp_path, capsys):
     before = signal.getsignal(signal.SIGINT)
     out = tmp_path / "folder" / "a.mkv"
     target = Target(path=out, replace=True)
-    assert streaming.write(target, pieces(), 8)
+    assert streaming.write(target, pieces(), 8, Status("rollout"))
     assert len(vdit.read_video(out).frames) == 15
-    assert not streaming.write(target, pieces((2,)), 8)
+    assert not streaming.write(target, pieces((2,)), 8, Status("rollout"))
     assert len(vdit.read_video(out).frames) == 9, "the piece that was being made is in it"
     assert "stops once the frames in work are made" in capsys.readouterr().err
     out.unlink()
     with pytest.raises(KeyboardInterrupt):
-        streaming.write(target, pieces((2, 2)), 8)
+        streaming.write(target, pieces((2, 2)), 8, Status("rollout"))
     assert not list(out.parent.iterdir())
     assert signal.getsignal(signal.SIGINT) is before
     with streaming.Interrupts() as interrupts, pytest.raises(KeyboardInterrupt), interrupts.at_once():

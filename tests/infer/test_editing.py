@@ -168,7 +168,7 @@ def test_levels_and_latents_go_through_windows_as_through_one(generator, monkeyp
         seen.setdefault(window, []).append(given)
         return given.canvas.latents + 1
 
-    monkeypatch.setattr(windows, "draw", spy)
+    monkeypatch.setattr("vdit.infer.generator.draw", spy)
     for window in (21, 13, 9):
         vdit.edit(generator, "a", video, mask=mask, strength=0.5, invert=True, window=window)
     (whole,) = seen[21]
@@ -197,7 +197,7 @@ def test_noise_that_is_given_reaches_its_windows(generator, video, monkeypatch):
         seen.append(noise)
         return given.canvas.latents
 
-    monkeypatch.setattr(windows, "draw", spy)
+    monkeypatch.setattr("vdit.infer.generator.draw", spy)
     vdit.edit(generator, "a", video, noise=noise)
     np.testing.assert_array_equal(seen, [noise[:, :3], noise[:, 1:]])
 

@@ -69,7 +69,7 @@ def test_the_frames_that_a_file_claims_are_those_that_are_read(files, name, aske
 ])  # fmt: skip
 def test_every_command_says_so_before_it_reads_its_video(files, tmp_path, monkeypatch, capsys, command):
     monkeypatch.chdir(files)
-    monkeypatch.setattr("vdit.infer.load", lambda folder, mesh, **options: tiny.Noise(tiny.experiment()))
+    monkeypatch.setattr("vdit.infer.open_generator", lambda folder, mesh, **options: tiny.Noise(tiny.experiment()))
     monkeypatch.setattr("vdit.infer.inputs.read_video", lambda *args, **options: pytest.fail("read"))
     monkeypatch.setattr(host_memory, "free_memory", lambda: host_memory.FIXED + 30 * 12 * 16 * 16)
     name, *words = command

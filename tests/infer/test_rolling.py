@@ -11,7 +11,7 @@ import pytest
 import vdit
 from tests.infer import tiny
 from vdit.errors import ConfigError, ShapeError
-from vdit.infer import rolling
+from vdit.infer import generator as generating
 
 SHAPES = [{"stride": 1}, {"stride": 2}, {"stride": 4}, {"stride": 2, "patch_frames": 2, "window": 15}]
 
@@ -24,14 +24,14 @@ def generator():
 @pytest.fixture
 def drawn(monkeypatch):
     """What was asked for in each window: (task, prompt's tokens, canvas, made)."""
-    calls, draw = [], rolling.draw
+    calls, draw = [], generating.draw
 
     def spy(task, mesh, params, vae, statistics, prompts, negative, key, noise, given):
         made = draw(task, mesh, params, vae, statistics, prompts, negative, key, noise, given)
         calls.append((task, np.asarray(prompts.ids), given.canvas, np.asarray(made)))
         return made
 
-    monkeypatch.setattr(rolling, "draw", spy)
+    monkeypatch.setattr(generating, "draw", spy)
     return calls
 
 
@@ -47,7 +47,7 @@ def noise(monkeypatch):
         drawn = np.random.default_rng(len(canvases)).normal(size=canvas.latents.shape)
         return np.where(canvas.level[..., None] == 0, canvas.latents, drawn).astype(np.float32)
 
-    monkeypatch.setattr(rolling, "draw", draw)
+    monkeypatch.setattr(generating, "draw", draw)
     return canvases
 
 

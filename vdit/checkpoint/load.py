@@ -39,15 +39,16 @@ def load_params(
     """
     folder = find_step(directory, step, together=spans_hosts(abstract))
     name = "ema" if ema and (folder / "ema").is_dir() else "params"
+    there = stored(folder)
     if abstract is None:
         struct = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)  # noqa: E731
-        abstract = jax.tree.map(struct, stored(folder)[name])
+        abstract = jax.tree.map(struct, there[name])
     elif as_stored:
-        check_shapes(folder, {name: abstract})
-        types = leaf_types(folder, name)
+        check_shapes(folder, {name: abstract}, there)
+        types = leaf_types(there[name])
         keep = lambda path, s: jax.ShapeDtypeStruct(s.shape, types[path_of(path)], sharding=s.sharding)  # noqa: E731
         abstract = jax.tree_util.tree_map_with_path(keep, abstract)
-    params = read_trees(folder, {name: abstract})[name]
+    params = read_trees(folder, {name: abstract}, there=there)[name]
     spoilt = nonfinite_names(params)
     if spoilt:
         others = ", ".join(str(other) for other in steps_in(folder.parent) if str(other) != folder.name)

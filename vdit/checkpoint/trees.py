@@ -21,9 +21,14 @@ _SHOWN = 4
 _PIECE = 256_000_000  # bytes read at a time to see whether they can be read
 
 
-def read_trees(folder: Path, abstract: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """The named trees of a step, laid out as `abstract` says, after a check of the shapes."""
-    check_shapes(folder, abstract)
+def read_trees(
+    folder: Path, abstract: Mapping[str, PyTree], *, there: Mapping[str, PyTree] | None = None
+) -> dict[str, PyTree]:
+    """The named trees of a step, laid out as `abstract` says, after a check of the shapes.
+
+    there: what `stored` says of the step, if that was asked already.
+    """
+    check_shapes(folder, abstract, stored(folder) if there is None else there)
     wanted = {name: _placed(without_keys(tree)) for name, tree in abstract.items()}
     try:
         loaded = _apart(lambda: ocp.load_checkpointables(folder, wanted))
@@ -45,9 +50,11 @@ def stored(folder: Path) -> dict[str, PyTree]:
     return found
 
 
-def check_shapes(folder: Path, abstract: Mapping[str, PyTree]) -> None:
-    """Refuses trees that the step does not hold, or holds in other shapes, and names the leaves."""
-    there_now = stored(folder)
+def check_shapes(folder: Path, abstract: Mapping[str, PyTree], there_now: Mapping[str, PyTree]) -> None:
+    """Refuses trees that the step does not hold, or holds in other shapes, and names the leaves.
+
+    there_now: what `stored` says of the step.
+    """
     missing = sorted(set(abstract) - set(there_now))
     if missing:
         raise CheckpointError(f"{folder}: has no {missing}, only {sorted(there_now)}; use its own config")
@@ -86,9 +93,9 @@ def unreadable(folder: Path, index: int = 0, count: int = 1) -> list[str]:
     return []
 
 
-def leaf_types(folder: Path, name: str) -> dict[str, Any]:
-    """Path of a leaf -> its type on disk."""
-    return {path_of(path): leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(stored(folder)[name])}
+def leaf_types(tree: PyTree) -> dict[str, Any]:
+    """Path of a leaf -> its type."""
+    return {path_of(path): leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def path_of(path) -> str:

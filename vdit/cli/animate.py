@@ -33,7 +33,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if times.count(None) > 1:
         untimed = [file for file, time in zip(files, times) if time is None]
         raise UsageError(f"{' and '.join(untimed)}: one is the first frame; give others times, as in end.jpg@2s")
-    with canvas.opened(options, words) as generator:
+    with canvas.opened(options, words) as (generator, status):
         from vdit.infer.images import read_image
         from vdit.infer.making import animate
 
@@ -41,10 +41,11 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         # As they are, not as they were fitted: a model's image encoder cuts them in its own way.
         images = [read_image(given.path) if given.still else given.frames[0] for given in inputs]
         frames = generator.experiment.sample.frames if options.frames is None else options.frames.frames(fps)
-        canvas.tell(words, fps, frames)
         more = {"times": [0 if time is None else time.frames(fps) for time in times], "frames": frames}
         more |= {"size": inputs[0].size, "window": options.window}
-        for seed in canvas.seeds(options):
-            made = animate(generator, words.prompt, images, **more, **canvas.sampling(options, seed))
-            canvas.finish(options, made[0], fps, seed)
+        shape = {"fps": fps, "frames": frames, "size": inputs[0].size}
+        with canvas.making(options, words, generator, status, **shape):
+            for seed in canvas.seeds(options):
+                made = animate(generator, words.prompt, images, **more, **canvas.sampling(options, seed))
+                canvas.finish(options, made[0], fps, status, seed)
     return 0

@@ -16,12 +16,16 @@ from vdit.errors import reason
 def keep_compiled() -> None:
     """Turns jax's persistent compilation cache on, in the user's folder if one is set; before anything is compiled.
 
-    Where that folder cannot be written (no home, a full disk), a line says so, and the work goes on without.
+    jax keeps programs that took a second or more. Commands start many that take less: kept too, they cost a later
+    command a few milliseconds each. Where that folder cannot be written (no home, a full disk), a line says so, and the
+    work goes on without.
     """
     import jax
 
     if not jax.config.jax_enable_compilation_cache:
         return
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
     folder = jax.config.jax_compilation_cache_dir
     try:
         folder = cache_folder(jax.__version__) if folder is None else folder

@@ -20,7 +20,8 @@ One grammar for all of them:
   folder, and without --out the seed is in the name, and where such a file is there a number is added. What the user
   gave (inputs, the run, a mask, ...) is never replaced.
 - A line is printed for each input, which tells how it was fitted, then one that names the prompt and how long the
-  video will be, then the path of each file.
+  video will be, then the path of each file. The rest goes to
+  stderr (vdit/cli/status.py).
 
 A command is a module with SUMMARY, DESCRIPTION, EPILOG, TAKES_OVERRIDES, add_arguments and run (vdit/cli/main.py):
 
@@ -30,26 +31,38 @@ A command is a module with SUMMARY, DESCRIPTION, EPILOG, TAKES_OVERRIDES, add_ar
 
     def run(options, overrides):
         words = canvas.split_words(options, inputs=("VIDEO",))
-        with canvas.opened(options, words) as generator:
+        with canvas.opened(options, words) as (generator, status):
             (video,), fps = canvas.read_inputs(options, words.inputs, generator)
-            for seed in canvas.seeds(options):
-                made = vdit.extend(generator, words.prompt, video.frames, ..., **canvas.sampling(options, seed))
-                canvas.finish(options, made[0], fps, seed)
+            with canvas.making(options, words, generator, status, fps=fps, frames=..., made=..., size=video.size):
+                for seed in canvas.seeds(options):
+                    made = vdit.extend(generator, words.prompt, video.frames, ..., **canvas.sampling(options, seed))
+                    canvas.finish(options, made[0], fps, status, seed)
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from vdit.cli import output
 from vdit.cli.output import say
 from vdit.cli.parser import Duration, UsageError, at_least, duration, length, size  # noqa: F401 (for the commands)
+from vdit.cli.status import Status, following, numbers, shown_method
+
+# What may follow on a command: (command, its options).
+NEXT = {
+    "animate": ("extend", "--after 2s --out longer.mp4"),
+    "extend": ("loop", "--out loop.mp4"),
+    "connect": ("loop", "--out loop.mp4"),
+    "edit": ("extend", "--after 2s --out longer.mp4"),
+    "inpaint": ("extend", "--after 2s --out longer.mp4"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +146,7 @@ def seeds(options: argparse.Namespace) -> list[int]:
 
 
 def opened(options: argparse.Namespace, words: Words) -> AbstractContextManager:
-    """Around the work: the generator (vdit.infer), on one host or on several that start the same command."""
+    """Around the work: (the generator, the Status), as vdit.cli.output.opened has it."""
     return output.opened(options, words.folder)
 
 
@@ -199,10 +212,27 @@ def passage_frames(time: Duration | None, fps: float, generator, window: int | N
     return max(step, round(time.frames(fps) / step) * step) if time.seconds else time.frames(fps)
 
 
-def tell(words: Words, fps: float, frames: int, made: int | None = None) -> None:
-    """Says what is about to be made: a video of `frames`, of which `made` (None: all) are new."""
+def tell(
+    options: argparse.Namespace, words: Words, generator, status: Status, *, fps: float, frames: int,
+    made: int | None = None, size: tuple[int, int] | None = None,
+) -> float:  # fmt: skip
+    """Says what is about to be made: a video of `frames`, of which `made` (None: all) are new, of (height, width).
+
+    Returns how much work it is, for Status.progress.
+    """
+    from vdit.train.experiment import sample_method
+
     new = "" if made is None or made == frames else f", {made} of them new"
     say(f"{words.prompt!r}: {frames} frames{new}, {frames / fps:.4g} s at {fps:.4g} fps")
+    experiment, many = generator.experiment, seeds(options)
+    height, width = experiment.sample.size if size is None else size
+    each = "a video" if len(many) == 1 else f"{len(many)} videos"
+    status.tell("makes", f"{each} of {height}x{width}, seed {numbers(many)} -> {options.out or options.usual_name}")
+    names = ("steps", "guidance", "context_guidance", "known_level", "sampler", "reuse")
+    asked = {name: getattr(options, name) for name in names}
+    method = sample_method(experiment, **{name: value for name, value in asked.items() if value is not None})
+    status.tell("with", shown_method(experiment, method, asked | {"negative": options.negative}))
+    return (frames if made is None else made) * len(many) * height * width * method.grid.steps * method.rows
 
 
 def target(options: argparse.Namespace, seed: int) -> output.Target:
@@ -210,6 +240,22 @@ def target(options: argparse.Namespace, seed: int) -> output.Target:
     return output.target(options.out, options.usual_name, seed, several=len(seeds(options)) > 1)
 
 
-def finish(options: argparse.Namespace, video, fps: float, seed: int) -> None:
+@contextlib.contextmanager
+def making(
+    options: argparse.Namespace, words: Words, generator, status: Status, *, fps: float, frames: int,
+    made: int | None = None, size: tuple[int, int] | None = None,
+) -> Iterator[None]:  # fmt: skip
+    """Around the work: says what is about to be made (see `tell`), then how much is done and the time left."""
+    work = tell(options, words, generator, status, fps=fps, frames=frames, made=made, size=size)
+    total = (frames if made is None else made) * len(seeds(options))
+    with status.progress("frames", total, work=work, canvases=True):
+        yield
+
+
+def finish(options: argparse.Namespace, video, fps: float, status: Status, seed: int) -> None:
     """Writes float32 [t h w 3] in [-1, 1] to where it belongs, and prints its path."""
-    output.write(target(options, seed), video, fps)
+    path = output.write(target(options, seed), video, fps)
+    status.wrote(path)
+    if options.command in NEXT and not status.next:
+        command, more = NEXT[options.command]
+        status.next = following(options, command, path, options.words[-1], more)

@@ -35,17 +35,18 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     words = canvas.split_words(options, inputs=("VIDEO", "VIDEO"))
     if options.strength is not None and not options.blend:
         raise UsageError("--strength: is of a blend; add --blend, or leave it out")
-    with canvas.opened(options, words) as generator:
+    with canvas.opened(options, words) as (generator, status):
         from vdit.infer.making import connect
 
         (first, second), fps = canvas.read_inputs(options, words.inputs, generator)
         frames = canvas.passage_frames(options.frames, fps, generator, options.window)
         whole = len(first.frames) + len(second.frames) + (-frames if options.blend else frames)
-        canvas.tell(words, fps, whole, frames)
         more = {"frames": frames, "blend": options.blend, "window": options.window}
         more |= {} if options.strength is None else {"strength": options.strength}
-        for seed in canvas.seeds(options):
-            videos = first.frames, second.frames
-            made = connect(generator, words.prompt, *videos, **more, **canvas.sampling(options, seed))
-            canvas.finish(options, made[0], fps, seed)
+        shape = {"fps": fps, "frames": whole, "made": frames, "size": first.size}
+        with canvas.making(options, words, generator, status, **shape):
+            for seed in canvas.seeds(options):
+                videos = first.frames, second.frames
+                made = connect(generator, words.prompt, *videos, **more, **canvas.sampling(options, seed))
+                canvas.finish(options, made[0], fps, status, seed)
     return 0

@@ -60,21 +60,22 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.grow and not (options.mask or options.box):
         raise UsageError("--grow has no effect on a whole video: add --mask or --box, or leave it out")
     boxes, structure = read_boxes(options), _structure(options.structure)
-    with canvas.opened(options, words) as generator:
+    with canvas.opened(options, words) as (generator, status):
         import numpy as np
 
         from vdit.infer.editing import edit
 
         (video,), fps = canvas.read_inputs(options, words.inputs, generator, **taken(options))
         mask = read_part(options, boxes, video)
-        canvas.tell(words, fps, len(video.frames))
         first, last = options.strength[0], options.strength[-1]
         strength = first if first == last else np.linspace(first, last, len(video.frames))
         more = {"strength": strength, "source": options.source, "structure": structure, "invert": options.invert}
         more |= {"mask": mask, "grow": options.grow, "window": options.window, "overlap": options.overlap}
-        for seed in canvas.seeds(options):
-            made = edit(generator, words.prompt, video.frames, **more, **canvas.sampling(options, seed))
-            canvas.finish(options, made[0], fps, seed)
+        shape = {"fps": fps, "frames": len(video.frames), "size": video.size}
+        with canvas.making(options, words, generator, status, **shape):
+            for seed in canvas.seeds(options):
+                made = edit(generator, words.prompt, video.frames, **more, **canvas.sampling(options, seed))
+                canvas.finish(options, made[0], fps, status, seed)
     return 0
 
 

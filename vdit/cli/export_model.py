@@ -28,20 +28,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
-    from vdit.infer import load
-    from vdit.pretrained.export import export_model
+    from vdit.cli.status import Status
+    from vdit.infer import open_generator
+    from vdit.pretrained.export import check_export, export_model
     from vdit.train.workspace import Workspace
 
     check_new_folder(options.out)
-    generator = load(options.run_folder, step=options.step)
-    export_model(
-        Workspace(options.run_folder),
-        generator.experiment,
-        generator.params,
-        generator.vae.params,
-        options.out,
-        dtype=options.dtype,
-        max_shard=options.max_shard * 1e9,
-        say=lambda line: print(line, flush=True),
-    )
+    with Status("export") as status:
+        space = Workspace(options.run_folder)
+        generator = open_generator(options.run_folder, step=options.step, loading=status.loading)
+        check_export(space, generator.experiment)
+        status.tell("makes", f"{space.root} -> {options.out}, weights as {options.dtype or 'they are held'}")
+        params, vae = generator.params, generator.vae.params
+        more = {"dtype": options.dtype, "max_shard": options.max_shard * 1e9}
+        with status.phases() as phase:
+            export_model(space, generator.experiment, params, vae, options.out, say=phase, **more)
+        status.wrote(options.out)
     return 0

@@ -33,16 +33,17 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     words = canvas.split_words(options, inputs=("VIDEO",))
     if not any(time is not None and time.amount for time in (options.after, options.before)):
         raise UsageError("nothing to make: give --after TIME, --before TIME, or both, above 0")
-    with canvas.opened(options, words) as generator:
+    with canvas.opened(options, words) as (generator, status):
         from vdit.infer.making import extend
 
         (video,), fps = canvas.read_inputs(options, words.inputs, generator)
         asked = {"before": options.before, "after": options.after}
         lengths = {name: time.frames(fps) for name, time in asked.items() if time is not None}
         made = sum(lengths.values())
-        canvas.tell(words, fps, len(video.frames) + made, made)
         more = lengths | {"context": options.context, "window": options.window}
-        for seed in canvas.seeds(options):
-            longer = extend(generator, words.prompt, video.frames, **more, **canvas.sampling(options, seed))
-            canvas.finish(options, longer[0], fps, seed)
+        shape = {"fps": fps, "frames": len(video.frames) + made, "made": made, "size": video.size}
+        with canvas.making(options, words, generator, status, **shape):
+            for seed in canvas.seeds(options):
+                longer = extend(generator, words.prompt, video.frames, **more, **canvas.sampling(options, seed))
+                canvas.finish(options, longer[0], fps, status, seed)
     return 0

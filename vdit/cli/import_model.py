@@ -34,8 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
+    from vdit.cli.status import Status
     from vdit.pretrained.importing import import_model
 
-    say = lambda line: print(line, flush=True)  # noqa: E731
-    import_model(options.folder, options.out, dtype=options.dtype, parts=options.parts, say=say)
+    with Status("import", devices=False) as status:
+        status.tell("makes", f"{options.folder} -> {options.out}, weights as {options.dtype or 'they are stored'}")
+        with status.phases() as phase:
+            import_model(options.folder, options.out, dtype=options.dtype, parts=options.parts, say=phase)
+        status.wrote(options.out)
+        status.next = f'vdit sample {options.out} "a prompt" --out sample.mp4'
     return 0

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.at is not None and not options.outpaint:
         raise UsageError("--at is where the video stands in a larger frame: add --outpaint")
     boxes, frame, at = read_boxes(options), _frame(options.outpaint), _at(options.at)
-    with canvas.opened(options, words) as generator:
+    with canvas.opened(options, words) as (generator, status):
         from vdit.infer.editing import inpaint, outpaint
 
         if frame is not None:
@@ -57,16 +57,17 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         mask = None if frame is not None else read_part(options, boxes, video)
         if frame is not None:
             canvas.say("in a frame of {1}x{0}".format(*frame["size"]))
-        canvas.tell(words, fps, len(video.frames))
         if options.edge is not None:
             more["edge"] = options.edge
-        for seed in canvas.seeds(options):
-            more |= canvas.sampling(options, seed)
-            if frame is None:
-                made = inpaint(generator, words.prompt, video.frames, mask, **more)
-            else:
-                made = outpaint(generator, words.prompt, video.frames, size=frame["size"], at=at, **more)
-            canvas.finish(options, made[0], fps, seed)
+        shape = {"fps": fps, "frames": len(video.frames), "size": video.size if frame is None else frame["size"]}
+        with canvas.making(options, words, generator, status, **shape):
+            for seed in canvas.seeds(options):
+                more |= canvas.sampling(options, seed)
+                if frame is None:
+                    made = inpaint(generator, words.prompt, video.frames, mask, **more)
+                else:
+                    made = outpaint(generator, words.prompt, video.frames, size=frame["size"], at=at, **more)
+                canvas.finish(options, made[0], fps, status, seed)
     return 0
 
 

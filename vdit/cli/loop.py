@@ -33,7 +33,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     words = canvas.split_words(options, inputs=("VIDEO",), least=0)
     if words.inputs and options.frames is not None:
         raise UsageError("--frames: is of a video made of the prompt; leave it out where VIDEO is given")
-    with canvas.opened(options, words) as generator:
+    with canvas.opened(options, words) as (generator, status):
         from vdit.infer.making import loop
 
         inputs, fps = canvas.read_inputs(options, words.inputs, generator)
@@ -41,13 +41,14 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         more = {"passage": passage, "window": options.window}
         if inputs:
             video = inputs[0].frames
-            canvas.tell(words, fps, len(video) + passage, passage)
+            shape = {"frames": len(video) + passage, "made": passage, "size": inputs[0].size}
         else:
             video, frames = None, generator.experiment.sample.frames
             frames = frames if options.frames is None else options.frames.frames(fps)
             more |= {"frames": frames, "size": canvas.asked_size(options)}
-            canvas.tell(words, fps, frames + passage)
-        for seed in canvas.seeds(options):
-            made = loop(generator, words.prompt, video, **more, **canvas.sampling(options, seed))
-            canvas.finish(options, made[0], fps, seed)
+            shape = {"frames": frames + passage, "size": canvas.asked_size(options)}
+        with canvas.making(options, words, generator, status, fps=fps, **shape):
+            for seed in canvas.seeds(options):
+                made = loop(generator, words.prompt, video, **more, **canvas.sampling(options, seed))
+                canvas.finish(options, made[0], fps, status, seed)
     return 0

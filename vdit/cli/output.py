@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from vdit.cli.parser import UsageError, at_least, nearest, seed
 from vdit.errors import ConfigError
@@ -175,22 +176,32 @@ def with_seed(path: Path, seed: int) -> Path:
 
 
 @contextlib.contextmanager
-def opened(options: argparse.Namespace, folder: str, *, about: Mapping[str, str] | None = None) -> Iterator:
-    """Around the work: the generator (vdit.infer), on one host or on several that start the same command.
+def opened(options: argparse.Namespace, folder: str, *, about: Mapping[str, str] | None = None) -> Iterator[tuple]:
+    """Around the work: (the generator, the Status), on one host or on several that start the same command.
+
+    The generator's weights are read when they are first needed (vdit.infer.open_generator): what is asked of it is
+    checked before.
 
     about: more than the command that must be the same on all hosts.
     """
     from vdit.cli.cache import keep_compiled
     from vdit.cli.hosts import joined
+    from vdit.cli.status import Status, shown_model
+    from vdit.config import to_json
     from vdit.dist.mesh import make_mesh
-    from vdit.infer import load
+    from vdit.infer import open_generator
 
     asked = {name: value for name, value in vars(options).items() if name not in ("run", "parser")}
-    with joined({"the command": str(asked)} | dict(about or {})):
+    with joined({"the command": str(asked)} | dict(about or {})), Status(options.command) as status:
         keep_compiled()
         mesh = make_mesh(read_mesh(options.mesh))
-        held = {"compute": options.compute, "weights": options.weights, "parts": options.parts}
-        yield load(folder, mesh, lora=options.lora, **held)
+        how = {"compute": options.compute, "weights": options.weights, "lora": options.lora}
+        how["parts"] = options.parts
+        generator = open_generator(folder, mesh, loading=status.loading, drawn=status.drawn, **how)
+        parts = (generator.experiment.dit, generator.experiment.vae, generator.experiment.text)
+        status.model = " ".join([*map(to_json, parts), str(options.weights)])
+        status.tell("model", shown_model(folder, generator.experiment))
+        yield generator, status
 
 
 def rate(options: argparse.Namespace, experiment) -> float:
@@ -258,29 +269,12 @@ def put(target: Target, write: Callable[[Path], None]) -> Path:
     return path
 
 
-def say(line: str) -> None:
-    """Prints; on several hosts the first alone does."""
+def say(line: str, file: TextIO | None = None) -> None:
+    """Prints to stdout or to `file`; on several hosts the first alone does."""
     from vdit.dist.multihost import is_first
 
     if is_first():
-        print(line, flush=True)
-
-
-def progress(name: str, total: int):
-    """A display of how many of `total` are made and the time left, on stderr; stdout is for names of files.
-
-    None where there is nothing to wait for, or another host shows it.
-    """
-    from rich.console import Console
-
-    from vdit.dist.multihost import is_first
-    from vdit.train.progress import Lines, make_display
-
-    if total < 2 or not is_first():
-        return None
-    # A bar moves lines of stdout above itself, which must not happen where stdout goes to a file.
-    kind = make_display if sys.stdout.isatty() else Lines
-    return kind(name, total, 0, console=Console(stderr=True))
+        print(line, flush=True, file=file)
 
 
 def _seeds(text: str) -> list[int]:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from vdit.cli.parser import UsageError, at_least, nearest
+from vdit.cli.status import Status
 from vdit.outputs import check_output, numbered
 
 SUMMARY = "compile an experiment for a TPU pod, on this machine: memory, FLOPs, network, time, and whether it fits"
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--topology", metavar="KIND:SHAPE", help="v5p:8x8x8; 2*v5p:4x4x4 is two slices; default: the experiment's")
     add("--program", action="append", metavar="NAME", help="only this one of train, sample, decode; may be repeated")
     add("--out", metavar="FOLDER", help="where plan.json and plan.html go; default: a new plans/NAME-TOPOLOGY")
-    add("--quick", action="store_true", help="compile with less effort: 3 times as fast, memory is told from above")
+    add("--quick", action="store_true", help="3 times as fast; memory, traffic and times come out too high")
     add("--search", action="store_true", help="try mesh shapes, remat and accumulation for training, and rank them")
     add("--search-limit", type=at_least(1), metavar="N", help="at most N compilations; default: 12")
     add("--jobs", type=at_least(1), metavar="N", help="compilations at once, each of some GB of memory; default: 1")
@@ -69,12 +70,16 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from vdit.plan.run import plan
     from vdit.plan.show import print_plan, save_plan
 
-    with console.status(f"{experiment.name} on {topology.name}") as status:
-        say = lambda text: status.update(f"{experiment.name} on {topology.name}: {text}")  # noqa: E731
-        effort = "quick" if options.quick else "full"
-        made = plan(experiment, topology, programs=options.program or PROGRAMS, effort=effort, progress=say)
-    print_plan(made, console)
-    print(f"\nSaved: {save_plan(made, out)}")
+    programs, effort = options.program or PROGRAMS, "quick" if options.quick else "full"
+    with Status("plan", devices=False) as status:
+        status.tell("plans", f"{', '.join(programs)} of {experiment.name} on {topology.name}: {topology.chips} chips")
+        status.tell("with", f"{effort} effort of the compiler (--quick is about 3 times as fast)")
+        with status.phases() as phase:
+            made = plan(experiment, topology, programs=programs, effort=effort, progress=phase)
+        print_plan(made, console)
+        page = save_plan(made, out)
+        status.wrote(page)
+        print(f"\nSaved: {page}")
     return 0 if made.fits else DOES_NOT_FIT
 
 
@@ -82,9 +87,14 @@ def _search(experiment, topology, options: argparse.Namespace, out: Path, consol
     from vdit.plan.search import search
     from vdit.plan.show_search import print_search, save_search, watching
 
-    with watching(console, options.search_limit or 12) as progress:
-        limits = {"limit": options.search_limit or 12, "jobs": options.jobs or 1}
-        found = search(experiment, topology, progress=progress, **limits)
-    print_search(found, console)
-    print(f"\nSaved: {save_search(found, out)}")
+    limit = options.search_limit or 12
+    with Status("plan", devices=False) as status:
+        status.tell("plans", f"{limit} layouts at most of {experiment.name} on {topology.name}")
+        status.begin()
+        with watching(console, limit) as progress:
+            found = search(experiment, topology, limit=limit, jobs=options.jobs or 1, progress=progress)
+        print_search(found, console)
+        page = save_search(found, out)
+        status.wrote(page)
+        print(f"\nSaved: {page}")
     return 0 if found.best is not None else DOES_NOT_FIT

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from vdit.cli.parser import Duration, UsageError, at_least, length
-from vdit.errors import VditError
+from vdit.errors import MEND, VditError
 from vdit.outputs import check_output, write_whole
 
 SUMMARY = "pass video files through a run's VAE and back, and measure what is lost"
@@ -52,6 +52,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         check_output(target, given=[*files, *options.videos, options.run_folder], name=f"--out {out}: {target}")
 
     from vdit.cli.cache import keep_compiled
+    from vdit.cli.status import Status
     from vdit.dist.target import available_devices
     from vdit.infer import load_vae
     from vdit.train.workspace import Workspace
@@ -59,24 +60,46 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     keep_compiled()
     available_devices()  # refused here, before any work
     area = options.area or max(Workspace(options.run_folder).experiment().data.areas)
-    vae = load_vae(options.run_folder)
-    out.mkdir(parents=True, exist_ok=True)
-    rows, failed = [], 0
-    for file, target in zip(files, targets):
-        try:
-            row = _reconstruct(vae, file, target, area=area, fps=options.fps, frames=options.frames)
-        except VditError as error:
-            failed += 1
-            print(f"vdit: {error}", file=sys.stderr, flush=True)
-            continue
-        rows.append(row)
-        print(f"{_line(row['file'], row)}  -> {out / row['video']}", flush=True)
-    if rows:
-        mean = {name: _mean([row[name] for row in rows]) for name in ("psnr", "ssim")}
-        print(_line(f"mean of {len(rows)}", mean))
-        text = json.dumps({"mean": mean, "files": rows}, indent=1) + "\n"
-        write_whole(out / "reconstruct.json", lambda part: part.write_text(text), replace=False)
-    return 2 if failed else 0
+    pairs = [(file, target) for file, target in zip(files, targets) if _is_video(file)]
+    if not pairs:
+        return MEND
+    with Status("reconstruct") as status:
+        out.mkdir(parents=True, exist_ok=True)
+        status.tell("model", f"the VAE of {options.run_folder}")
+        status.tell("makes", f"{len(pairs)} of {len(files)} files again, of at most {area} pixels a frame -> {out}")
+        with status.loading("the VAE"):
+            vae = load_vae(options.run_folder)
+        rows = []
+        with status.progress("files", len(pairs)) as display:
+            for number, (file, target) in enumerate(pairs, start=1):
+                try:
+                    row = _reconstruct(vae, file, target, area=area, fps=options.fps, frames=options.frames)
+                except VditError as error:
+                    print(f"vdit: {error}", file=sys.stderr, flush=True)
+                else:
+                    rows.append(row)
+                    status.wrote(target)
+                    print(f"{_line(row['file'], row)}  -> {out / row['video']}", flush=True)
+                display.update(number, {})
+        if rows:
+            mean = {name: _mean([row[name] for row in rows]) for name in ("psnr", "ssim")}
+            print(_line(f"mean of {len(rows)}", mean))
+            text = json.dumps({"mean": mean, "files": rows}, indent=1) + "\n"
+            write_whole(out / "reconstruct.json", lambda part: part.write_text(text), replace=False)
+        status.next = f'vdit sample {options.run_folder} "a prompt" --out sample.mp4'
+    return MEND if len(rows) < len(files) else 0
+
+
+def _is_video(file: Path) -> bool:
+    """Whether a file's header can be read as a video; says so where not."""
+    from vdit.video_io import probe
+
+    try:
+        probe(file)
+    except VditError as error:
+        print(f"vdit: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 def _files(path: Path) -> list[Path]:

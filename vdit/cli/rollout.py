@@ -43,7 +43,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if (options.frames is None) == (options.seconds is None):
         raise UsageError("how long the video is: give --seconds S or --frames TIME")
     later = read_prompts(options)
-    with canvas.opened(options, words) as generator:
+    with canvas.opened(options, words) as (generator, status):
         from vdit.infer.rolling import rollout
 
         inputs, fps = canvas.read_inputs(options, words.inputs, generator)
@@ -52,11 +52,14 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         begins = {"video": inputs[0].frames} if inputs else {"size": canvas.asked_size(options)}
         more = {"frames": frames, "fps": fps, "window": options.window, "context": options.context}
         more["anchor"] = options.anchor
-        canvas.tell(words, fps, frames, frames - (len(inputs[0].frames) if inputs else 0))
+        shape = {"fps": fps, "frames": frames, "made": frames - (len(inputs[0].frames) if inputs else 0)}
+        shape["size"] = inputs[0].size if inputs else canvas.asked_size(options)
+        work = canvas.tell(options, words, generator, status, **shape)
         for seed in canvas.seeds(options):
             pieces = rollout(generator, script, **begins, **more, **canvas.sampling(options, seed))
-            if not streaming.write(canvas.target(options, seed), pieces, fps, total=frames):
-                return INTERRUPTED
+            with status.progress("frames", frames, work=work / len(canvas.seeds(options))) as display:
+                if not streaming.write(canvas.target(options, seed), pieces, fps, status, display=display):
+                    return INTERRUPTED
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import math
 import os
 import sys
 import unicodedata
@@ -16,6 +17,7 @@ from vdit.cli import output
 from vdit.cli.manifest import NAME, Manifest, digests, state_of
 from vdit.cli.parser import Duration, UsageError, at_least, length, size
 from vdit.cli.prompts import Wish, read_wishes
+from vdit.cli.status import Status, following, numbers, shown_method
 from vdit.errors import OutputError, Preempted, VditWarning
 from vdit.outputs import check_output
 
@@ -104,22 +106,22 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     _check_out(options, folder, requests, finished)
     left = [pair for pair, done in zip(zip(requests, ids), finished) if not done]
     if any(finished):
-        _tell(
+        _say(
             f"{sum(finished)} of {len(requests)} videos are finished in {options.out} and skipped "
             "(vdit-manifest.jsonl; delete a video to have it made again)"
         )
     if not left:
         return 0
-    with output.opened(options, folder, about={"the videos that are finished": str(finished)}) as generator:
+    with output.opened(options, folder, about={"the videos that are finished": str(finished)}) as (generator, status):
         rate = options.fps or generator.experiment.sample.fps
         jobs = [_job(options, request, id, generator, rate, wanted_size) for request, id in left]
         made: list[Job] = []
         try:
-            _sample(options, generator, jobs, manifest, made)
+            _sample(options, generator, jobs, manifest, made, status)
         except (KeyboardInterrupt, Preempted):
             if manifest is not None:
                 done = sum(finished) + len(made)
-                _tell(f"{done} of {len(requests)} videos are finished; the same command makes the others")
+                _say(f"{done} of {len(requests)} videos are finished; the same command makes the others")
             raise
     return 0
 
@@ -235,14 +237,15 @@ def _made_frames(time: Duration, generator, rate: float) -> int:
     return made
 
 
-def _tell(line: str) -> None:
+def _say(line: str) -> None:
     """To the person who waits: stdout is for names of files."""
     print(f"vdit: {line}", file=sys.stderr, flush=True)
 
 
 def _sample(
-    options: argparse.Namespace, generator, jobs: list[Job], manifest: Manifest | None, made: list[Job]
-) -> None:
+    options: argparse.Namespace, generator, jobs: list[Job], manifest: Manifest | None, made: list[Job],
+    status: Status,
+) -> None:  # fmt: skip
     """Makes the videos; adds each to `made` when its file is there."""
     from vdit.dist.multihost import is_first
     from vdit.infer.fit import Fit
@@ -255,31 +258,53 @@ def _sample(
     asked = {name: getattr(options, name) for name in names}
     if image is not None:
         for size in dict.fromkeys(job.size for job in jobs):
-            _tell(f"{options.image}: {image.shape[1]}x{image.shape[0]}, {Fit(own=image.shape[:2], size=size)}")
+            fit = Fit(own=image.shape[:2], size=size)
+            status.tell("image", f"{options.image}: {image.shape[1]}x{image.shape[0]}, {fit}")
+    method = generator.method(**asked)
     for job in jobs:  # what cannot be made is told before anything is
-        generator.task(generator.method(), job.frames, job.size, given=True)
-    display = output.progress("videos", len(jobs)) if len(jobs) > options.batch else None
-    for batch, count in _batches(jobs, options.batch):
-        first = batch[0]
-        video = {"frames": first.frames, "size": first.size}
-        videos = generator(
-            [job.prompt for job in batch],
-            image=image,
-            seed=first.seed,
-            noise=noise_of(generator, [job.seed for job in batch], **video),
-            negative=first.negative,
-            **video,
-            **asked,
-        )
-        for job, frames in zip(batch[:count], videos):
-            path = output.write(job.target, frames, fps)
-            if manifest is not None and is_first():
-                manifest.add(job.id, path, _about(job, options, fps))
-            made.append(job)
-        if display is not None:
+        generator.task(method, job.frames, job.size, given=image is not None)
+    _tell(options, generator, jobs, fps, status)
+    batches = list(_batches(jobs, options.batch))
+    pixels = sum(len(batch) * batch[0].frames * math.prod(batch[0].size) for batch, _ in batches)
+    work = pixels * method.grid.steps * method.rows
+    generator = generator.loaded
+    with status.progress("videos", len(jobs), work=work) as display:
+        for batch, count in batches:
+            first = batch[0]
+            video = {"frames": first.frames, "size": first.size}
+            videos = generator(
+                [job.prompt for job in batch],
+                image=image,
+                seed=first.seed,
+                noise=noise_of(generator, [job.seed for job in batch], **video),
+                negative=first.negative,
+                **video,
+                **asked,
+            )
+            for job, frames in zip(batch[:count], videos):
+                path = output.write(job.target, frames, fps)
+                status.wrote(path)
+                if job.frames > 1 and not status.next:
+                    status.next = following(options, "extend", path, job.prompt, "--after 2s --out longer.mp4")
+                if manifest is not None and is_first():
+                    manifest.add(job.id, path, _about(job, options, fps))
+                made.append(job)
             display.update(len(made), {})
-    if display is not None:
-        display.close()
+
+
+def _tell(options: argparse.Namespace, generator, jobs: list[Job], fps: float, status: Status) -> None:
+    """What will be made, and what may be made of it afterwards."""
+    shapes = list(dict.fromkeys((job.frames, job.size) for job in jobs))
+    frames, (height, width) = shapes[0]
+    length = f"{frames} frames ({frames / fps:.4g} s at {fps:.4g} fps)" if frames > 1 else "one frame"
+    shape = f"{length}, {height}x{width}"
+    shape += f" and {len(shapes) - 1} other shapes" if len(shapes) > 1 else ""
+    seeds = numbers(list(dict.fromkeys(job.seed for job in jobs)))
+    count = "1 video" if len(jobs) == 1 else f"{len(jobs)} videos"
+    status.tell("makes", f"{count} of {shape}, seed {seeds} -> {options.out}")
+    asked = {name: getattr(options, name) for name in ("steps", "guidance", "sampler", "reuse")}
+    method = shown_method(generator.experiment, generator.method(**asked), asked | {"negative": options.negative})
+    status.tell("with", method)
 
 
 def _about(job: Job, options: argparse.Namespace, fps: float) -> dict:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vdit.cli import actions, canvas, output, picture, streaming
 from vdit.cli.parser import UsageError, at_least
+from vdit.cli.status import Status, numbers, shown_method
 from vdit.errors import INTERRUPTED, VditWarning
 
 if TYPE_CHECKING:
@@ -58,20 +59,25 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         warnings.warn("--key-map has no effect with --actions, which names no keys", VditWarning, stacklevel=2)
     if options.interactive and len(canvas.seeds(options)) > 1:
         raise UsageError("--interactive plays one world: give one --seed")
-    with canvas.opened(options, words) as generator:
+    with canvas.opened(options, words) as (generator, status):
         from vdit.infer.simulating import Simulator
 
         inputs, fps = canvas.read_inputs(options, words.inputs, generator)
         keys, rows = _what_is_done(options, generator, fps)
         begins = {"start": inputs[0].frames} if inputs else {"size": canvas.asked_size(options)}
         more = begins | {"window": options.window, "context": options.context}
+        where, seeds = options.out or options.usual_name, numbers(canvas.seeds(options))
+        status.tell("makes", f"what is seen at {fps:.4g} fps, seed {seeds} -> {where}")
+        asked = {name: getattr(options, name) for name in ("steps", "guidance", "sampler", "reuse", "negative")}
+        steps = {name: value for name, value in asked.items() if name != "negative"}
+        status.tell("with", shown_method(generator.experiment, generator.method(**steps), asked))
         simulator = None
         for seed in canvas.seeds(options):
             if simulator is None:
                 simulator = Simulator(generator, words.prompt, **more, **canvas.sampling(options, seed))
             else:
                 simulator.reset(seed=seed)
-            play = _Play(simulator=simulator, fps=fps, keys=keys, show=options.show, rows=rows)
+            play = _Play(simulator=simulator, status=status, fps=fps, keys=keys, show=options.show, rows=rows)
             if not play.write(canvas.target(options, seed)):
                 return INTERRUPTED
     return 0
@@ -104,6 +110,7 @@ class _Play:
     """How the world is played. rows: what is done in each frame; None: what a person types."""
 
     simulator: Simulator
+    status: Status
     fps: float
     keys: dict[str, actions.Action]
     show: bool
@@ -113,11 +120,13 @@ class _Play:
         """Plays, and writes what is seen. Whether it came to its end."""
         interrupts = streaming.Interrupts()
         if self.rows is None:
-            return streaming.write(target, self._typed(interrupts), self.fps, interrupts=interrupts)
-        total = len(self.simulator.frames) + len(self.rows)
+            return streaming.write(target, self._typed(interrupts), self.fps, self.status, interrupts=interrupts)
         output.say(f"{len(self.rows)} frames to play, {len(self.rows) / self.fps:.4g} s at {self.fps:.4g} fps")
-        total = None if self.show else total
-        return streaming.write(target, self._scripted(), self.fps, interrupts=interrupts, total=total)
+        more = {"interrupts": interrupts}
+        if self.show:  # the frames are what is shown
+            return streaming.write(target, self._scripted(), self.fps, self.status, **more)
+        with self.status.progress("frames", len(self.simulator.frames) + len(self.rows)) as display:
+            return streaming.write(target, self._scripted(), self.fps, self.status, display=display, **more)
 
     def _scripted(self) -> Iterator:
         step = self.simulator.action_shape[0]

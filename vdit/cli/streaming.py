@@ -7,8 +7,12 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from vdit.cli import output
+
+if TYPE_CHECKING:
+    from vdit.cli.status import Status, Work
 
 
 class Interrupts:
@@ -49,34 +53,29 @@ class Interrupts:
 
 
 def write(
-    target: output.Target, pieces: Iterable, fps: float, *,
-    total: int | None = None, interrupts: Interrupts | None = None,
+    target: output.Target, pieces: Iterable, fps: float, status: Status, *,
+    display: Work | None = None, interrupts: Interrupts | None = None,
 ) -> bool:  # fmt: skip
     """Writes pieces [t h w 3] to a video file as they come, makes its folder, and prints its path. Whether all came.
 
-    total: frames there will be, to show progress and the time left. After Ctrl-C the piece that is being made is
+    display: shows how many frames there are. After Ctrl-C the piece that is being made is
     waited for, and the file holds what was made; a second Ctrl-C leaves no file (`interrupts`: for pieces that ask
     about it themselves). On several hosts the first alone writes, and all of them make.
     """
     from vdit.dist.multihost import is_first
     from vdit.video_io import write_video
 
-    display = None if total is None else output.progress("frames", total)
     with Interrupts() if interrupts is None else interrupts as interrupts:
         pieces = _shown(pieces, display, interrupts)
-        try:
-            if is_first():
-                output.put(target, lambda part: write_video(part, pieces, fps=fps))
-            else:
-                for _ in pieces:
-                    pass
-        finally:
-            if display is not None:
-                display.close()
+        if is_first():
+            status.wrote(output.put(target, lambda part: write_video(part, pieces, fps=fps)))
+        else:
+            for _ in pieces:
+                pass
     return not interrupts.asked
 
 
-def _shown(pieces: Iterable, display, interrupts: Interrupts) -> Iterator:
+def _shown(pieces: Iterable, display: Work | None, interrupts: Interrupts) -> Iterator:
     done = 0
     for piece in pieces:
         yield piece

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,8 +78,11 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         return 0
     if options.wait_for_hosts is not None and not options.wait_for_hosts > 0:
         raise UsageError(f"--wait-for-hosts={options.wait_for_hosts:g}: give a number of seconds above 0")
+    from rich.console import Console
+
     from vdit.cli.cache import keep_compiled
     from vdit.cli.hosts import joined
+    from vdit.cli.status import Status
     from vdit.config import to_json
     from vdit.train.profile import parse_steps
     from vdit.train.workspace import EXPERIMENT, Workspace
@@ -90,11 +94,42 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         experiment.check_rate()
     with joined({"the experiment": digest}, wait=options.wait_for_hosts) as together:
         keep_compiled()
-        _train(experiment, space, stages, options, together, steps)
+        with Status("train", console=Console()) as status:
+            _tell(experiment, space, stages, status)
+            _train(experiment, space, stages, options, together, steps, status)
+            if "dit" in stages:
+                status.wrote(space.root)
+                status.next = f'vdit sample {shlex.quote(str(space.root))} "a prompt" --out sample.mp4'
     return 0
 
 
-def _train(experiment, space, stages, options, together, profile_steps) -> None:
+def _tell(experiment, space, stages, status) -> None:
+    """What the stages will do, with which settings, and how far they have come before."""
+    import jax
+
+    from vdit.checkpoint.files import steps_in
+
+    e, devices = experiment, jax.devices()
+    height, width = e.vae_clips.size
+    vae, dit = e.vae_train, e.dit_train
+    words = {
+        "vae": f"{vae.steps} steps of {vae.batch_size} clips, {e.vae_clips.frames} frames of {height}x{width}",
+        "latents": f"{e.latents.samples or 'one pass of'} clips, encoded once",
+        "tokenizer": f"of the captions, {e.text.vocab_size} pieces at most",
+        "dit": f"{dit.steps} steps of {dit.batch_size} rows of {e.data.row_tokens} tokens, "
+        f"{e.dit.width} wide and {e.dit.depth} deep",
+    }
+    status.tell("makes", f'{space.root}: "{e.name}" on {len(devices)} x {devices[0].device_kind}')
+    for stage in stages:
+        folder = {"vae": space.vae, "dit": space.dit}.get(stage)
+        step = max(steps_in(folder), default=0) if folder is not None and folder.is_dir() else 0
+        total = {"vae": vae.steps, "dit": dit.steps}.get(stage, 0)
+        done = "" if not step else ", done" if step >= total else f", from step {step}"
+        status.tell(stage, words[stage] + done)
+    status.tell("takes", "what each stage says once its first steps are done; Ctrl-C stops, the same command goes on")
+
+
+def _train(experiment, space, stages, options, together, profile_steps, status) -> None:
     import jax
 
     from vdit.dist.multihost import is_first
@@ -107,15 +142,14 @@ def _train(experiment, space, stages, options, together, profile_steps) -> None:
     profiler = Profiler(traces, steps=profile_steps, ask=space.root / ASK if is_first() else None)
     parts = {"place": together.place, "peers": together.peers, "stop": together.stop, "profiler": profiler}
     training.check_run(experiment, space, stages)
+    status.begin()
     with Watch(space.logs / "hosts", **parts) as watch:
         logging = training.Logging(tensorboard=not options.no_tensorboard, wandb=wandb, watch=watch)
         training.run(experiment, space, stages=stages, logging=logging, strict=options.strict)
-    if "dit" in stages and is_first():
-        if experiment.lora is not None:
-            from vdit.pretrained.lora_write import write_run
+    if "dit" in stages and is_first() and experiment.lora is not None:
+        from vdit.pretrained.lora_write import write_run
 
-            print(f"LoRA, for diffusers and ComfyUI too: {write_run(space.root)}")
-        print(f'\nTrained: {space.root}. Next: vdit sample {space.root} "a prompt" --out sample.mp4')
+        print(f"LoRA, for diffusers and ComfyUI too: {write_run(space.root)}")
 
 
 def _stages(named: list[str] | None) -> tuple[str, ...]:

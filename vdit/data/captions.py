@@ -23,6 +23,7 @@ from typing import Any
 
 from vdit.data.tables import Record, read_lines, read_table
 from vdit.errors import DataError
+from vdit.reprs import short_repr
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp",
             ".3g2", ".ogv", ".mts", ".m2ts")  # fmt: skip
@@ -52,6 +53,7 @@ class Entry:
         return any(self.captions)
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Captions:
     """What is to be read of a folder.

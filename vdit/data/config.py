@@ -7,8 +7,10 @@ import dataclasses
 from typing import Any, Literal
 
 from vdit.errors import ConfigError
+from vdit.reprs import short_repr
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where samples come from, the sizes drawn from them, and the shape of a packed row.

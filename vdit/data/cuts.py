@@ -14,6 +14,7 @@ from PIL import Image
 
 from vdit.data.config import DataConfig
 from vdit.errors import DataError
+from vdit.reprs import short_repr
 
 # A caption with one of these words may be false of the mirror image.
 SIDED = re.compile(
@@ -37,6 +38,7 @@ class Cut:
     size: tuple[int, int]
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shot:
     """What a cut shows. video: uint8 [t h w 3]; captions: the first is the short one; actions: float32 [t a] or

@@ -192,6 +192,9 @@ class LatentStore(Source):
     def __len__(self) -> int:
         return self.index["count"]
 
+    def __repr__(self) -> str:
+        return f"LatentStore('{self.path}', {len(self):,} clips)"
+
     def name(self, item: int) -> str:
         return f"{self.path.name}[{item}]"
 

@@ -17,6 +17,7 @@ import numpy as np
 from vdit.data.config import DataConfig
 from vdit.data.patches import grid_position
 from vdit.errors import DataError
+from vdit.reprs import short_repr
 from vdit.types import Row
 
 
@@ -39,6 +40,7 @@ class RowLimits:
                          slots=config.row_slots, clips=config.row_clips)
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenClip:
     """One clip, ready to be packed.

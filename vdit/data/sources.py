@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vdit.errors import DataError, VideoError
+from vdit.reprs import short_repr
 
 # A plain dict: "video" uint8 [t h w 3] or "latent" float [t h w c]; "captions" list of str, the first the
 # short one; "fps" float; "id" str; "label" int (0 where there is none); where it is known what is done in each
@@ -21,6 +22,7 @@ Sample = dict[str, Any]
 MAX_TRIES = 256
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSummary:
     """What was found where the data is, and what of it is used.

@@ -31,6 +31,7 @@ from typing import Any
 
 from vdit import paths
 from vdit.errors import VditError
+from vdit.reprs import short_repr
 
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 LIMIT = 128 * paths.MIB  # of a file; less would do for most, more takes gigabytes to read
@@ -51,6 +52,7 @@ _ENCODE = "save it as UTF-8"
 Columns = Mapping[str, Sequence[str]]
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
     """One record of a table.

@@ -11,8 +11,10 @@ import numpy as np
 from vdit.data.config import DataConfig
 from vdit.data.cuts import Shot, resize_video
 from vdit.errors import DataError, install_command
+from vdit.reprs import short_repr
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ArrayFootage:
     """A video that is in memory. video: uint8 [t h w 3]."""

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal, get_args
 
 from vdit.errors import ConfigError
+from vdit.reprs import short_repr
 
 Kind = Literal["flow", "ddpm"]
 Prediction = Literal["velocity", "noise", "v", "sample"]
@@ -14,6 +15,7 @@ Interpolation = Literal["log_alpha", "sigma"]
 TimestepSampling = Literal["logit_normal", "uniform"]
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
     """The noise schedule, what the network predicts, and how training draws noise levels.

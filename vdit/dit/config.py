@@ -7,8 +7,10 @@ import math
 from typing import Literal
 
 from vdit.errors import ConfigError
+from vdit.reprs import short_repr
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiTConfig:
     """One transformer for class-conditional DiT, Wan 2.x and vdit's own models.

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vdit.dist.rules import constrain, ways
+from vdit.reprs import short_repr
 from vdit.types import Array
 
 KEYS = ("batch", "tokens", "heads", None)
@@ -17,6 +18,7 @@ MARKS = ("batch", "tokens")
 
 
 @jax.tree_util.register_dataclass
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Past:
     """Tokens whose frames are finished, as the tokens of later frames read them.

@@ -17,12 +17,14 @@ import jax.numpy as jnp
 
 from vdit.dist.rules import constrain
 from vdit.dit.config import DiTConfig
+from vdit.reprs import short_repr
 from vdit.types import Array
 
 ACTIVATION = ("batch", "tokens", "embed")
 
 
 @jax.tree_util.register_dataclass
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Residuals:
     """What is kept from call to call, in the model's type.
@@ -43,6 +45,7 @@ class Residuals:
 
 
 @jax.tree_util.register_dataclass
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reusing:
     """One call's. limit: float32 [], the least change at which all blocks run. weight: [b n], how much tokens count."""

@@ -20,6 +20,7 @@ import numpy as np
 
 from vdit.errors import ShapeError
 from vdit.eval.pixels import box3, centres, grow, palette, values
+from vdit.reprs import short_repr
 from vdit.worlds.draw import COLOURS, SHAPES
 
 # Distances between colours are Euclidean in RGB of 0..255; lengths are in short sides of the frame.
@@ -38,6 +39,7 @@ _GRID = 28  # points along each side of the grid on which outlines are compared,
 _REACH = 1.15  # which spans this many square roots of the area to each side
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Detection:
     """What a clip shows; a part is None where nothing fits.

@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from vdit.errors import ShapeError
 from vdit.eval.pixels import box3, centres, grow, palette, values
+from vdit.reprs import short_repr
 from vdit.worlds.draw import COLOURS
 
 # Of 0..255. The least colourful name of the palette, green, has a part of 103 that is not grey.
@@ -29,6 +30,7 @@ LEAST = 0.004
 LEAST_COUNTED = 0.008
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Track:
     """The largest coloured object of each frame.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,11 +19,13 @@ from jax.sharding import Mesh
 from vdit.errors import ConfigError, NumericsError, ShapeError, VditWarning
 from vdit.finite import nonfinite_names
 from vdit.infer.images import as_bytes, fit_images
+from vdit.reprs import short_repr
 from vdit.seeds import key_of
 from vdit.tasks.canvas import Prompts, tokenize
 from vdit.tasks.given import FromVideo, Given
 from vdit.tasks.method import Method
 from vdit.tasks.sample import TextToVideo, draw
+from vdit.tasks.window import FillWindow, Window
 from vdit.text import Tokenizer, warn_of_cuts
 from vdit.train.experiment import Experiment, replacing, resampling, sample_method
 from vdit.types import Array, PyTree
@@ -36,12 +38,14 @@ _NOT_TRAINED = (
 )
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generator:
     """A trained model on a mesh. Make one with `vdit.load`.
 
     experiment: what the model was trained with. params: {"text", "dit", ...} (vdit.tasks.network).
     vae: encodes and decodes videos.
+    drawn: called after each canvas that was filled, with the number of its frames that were not known before.
     """
 
     experiment: Experiment
@@ -49,6 +53,7 @@ class Generator:
     vae: VideoVAE
     tokenizer: Tokenizer
     mesh: Mesh
+    drawn: Callable[[int], None] | None = None
 
     def __call__(
         self,
@@ -111,13 +116,28 @@ class Generator:
         task = self.task(method, frames, size, given=given is not None, decode=not latents)
         noise = None if noise is None else self._noise(noise, task, len(prompts))
         tokens = self.tokens(prompts), self.tokens([negative] * len(prompts))
-        models = self.params, self.vae.params, self.vae.statistics
-        made = draw(task, self.mesh, *models, *tokens, key_of(seed), noise, given)
+        made = self.fill(task, tokens, key_of(seed), noise, given)
         if nonfinite_names(made):
             raise NumericsError(
                 "what was sampled holds NaN or infinity, though weights and statistics do not: compute in float32 "
                 "(--compute float32), or lower the guidance"
             )
+        return made
+
+    def fill(
+        self,
+        task: TextToVideo | FillWindow,
+        prompts: tuple[Prompts, Prompts],
+        key: Array,
+        noise: Array | None = None,
+        given: Given | Window | None = None,
+    ) -> Array:
+        """What a task makes on the generator's mesh (vdit.tasks.sample.draw). prompts: those wanted and those not."""
+        vae = (None, None) if isinstance(task, FillWindow) else (self.vae.params, self.vae.statistics)
+        made = draw(task, self.mesh, self.params, *vae, *prompts, key, noise, given)
+        if self.drawn is not None:
+            jax.block_until_ready(made)
+            self.drawn(_new_frames(task, given, self.experiment.vae.temporal_stride))
         return made
 
     def task(
@@ -194,6 +214,15 @@ class Generator:
         if not np.isfinite(noise).all():
             raise ShapeError("noise has values that are NaN or infinite: draw it again")
         return noise
+
+
+def _new_frames(task: TextToVideo | FillWindow, given: Given | Window | None, stride: int) -> int:
+    """Frames of a canvas that are not known before it is filled; stride: frames that a latent frame stands for."""
+    if given is None:
+        return task.frames
+    level = np.asarray(given.level if isinstance(given, Given) else given.canvas.level)
+    new = int(level.any(axis=(0, 2, 3)).sum())
+    return task.frames - level.shape[1] + new if isinstance(given, Given) else new * stride
 
 
 def _for_each(given: Given, count: int) -> Given:

@@ -19,6 +19,7 @@ import numpy as np
 from vdit.errors import ShapeError, VideoError
 from vdit.infer.fit import Fit, choose_size
 from vdit.infer.images import is_image, read_image
+from vdit.reprs import short_repr
 from vdit.types import Clip
 from vdit.video_io import probe, read_video
 from vdit.video_parts import read_tail
@@ -54,6 +55,7 @@ class Span:
         return {"fps": self.fps, "start": self.start, "duration": self.seconds} | most
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Input:
     """What was read of a file.

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
+import html
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vdit.checkpoint import load_params
+from vdit.checkpoint import find_step, load_params
+from vdit.checkpoint.files import steps_in
 from vdit.dist.mesh import make_mesh
 from vdit.dist.rules import replicated
 from vdit.errors import VditWarning
 from vdit.infer.generator import Generator
-from vdit.infer.precision import Compute, Weights, computing, fast_compute, held_as
+from vdit.infer.precision import Compute, Weights, check_held, computing, fast_compute, held_as
 from vdit.nn.lora import attach, merge
 from vdit.pretrained.lora_files import LoRAFile, open_loras
 from vdit.pretrained.model import PublicModel, open_model
+from vdit.text import Tokenizer
 from vdit.train.base import trained_params
+from vdit.train.experiment import Experiment
 from vdit.train.resuming import check_run
 from vdit.train.workspace import EXPERIMENT, Workspace, open_tokenizer
 from vdit.types import PyTree
 from vdit.vae.video import VideoVAE
 
+# What is known of a model without its weights, and how those are read: (the network's by name, the VAE).
+_Opened = tuple[Experiment, Tokenizer, Callable[[], tuple[dict, VideoVAE]]]
 
 def load(
     path: str | Path,
@@ -55,26 +66,94 @@ def load(
     A VditWarning says what of a LoRA was assumed or left out. Raises CheckpointError or WeightsError where something is
     missing or damaged.
     """
+    more = {"weights": weights, "lora": lora, "merge_lora": merge_lora, "parts": parts}
+    return open_generator(path, mesh, ema=ema, step=step, compute=compute, **more).loaded
+
+
+class Loading(TypedDict, total=False):
+    """How a model is loaded: options of `load`, where each is described."""
+
+    ema: bool
+    step: int
+    compute: Compute
+    weights: Weights
+    lora: str | Path | LoRAFile | Sequence[str | Path | LoRAFile]
+    merge_lora: bool
+    parts: Sequence[str | Path]
+
+
+def open_generator(
+    path: str | Path,
+    mesh: Mesh | None = None,
+    *,
+    loading: Callable[[], AbstractContextManager] = contextlib.nullcontext,
+    drawn: Callable[[int], None] | None = None,
+    **how: Unpack[Loading],
+) -> OpenedGenerator:
+    """As `load`, but the weights are read when they are first needed.
+
+    Until then only small files have been read: configs, tokenizer, headers, LoRAs. So whatever is wrong with what is
+    asked of the model is found in a second.
+
+    loading: gives a context that is entered while the weights are read. drawn: as that of the Generator. how: see load.
+    """
+    weights, lora = how.get("weights"), how.get("lora", ())
     mesh = make_mesh() if mesh is None else mesh
-    of_run = (Path(path) / EXPERIMENT).exists() or not Path(path).exists()
-    model = None if of_run else open_model(path, [parts] if isinstance(parts, str | Path) else parts)
-    given = [lora] if isinstance(lora, str | Path | LoRAFile) else lora
-    loras = open_loras(given, Workspace(path).experiment() if of_run else model.experiment, _warn) if given else []
-    if of_run:
-        generator = _load_run(Path(path), mesh, ema=ema, step=step, compute=compute)
+    if (Path(path) / EXPERIMENT).exists() or not Path(path).exists():
+        of_run = {"ema": how.get("ema", True), "step": how.get("step"), "compute": how.get("compute")}
+        experiment, tokenizer, read = _open_run(Path(path), mesh, **of_run)
     else:
-        generator = _load_public(model, mesh, compute=compute)
-    params = dict(generator.params)
-    for tree, addition, strength in loras:
-        params[tree] = (merge if merge_lora else attach)(params[tree], addition, strength)
-    vae = generator.vae
-    if weights in ("float32", "bfloat16"):
-        vae = VideoVAE(config=vae.config, params=held_as(vae.params, weights), statistics=vae.statistics)
-    for name in list(params):  # one at a time: the whole network need not be there in both forms
-        params[name] = held_as(params.pop(name), weights)
-    return Generator(
-        experiment=generator.experiment, params=params, vae=vae, tokenizer=generator.tokenizer, mesh=mesh
-    )
+        parts = how.get("parts", ())
+        model = open_model(path, [parts] if isinstance(parts, str | Path) else parts)
+        experiment, tokenizer, read = _open_public(model, mesh, compute=how.get("compute"))
+    if weights is not None:
+        check_held(weights)
+    given = [lora] if isinstance(lora, str | Path | LoRAFile) else lora
+    loras = open_loras(given, experiment, _warn) if given else []
+
+    def read_all() -> Generator:
+        with loading():
+            params, vae = read()
+            for tree, factors, strength in loras:
+                params[tree] = (merge if how.get("merge_lora") else attach)(params[tree], factors, strength)
+            if weights in ("float32", "bfloat16"):
+                vae = dataclasses.replace(vae, params=held_as(vae.params, weights))
+            for name in list(params):  # one at a time: the whole network need not be there in both forms
+                params[name] = held_as(params.pop(name), weights)
+            return Generator(experiment=experiment, params=params, vae=vae, tokenizer=tokenizer, mesh=mesh)
+
+    return OpenedGenerator(experiment=experiment, tokenizer=tokenizer, mesh=mesh, read=read_all, drawn=drawn)
+
+
+class OpenedGenerator(Generator):
+    """A generator whose parameters are read when they are first asked for. Made by `open_generator`."""
+
+    def __init__(
+        self, *, experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh, read: Callable[[], Generator],
+        drawn: Callable[[int], None] | None = None,
+    ):  # fmt: skip
+        vars(self).update(experiment=experiment, tokenizer=tokenizer, mesh=mesh, drawn=drawn, _read=read)
+
+    def __repr__(self) -> str:
+        if "loaded" in vars(self):
+            return repr(self.loaded)
+        return f"OpenedGenerator({self.experiment.name!r}, weights not read yet)"
+
+    def _repr_html_(self) -> str:
+        return self.loaded._repr_html_() if "loaded" in vars(self) else html.escape(repr(self))
+
+    @functools.cached_property
+    def loaded(self) -> Generator:
+        """The generator with its parameters."""
+        return self._read()
+
+    @property
+    def params(self) -> PyTree:
+        return self.loaded.params
+
+    @property
+    def vae(self) -> VideoVAE:
+        return self.loaded.vae
 
 
 def load_vae(checkpoint_dir: str | Path, *, mesh: Mesh | None = None) -> VideoVAE:
@@ -94,24 +173,30 @@ def _warn(line: str) -> None:
     warnings.warn(line, VditWarning, stacklevel=4)
 
 
-def _load_run(path: Path, mesh: Mesh, *, ema: bool, step: int | None, compute: Compute | None) -> Generator:
+def _open_run(path: Path, mesh: Mesh, *, ema: bool, step: int | None, compute: Compute | None) -> _Opened:
     space = Workspace(path)
-    experiment = space.experiment()
-    check_run(experiment, space, step=step)
-    params = trained_params(experiment, space, mesh, ema=ema, step=step, as_stored=True)
-    vae = load_vae(path, mesh=mesh)
-    tokenizer = space.open_tokenizer(experiment)
-    experiment = computing(experiment, compute)
-    vae = VideoVAE(config=experiment.vae, params=vae.params, statistics=vae.statistics)
-    return Generator(experiment=experiment, params=params, vae=vae, tokenizer=tokenizer, mesh=mesh)
+    stored = space.experiment()
+    experiment = computing(stored, compute)
+    for folder in (space.vae, space.dit):
+        if not (folder.is_dir() and steps_in(folder)):
+            find_step(folder)  # says what is missing
+    check_run(stored, space, step=step)
+
+    def read() -> tuple[dict, VideoVAE]:
+        params = trained_params(stored, space, mesh, ema=ema, step=step, as_stored=True)
+        return dict(params), dataclasses.replace(load_vae(path, mesh=mesh), config=experiment.vae)
+
+    return experiment, space.open_tokenizer(stored), read
 
 
-def _load_public(model: PublicModel, mesh: Mesh, *, compute: Compute | None) -> Generator:
+def _open_public(model: PublicModel, mesh: Mesh, *, compute: Compute | None) -> _Opened:
     experiment = computing(model.experiment, compute or fast_compute())
-    tokenizer = open_tokenizer(experiment, model.tokenizer)
-    params, vae = model.load(mesh)
-    video_vae = VideoVAE(config=experiment.vae, params=vae, statistics=_on(mesh, model.statistics))
-    return Generator(experiment=experiment, params=params, vae=video_vae, tokenizer=tokenizer, mesh=mesh)
+
+    def read() -> tuple[dict, VideoVAE]:
+        params, vae = model.load(mesh)
+        return dict(params), VideoVAE(config=experiment.vae, params=vae, statistics=_on(mesh, model.statistics))
+
+    return experiment, open_tokenizer(experiment, model.tokenizer), read
 
 
 def _on(mesh: Mesh, statistics: PyTree) -> PyTree:

@@ -19,6 +19,7 @@ from vdit.infer.filling import (
 )
 from vdit.infer.generator import Generator
 from vdit.infer.windows import Remake
+from vdit.reprs import short_repr
 from vdit.seeds import check_seed, child_seed
 from vdit.tasks import connect as connecting
 from vdit.tasks import extend as extending
@@ -27,6 +28,7 @@ from vdit.tasks.given import Given
 from vdit.tasks.grouping import Grouping
 
 
+@short_repr
 @dataclasses.dataclass(kw_only=True)
 class Pieces:
     """One call of a function of vdit.infer.making: canvas after canvas, each with a seed of its own.

@@ -45,10 +45,15 @@ def held_as(params: PyTree, weights: Weights | None) -> PyTree:
     """
     if weights is None:
         return params
-    _check("weights", weights, Weights)
+    check_held(weights)
     if weights in DTYPES:
         return quantise(params, weights)
     return cast(params, weights, **({"keep": ()} if weights == "float32" else {}))
+
+
+def check_held(weights: str) -> None:
+    """ConfigError for a form of weights that there is not."""
+    _check("weights", weights, Weights)
 
 
 def _check(name: str, value: str, known: Any) -> None:

@@ -27,7 +27,6 @@ from vdit.tasks.causal import Continuation, Continue, check_keep, continued
 from vdit.tasks.grouping import Grouping
 from vdit.tasks.method import Method
 from vdit.tasks.rollout import Script, Slide, beginning, going_on
-from vdit.tasks.sample import draw
 from vdit.tasks.window import FillWindow, Window
 from vdit.types import Array
 
@@ -238,7 +237,7 @@ class _Roll:
             network=generator.experiment.network, method=self.method, output_shape=canvas.latents.shape[1:]
         )
         given, key = Window(canvas=canvas), self._key(index)
-        return to_host(draw(task, generator.mesh, generator.params, None, None, *words, key, None, given))
+        return to_host(generator.fill(task, words, key, None, given))
 
     def _words(self, at: int) -> tuple[Prompts, Prompts]:
         """What is asked for at a frame, and what is not."""

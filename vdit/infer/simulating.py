@@ -23,7 +23,6 @@ from vdit.infer.images import as_bytes, fit_images
 from vdit.seeds import key_of
 from vdit.tasks.causal import check_keep
 from vdit.tasks.rollout import Slide, beginning
-from vdit.tasks.sample import draw
 from vdit.tasks.simulate import CanvasStep, CausalStep, World, compiled
 from vdit.tasks.window import FillWindow, Window
 from vdit.types import Array
@@ -81,6 +80,10 @@ class Simulator:
         self._size = tuple(config.sample.size if size is None else size)
         self._prompt, self._seed, self._start, self._actions = prompt, seed, start, actions
         self.reset()
+
+    def __repr__(self) -> str:
+        size, actions = "{}x{}".format(*self._frames.shape[1:3]), list(self._action_shape)
+        return f"Simulator({self._prompt[:40]!r}, {size}, actions {actions}, seed {self._seed})"
 
     @property
     def action_shape(self) -> tuple[int, int]:
@@ -179,10 +182,7 @@ class Simulator:
         nothing = np.zeros((1, 0, *self._step.cell), np.float32)
         canvas = beginning(nothing, 1, patch=dit.patch[0], action_width=dit.action_width)
         task = FillWindow(network=self._step.network, method=self._method, output_shape=canvas.latents.shape[1:])
-        made = draw(
-            task, generator.mesh, generator.params, None, None, self._words, self._negative, self._key, None,
-            Window(canvas=canvas),
-        )  # fmt: skip
+        made = generator.fill(task, (self._words, self._negative), self._key, None, Window(canvas=canvas))
         return to_host(made), canvas.action
 
     def _encoded(self, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,11 +17,11 @@ from vdit.dist.fetch import to_host
 from vdit.errors import ConfigError, ShapeError
 from vdit.infer.filling import grouping_of, window_of
 from vdit.infer.generator import Generator
+from vdit.reprs import short_repr
 from vdit.seeds import child_seed, key_of
 from vdit.tasks.canvas import Canvas, Prompts
 from vdit.tasks.given import Given, latent_level
 from vdit.tasks.method import Method
-from vdit.tasks.sample import draw
 from vdit.tasks.window import FillWindow, Window
 from vdit.types import Array
 
@@ -51,6 +51,7 @@ def check_size(generator: Generator, size: tuple[int, int]) -> None:
         )
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Remake:
     """A video made again for each prompt.
@@ -168,7 +169,7 @@ class Remake:
         noise = None if self.noise is None else np.asarray(self.noise, np.float32)[:, start:stop]
         key = key_of(child_seed(self.seed, index))
         tokens = self._tokens(self.prompts), self._tokens([self.negative] * count)
-        return to_host(draw(task, generator.mesh, generator.params, None, None, *tokens, key, noise, given))
+        return to_host(generator.fill(task, tokens, key, noise, given))
 
     def _decoded(self, latents: np.ndarray, cache) -> tuple[np.ndarray, object]:
         count = latents.shape[1]

@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdit.errors import ConfigError, WeightsError
+from vdit.reprs import short_repr
 from vdit.types import Array, PyTree
 
 Path = tuple[str, ...]
@@ -28,6 +29,7 @@ LEAVES = ("lora_a", "lora_b", "lora_scale")
 _SHOWN = 4
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LowRank:
     """What is added to one kernel [i o]: scale * a @ b, with a [i r] and b [r o]."""
@@ -37,6 +39,7 @@ class LowRank:
     scale: float = 1.0
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRA:
     """Additions to a model, by layer, whether its parameters are stacked over layers or not.

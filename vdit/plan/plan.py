@@ -14,7 +14,8 @@ from vdit.plan.topology import Topology
 
 PROGRAMS = ("train", "sample", "decode")
 DAY = 86_400
-# exec_time_optimization_effort of XLA: 3 to 4 times faster to compile, up to a third more temporaries.
+# exec_time_optimization_effort of XLA: 3 to 4 times faster to compile, up to a third more temporaries, and less fused,
+# so up to three times the HBM traffic.
 EFFORT = {"full": {}, "quick": {"exec_time_optimization_effort": -1.0}}
 
 
@@ -67,7 +68,10 @@ class ProgramPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """An experiment on a topology. mesh: axis -> size. report: what stays whole against the table of shardings."""
+    """An experiment on a topology. mesh: axis -> size. report: what stays whole against the table of shardings.
+
+    effort: of the compiler, a key of EFFORT.
+    """
 
     experiment: str
     topology: str
@@ -76,6 +80,7 @@ class Plan:
     mesh: dict[str, int]
     programs: tuple[ProgramPlan, ...]
     report: tuple[str, ...] = ()
+    effort: str = "full"
 
     @property
     def fits(self) -> bool:
@@ -123,6 +128,7 @@ def make_plan(
         mesh={axis: int(size) for axis, size in mesh.shape.items()},
         programs=tuple(done),
         report=tuple(report),
+        effort=effort,
     )
 
 

@@ -27,7 +27,8 @@ def plan(
     """The plan of an Experiment on a topology, made in a process of its own.
 
     jax of this process is left alone: the environment that the TPU compiler wants must stand before jax is imported.
-    progress: called with what is being done. effort: "full", or "quick", which tells memory from above.
+    progress: called with what is being done. effort: "full", or "quick": sooner, and memory, HBM
+    traffic and times come out too high.
     ConfigError: the topology or the mesh is wrong. PlanError: the compiler broke off.
     """
     topology = parse_topology(topology) if isinstance(topology, str) else topology

@@ -20,9 +20,13 @@ TITLES = {
     "decode": "decoding by the VAE",
 }
 ASSUMPTIONS = (
-    "Times are a roofline at the chip's published rates: the right-hand one with arithmetic, HBM and network all at "
-    "once, the left-hand one with nothing sent while anything is computed. Every row of tokens is one clip that fills "
+    "Times are a roofline at the chip's published rates: the better figure with arithmetic, HBM and network all at "
+    "once, the worse one with nothing sent while anything is computed. Every row of tokens is one clip that fills "
     "it: the dearest attention there is."
+)
+QUICK = (
+    "Compiled with less effort (--quick): memory, HBM traffic and times are upper bounds. Without --quick they are "
+    "lower, HBM traffic by up to two thirds."
 )
 
 
@@ -30,6 +34,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     """Tables of a plan."""
     topology = parse_topology(plan.topology)
     console.print(f"\n[bold]{plan.experiment}[/] on [bold]{plan.topology}[/]: {_place(plan)}")
+    if plan.effort == "quick":
+        console.print(QUICK, style="yellow")
     for program in plan.programs:
         rows = memory_rows(program)
         console.print(f"\n[bold]{TITLES[program.name]}[/]: {verdict(program)}; compiled in "
@@ -54,6 +60,8 @@ def save_plan(plan: Plan, folder: Path) -> Path:
         (folder / "plan.json").write_text(json.dumps(dataclasses.asdict(plan), indent=1) + "\n")
     topology = parse_topology(plan.topology)
     page = Page(f"{plan.experiment} on {plan.topology}", _place(plan))
+    if plan.effort == "quick":
+        page.text(QUICK)
     for program in plan.programs:
         page.text(f"# {TITLES[program.name].capitalize()}\n\n{verdict(program)}. "
                   f"Compiled in {program.compile_seconds:.0f} s. " + " ".join(program.notes))  # fmt: skip
@@ -130,7 +138,7 @@ def _table(columns, rows, *, right: tuple[int, ...] = ()) -> Table:
 
 
 def _range(both: tuple[float, float], text) -> str:
-    return f"{text(both[0])} to {text(both[1])}"
+    return f"{text(min(both))} to {text(max(both))}"
 
 
 def _seconds(value: float) -> str:

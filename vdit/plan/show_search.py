@@ -18,6 +18,7 @@ from vdit.eval.page import Page
 from vdit.plan.plan import gib
 from vdit.plan.search import Search, Trial
 
+QUICK = "Compiled with less effort: memory, HBM traffic and times are upper bounds, the same way for every layout."
 COLUMNS = ("layout", "memory a device", "seconds a step", "HFU", "MFU", "longest", "")
 
 
@@ -47,6 +48,7 @@ def print_search(found: Search, console: Console) -> None:
         table.add_row(*row)
     console.print(f"\n[bold]{found.experiment}[/] on [bold]{found.topology}[/], training")
     console.print(table)
+    console.print(QUICK, style="dim")
     for line in left_out(found):
         console.print(line, style="dim", markup=False)
     if found.best is not None:
@@ -62,7 +64,7 @@ def save_search(found: Search, folder: Path) -> Path:
     with writing(folder / "search.json"):
         (folder / "search.json").write_text(json.dumps(dataclasses.asdict(found), indent=1) + "\n")
     page = Page(f"{found.experiment} on {found.topology}: layouts", "training step, ranked by time")
-    page.table(COLUMNS, rows(found)).text("\n".join(f"- {line}" for line in left_out(found)))
+    page.text(QUICK).table(COLUMNS, rows(found)).text("\n".join(f"- {line}" for line in left_out(found)))
     return page.save(folder / "search.html")
 
 

@@ -14,11 +14,13 @@ from vdit.checkpoint import StreamedLeaf, save_streamed
 from vdit.pretrained.plan import Plan, Put, make_plan
 from vdit.pretrained.tensors import TensorFiles
 from vdit.pretrained.weights import Rule
+from vdit.reprs import short_repr
 from vdit.types import PyTree
 
 _LEAST_PIECE, _MOST_PIECE = 1_000_000, 64_000_000
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
     """Where a tree of parameters comes from: what `load` takes. abstract: nested dicts of ShapeDtypeStructs."""

@@ -69,6 +69,11 @@ def export_model(
     say(f"{out / INDEX}: done")
 
 
+def check_export(space: Workspace, experiment: Experiment) -> None:
+    """WeightsError or CheckpointError where the model cannot be exported; reads no weights."""
+    _small_files(space, experiment, _parts(experiment))
+
+
 Part = tuple[str, tuple[str, str], list[Rule], Callable[[Any], dict[str, Any]]]
 
 

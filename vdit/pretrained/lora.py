@@ -32,6 +32,7 @@ from vdit.pretrained.peft_config import DORA, EXPERTS, Adapter, adapter_of, by_p
 from vdit.pretrained.tensors import TensorFiles, TensorInfo, listed
 from vdit.pretrained.wan import diffusers_rules, original_rules, tensor_shape, wan_json
 from vdit.pretrained.weights import LINEAR, Rule, rule
+from vdit.reprs import short_repr
 from vdit.types import Array
 
 # How names of the second expert begin, in diffusers and in DiffSynth.
@@ -75,6 +76,7 @@ _BLOCK = re.compile(r"(?:^|[._])blocks[._](\d+)[._]")
 _MOST_TENSORS = 100_000
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
     """The tensors of a LoRA file. info: name -> shape and type. read(name): one tensor. adapter: what a config says."""

@@ -22,6 +22,7 @@ from vdit.errors import ConfigError, WeightsError
 from vdit.pretrained.load import check, check_names, load
 from vdit.pretrained.tensors import TensorFiles
 from vdit.pretrained.weights import Rule
+from vdit.reprs import short_repr
 from vdit.train.experiment import Experiment
 from vdit.train.state import abstract_params
 from vdit.types import PyTree
@@ -46,6 +47,7 @@ class Component:
     ignore: tuple[str, ...] = ()
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublicModel:
     """What a folder of public weights holds.

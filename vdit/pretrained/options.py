@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from vdit.errors import ConfigError, WeightsError
+from vdit.reprs import short_repr
 
 # The most of anything that a public config.json counts.
 LAYERS, HEADS, WIDTH, TOKENS, VOCABULARY = 1000, 1024, 1 << 17, 1 << 20, 1 << 24
@@ -21,6 +22,7 @@ LEVELS = 8  # of an autoencoder, each of which may halve a side
 _SHOWN = 80
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Option:
     """What one option of a public file may be; made by the functions below.

@@ -10,6 +10,7 @@ from typing import Any
 
 from vdit.errors import WeightsError
 from vdit.paths import parse_json
+from vdit.reprs import short_repr
 
 METADATA = "lora_adapter_metadata"  # where diffusers writes PEFT's config, in the header of the file
 EXPERTS = ("transformer", "transformer_2")
@@ -17,6 +18,7 @@ DORA = "it is a DoRA, whose magnitudes rescale the weights it is added to"
 _MOST_METADATA, _MOST_PATTERNS = 16_000_000, 5_000
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adapter:
     """What adapter_config.json, or diffusers' metadata, says of a file: PEFT's fields that decide the numbers.

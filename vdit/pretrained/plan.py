@@ -13,6 +13,7 @@ import numpy as np
 from vdit.errors import WeightsError
 from vdit.pretrained.tensors import TensorFiles, listed
 from vdit.pretrained.weights import Part, Rule
+from vdit.reprs import short_repr
 from vdit.types import PyTree
 
 # put(path, layer, values): a whole parameter (layer None) or one layer of a stack
@@ -29,6 +30,7 @@ class Leaf:
     stacked: bool
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """A checked import. leaves: parameters by path. order: (rule, its tensor's name) in the order of reading."""

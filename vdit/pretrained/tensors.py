@@ -13,6 +13,7 @@ from vdit.errors import WeightsError
 from vdit.finite import all_finite
 from vdit.paths import MIB
 from vdit.paths import read_json as read_any_json
+from vdit.reprs import short_repr
 
 CONFIG_LIMIT = 2 * MIB  # of a config.json; one of a thousand class names has 50 kB
 INDEX_LIMIT = 8 * MIB  # of the index of shards: a line for each of up to 80,000 tensors
@@ -27,6 +28,7 @@ class TensorInfo(NamedTuple):
     dtype: np.dtype
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorFiles:
     """Named tensors in one file or several.

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 
 import jax
 
+from vdit.reprs import short_repr
 from vdit.types import Array
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
     """How a tensor of theirs turns into an array of ours, and back: inverse functions, no rounding.

@@ -22,6 +22,7 @@ from vdit.diffusion.config import Prediction
 from vdit.diffusion.predictions import to_clean_and_noise
 from vdit.diffusion.schedules import Schedule
 from vdit.errors import ConfigError
+from vdit.reprs import short_repr
 from vdit.samplers.grid import Grid, resolve
 from vdit.types import Array, PyTree
 
@@ -29,6 +30,7 @@ Denoise = Callable[[Array, Array], Array]
 Project = Callable[[Array, Array], Array]
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Remembering:
     """A denoiser that remembers something from call to call.

@@ -15,10 +15,12 @@ from vdit.data.patches import grid_position, patchify, token_grid
 from vdit.dit.config import DiTConfig
 from vdit.errors import ShapeError
 from vdit.nn.rope import MAX_POSITION
+from vdit.reprs import short_repr
 from vdit.types import Array, Row
 
 
 @jax.tree_util.register_dataclass
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Canvas:
     """Videos to be filled in, all of one size.
@@ -47,6 +49,7 @@ class Canvas:
 
 
 @jax.tree_util.register_dataclass
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompts:
     """Tokenised captions, one a clip.
@@ -79,6 +82,7 @@ def tokenize(tokenizer, prompts: list[str], *, length: int) -> Prompts:
     return Prompts(ids=ids, length=counts)
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CanvasTokens:
     """A canvas as tokens.

@@ -22,6 +22,7 @@ from vdit.dit.past import Past
 from vdit.errors import ConfigError
 from vdit.nn.compiling import compiler_options
 from vdit.nn.rope import MAX_POSITION, rotate, rotations
+from vdit.reprs import short_repr
 from vdit.tasks.canvas import Canvas, Prompts, canvas_tokens, dense_rows
 from vdit.tasks.method import Method
 from vdit.tasks.network import Network
@@ -52,6 +53,7 @@ def check_keep(keep: bool | None, network: Network, method: Method) -> bool:
 
 
 @jax.tree_util.register_dataclass
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
     """past: of r rows, those that the network is asked about for one video: with the prompt, and with the negative one.
@@ -64,6 +66,7 @@ class Memory:
     at: Array
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Continuation:
     """How one video goes on, k frames of tokens (of `patch` latent frames each) at a time.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdit.errors import ConfigError, ShapeError
+from vdit.reprs import short_repr
 from vdit.tasks.canvas import Canvas, blank
 from vdit.tasks.sample import TextToVideo
 from vdit.types import Array, PyTree
@@ -18,6 +19,7 @@ from vdit.vae.statistics import normalise
 
 
 @jax.tree_util.register_dataclass
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Given:
     """video: float32 [b s h w 3] in [-1, 1], the first s frames of the video to be made; s is 1 + a multiple of the
@@ -40,6 +42,7 @@ class Given:
         return np.broadcast_to(np.asarray(self.level) == 0, np.shape(self.video)[:4])
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FromVideo(TextToVideo):
     """From prompts and what is given to videos; called with given=Given(...).

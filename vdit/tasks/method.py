@@ -8,12 +8,14 @@ from typing import Literal
 from vdit.diffusion import Guidance
 from vdit.diffusion.schedules import Schedule
 from vdit.errors import ConfigError
+from vdit.reprs import short_repr
 from vdit.samplers.base import Sampler
 from vdit.samplers.grid import Grid
 from vdit.tasks.reuse import Reuse
 from vdit.tasks.structure import Structure
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
     """How a canvas is filled in; all of it static under jit.

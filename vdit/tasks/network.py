@@ -12,6 +12,7 @@ from vdit.dit.model import DiT
 from vdit.dit.past import Past
 from vdit.dit.reuse import Residuals, Reusing
 from vdit.errors import ConfigError
+from vdit.reprs import short_repr
 from vdit.text.config import TextConfig
 from vdit.text.encoder import make_encoder
 from vdit.types import Array, PyTree, Row
@@ -20,6 +21,7 @@ from vdit.vision import CLIPVision, CLIPVisionConfig
 HIGH, LOW = "dit", "dit_low"
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
     """Parameters are {"text": ..., "vision": ..., "dit": ..., "dit_low": ...}, of which "dit" is always there.

@@ -15,6 +15,7 @@ from vdit.dist.fetch import to_host
 from vdit.dist.rules import batch_shardings, batch_ways
 from vdit.errors import ShapeError
 from vdit.nn.compiling import compiler_options
+from vdit.reprs import short_repr
 from vdit.tasks.canvas import Canvas, Prompts, blank
 from vdit.tasks.generate import fill
 from vdit.tasks.method import Method
@@ -25,6 +26,7 @@ from vdit.vae.config import VAEConfig
 from vdit.vae.statistics import denormalise
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextToVideo:
     """From prompts to videos of one size: a pure function, to be jitted once for each of its values.

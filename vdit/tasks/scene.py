@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from vdit.data.patches import patchify
 from vdit.dist.rules import constrain, ways
+from vdit.reprs import short_repr
 from vdit.tasks.canvas import Canvas, CanvasTokens, Prompts, dense_rows
 from vdit.tasks.method import Method
 from vdit.tasks.network import Network
@@ -19,6 +20,7 @@ RUNNING = -1.0  # stands for the level that sampling is at, where slots may have
 
 
 @jax.tree_util.register_dataclass
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
     """What the network is told beside x and the level; a video's rows lie side by side: wanted, negative, contextless.

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from vdit.dist.rules import replicated
 from vdit.nn.compiling import compiler_options
+from vdit.reprs import short_repr
 from vdit.tasks.canvas import Canvas, Prompts
 from vdit.tasks.causal import Continuation, Memory
 from vdit.tasks.generate import fill
@@ -27,6 +28,7 @@ from vdit.vae.statistics import denormalise
 
 
 @jax.tree_util.register_dataclass
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class World:
     """What a simulation knows between two steps; never changed in place, so that it can be gone back to.
@@ -40,6 +42,7 @@ class World:
     decoder: PyTree
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
     """From a World and what is done to the next World and its frames: a pure function, compiled once.
@@ -83,6 +86,7 @@ class Step:
 
 
 @jax.tree_util.register_dataclass
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Places:
     """latents: float32 [1 k*p h w c], normalised: k places for groups. action: float32 [1 k a], what was done in each.
@@ -96,6 +100,7 @@ class Places:
     at: Array
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CanvasStep(Step):
     """Each step fills in a canvas of one size; while less has happened than it holds, the rest of it is not there."""
@@ -144,6 +149,7 @@ class CanvasStep(Step):
         return self.network.dit.patch[0]
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CausalStep(Step):
     """Each step asks a causal model about the new group alone, beside what is kept of the others."""

@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 
+from vdit.reprs import short_repr
 from vdit.tasks.canvas import Canvas, Prompts
 from vdit.tasks.generate import fill, noise_of
 from vdit.tasks.method import Method
@@ -14,6 +15,7 @@ from vdit.types import Array, PyTree
 
 
 @jax.tree_util.register_dataclass
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Window:
     """canvas: what is to be filled in.
@@ -27,6 +29,7 @@ class Window:
     shown: Array | None = None
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FillWindow:
     """From prompts and a Window to latents; called as vdit.tasks.sample.TextToVideo, without a VAE.

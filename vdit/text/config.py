@@ -6,8 +6,10 @@ import dataclasses
 from typing import Literal
 
 from vdit.errors import ConfigError
+from vdit.reprs import short_repr
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5Config:
     """The encoder of a T5 (Raffel et al., 2020; version 1.1) or umT5 (Chung et al., 2023).
@@ -60,6 +62,7 @@ class T5Config:
                 raise ConfigError(f"text.t5.{name}={getattr(self, name)} must be in 0..{self.vocab_size - 1}")
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig:
     """A tokenizer and an encoder: a small one that is trained with the DiT, or a T5.

@@ -13,6 +13,7 @@ import numpy as np
 
 from vdit.errors import TextError
 from vdit.paths import MIB, read_bytes
+from vdit.reprs import short_repr
 
 UNIGRAM = 1
 CONTROL, USER_DEFINED = 3, 4  # types of pieces, as in sentencepiece_model.proto
@@ -20,6 +21,7 @@ MODEL_LIMIT = 32 * MIB  # bytes of a .model file; umT5's has 4.5 MB for 256,000 
 _MOST_PIECES = 1 << 20
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PieceModel:
     """What a .model file holds: for each id its piece, its score (a log-probability) and its type.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vdit.errors import TextError
 from vdit.paths import MIB, read_json
+from vdit.reprs import short_repr
 from vdit.text.clean import clean_prompt
 from vdit.text.config import TextConfig
 from vdit.text.spiece import CONTROL, UNIGRAM, USER_DEFINED, Charsmap, PieceModel, read_model_file, read_piece_model
@@ -25,6 +26,7 @@ _UNKNOWN_PENALTY = 10.0
 _UNKNOWN = 2
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5Tokenizer:
     """A prompt's ids as `transformers` gives them: its pieces, the end token, and padding up to max_length.

@@ -16,6 +16,7 @@ from typing import Protocol
 import sentencepiece
 
 from vdit.errors import TextError, VditWarning, reason
+from vdit.reprs import short_repr
 from vdit.text.config import TextConfig
 from vdit.text.spiece import count_pieces, read_model_file
 
@@ -42,6 +43,7 @@ class Tokenizer(Protocol):
         """How many ids the whole text has, padding apart; where they are more than max_length, `encode` cuts it."""
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SentencePieceTokenizer:
     """A sentencepiece model; plain bytes, so it compares, pickles and goes into a checkpoint.

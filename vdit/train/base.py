@@ -18,6 +18,7 @@ from vdit.dist.rules import replicated
 from vdit.errors import CheckpointError, ConfigError
 from vdit.nn.lora import LoRA, attach, detach, init_lora, join, merge, scales, without_lora
 from vdit.nn.quantise import cast, quantise
+from vdit.reprs import short_repr
 from vdit.train.distill import TEACHER
 from vdit.train.experiment import Experiment
 from vdit.train.state import abstract_params
@@ -29,6 +30,7 @@ _SAME = ("vae", "text", "dit", "diffusion.kind", "diffusion.prediction")
 _MAY_DIFFER = ("dtype", "remat", "sequence_parallel", "tokenizer", "max_length", "vocab_size")
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Beginning:
     """What a run of the DiT's training begins with.

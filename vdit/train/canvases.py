@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from vdit.diffusion import DiffusionConfig, draw_levels
 from vdit.errors import ConfigError
+from vdit.reprs import short_repr
 from vdit.types import Array, Row
 
 KINDS = ("none", "first", "head", "tail", "ends", "mask", "frames")
@@ -20,6 +21,7 @@ _BOX = (0.15, 0.5)  # half the sides of a masked box, as shares of the frame's
 _DRIFT = 0.5  # how far it moves over a clip at most, as a share of the frame's sides
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CanvasConfig:
     """Shares of clips by what is known of them (relative: they need not add up to 1).
@@ -72,6 +74,7 @@ EVERY_TASK = CanvasConfig(
 )
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DrawnCanvas:
     """row: as it was, but windows' first frames are padding, and slots may have been doubled.

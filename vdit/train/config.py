@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from vdit.errors import ConfigError
+from vdit.reprs import short_repr
 
 
 def _require(name: str, value, holds: bool, rule: str) -> None:
@@ -13,6 +14,7 @@ def _require(name: str, value, holds: bool, rule: str) -> None:
         raise ConfigError(f"{name}={value!r}: must be {rule}")
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW with linear warm-up, then constant or cosine.
@@ -53,6 +55,7 @@ class OptimizerConfig:
         _require("lr_scale", groups, len(set(groups)) == len(groups), "one factor for each group")
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One run of the loop.
@@ -98,6 +101,7 @@ class TrainConfig:
         _require("optimizer.warmup_steps", warmup, warmup <= self.steps, f"at most steps={self.steps}")
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
     """Low-rank adaptation of the DiT (Hu et al., 2021): y = x W + (alpha / rank) x A B, with W frozen.
@@ -124,6 +128,7 @@ class LoRAConfig:
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillConfig:
     """Consistency distillation of the model in `start_from` (vdit.train.distill). Captions are never dropped.

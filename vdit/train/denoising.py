@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from vdit.diffusion import add_noise, diffusion_loss, make_schedule
+from vdit.reprs import short_repr
 from vdit.text.encoder import drop_captions
 from vdit.train.canvases import draw_canvases
 from vdit.train.experiment import Experiment
 from vdit.types import Array, PyTree, Row
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenoisingLoss:
     """Loss function for vdit.train.step: (params, row, key, step) -> (loss, metrics).

@@ -33,6 +33,7 @@ from vdit.diffusion.guidance import mix
 from vdit.diffusion.objectives import weighted_mean
 from vdit.diffusion.predictions import expand_like
 from vdit.diffusion.schedules import Schedule
+from vdit.reprs import short_repr
 from vdit.text.encoder import drop_captions
 from vdit.train.canvases import DrawnCanvas, draw_canvases
 from vdit.train.experiment import Experiment
@@ -42,6 +43,7 @@ TEACHER = "teacher"  # its parameters' key beside the student's
 Predict = Callable[[Array, Array], Array]
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillLoss:
     """Loss function for vdit.train.step: (params, row, key, step) -> (loss, metrics).

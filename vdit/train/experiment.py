@@ -11,6 +11,7 @@ from vdit.diffusion import DiffusionConfig, Guidance, make_schedule
 from vdit.dist.mesh import MeshConfig
 from vdit.dit.config import DiTConfig
 from vdit.errors import ConfigError
+from vdit.reprs import short_repr
 from vdit.samplers.grid import Grid, GridOptions
 from vdit.seeds import check_seed
 from vdit.tasks.method import Method
@@ -23,6 +24,7 @@ from vdit.vae.config import DiscriminatorConfig, VAEConfig, VAELossConfig
 from vdit.vision import CLIPVisionConfig
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentsConfig:
     """The stage that encodes videos once, so that DiT training reads latents from disk.
@@ -39,6 +41,7 @@ class LatentsConfig:
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAETrainConfig:
     """Windows that the VAE is trained on: `frames` frames of `size` (height, width) pixels."""
@@ -47,6 +50,7 @@ class VAETrainConfig:
     size: tuple[int, int] = (64, 64)
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleConfig:
     """How videos are sampled while training goes, and by default afterwards.
@@ -80,6 +84,7 @@ class SampleConfig:
     reuse: float = 0.0
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """A run of `vdit train`. Its stages: tokenizer, VAE, latents, DiT.

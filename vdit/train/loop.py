@@ -26,6 +26,7 @@ from vdit.checkpoint.files import steps_in
 from vdit.checkpoint.sums import is_sealed
 from vdit.dist.multihost import is_first
 from vdit.errors import NumericsError, TrainingError
+from vdit.reprs import short_repr
 from vdit.train.config import TrainConfig
 from vdit.train.diagnosis import origin_of_nan
 from vdit.train.feed import Feed
@@ -46,6 +47,7 @@ class Hook(Protocol):
         """step: steps done. The state's arrays are given away to the next step after the call."""
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleHook:
     """Every `every` steps, `draw(step, state)` -> {name: videos [b t h w 3]}, given to the writers.
@@ -66,6 +68,7 @@ class SampleHook:
                 writer.videos(step, name, videos, self.fps)
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainResult:
     """state: after the last step. metrics: of the last step. stopped: whether a signal ended it early."""

@@ -105,11 +105,17 @@ class Display(Protocol):
 
 
 def make_display(
-    name: str, steps: int, start: int = 0, *, console: Console | None = None, expected: float | None = None
+    name: str,
+    steps: int,
+    start: int = 0,
+    *,
+    console: Console | None = None,
+    expected: float | None = None,
+    lines: bool = False,
 ) -> Display:
-    """A bar if the console is a terminal, else plain lines. expected: seconds, see Pace."""
+    """A bar if the console is a terminal, else plain lines (always, with `lines`). expected: seconds, see Pace."""
     console = console or Console()
-    kind = Bar if console.is_terminal else Lines
+    kind = Bar if console.is_terminal and not lines else Lines
     return kind(name, steps, start, console=console, expected=expected)
 
 
@@ -130,7 +136,7 @@ def show_values(values: Mapping[str, float]) -> str:
 class Bar:
     """A bar with the time left."""
 
-    def __init__(self, name: str, steps: int, start: int, *, console: Console, expected: float | None = None):
+    def __init__(self, name: str, steps: int, start: int, *, console: Console, expected: float | None):
         self._compiling = Compiling(self._compiled)
         self._pace = Pace(steps, start, compiling=self._compiling, expected=expected)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Left(self._pace))
@@ -167,7 +173,7 @@ class _Left(ProgressColumn):
 class Lines:
     """A line every few seconds, at the first and last step, and now and then while a step takes long."""
 
-    def __init__(self, name: str, steps: int, start: int, *, console: Console, expected: float | None = None):
+    def __init__(self, name: str, steps: int, start: int, *, console: Console, expected: float | None):
         self._name, self._out, self._values = name, console.file, {}
         self._compiling = Compiling(self._compiled)
         self._pace = Pace(steps, start, compiling=self._compiling, expected=expected)

@@ -12,6 +12,7 @@ from vdit.data.open import open_source
 from vdit.data.sources import DataSummary, Source
 from vdit.dist.multihost import is_first
 from vdit.errors import DataError
+from vdit.reprs import short_repr
 from vdit.text import Tokenizer
 from vdit.train.experiment import Experiment
 from vdit.train.metrics import JsonLines, ResilientWriter, TensorBoard, WandB, Writer
@@ -21,6 +22,7 @@ from vdit.train.workspace import Workspace
 CAPTIONS_COUNTED = 10_000  # clips whose captions are looked at for their length
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Logging:
     """Where figures go beside the JSON lines. wandb: options of wandb.init, or None for no W&B.

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from vdit.dist.mesh import make_mesh
 from vdit.dist.rules import named_shardings, replicated
+from vdit.reprs import short_repr
 from vdit.train.config import TrainConfig
-from vdit.train.optimizer import make_optimizer
 from vdit.types import PyTree
+
+if TYPE_CHECKING:
+    import optax
 
 
 @jax.tree_util.register_dataclass
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
     """The state between two steps.
@@ -60,6 +63,7 @@ class TrainState:
         )
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StatePlan:
     """A state before it exists: its shapes, its place on the mesh, and how to make it.
@@ -90,6 +94,8 @@ def plan_state(
     mesh = make_mesh() if mesh is None else mesh
     boxed = jax.eval_shape(init, jax.random.key(0))
     names = logical_axes(boxed)
+    from vdit.train.optimizer import make_optimizer  # optax: sampling, which needs this module too, does without
+
     optimizer = make_optimizer(config.optimizer, config.steps, names)
 
     def begin(params: PyTree, key: jax.Array) -> TrainState:

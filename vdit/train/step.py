@@ -11,6 +11,7 @@ import optax
 
 from vdit.dist.rules import batch_shardings, replicated
 from vdit.nn.lora import join
+from vdit.reprs import short_repr
 from vdit.train.config import TrainConfig
 from vdit.train.optimizer import group_norms, learning_rate
 from vdit.train.state import StatePlan, TrainState
@@ -33,6 +34,7 @@ class LossFn(Protocol):
         """
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainStep:
     """`step(state, batch) -> (state, metrics)`; the state given is donated: do not use it again.

@@ -46,6 +46,9 @@ class Workspace:
     def __init__(self, root: str | Path):
         self.root = Path(root)
 
+    def __repr__(self) -> str:
+        return f"Workspace('{self.root}')"
+
     @property
     def tokenizer(self) -> Path:
         return self.root / "tokenizer.model"

@@ -6,8 +6,10 @@ import dataclasses
 from typing import Literal
 
 from vdit.errors import ConfigError
+from vdit.reprs import short_repr
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAEConfig:
     """One causal 3D VAE for Wan 2.1's, Wan 2.2's, Stable Diffusion's and vdit's own.
@@ -154,6 +156,7 @@ class VAEConfig:
         return 1 + (frames - 1) // self.temporal_stride, height // s, width // s, self.latent_channels
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig:
     """A video discriminator that judges overlapping spacetime patches (Isola et al., 2017, in 3D).
@@ -180,6 +183,7 @@ class DiscriminatorConfig:
             raise ConfigError("discriminator.patch and discriminator.base_channels must be at least 1")
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAELossConfig:
     """What a VAE is trained on. Every term is a mean over its elements, so weights do not depend on sizes.

@@ -15,6 +15,7 @@ from flax.linen import meta
 
 from vdit.dist.rules import constrain
 from vdit.errors import ConfigError
+from vdit.reprs import short_repr
 from vdit.types import Array, PyTree
 from vdit.vae import split
 from vdit.vae.config import DiscriminatorConfig, VAEConfig, VAELossConfig
@@ -53,6 +54,7 @@ def hinge_generator_loss(fake: Array) -> Array:
     return -jnp.mean(fake)
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)  # hashed by identity: it holds arrays
 class VAELoss:
     """`loss(params, batch, key, step) -> (scalar, metrics)`, to be differentiated in `params`.

@@ -12,6 +12,7 @@ from flax import linen as nn
 from vdit.errors import ShapeError
 from vdit.nn.conv import CausalConv, Conv
 from vdit.nn.halo import WHOLE, Split
+from vdit.reprs import short_repr
 from vdit.types import Array, PyTree
 from vdit.vae.blocks import (
     Downsample,
@@ -31,6 +32,7 @@ INITIAL_LOGVAR = -4.0
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["mean", "logvar"], meta_fields=[])
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gaussian:
     """A normal distribution of latents, independent in each element.

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from vdit.errors import DataError, ShapeError, VditError
+from vdit.reprs import short_repr
 from vdit.types import Array
 
 MIN_STD = 1e-5  # a channel that never varies must not blow up when it is normalised
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Moments:
     """What was seen so far: values a channel, their mean and summed squared deviation, float64 [c]."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from vdit.errors import ShapeError
 from vdit.nn.compiling import compiler_options
+from vdit.reprs import short_repr
 from vdit.types import Array, PyTree, check_pixels
 from vdit.vae import split
 from vdit.vae.config import VAEConfig
@@ -18,6 +19,7 @@ from vdit.vae.statistics import denormalise, normalise
 from vdit.vae.streaming import decode_stream, encode_stream
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoVAE:
     """A VAE with its parameters and the statistics of its latents. Devices of the mesh in context share the work.

@@ -16,11 +16,13 @@ from vdit.errors import ConfigError, ShapeError
 from vdit.nn.attention import attention
 from vdit.nn.linear import Linear
 from vdit.nn.norm import LayerNorm
+from vdit.reprs import short_repr
 from vdit.types import Array
 
 ACTIVATION = ("batch", "tokens", "embed")
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CLIPVisionConfig:
     """The vision transformer of a CLIP (Radford et al., 2021). The defaults are Wan's: ViT-H/14 of Open-CLIP.

@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vdit.errors import ConfigError
+from vdit.reprs import short_repr
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorldSample:
     """One rendered clip with captions and facts that are true of it.

@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from vdit.reprs import short_repr
+
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (228, 44, 44),
     "orange": (245, 132, 30),
@@ -24,6 +26,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
     """distance: (x, y) in sizes -> signed distance in sizes, negative inside.

@@ -12,9 +12,12 @@ import math
 
 import numpy as np
 
+from vdit.reprs import short_repr
+
 WALLS = ("left", "right", "top", "bottom")
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Discs:
     """Discs at time 0, x right and y down; gravity points down.
@@ -54,6 +57,7 @@ class Contact:
     restitution: float
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Motion:
     """All of the motion: the state just after each event (times [e], position and velocity [e n 2])."""

@@ -12,6 +12,8 @@ import math
 
 import numpy as np
 
+from vdit.reprs import short_repr
+
 KINDS = ("sphere", "cube")
 
 _FOCAL = 1.1  # in short sides of the frame
@@ -42,6 +44,7 @@ class Solid:
         return np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
 
 
+@short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Camera:
     """A pinhole camera for each frame.

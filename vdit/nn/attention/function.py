@@ -17,7 +17,7 @@ from vdit.dist.target import platform
 from vdit.errors import ShapeError
 from vdit.nn.attention import sequence
 from vdit.nn.attention.kernel import delta_of, numbered
-from vdit.nn.attention.pick import KERNELS, pick
+from vdit.nn.attention.pick import kernel, pick
 from vdit.nn.attention.sequence import Split, make_split
 from vdit.types import Array
 
@@ -129,7 +129,7 @@ def _attend(
 
 
 def _forward(plan: _Plan, *inputs: Array):
-    run = functools.partial(_local_forward, KERNELS[plan.kernel], plan.split)
+    run = functools.partial(_local_forward, kernel(plan.kernel), plan.split)
     specs = plan.q, plan.k, plan.k, _clip(plan.q), _clip(plan.k), _clip(plan.q)
     # What is saved after an exchange has more tokens of fewer heads; as it is read with these specs again, it may be
     # called an array of such a shape.
@@ -141,7 +141,7 @@ def _forward(plan: _Plan, *inputs: Array):
 
 def _backward(plan: _Plan, residuals, do: Array):
     *saved, out = residuals
-    run = functools.partial(_local_backward, KERNELS[plan.kernel], plan.split, plan.sum)
+    run = functools.partial(_local_backward, kernel(plan.kernel), plan.split, plan.sum)
     clips = _clip(plan.q), _clip(plan.k), _clip(plan.q)
     specs = (plan.q, plan.k, plan.k, *clips, P(*plan.q[:3])), plan.q, plan.q
     dq, dk, dv = _on_devices(plan, run, specs, (plan.q, plan.k, plan.k))(tuple(saved), out, do)

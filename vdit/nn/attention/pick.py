@@ -13,12 +13,13 @@ cuDNN is never picked: it knows no clip ids, and would read across the clips of 
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
 
 from vdit.errors import ShapeError
-from vdit.nn.attention import chunked, dense, splash, triton
 
-KERNELS: dict[str, ModuleType] = {"dense": dense, "chunked": chunked, "splash": splash, "triton": triton}
+KERNELS = ("dense", "chunked", "splash", "triton")
+WIDEST_TRITON_HEAD = 128
 # From this many scores a head on: on a CPU they leave the cache, elsewhere they are worth a kernel of their own.
 MANY_SCORES = 512 * 512
 
@@ -31,6 +32,11 @@ def pick(implementation: str | None, platform: str, n: int, m: int, head_dim: in
         return implementation
     if n * m < MANY_SCORES:
         return "dense"
-    if platform == "gpu" and head_dim > triton.WIDEST_HEAD:
+    if platform == "gpu" and head_dim > WIDEST_TRITON_HEAD:
         return "chunked"
     return {"tpu": "splash", "gpu": "triton"}.get(platform, "chunked")
+
+
+def kernel(name: str) -> ModuleType:
+    """The module of a kernel, imported when it is first used: Pallas takes a quarter of a second."""
+    return importlib.import_module(f"vdit.nn.attention.{name}")
