@@ -7,7 +7,7 @@ from tests.conftest import ROOT
 
 USERS = ("vdit", "experiments", "tools", "data_pipelines")
 PUBLIC = {"write_latents", "load_trees"}  # for users: latents of other programs, all parts of a checkpoint
-CALLED_BY_LIBRARIES = {"seekable", "get_all", "get_secondary_typestrs"}  # by zipfile; by Orbax
+CALLED_BY_LIBRARIES = {"seekable", "get_all", "get_secondary_typestrs", "writelines"}  # zipfile, Orbax, print
 MARKS = re.compile(r"dataclasses|functools|contextlib|jax|property|classmethod|staticmethod")  # others register it
 
 

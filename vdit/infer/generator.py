@@ -34,7 +34,8 @@ from vdit.vision import clip_pixels
 
 _NOT_TRAINED = (
     "this model was not trained on canvases: what is given is put back, noised, at every step, and there may be a jump "
-    "where it meets what is made. vdit train --data trains on canvases, an experiment by canvases=CanvasConfig(...)"
+    "where it meets what is made. `vdit train --data` trains on canvases, and so does an experiment with "
+    "canvases=CanvasConfig(...)"
 )
 
 
