@@ -10,7 +10,7 @@ from PIL import Image
 
 from vdit.errors import OutputError
 from vdit.infer.images import read_image
-from vdit.outputs import check_new_folder, check_output, note_read, write_whole
+from vdit.outputs import check_new_folder, check_output, files_given, note_read, write_whole
 from vdit.video_io import read_video, write_video
 
 FRAMES = np.zeros((2, 16, 16, 3), np.uint8)
@@ -139,3 +139,12 @@ def test_what_was_deleted_is_not_given(tmp_path):
     note_read(path)
     write_video(path, FRAMES, fps=8)
     write_video(path, FRAMES, fps=8)
+
+
+def test_files_are_noted_by_several_threads(tmp_path):
+    names = [str(tmp_path / f"{k}.mp4") for k in range(2000)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        seen = [pool.submit(note_read, name) for name in names] + [pool.submit(files_given) for _ in range(200)]
+    for future in seen:
+        future.result()
+    assert set(names) <= {str(path) for path in files_given()}

@@ -1,6 +1,6 @@
 """Errors that a user can cause.
 
-Each carries one line that names the value, the rule it breaks and the mend. The command line prints
+Each carries one line that names the value, the rule it breaks and the fix. The command line prints
 that line and exits with code 2; a traceback is shown only for errors that are vdit's own fault.
 """
 

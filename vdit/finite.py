@@ -23,7 +23,7 @@ def all_finite(values: np.ndarray) -> bool:
     """Whether no number is NaN or infinite. Looks at the bits, block by block: fast, and in flat memory."""
     mask = _EXPONENTS.get(values.dtype.name)
     if mask is None:
-        return not np.issubdtype(values.dtype, np.floating) or bool(np.isfinite(values).all())
+        return not jnp.issubdtype(values.dtype, jnp.floating) or bool(np.isfinite(values).all())
     bits = values.reshape(-1).view(mask.dtype)
     return not any(((bits[i : i + _BLOCK] & mask) == mask).any() for i in range(0, len(bits), _BLOCK))
 

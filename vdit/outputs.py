@@ -13,6 +13,7 @@ import itertools
 import os
 import stat
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ _NO_LINKS = {getattr(errno, name) for name in ("EPERM", "ENOTSUP", "EOPNOTSUPP",
 # Real path -> whether this process wrote it; of the last files that were read or written.
 _FILES: collections.OrderedDict[str, bool] = collections.OrderedDict()
 _FILES_MOST = 10_000
+_FILES_LOCK = threading.Lock()  # files are read by several threads at a time
 
 
 def check_output(path: str | Path, *, given: Iterable[str | Path] = (), name: str | None = None) -> None:
@@ -117,19 +119,26 @@ def numbered(path: Path) -> Iterator[Path]:
 
 def note_read(path: str | Path) -> None:
     """Remembers that this process has read a file, so that `write_video` does not replace it."""
-    _FILES.setdefault(os.path.realpath(path), False)
-    if len(_FILES) > _FILES_MOST:
-        _FILES.popitem(last=False)
+    _note(path, written=False)
 
 
 def note_written(path: str | Path) -> None:
     """Remembers that this process has written a file: it may write it again, even after it has read it."""
-    _FILES[os.path.realpath(path)] = True
+    _note(path, written=True)
 
 
 def files_given() -> list[str]:
     """The files that this process has read and not written, of the last 10,000."""
-    return [path for path, written in _FILES.items() if not written]
+    with _FILES_LOCK:
+        return [path for path, written in _FILES.items() if not written]
+
+
+def _note(path: str | Path, *, written: bool) -> None:
+    path = os.path.realpath(path)
+    with _FILES_LOCK:
+        _FILES[path] = written or _FILES.get(path, False)
+        if len(_FILES) > _FILES_MOST:
+            _FILES.popitem(last=False)
 
 
 def _check_place(path: Path, name: str) -> os.stat_result | None:
@@ -188,7 +197,11 @@ def _take(part: str, path: Path) -> Path | None:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         except FileExistsError:
             return None
-        os.replace(part, path)
+        try:
+            os.replace(part, path)
+        except OSError:
+            os.unlink(path)  # the empty file
+            raise
     return path
 
 

@@ -71,6 +71,7 @@ def _object(value: Any, longest: int) -> str:
 
 def _fields(value: Any) -> list[tuple[str, Any]]:
     """(name, default) of the fields that a repr shows."""
+
     def default(field: dataclasses.Field) -> Any:
         made = field.default_factory
         return field.default if made is dataclasses.MISSING else made()

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 import vdit
-from vdit.cli.main import main
+from vdit.cli import sample
+from vdit.cli.main import main, parse
 from vdit.cli.manifest import NAME, Manifest, digests, state_of
+from vdit.cli.prompts import Wish
 
 FRAMES = np.zeros((5, 32, 32, 3), np.uint8)
 
@@ -22,6 +24,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     ["sample", "--model", "run", "a", "--out", "run/../run/old.mp4"],
     ["sample", "run", "a", "--image", "mine/dog.gif", "--out", "mine/dog.gif"],
     ["sample", "run", "--prompts", "p.jsonl", "--out", "mine"],
+    ["sample", "--model", "run", "a", "--parts", "mine/dog.gif", "--out", "mine/dog.gif"],
     ["animate", "run", "mine/dog.gif", "a", "--out", "hard.gif"],
     ["animate", "run", "mine/dog.gif@1s", "a", "--out", "mine/dog.gif"],
     ["extend", "run", "mine/dog.mp4", "a", "--after", "4", "--out", "mine/dog.mp4"],
@@ -103,6 +106,18 @@ def test_a_command_goes_on_and_another_seed_makes_another_file(tiny_run, tmp_pat
     ):
         assert main([*command, *arguments]) == 0
         assert capsys.readouterr().out == f"out.v1/{name}\n"
+
+
+def test_videos_of_other_parts_of_a_model_are_other_videos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.vae", "b.vae"):
+        Path(name).write_bytes(b"weights")
+    found = set()
+    for parts in ([], ["a.vae"], ["b.vae"], ["a.vae", "b.vae"]):
+        options, _ = parse(["sample", "--model", ".", "a dog", *(f"--parts={part}" for part in parts)])
+        request = sample.Request(number=0, wish=Wish(prompt="a dog"), seed=0, several=False)
+        found.update(digests(sample._depends(options, ".", [request])))
+    assert len(found) == 4
 
 
 def test_ctrl_c_says_how_many_are_finished(tiny_run, tmp_path, monkeypatch, capsys):

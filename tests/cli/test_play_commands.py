@@ -143,6 +143,7 @@ def test_actions_are_read_from_files_that_hold_numbers_alone(tmp_path):
         assert actions.read_actions(tmp_path / name, 2) == rows
     np.save(tmp_path / "pickled.npy", np.array([{}], object), allow_pickle=True)
     np.save(tmp_path / "flat.npy", np.zeros(3))
+    (tmp_path / "archive.npy").write_bytes(b"PK\x03\x04 no archive")
     np.save(tmp_path / "nan.npy", np.full((2, 2), np.nan))
     (tmp_path / "words.csv").write_text("1,2\nx,y\n")
     (tmp_path / "first.csv").write_text("1,oops\n1,2\n")
@@ -152,6 +153,7 @@ def test_actions_are_read_from_files_that_hold_numbers_alone(tmp_path):
     (tmp_path / "a.txt").write_text("1,2")
     for name, message in [
         ("pickled.npy", "is no array of numbers"),
+        ("archive.npy", "is no array of numbers"),
         ("flat.npy", r"holds \(3,\), give numbers \[t a\]"),
         ("nan.npy", "row 0: .* must be finite numbers"),
         ("words.csv", r"line 2: \['x', 'y'\] must be finite numbers"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def _npy(path: Path) -> list[tuple[str, object]]:
     data = paths.read_bytes(path, limit=MOST_BYTES, error=DataError)
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError) as error:
+    except (ValueError, EOFError, OSError, MemoryError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: is no array of numbers ({error})") from None
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu":
         shape = getattr(array, "shape", "several arrays")

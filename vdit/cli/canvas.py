@@ -20,8 +20,7 @@ One grammar for all of them:
   folder, and without --out the seed is in the name, and where such a file is there a number is added. What the user
   gave (inputs, the run, a mask, ...) is never replaced.
 - A line is printed for each input, which tells how it was fitted, then one that names the prompt and how long the
-  video will be, then the path of each file. The rest goes to
-  stderr (vdit/cli/status.py).
+  video will be, then the path of each file. The rest goes to stderr (vdit/cli/status.py).
 
 A command is a module with SUMMARY, DESCRIPTION, EPILOG, TAKES_OVERRIDES, add_arguments and run (vdit/cli/main.py):
 
@@ -86,9 +85,11 @@ def add_arguments(parser: argparse.ArgumentParser, inputs: str, *, out: str) -> 
     parser.add_argument("--window", type=at_least(1), metavar="N", help="frames made at once; default: as in training")
     output.add_sampling(parser)
     parser.add_argument(
-        "--context-guidance", type=at_least(0, float), metavar="SCALE", help="by what is given; 1 for as the model says"
+        "--context-guidance", type=at_least(0, float), metavar="SCALE", help="guidance toward the given frames; 1: off"
     )
-    parser.add_argument("--known-level", type=at_least(0, float), metavar="LEVEL", help="noise on what is given")
+    parser.add_argument(
+        "--known-level", type=at_least(0, float), metavar="LEVEL", help="noise level of the given frames; 0: none"
+    )
     output.add_seeds(parser)
     output.add_model(parser)
 

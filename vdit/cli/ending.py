@@ -14,7 +14,7 @@ from vdit.errors import AGAIN, INTERRUPTED, MEND, HostsError, Preempted, VditErr
 
 # How jax words it, with the bytes that were wanted.
 _NO_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|out.of.memory", re.IGNORECASE)
-_WANTED = re.compile(r"(?:allocat\w+ (?:for )?|Used )([\d.,]+) ?(bytes|[KMGT](?:i?B)?)?", re.IGNORECASE)
+_WANTED = re.compile(r"(?:allocat\w+ (?:for )?|Used )(\d[\d,]*\.?\d*) ?(bytes|[KMGT](?:i?B)?)?", re.IGNORECASE)
 
 
 def ending(error: BaseException) -> tuple[str, int] | None:

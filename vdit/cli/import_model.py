@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+
+from vdit.outputs import check_new_folder
 
 SUMMARY = "turn a folder of public weights into a run's"
 DESCRIPTION = """\
@@ -37,10 +40,11 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from vdit.cli.status import Status
     from vdit.pretrained.importing import import_model
 
+    check_new_folder(options.out)
     with Status("import", devices=False) as status:
         status.tell("makes", f"{options.folder} -> {options.out}, weights as {options.dtype or 'they are stored'}")
         with status.phases() as phase:
             import_model(options.folder, options.out, dtype=options.dtype, parts=options.parts, say=phase)
         status.wrote(options.out)
-        status.next = f'vdit sample {options.out} "a prompt" --out sample.mp4'
+        status.next = f'vdit sample {shlex.quote(options.out)} "a prompt" --out sample.mp4'
     return 0

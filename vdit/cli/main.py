@@ -1,4 +1,4 @@
-"""`vdit`: finds the command, runs it, and turns what a user can mend into one line and exit code 2."""
+"""`vdit`: finds the command, runs it, and turns what a user can fix into one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -70,10 +70,9 @@ examples:
   vdit import Wan2.1-T2V-1.3B-Diffusers runs/wan # and vdit export runs/wan FOLDER, the way back
   vdit reconstruct runs/mine video.mp4 --out check
 
-`vdit COMMAND --help` says more. Errors that you can mend are one line, with exit code 2; 75 says that the same
-command should be started again (SIGTERM, a lost host), 130 that Ctrl-C ended it. What jax compiles is
-kept in ~/.cache/vdit for the next command (JAX_COMPILATION_CACHE_DIR: another folder;
-JAX_ENABLE_COMPILATION_CACHE=false: nowhere)."""
+`vdit COMMAND --help` says more. User errors print one line and exit with code 2. Exit code 75 means: start the same
+command again (SIGTERM, a lost host); 130: Ctrl-C ended it. Compiled programs are kept in ~/.cache/vdit for the next
+command (JAX_COMPILATION_CACHE_DIR: another folder; JAX_ENABLE_COMPILATION_CACHE=false: nowhere)."""
 
 
 def entry() -> None:

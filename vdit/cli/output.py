@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import TextIO
 
 from vdit.cli.parser import UsageError, at_least, nearest, seed
+from vdit.data.captions import SUFFIXES
 from vdit.errors import ConfigError
 from vdit.outputs import check_output, write_whole
 
 VIDEO, IMAGE = (".mp4", ".webm", ".gif", ".mkv"), (".png", ".jpg")
 # Names with these are files too, of kinds that are not written.
 OTHER_MEDIA = (
-    ".3gp", ".apng", ".avi", ".avif", ".bmp", ".flv", ".heic", ".jpeg", ".m4v", ".mov", ".mpeg", ".mpg", ".mxf", ".ogv",
-    ".tif", ".tiff", ".ts", ".webp", ".wmv",
+    *sorted(set(SUFFIXES) - set(VIDEO)), ".apng", ".avif", ".bmp", ".heic", ".jpeg", ".mxf", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 GIF_FPS = 50  # the most that the format can say
 # As in vdit.samplers, which is not imported here. A test compares them.
@@ -34,7 +34,7 @@ WEIGHTS, COMPUTE = ("float32", "bfloat16", "int8", "fp8"), ("float32", "bfloat16
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Options of which model it is, and how it is held and shared out."""
-    parser.add_argument("--model", metavar="FOLDER", help="public weights, or a Wan in one file, in the place of RUN")
+    parser.add_argument("--model", metavar="PATH", help="public weights instead of RUN: a folder, or a Wan in one file")
     parser.add_argument(
         "--parts", action="append", default=[], metavar="PATH",
         help="of a Wan in one file: text encoder, VAE, tokenizer, or a folder of them; may be repeated",
@@ -43,8 +43,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--lora", action="append", default=[], metavar="FILE[:STRENGTH][@EXPERT]",
         help="may be repeated; EXPERT of Wan 2.2 A14B: high, low or both; default: as the file's name says",
     )  # fmt: skip
-    parser.add_argument("--weights", choices=WEIGHTS, help="how weights are held; default: as they are stored")
-    parser.add_argument("--compute", choices=COMPUTE, help="type of products; default: the run's; public: by device")
+    parser.add_argument("--weights", choices=WEIGHTS, help="dtype in which weights are held; default: as stored")
+    parser.add_argument(
+        "--compute", choices=COMPUTE, help="dtype of matrix products; default: the run's; public: bfloat16, CPU float32"
+    )
     parser.add_argument(
         "--mesh", metavar="AXES", help="how devices share the work, as in fsdp=2,sequence=4; default: data=-1"
     )
@@ -54,11 +56,12 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Options of how videos are sampled."""
     parser.add_argument("--seed", type=seed, default=0, help="from 0 to 2**64 - 1; default: 0")
     parser.add_argument("--steps", type=at_least(1), metavar="N", help="sampler steps")
-    parser.add_argument("--guidance", type=at_least(0, float), metavar="SCALE", help="by the prompt; 1 for none")
+    parser.add_argument("--guidance", type=at_least(0, float), metavar="SCALE", help="of the prompt; 1: off")
     parser.add_argument("--negative", default="", metavar="TEXT", help="a prompt to guide away from")
     parser.add_argument("--sampler", metavar="NAME", help=f"one of {', '.join(SAMPLERS)}")
     parser.add_argument(
-        "--reuse", type=at_least(0, float), metavar="CHANGE", help="pass over blocks that change less: 0.05 to 0.2"
+        "--reuse", type=at_least(0, float), metavar="CHANGE",
+        help="skip blocks whose output changed less since the last step (0.05 to 0.2): faster, less exact",
     )
 
 
@@ -150,7 +153,7 @@ def given_files(options: argparse.Namespace, *files: str) -> list[str]:
     # FILE:STRENGTH@EXPERT; a file's own name may hold these signs too.
     loras = [name for text in getattr(options, "lora", ()) for name in (text, text.rpartition("@")[0])]
     loras += [name.rpartition(":")[0] for name in loras]
-    return [name for name in (*files, *named, *loras) if name]
+    return [name for name in (*files, *named, *loras, *getattr(options, "parts", ())) if name]
 
 
 def check_suffix(path: Path, frames: int | None, fps: float | None = None, *, name: str) -> None:

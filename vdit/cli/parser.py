@@ -108,7 +108,7 @@ class Duration:
         return round(self.amount * fps) if self.seconds else int(self.amount)
 
     def __str__(self) -> str:
-        return f"{self.amount:g}{'s' if self.seconds else ''}"
+        return f"{self.amount:.12g}{'s' if self.seconds else ''}"
 
 
 def duration(text: str) -> Duration:

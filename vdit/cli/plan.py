@@ -22,7 +22,7 @@ examples:
   vdit plan experiments/dit_xl_pod.py --topology v5p:4x4x4 --cfg.mesh.sequence=4
   vdit plan experiments/dit_xl_pod.py --search --search-limit 8
 
-Exit code: 0 if all that was asked for fits, 3 if something does not, 2 if something must be mended."""
+Exit code: 0 if all that was asked for fits, 3 if something does not, 2 if something must be fixed."""
 TAKES_OVERRIDES = True
 
 DOES_NOT_FIT = 3

@@ -17,7 +17,7 @@ command goes on where it stopped."""
 EPILOG = """\
 examples:
   vdit quickstart
-  vdit quickstart runs/longer --cfg.dit_train.steps=3000
+  vdit quickstart runs/longer --cfg.dit_train.steps=20000
   vdit quickstart --help-config       # lists every --cfg key with its type and value"""
 TAKES_OVERRIDES = True
 

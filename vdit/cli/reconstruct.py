@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
 from vdit.cli.parser import Duration, UsageError, at_least, length
 from vdit.errors import MEND, VditError
-from vdit.outputs import check_output, write_whole
+from vdit.outputs import check_output, numbered, write_whole
 
 SUMMARY = "pass video files through a run's VAE and back, and measure what is lost"
 DESCRIPTION = """\
@@ -78,7 +79,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
                     print(f"vdit: {error}", file=sys.stderr, flush=True)
                 else:
                     rows.append(row)
-                    status.wrote(target)
+                    status.wrote(out / row["video"])
                     print(f"{_line(row['file'], row)}  -> {out / row['video']}", flush=True)
                 display.update(number, {})
         if rows:
@@ -86,7 +87,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
             print(_line(f"mean of {len(rows)}", mean))
             text = json.dumps({"mean": mean, "files": rows}, indent=1) + "\n"
             write_whole(out / "reconstruct.json", lambda part: part.write_text(text), replace=False)
-        status.next = f'vdit sample {options.run_folder} "a prompt" --out sample.mp4'
+        status.next = f'vdit sample {shlex.quote(options.run_folder)} "a prompt" --out sample.mp4'
     return MEND if len(rows) < len(files) else 0
 
 
@@ -117,10 +118,7 @@ def _targets(files: list[Path], out: Path) -> list[Path]:
     """OUT/NAME.mp4, numbered where two files have the same name; a file that is there gets another number."""
     targets: list[Path] = []
     for file in files:
-        target, number = out / f"{file.stem}.mp4", 2
-        while target in targets:
-            target, number = out / f"{file.stem}-{number}.mp4", number + 1
-        targets.append(target)
+        targets.append(next(path for path in numbered(out / f"{file.stem}.mp4") if path not in targets))
     return targets
 
 

@@ -24,10 +24,10 @@ from vdit.outputs import check_output
 SUMMARY = "make videos of prompts with a trained run, or with public weights"
 DESCRIPTION = """\
 Writes a video for each prompt, or one for each prompt and seed, by a run (its averaged parameters), an imported model,
-or, with --model, a folder of public weights: Wan 2.1 and 2.2, DiT. What is not given (frames, size, steps, guidance,
-sampler) is as in the run's own `sample` config, or as the public model is meant to be sampled. The same seed, prompt
-and size give the same video, whatever is made beside it (ddpm: in the same command); each number of videos at once,
-size and duration compiles once."""
+or, with --model, public weights: a folder of Wan 2.1, 2.2 or DiT, or a Wan in one file. What is not given (frames,
+size, steps, guidance, sampler) is as in the run's own `sample` config, or as the public model is meant to be sampled.
+The same seed, prompt and size give the same video, whatever is made beside it (ddpm: in the same command); each number
+of videos at once, size and duration compiles once."""
 EPILOG = """\
 examples:
   vdit sample runs/mine "a dog runs" --out dog.mp4
@@ -142,7 +142,7 @@ def _requests(options: argparse.Namespace, wishes: Sequence[Wish]) -> list[Reque
 
 def _depends(options: argparse.Namespace, folder: str, requests: Sequence[Request]) -> list[dict]:
     """All that each video depends on."""
-    names = ("size", "fps", "steps", "guidance", "sampler", "reuse", "weights", "compute", "lora")
+    names = ("size", "fps", "steps", "guidance", "sampler", "reuse", "weights", "compute", "lora", "parts")
     files = [name for name in output.given_files(options, folder) if name != options.file]
     common = {name: getattr(options, name) for name in names} | {"files": [state_of(file) for file in files]}
     return [

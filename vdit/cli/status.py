@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vdit.outputs import write_whole
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -254,11 +256,9 @@ class _Paces:
         paces = self._read()
         paces.pop(key, None)
         kept = dict(list(paces.items())[1 - _KEPT :]) | {key: pace}
-        partial = self._path.with_name(f"paces.{os.getpid()}.partial")
         with contextlib.suppress(OSError):  # a guess at a time is no reason to fail
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(kept, indent=1))
-            os.replace(partial, self._path)
+            write_whole(self._path, lambda part: part.write_text(json.dumps(kept, indent=1)), replace=True)
 
     def _read(self) -> dict[str, float]:
         try:

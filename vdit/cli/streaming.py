@@ -58,9 +58,9 @@ def write(
 ) -> bool:  # fmt: skip
     """Writes pieces [t h w 3] to a video file as they come, makes its folder, and prints its path. Whether all came.
 
-    display: shows how many frames there are. After Ctrl-C the piece that is being made is
-    waited for, and the file holds what was made; a second Ctrl-C leaves no file (`interrupts`: for pieces that ask
-    about it themselves). On several hosts the first alone writes, and all of them make.
+    display: shows how many frames there are. After Ctrl-C the piece that is being made is waited for, and the file
+    holds what was made; a second Ctrl-C leaves no file (`interrupts`: for pieces that ask about it themselves). On
+    several hosts the first alone writes, and all of them make.
     """
     from vdit.dist.multihost import is_first
     from vdit.video_io import write_video

@@ -36,10 +36,9 @@ examples:
 
 On several hosts, start the same command on each: in GKE and under Slurm jax finds the others itself, on the machines
 of a TPU pod with VDIT_CLUSTER=1; elsewhere set VDIT_COORDINATOR (host:port of the first), VDIT_PROCESSES and
-VDIT_PROCESS_ID. A host that falls silent for
-VDIT_HEARTBEAT seconds (100) ends the others. SIGTERM on any host saves once and ends all with exit code 75: start the
-same command again, on as many hosts or on others (see experiments/launch). A profiler trace of three steps is taken
-on SIGUSR1, or when a file RUN/profile appears."""
+VDIT_PROCESS_ID. A host that is silent for VDIT_HEARTBEAT seconds (100) ends the others. On SIGTERM on any host, all
+hosts save one checkpoint and exit with code 75: start the same command again, on as many hosts or on others (see
+experiments/launch). A profiler trace of three steps is taken on SIGUSR1, or when a file RUN/profile appears."""
 TAKES_OVERRIDES = True
 
 STAGES = ("vae", "latents", "tokenizer", "dit")

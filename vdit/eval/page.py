@@ -14,7 +14,6 @@ from __future__ import annotations
 import base64
 import io
 import itertools
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -28,6 +27,7 @@ from vdit.errors import ShapeError, VditError, reason
 from vdit.eval.player import BAR, SCRIPT
 from vdit.eval.plot import Curve, svg_curves
 from vdit.eval.style import STYLE
+from vdit.outputs import write_whole
 from vdit.video_write import encode_bytes
 
 SMALL = 160  # pixels of the longer side below which pixels are shown as squares, not blurred
@@ -163,13 +163,11 @@ class Page:
     def save(self, path: str | Path) -> Path:
         """Writes the page, whole or not at all; makes the folder."""
         path = Path(path)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        text = self.html()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(self.html(), encoding="utf-8", errors="replace")
-            os.replace(part, path)
+            write_whole(path, lambda part: part.write_text(text, encoding="utf-8", errors="replace"), replace=True)
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise VditError(f"{path}: cannot write the page: {reason(error)}") from None
         return path
 

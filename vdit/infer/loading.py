@@ -38,6 +38,7 @@ from vdit.vae.video import VideoVAE
 # What is known of a model without its weights, and how those are read: (the network's by name, the VAE).
 _Opened = tuple[Experiment, Tokenizer, Callable[[], tuple[dict, VideoVAE]]]
 
+
 def load(
     path: str | Path,
     mesh: Mesh | None = None,

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from vdit.dit.config import DiTConfig
 from vdit.errors import WeightsError, reason
 from vdit.nn.lora import LoRA, LowRank
+from vdit.outputs import write_whole
 from vdit.pretrained.lora import dense_modules, is_wan, unstacked
 from vdit.pretrained.peft_config import METADATA
 from vdit.pretrained.tensors import listed
@@ -35,7 +36,8 @@ def write_lora(
     """
     tensors, metadata = lora_tensors(lora, config, layout, expert=expert)
     try:
-        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, metadata=metadata)
+        whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        write_whole(path, lambda part: save_file(whole, part, metadata=metadata), replace=True)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: cannot be written: {reason(error)}") from error
 

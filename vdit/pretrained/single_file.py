@@ -209,6 +209,7 @@ def _candidates(path: Path, whole: TensorFiles, parts: Sequence[str | Path]) -> 
     inside = [place / name for place in places for name in _COMFY_PARTS if (place / name).is_dir()]
     places += inside
     files = [file for place in places for file in ([place] if place.is_file() else _files(place))]
+    files = list({file.resolve(): file for file in reversed(files)}.values())[::-1]  # folders may overlap
     tokenizers = [file for file in files if file.name in TOKENIZERS or file.suffix == ".model"]
     given = [file for file in files if file.suffix in SUFFIXES and not file.samefile(path)]
     found = []

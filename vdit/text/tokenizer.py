@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import functools
 import io
-import os
 import unicodedata
 import warnings
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from typing import Protocol
 import sentencepiece
 
 from vdit.errors import TextError, VditWarning, reason
+from vdit.outputs import write_whole
 from vdit.reprs import short_repr
 from vdit.text.config import TextConfig
 from vdit.text.spiece import count_pieces, read_model_file
@@ -112,9 +112,7 @@ def write_model(model: bytes, path: str | Path) -> None:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        part.write_bytes(model)
-        os.replace(part, path)
+        write_whole(path, lambda part: part.write_bytes(model), replace=True)
     except OSError as error:
         raise TextError(f"{path}: cannot write the tokenizer: {reason(error)}") from None
 

@@ -188,9 +188,7 @@ def train_vae(
     loss = make_loss(experiment.vae, experiment.vae_loss, experiment.discriminator)
     video = np.zeros((1, clips.frames, *clips.size, 3), np.uint8)
     plan = plan_state(lambda key: loss.init(key, video, boxed=True), config, mesh=mesh)
-    result = _train(
-        "vae", experiment, workspace.vae, workspace, plan, loss, data, logging
-    )
+    result = _train("vae", experiment, workspace.vae, workspace, plan, loss, data, logging)
     videos.tell_broken()
     return result
 
