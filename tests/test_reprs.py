@@ -11,6 +11,7 @@ import numpy as np
 import vdit
 from tests.infer import tiny
 from vdit import reprs
+from vdit.reprs import shown_bytes
 from vdit.tasks.canvas import Canvas, canvas_tokens
 from vdit.tasks.given import Given
 from vdit.types import Clip
@@ -76,3 +77,8 @@ def test_a_repr_shows_what_differs_from_the_default():
     assert reprs.shown(tree) == "<2 arrays of 10 k numbers under a, b>"
     assert reprs.shown(["long" * 99]).endswith(")]")
     assert len(reprs.shown({str(key): "x" * 99 for key in range(1000)})) < 200
+
+
+def test_bytes_are_shown_in_the_unit_that_suits_them():
+    numbers = (0, 1023, 1024, 1010 << 10, 3.4 * 2**30, 3 << 50)
+    assert [*map(shown_bytes, numbers)] == ["0 bytes", "1023 bytes", "1 KiB", "1010 KiB", "3.4 GiB", "3072 TiB"]

@@ -50,6 +50,16 @@ def shown(value: Any, longest: int = _FIELD) -> str:
     return type(value).__name__
 
 
+def shown_bytes(count: float) -> str:
+    """4294967296 -> "4 GiB"."""
+    units = ["TiB", "GiB", "MiB", "KiB", "bytes"]
+    while count >= 1024 and len(units) > 1:
+        count /= 1024
+        units.pop()
+    unit = units[-1]
+    return f"{count:.3g} {unit}" if count < 1000 else f"{count:.0f} {unit}"
+
+
 def _object(value: Any, longest: int) -> str:
     """Name(field=..., ...): as many of the fields as fit."""
     name = type(value).__name__

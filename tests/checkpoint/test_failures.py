@@ -45,7 +45,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_next_save_tries_again(full):
     assert [line.partition(": not saved")[0].rpartition("/")[2] for line in answer["said"]] == ["3", "5", "6", "7"]
     for line in answer["said"]:
         assert "\n" not in line
-        assert "a file may not grow that large here (about 200.0 kB are needed, " in line
+        assert "a file may not grow that large here (about 195 KiB are needed, " in line
         assert line.endswith("raise the limit (ulimit -f); training goes on, the next save tries again")
     assert "Traceback" not in log
 
@@ -78,7 +78,7 @@ def test_a_disk_that_is_full_when_the_sums_are_written_counts_as_a_failed_save(t
         checkpointer.save(3, TREE)
     assert [entry.name for entry in tmp_path.iterdir()] == ["3"]
     assert len(heard) == 1
-    words = {errno.ENOSPC: "the disk is full (about 0.0 kB are needed, ", errno.EDQUOT: "the quota is used up ("}
+    words = {errno.ENOSPC: "the disk is full (about 16 bytes are needed, ", errno.EDQUOT: "the quota is used up ("}
     assert words[number] in heard[0]
 
 

@@ -25,6 +25,7 @@ import jax
 
 from vdit import errors, paths
 from vdit.errors import CheckpointError
+from vdit.reprs import shown_bytes
 
 META = "meta.json"
 DELETING = ".deleting"
@@ -149,8 +150,8 @@ def no_room(error: BaseException, directory: Path, needed: int | None = None) ->
     if known is None:
         return None
     words, fix = known
-    free = f"{_size(shutil.disk_usage(directory).free)} are free"
-    need = "" if needed is None else f"about {_size(needed)} are needed, "
+    free = f"{shown_bytes(shutil.disk_usage(directory).free)} are free"
+    need = "" if needed is None else f"about {shown_bytes(needed)} are needed, "
     return f"{words} ({need}{free}): {fix}" + (", or keep fewer steps" if fix.startswith("make") else "")
 
 
@@ -166,10 +167,3 @@ def _not_orbax(record: logging.LogRecord) -> bool:
 def read_json(path: Path) -> Any:
     """The JSON in a file; CheckpointError if it cannot be read."""
     return paths.read_json(path, limit=_LARGEST, depth=_DEEPEST, error=CheckpointError, fix="take another step")
-
-
-def _size(count: int) -> str:
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1e3:.1f} kB"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from vdit.errors import AGAIN, INTERRUPTED, MEND, HostsError, Preempted, VditError, no_room, reason
+from vdit.reprs import shown_bytes
 
 # How jax words it, with the bytes that were wanted.
 _NO_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|out.of.memory", re.IGNORECASE)
@@ -59,20 +60,17 @@ def _device_memory() -> tuple[str, str | None]:
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     total = stats.get("bytes_limit")
-    if total is None and device.platform == "cpu" and hasattr(os, "sysconf"):
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return f"device {device.device_kind}", None if total is None else _size(str(total), "bytes")
+    if total is None and device.platform == "cpu":
+        from vdit.infer.host_memory import total_memory
+
+        total = total_memory()
+    return f"device {device.device_kind}", None if total is None else shown_bytes(total)
 
 
 def _size(count: str, unit: str | None) -> str:
     if unit is not None and unit.lower() != "bytes":
         return f"{count.rstrip('.')} {unit}"
-    size = float(count.replace(",", ""))
-    for name in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.3g} {name}"
-        size /= 1024
-    return f"{size:,.4g} TiB"
+    return shown_bytes(float(count.replace(",", "")))
 
 
 def _line(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vdit.errors import DataError, VideoError
+from vdit.errors import DataError, VideoError, one_line
 from vdit.reprs import short_repr
 
 # A plain dict: "video" uint8 [t h w 3] or "latent" float [t h w c]; "captions" list of str, the first the
@@ -43,13 +43,13 @@ class DataSummary:
     def lines(self, most: int = 20) -> list[str]:
         """For a user to read: all in one line, then at most so many of each list."""
         captioned = self.used - len(self.uncaptioned)
-        head = (f"data: {self.found} videos in {_shown(self.place)}, {self.used} used: {captioned} with captions, "
+        head = (f"data: {self.found} videos in {one_line(self.place)}, {self.used} used: {captioned} with captions, "
                 f"{len(self.uncaptioned)} without")
         head += f"; {self.held_out} held out" if self.held_out else ""
         head += f"; {len(self.skipped)} not used" if self.skipped else ""
-        skipped = [f"not used: {_shown(name)}: {_shown(reason)}" for name, reason in self.skipped.items()]
-        bare = [f"no caption: {_shown(name)}" for name in self.uncaptioned] if captioned else []
-        lines = [head, *(f"  {_shown(note)}" for note in self.notes)]
+        skipped = [f"not used: {one_line(name)}: {one_line(reason)}" for name, reason in self.skipped.items()]
+        bare = [f"no caption: {one_line(name)}" for name in self.uncaptioned] if captioned else []
+        lines = [head, *(f"  {one_line(note)}" for note in self.notes)]
         for group in (skipped, bare):
             lines += [f"  {line}" for line in group[:most]]
             lines += [f"  ... and {len(group) - most} more"] if len(group) > most else []
@@ -116,8 +116,3 @@ class Source(abc.ABC):
 def draws(seed: int, index: int, purpose: int) -> np.random.Generator:
     """The random numbers of one sample, for one purpose: they depend on nothing else."""
     return np.random.default_rng((seed, index, purpose))
-
-
-def _shown(text: str) -> str:
-    """Names of files may hold anything; what is shown is one line that any terminal can print."""
-    return text if text.isprintable() else ascii(text)[1:-1]

@@ -7,11 +7,12 @@ tools/host_memory.py; HELD has what was found, rounded up. Weights, and what a d
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from vdit.errors import ShapeError
+from vdit.reprs import shown_bytes
 
-GIB = 1 << 30
 # Bytes held for each byte of the video that is written (given frames and new ones).
 HELD = {
     "animate": 11, "extend": 11, "loop": 11, "connect": 10, "edit": 15, "edit a part": 24, "inpaint": 24,
@@ -43,12 +44,12 @@ def check_memory(work: str, frames: int, size: tuple[int, int], *, videos: int =
     needed, there = needed_memory(work, frames, size, videos=videos), free_memory()
     if there is not None and needed > there:
         raise ShapeError(
-            f"{frames} frames of {size[1]}x{size[0]} (width x height) need about {_shown(needed)} of host memory, and "
-            f"{_shown(there)} are free: give {HELPS.get(work, _HELP)}"
+            f"{frames} frames of {size[1]}x{size[0]} (width x height) need about {shown_bytes(needed)} of host memory, "
+            f"and {shown_bytes(there)} are free: give {HELPS.get(work, _HELP)}"
         )
     if there is None or needed <= there / 4:
         return None
-    return f"host memory: about {_shown(needed)} needed, {_shown(there)} free"
+    return f"host memory: about {shown_bytes(needed)} needed, {shown_bytes(there)} free"
 
 
 def needed_memory(work: str, frames: int, size: tuple[int, int], *, videos: int = 1) -> int:
@@ -63,6 +64,14 @@ def free_memory() -> int | None:
     found.append(_left(Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), "memory.usage_in_bytes"))
     known = [number for number in found if number is not None]
     return min(known) if known else None
+
+
+def total_memory() -> int | None:
+    """Bytes of the machine's memory. None: unknown."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def _available(meminfo: Path) -> int | None:
@@ -84,7 +93,3 @@ def _left(limit: Path, used: str) -> int | None:
         return max(0, int(most) - int((limit.parent / used).read_text()) + cached)
     except (OSError, ValueError):
         return None
-
-
-def _shown(count: int) -> str:
-    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / (1 << 20):.0f} MiB"

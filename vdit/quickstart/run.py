@@ -17,6 +17,7 @@ import vdit
 from vdit.data.latents import LatentStore
 from vdit.errors import ConfigError, writing
 from vdit.infer import Generator, load
+from vdit.infer.host_memory import total_memory
 from vdit.quickstart import config
 from vdit.quickstart.clock import Clock, expected_seconds
 from vdit.quickstart.report import write_report
@@ -190,7 +191,8 @@ def circumstances() -> dict[str, str]:
     """When and on what this process runs: name -> text."""
     devices = jax.devices()
     kinds = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
-    memory = f", {memory_size() / 2**30:.0f} GiB of memory" if memory_size() else ""
+    memory = total_memory()
+    memory = f", {memory / 2**30:.0f} GiB of memory" if memory else ""
     return {
         "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "versions": f"vdit {vdit.__version__}, jax {jax.__version__}, Python {platform.python_version()}",
@@ -208,14 +210,6 @@ def processor_name() -> str:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, "") or platform.processor() or platform.machine()
-
-
-def memory_size() -> int:
-    """Bytes of the machine's memory; 0 where the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return 0
 
 
 def _cores() -> int:

@@ -11,7 +11,7 @@ from vdit.data.latents import LatentStore
 from vdit.data.open import open_source
 from vdit.data.sources import DataSummary, Source
 from vdit.dist.multihost import is_first
-from vdit.errors import DataError
+from vdit.errors import DataError, one_line
 from vdit.reprs import short_repr
 from vdit.text import Tokenizer
 from vdit.train.experiment import Experiment
@@ -86,9 +86,9 @@ class TrainingVideos:
         if new:
             self._logging.say(f"skipped {len(new)} more, others took their place:")
         for number, (name, reason) in enumerate(new.items()):
-            self._logging.watch.note(f"skipped: {name}: {reason}")
+            self._logging.watch.note(one_line(f"skipped: {name}: {reason}"))
             if number < 20:
-                self._logging.say(f"  {name}: {reason}")
+                self._logging.say(f"  {one_line(f'{name}: {reason}')}")
 
     def _tell(self, summary: DataSummary) -> None:
         for line in summary.lines():

@@ -86,7 +86,7 @@ class Watch:
             if self._file is not None:
                 now = datetime.datetime.now().isoformat(sep=" ", timespec="milliseconds")
                 try:
-                    self._file.write(f"{now}  {line}\n".encode())
+                    self._file.write(f"{now}  {line}\n".encode(errors="backslashreplace"))
                 except OSError as error:
                     self._lose_log(error)
 
