@@ -56,10 +56,12 @@ def test_extend_keeps_the_video_at_the_models_rate(made, files, tmp_path, capsys
     assert len(clip.frames) == 5 + 12 + 16
     np.testing.assert_array_equal(clip.frames[5:17], given)
     assert {call["sampling"]["steps"] for call in made} == {3}
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("a.mkv: 24x20 at 6 fps, ")
-    assert lines[0].endswith("taken at 8 fps: 12 frames, some of them twice")
-    assert lines[1:] == ["'a dog': 33 frames, 21 of them new, 4.125 s at 8 fps", str(out)]
+    said = capsys.readouterr()
+    assert said.out == f"{out}\n"
+    lines = said.err.splitlines()
+    (note,) = (line for line in lines if line.startswith("input    a.mkv: 24x20 at 6 fps, "))
+    assert note.endswith("taken at 8 fps: 12 frames, some of them twice")
+    assert "prompt   'a dog': 33 frames, 21 of them new, 4.125 s at 8 fps" in lines
 
 
 @pytest.mark.parametrize(("command", "name", "length"), [

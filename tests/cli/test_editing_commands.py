@@ -59,9 +59,10 @@ def test_inpaint_keeps_what_is_not_masked_in_the_file(model, files, tmp_path, ca
     assert made.fps == 8
     np.testing.assert_array_equal(made.frames[:, ~mask], given[:, ~mask])
     assert (made.frames[:, mask] != given[:, mask]).mean() > 0.5
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("a.mkv: 32x32 at 8 fps, scaled to 16x16")
-    assert lines[1:] == ["'a': 13 frames, 1.625 s at 8 fps", str(out)]
+    said = capsys.readouterr()
+    assert said.out == f"{out}\n"
+    assert "input    a.mkv: 32x32 at 8 fps, scaled to 16x16" in said.err
+    assert "prompt   'a': 13 frames, 1.625 s at 8 fps\n" in said.err
     vdit.write_video(tmp_path / "twice.mkv", np.repeat(vdit.read_video(files / "a.mkv").frames, 2, axis=0), fps=16)
     boxes = ["--box", "20,0,12,12@0.5-1", "--box", "50%,50%,25%,25%@1-"]
     run("inpaint", "RUN", tmp_path / "twice.mkv", "a", *boxes, "--out", out)  # taken at the model's 8 fps

@@ -1,9 +1,11 @@
 """The command line says what is wrong in one line, and teaches."""
 
+import gc
 import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -83,6 +85,7 @@ def test_help_starts_nothing_heavy():
     (["sample", "run", "a", "--size", "0x64"], "HEIGHTxWIDTH"),
     (["sample", "run", "a", "--steps", "0"], "'0' must be a whole number from 1 up"),
     (["sample", "run", "a", "--guidance", "nan"], "'nan' must be a number"),
+    (["sample", "run", "a", "--fps", "1001"], "'1001' must be a number from 0.1 to 1000"),
     (["sample", "run", "a", "--sampler", "eulr"], "nearest: euler"),
     (["sample", "run", "a", "b", "--out", "x.mp4"], "one file for 2 prompts"),
     (["sample", "run", "a", "--out", "x.avi"], "'.avi'"),
@@ -106,6 +109,14 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, ar
     monkeypatch.chdir(tmp_path)
     assert named in refused(capsys, *arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [("sample", "R"), ("extend", "R", "a.mp4", "--after", "4")])
+def test_a_prompt_that_is_not_utf_8_is_refused(capsys, command):
+    name, *words = command
+    words, rest = words[:2], words[2:]
+    assert "the prompt 'a d\\udcf6g' is not UTF-8" in refused(capsys, name, *words, "a d\udcf6g", *rest)
+    assert "--negative '\\udcf6' is not UTF-8" in refused(capsys, name, *words, "a", *rest, "--negative=\udcf6")
 
 
 def test_a_warm_up_is_shortened_where_only_the_steps_are_set(capsys):
@@ -156,6 +167,33 @@ def test_interrupted_is_130(capsys, monkeypatch):
     monkeypatch.setattr(cli.sample, "run", interrupt)
     assert main(["sample", "runs/mine", "a dog"]) == 130
     assert capsys.readouterr().err == "vdit: interrupted\n"  # and no word of a checkpoint
+
+
+def test_an_interrupt_in_a_callback_of_the_garbage_collector_is_not_lost(capsys, monkeypatch):
+    """Where Python drops it, the command would go on."""
+
+    def interrupt(*_):
+        gc.callbacks.remove(interrupt)
+        raise KeyboardInterrupt
+
+    def work(*_):
+        gc.callbacks.append(interrupt)
+        gc.collect()
+        time.sleep(10)
+
+    monkeypatch.setattr(cli.sample, "run", work)
+    hook = sys.unraisablehook
+    assert main(["sample", "runs/mine", "a dog"]) == 130
+    assert capsys.readouterr().err == "vdit: interrupted\n"
+    assert sys.unraisablehook is hook
+
+
+def test_a_closed_output_ends_nothing(monkeypatch):
+    monkeypatch.setattr(cli.sample, "run", lambda *_: print("made", flush=True) or 0)
+    monkeypatch.setattr(sys, "stdout", None)  # what Python has after >&-
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["sample", "runs/mine", "a dog"]) == 0
+    assert sys.stdout is None
 
 
 def test_overrides_may_stand_anywhere():

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         from vdit.infer.images import read_image
         from vdit.infer.making import animate
 
-        inputs, fps = canvas.read_inputs(options, files, generator, max_frames=1)
+        inputs, fps = canvas.read_inputs(options, files, generator, status, max_frames=1)
         # As they are, not as they were fitted: a model's image encoder cuts them in its own way.
         images = [read_image(given.path) if given.still else given.frames[0] for given in inputs]
         frames = generator.experiment.sample.frames if options.frames is None else options.frames.frames(fps)

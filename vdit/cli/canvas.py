@@ -31,7 +31,7 @@ A command is a module with SUMMARY, DESCRIPTION, EPILOG, TAKES_OVERRIDES, add_ar
     def run(options, overrides):
         words = canvas.split_words(options, inputs=("VIDEO",))
         with canvas.opened(options, words) as (generator, status):
-            (video,), fps = canvas.read_inputs(options, words.inputs, generator)
+            (video,), fps = canvas.read_inputs(options, words.inputs, generator, status)
             with canvas.making(options, words, generator, status, fps=fps, frames=..., made=..., size=video.size):
                 for seed in canvas.seeds(options):
                     made = vdit.extend(generator, words.prompt, video.frames, ..., **canvas.sampling(options, seed))
@@ -44,14 +44,13 @@ import argparse
 import contextlib
 import dataclasses
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from vdit.cli import output
 from vdit.cli.output import say
-from vdit.cli.parser import Duration, UsageError, at_least, duration, length, size  # noqa: F401 (for the commands)
+from vdit.cli.parser import RATE, Duration, UsageError, at_least, duration, length, size  # noqa: F401 (for the commands)
 from vdit.cli.status import Status, following, numbers, shown_method
 
 # What may follow on a command: (command, its options).
@@ -81,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser, inputs: str, *, out: str) -> 
     parser.add_argument("--out", metavar="PATH", help=f"a file ({kinds}) or a folder; default: {default}")
     parser.set_defaults(usual_name=out)
     parser.add_argument("--size", metavar="HxW", help="height x width in pixels; default: what suits the first input")
-    parser.add_argument("--fps", type=at_least(0.1, float), help="rate of inputs and output; default: the model's own")
+    parser.add_argument("--fps", type=RATE, help="rate of inputs and output; default: the model's own")
     parser.add_argument("--window", type=at_least(1), metavar="N", help="frames made at once; default: as in training")
     output.add_sampling(parser)
     parser.add_argument(
@@ -114,6 +113,7 @@ def split_words(options: argparse.Namespace, *, inputs: Sequence[str], least: in
     *files, prompt = words
     if prompt and (Path(prompt).is_file() or Path(prompt.rpartition("@")[0]).is_file()):
         raise UsageError(f'{prompt!r} is a file, where the prompt should be: give {wanted} ("" for no prompt)')
+    output.check_texts(options, [prompt])
     output.check_sampler(options)
     asked_size(options)
     seeds(options)
@@ -152,9 +152,10 @@ def opened(options: argparse.Namespace, words: Words) -> AbstractContextManager:
 
 
 def read_inputs(
-    options: argparse.Namespace, files: Sequence[str], generator, *, whole: tuple[int, int] | None = None, **reading
-) -> tuple[list, float]:
-    """The files as vdit.infer.inputs.Input, all of one size and rate, and the rate of the result; prints their notes.
+    options: argparse.Namespace, files: Sequence[str], generator, status: Status, *,
+    whole: tuple[int, int] | None = None, **reading,
+) -> tuple[list, float]:  # fmt: skip
+    """The files as vdit.infer.inputs.Input, all of one size and rate, and the rate of the result; tells their notes.
 
     Before anything is read: ShapeError if the result would not fit into the host's memory.
     whole: (height, width) of what is written, where it is larger. reading: more for vdit.infer.inputs.read_input
@@ -173,10 +174,10 @@ def read_inputs(
     count += sum(claimed_frames(file, fps=fps, **reading) for file in files)
     written = whole or wanted or experiment.sample.size
     if note := check_memory(_work(options), count, written, videos=len(seeds(options))):
-        say(note, sys.stderr)
+        say(note)
     for file in files:
         inputs.append(read_input(file, size=wanted, multiple=multiple, fps=fps, **reading))
-        say(inputs[-1].note)
+        status.tell("input", inputs[-1].note)
     return inputs, fps
 
 
@@ -224,11 +225,12 @@ def tell(
     from vdit.train.experiment import sample_method
 
     new = "" if made is None or made == frames else f", {made} of them new"
-    say(f"{words.prompt!r}: {frames} frames{new}, {frames / fps:.4g} s at {fps:.4g} fps")
+    status.tell("prompt", f"{words.prompt!r}: {frames} frames{new}, {frames / fps:.4g} s at {fps:.4g} fps")
     experiment, many = generator.experiment, seeds(options)
     height, width = experiment.sample.size if size is None else size
     each = "a video" if len(many) == 1 else f"{len(many)} videos"
-    status.tell("makes", f"{each} of {height}x{width}, seed {numbers(many)} -> {options.out or options.usual_name}")
+    out = target(options, many[0]).path if len(many) == 1 else options.out or options.usual_name
+    status.tell("makes", f"{each} of {height}x{width}, seed {numbers(many)} -> {out}")
     names = ("steps", "guidance", "context_guidance", "known_level", "sampler", "reuse")
     asked = {name: getattr(options, name) for name in names}
     method = sample_method(experiment, **{name: value for name, value in asked.items() if value is not None})

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     with canvas.opened(options, words) as (generator, status):
         from vdit.infer.making import connect
 
-        (first, second), fps = canvas.read_inputs(options, words.inputs, generator)
+        (first, second), fps = canvas.read_inputs(options, words.inputs, generator, status)
         frames = canvas.passage_frames(options.frames, fps, generator, options.window)
         whole = len(first.frames) + len(second.frames) + (-frames if options.blend else frames)
         more = {"frames": frames, "blend": options.blend, "window": options.window}

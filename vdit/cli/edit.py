@@ -65,7 +65,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
 
         from vdit.infer.editing import edit
 
-        (video,), fps = canvas.read_inputs(options, words.inputs, generator, **taken(options))
+        (video,), fps = canvas.read_inputs(options, words.inputs, generator, status, **taken(options))
         mask = read_part(options, boxes, video)
         first, last = options.strength[0], options.strength[-1]
         strength = first if first == last else np.linspace(first, last, len(video.frames))

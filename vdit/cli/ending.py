@@ -6,7 +6,9 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -85,13 +87,39 @@ def outlived_output() -> Iterator[None]:
     line on the other stream says that output is lost.
     """
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (_Outlived(stream) for stream in before)
+    with open(os.devnull, "w") as nowhere:
+        sys.stdout, sys.stderr = (_Outlived(nowhere if stream is None else stream) for stream in before)  # None: >&-
+        try:
+            yield
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()  # what fails at the interpreter's end changes the exit code
+            sys.stdout, sys.stderr = before
+
+
+@contextlib.contextmanager
+def heard_interrupts() -> Iterator[None]:
+    """While entered, a Ctrl-C is not lost that comes in a callback from C, such as jax's of the garbage collector.
+
+    Python drops what is raised there. It is sent again, from a thread: by then the main one is elsewhere.
+    """
+    before = sys.unraisablehook
+
+    def again() -> None:
+        if sys.unraisablehook is hook:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    def hook(failure: sys.UnraisableHookArgs) -> None:
+        if failure.exc_type is not KeyboardInterrupt:
+            before(failure)
+        else:
+            threading.Timer(0.01, again).start()
+
+    sys.unraisablehook = hook
     try:
         yield
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()  # what fails at the interpreter's end changes the exit code
-        sys.stdout, sys.stderr = before
+        sys.unraisablehook = before
 
 
 class _Outlived:

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     with canvas.opened(options, words) as (generator, status):
         from vdit.infer.making import extend
 
-        (video,), fps = canvas.read_inputs(options, words.inputs, generator)
+        (video,), fps = canvas.read_inputs(options, words.inputs, generator, status)
         asked = {"before": options.before, "after": options.after}
         lengths = {name: time.frames(fps) for name, time in asked.items() if time is not None}
         made = sum(lengths.values())

@@ -52,11 +52,11 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         if frame is not None:
             options.size, frame["size"] = _sizes(options, words.inputs, generator, **frame)
         whole = None if frame is None else frame["size"]
-        (video,), fps = canvas.read_inputs(options, words.inputs, generator, whole=whole, **taken(options))
+        (video,), fps = canvas.read_inputs(options, words.inputs, generator, status, whole=whole, **taken(options))
         more = {"grow": options.grow, "window": options.window, "overlap": options.overlap}
         mask = None if frame is not None else read_part(options, boxes, video)
         if frame is not None:
-            canvas.say("in a frame of {1}x{0}".format(*frame["size"]))
+            status.tell("", "in a frame of {1}x{0}".format(*frame["size"]))
         if options.edge is not None:
             more["edge"] = options.edge
         shape = {"fps": fps, "frames": len(video.frames), "size": video.size if frame is None else frame["size"]}

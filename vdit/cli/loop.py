@@ -36,7 +36,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     with canvas.opened(options, words) as (generator, status):
         from vdit.infer.making import loop
 
-        inputs, fps = canvas.read_inputs(options, words.inputs, generator)
+        inputs, fps = canvas.read_inputs(options, words.inputs, generator, status)
         passage = canvas.passage_frames(options.passage, fps, generator, options.window)
         more = {"passage": passage, "window": options.window}
         if inputs:

@@ -28,7 +28,7 @@ from vdit.cli import (
     simulate,
     train,
 )
-from vdit.cli.ending import ending, outlived_output
+from vdit.cli.ending import ending, heard_interrupts, outlived_output
 from vdit.cli.parser import Parser, UsageError, nearest, refuse_unknown, take_overrides
 from vdit.errors import DONE, MEND, VditWarning
 
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     show_traceback = "--traceback" in arguments
-    with outlived_output(), _warnings_as_lines():
+    with outlived_output(), heard_interrupts(), _warnings_as_lines():
         try:
             return _run([item for item in arguments if item != "--traceback"])
         except SystemExit as stop:  # argparse after --help and --version

@@ -14,7 +14,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
 
 from vdit.cli.parser import UsageError, at_least, nearest, seed
 from vdit.data.captions import SUFFIXES
@@ -103,6 +102,15 @@ def no_run(options: argparse.Namespace, folder: str) -> str:
         return ""
     kind = "a file" if Path(folder).is_file() else "not there"
     return f"{folder!r} is where RUN, the folder of a run, should be, and is {kind}: give RUN first; "
+
+
+def check_texts(options: argparse.Namespace, prompts: Sequence[str]) -> None:
+    """UsageError where a text of the command line holds bytes that are not UTF-8, which Python keeps as surrogates."""
+    for name, text in [*(("the prompt", prompt) for prompt in prompts), ("--negative", options.negative)]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{name} {text!r} is not UTF-8 text: set the terminal to UTF-8") from None
 
 
 def check_sampler(options: argparse.Namespace) -> None:
@@ -216,8 +224,7 @@ def rate(options: argparse.Namespace, experiment) -> float:
         return options.fps or own
     say(
         f"--fps {options.fps:g}: the model makes {own:g} frames a second, so what it makes will move "
-        f"{options.fps / own:.3g} times as fast",
-        sys.stderr,  # stdout is for names of files
+        f"{options.fps / own:.3g} times as fast"
     )
     return options.fps
 
@@ -272,12 +279,12 @@ def put(target: Target, write: Callable[[Path], None]) -> Path:
     return path
 
 
-def say(line: str, file: TextIO | None = None) -> None:
-    """Prints to stdout or to `file`; on several hosts the first alone does."""
+def say(line: str) -> None:
+    """To the person who waits, on stderr: stdout is for names of files. On several hosts the first alone says it."""
     from vdit.dist.multihost import is_first
 
     if is_first():
-        print(line, flush=True, file=file)
+        print(line, flush=True, file=sys.stderr)
 
 
 def _seeds(text: str) -> list[int]:

@@ -137,17 +137,21 @@ def seed(text: str) -> int:
         raise argparse.ArgumentTypeError(error if isinstance(error, ConfigError) else "the seed is too long") from None
 
 
-def at_least(least: float, kind: type = int):
-    """A type for add_argument: a number of `kind` from `least` up."""
+def at_least(least: float, kind: type = int, *, most: float | None = None):
+    """A type for add_argument: a number of `kind` from `least` up, to `most` where that is given."""
 
     def read(text: str):
         try:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not least <= value < float("inf"):
+        if value is None or not least <= value < float("inf") or (most is not None and value > most):
             word = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} must be {word} from {least} up")
+            end = "up" if most is None else f"to {most}"
+            raise argparse.ArgumentTypeError(f"{text!r} must be {word} from {least} {end}")
         return value
 
     return read
+
+
+RATE = at_least(0.1, float, most=1000)  # frames a second: what vdit.video_write writes

@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from vdit.cli.parser import Duration, UsageError, at_least, length
+from vdit.cli.parser import RATE, Duration, UsageError, at_least, length
 from vdit.errors import MEND, VditError
 from vdit.outputs import check_output, numbered, write_whole
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--area", type=at_least(64), metavar="PIXELS", help="height x width at most; default: the run's largest"
     )
-    parser.add_argument("--fps", type=at_least(0.1, float), help="resample to this rate; default: the file's own")
+    parser.add_argument("--fps", type=RATE, help="resample to this rate; default: the file's own")
     parser.add_argument("--frames", type=length, metavar="TIME", help="only the first N, or 2s; default: all")
 
 

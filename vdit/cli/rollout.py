@@ -46,7 +46,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     with canvas.opened(options, words) as (generator, status):
         from vdit.infer.rolling import rollout
 
-        inputs, fps = canvas.read_inputs(options, words.inputs, generator)
+        inputs, fps = canvas.read_inputs(options, words.inputs, generator, status)
         frames = round(options.seconds * fps) if options.frames is None else options.frames.frames(fps)
         script = [(0.0, words.prompt), *sorted((time.frames(fps) / fps, prompt) for time, prompt in later)]
         begins = {"video": inputs[0].frames} if inputs else {"size": canvas.asked_size(options)}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vdit.cli import output
 from vdit.cli.manifest import NAME, Manifest, digests, state_of
-from vdit.cli.parser import Duration, UsageError, at_least, length, size
+from vdit.cli.parser import RATE, Duration, UsageError, at_least, length, size
 from vdit.cli.prompts import Wish, read_wishes
 from vdit.cli.status import Status, following, numbers, shown_method
 from vdit.errors import OutputError, Preempted, VditWarning
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     frames = "a number (1 + a multiple of the VAE's stride), or seconds, as in 2s"
     parser.add_argument("--frames", type=length, metavar="TIME", help=frames)
     parser.add_argument("--size", metavar="HxW", help="height x width in pixels, as in 64x96")
-    parser.add_argument("--fps", type=at_least(0.1, float), help="of the files; default: the model's own")
+    parser.add_argument("--fps", type=RATE, help="of the files; default: the model's own")
     output.add_sampling(parser)
     output.add_seeds(parser)
     output.add_model(parser)
@@ -93,6 +93,7 @@ class Job:
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     folder, texts = output.split_model(options)
+    output.check_texts(options, texts)
     wishes = [*(Wish(prompt=text) for text in texts), *(read_wishes(options.file) if options.file else ())]
     if not wishes:
         rule = "nothing to sample: give a PROMPT, or --prompts FILE (see vdit sample --help)"

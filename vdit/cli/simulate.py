@@ -62,7 +62,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     with canvas.opened(options, words) as (generator, status):
         from vdit.infer.simulating import Simulator
 
-        inputs, fps = canvas.read_inputs(options, words.inputs, generator)
+        inputs, fps = canvas.read_inputs(options, words.inputs, generator, status)
         keys, rows = _what_is_done(options, generator, fps)
         begins = {"start": inputs[0].frames} if inputs else {"size": canvas.asked_size(options)}
         more = begins | {"window": options.window, "context": options.context}

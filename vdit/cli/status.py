@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vdit.train.progress import Display
 
 _KEPT = 64  # paces that are remembered
-_LABEL = 9
+_LABEL = 8
 _REMIND = 15.0  # seconds
 _WORTH_TELLING = 2.0  # seconds
 
@@ -74,7 +74,7 @@ class Status:
 
         The head is printed once work begins, so a command that is refused prints the reason alone.
         """
-        self._head.append(f"{label:{_LABEL}}{words}")
+        self._head.append(f"{label:{_LABEL}} {words}")
 
     def wrote(self, path: str | Path) -> None:
         """A file or folder that the command has written, to be named at the end."""
