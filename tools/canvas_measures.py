@@ -161,7 +161,7 @@ def edit(generator: Generator, count: int) -> Measure:
         "inversion, 0.6": {"strength": 0.6, "invert": True},
         "inversion, 1": {"strength": 1.0, "invert": True},
     }
-    rows: dict[str, list[dict]] = {name: [] for name in (*ways, "source", "sampled anew")}
+    rows: dict[str, list[dict]] = {name: [] for name in (*ways, "source", "sampled again")}
     cards = []
     for i, scene in enumerate(scenes(generator, "moving", count)):
         colour, shape, direction = scene.meta["combo"]
@@ -173,7 +173,7 @@ def edit(generator: Generator, count: int) -> Measure:
         for name, options in ways.items():
             source = scene.caption if options.get("invert") else None
             made[name] = vdit.edit(generator, prompt, scene.video, source=source, seed=i, **options)[0]
-        made |= {"source": scene.video, "sampled anew": np.asarray(generator(prompt, frames=FRAMES, seed=i))[0]}
+        made |= {"source": scene.video, "sampled again": np.asarray(generator(prompt, frames=FRAMES, seed=i))[0]}
         for name, clip in made.items():
             seen = detect(clip)
             rows[name].append({

@@ -219,7 +219,7 @@ class Run:
                 raise Wrong(f"SIGTERM after step {step} left the checkpoints {now}:\n{self.log()}")
 
     def check_starts(self) -> None:
-        """No start began anew, or from a step before one that had been sealed."""
+        """No start began from scratch, or from a step before one that had been sealed."""
         lines = (self.directory / "log.0").read_text().splitlines()
         begun = [int(line.split()[1]) for line in lines if line.startswith("BEGIN")]
         if begun != sorted(begun):

@@ -5,7 +5,7 @@
     python experiments/launch/local.py --processes 2 --cpus-each 4 -- vdit train EXPERIMENT.py --workdir RUN
 
 Each process is a host to the others, with accelerators of its own. Exit code 75 of a process, or its death by a
-signal, starts all of them again from the last checkpoint, at most --restarts times; 2 (something to be mended) and 1
+signal, starts all of them again from the last checkpoint, at most --restarts times; 2 (something to be fixed) and 1
 (a fault) do not. SIGTERM, Ctrl-C and SIGUSR1 are passed on; the first two end the restarts, too.
 """
 
@@ -152,7 +152,7 @@ def in_words(code: int) -> str:
     """"exit code 75 (start again)", "killed by SIGKILL"."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    words = {0: "done", AGAIN: "start again", 2: "something to be mended", 1: "a fault", 130: "Ctrl-C"}
+    words = {0: "done", AGAIN: "start again", 2: "something to be fixed", 1: "a fault", 130: "Ctrl-C"}
     return f"exit code {code}" + (f" ({words[code]})" if code in words else "")
 
 

@@ -144,7 +144,7 @@ def test_a_plain_place_of_another_number_of_hosts_is_refused(of_two_hosts):
     put({"next_index": 1}, {"next_index": 2})
     with (
         Checkpointer(run, warn=str) as checkpointer,
-        pytest.raises(CheckpointError, match=r"of 2 hosts, this run has 1: resume on 2, or start the data anew"),
+        pytest.raises(CheckpointError, match=r"of 2 hosts, this run has 1: resume on 2, or start the data"),
     ):
         checkpointer.restore(abstract(trees()), data=Source())
 

@@ -91,6 +91,6 @@ def test_a_plain_place_of_two_hosts_is_refused_to_one(run):
     abstract = {"kernel": jax.ShapeDtypeStruct((8, 50_000), jnp.float32), "step": jax.ShapeDtypeStruct((), jnp.int32)}
     with (
         Checkpointer(directory, warn=str) as checkpointer,
-        pytest.raises(CheckpointError, match="of 2 hosts, this run has 1: resume on 2, or start the data anew"),
+        pytest.raises(CheckpointError, match="of 2 hosts, this run has 1: resume on 2, or start the data"),
     ):
         checkpointer.restore({"params": abstract}, data=Source())

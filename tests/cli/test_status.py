@@ -1,7 +1,9 @@
 """What commands tell on stderr, and when: nothing before what is asked was checked, weights last."""
 
+import dataclasses
 import io
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,9 +12,12 @@ from PIL import Image
 from rich.console import Console
 
 import vdit
-from vdit.cli.main import main
+from vdit.cli import canvas
+from vdit.cli.main import main, parse
 from vdit.cli.status import Status, numbers
 from vdit.infer import loading
+from vdit.train.canvases import CanvasConfig
+from vdit.train.workspace import Workspace
 
 
 def test_a_command_says_what_it_makes_how_long_it_takes_and_what_is_next(tiny_run, tmp_path, capsys):
@@ -94,3 +99,16 @@ def test_the_time_that_work_took_is_told_the_next_time(cache, monkeypatch):
 
 def test_numbers():
     assert [numbers([0]), numbers([0, 1]), numbers([4, 5, 6]), numbers([1, 5, 9])] == ["0", "0, 1", "4 to 6", "1, 5, 9"]
+
+
+@pytest.mark.parametrize(("command", "options", "canvases", "sampler"), [
+    ("extend", [], CanvasConfig(), "resample"), ("extend", [], CanvasConfig(none=0.5, first=0.5), "euler"),
+    ("extend", ["--sampler", "heun"], CanvasConfig(), "heun"), ("edit", [], CanvasConfig(), "euler"),
+])  # fmt: skip
+def test_the_sampler_that_is_told_is_the_one_that_is_used(tiny_run, command, options, canvases, sampler):
+    options, _ = parse([command, "RUN", "a.mkv", "a dog", *options])
+    words = canvas.Words(folder="RUN", inputs=("a.mkv",), prompt="a dog")
+    generator = SimpleNamespace(experiment=dataclasses.replace(Workspace(tiny_run).experiment(), canvases=canvases))
+    status = Status(command, console=Console(file=io.StringIO()))
+    canvas.tell(options, words, generator, status, fps=8, frames=9, made=4)
+    assert f"with     {sampler}, " in "\n".join(status._head)

@@ -61,7 +61,7 @@ def test_an_error_that_must_be_mended_ends_all_with_its_words(endings):
     assert (last_line(errors), code) == ("vdit: clip 7 is broken: remove it", 2)
     for line, code in others(endings["mend", 1], 1):
         assert code == 2, "a launcher must not start it again"
-        assert "ended with an error: clip 7 is broken: remove it (mend that first)" in line
+        assert "ended with an error: clip 7 is broken: remove it (fix that first)" in line
 
 
 def test_a_fault_shows_its_traceback_where_it_was_and_its_name_elsewhere(endings):

@@ -60,14 +60,14 @@ def read_place(folder: Path) -> dict | bytes:
     """
     values = _read_all(folder)
     if any(value is None for value in values):
-        raise CheckpointError(f"{folder}: holds no place in the data; start the data anew")
+        raise CheckpointError(f"{folder}: holds no place in the data; start the data from the beginning")
     places = [base64.b64decode(value["bytes"]) if "bytes" in value else value["dict"] for value in values]
     if all(isinstance(place, dict) and _STREAMS in place for place in places):
         return _merged(folder, places)
     if len(places) != jax.process_count():
         raise CheckpointError(
             f"{folder}: the place in the data is of {len(places)} hosts, this run has {jax.process_count()}: "
-            f"resume on {len(places)}, or start the data anew"
+            f"resume on {len(places)}, or start the data from the beginning"
         )
     return places[jax.process_index()]
 

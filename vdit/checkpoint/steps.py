@@ -53,7 +53,7 @@ def repair(directory: Path, warn: Warn) -> Path | None:
     """The newest good step of a run that is to go on, None if it has none; all hosts call it at once.
 
     Damaged steps that are newer are renamed, so that they are not taken for steps; a step that was not sealed is. If
-    none is good, nothing is renamed: the run must not begin anew without a word.
+    none is good, nothing is renamed: the run must not silently start from scratch.
     """
     found, bad = _newest(directory, _listed(directory, together=True), together=True)
     if found is None and bad:
@@ -124,5 +124,6 @@ def _named(bad: list[tuple[int, str]]) -> str:
 
 def _none_good(directory: Path, bad: list[tuple[int, str]]) -> CheckpointError:
     return CheckpointError(
-        f"{directory}: no step can be used: {_named(bad)}; put back a copy of one, or move them away to begin anew"
+        f"{directory}: no step can be used: {_named(bad)}; put back a copy of one, or move them away "
+        "to start from scratch"
     )

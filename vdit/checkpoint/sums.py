@@ -1,6 +1,6 @@
 """The seal of a step: a sha256 of every file, written after the save and compared before every use.
 
-Orbax itself reads a flipped bit back without a word. Each host reads its share of the files, in several threads; the
+Orbax itself silently reads a flipped bit back. Each host reads its share of the files, in several threads; the
 first one puts the sums together.
 """
 

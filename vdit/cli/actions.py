@@ -49,8 +49,8 @@ def of_keys(text: str, keys: Mapping[str, Action]) -> list[Action]:
     pressed = "".join(text.split())
     for key in pressed:
         if key not in keys:
-            mend = "" if len(keys) > 1 else "; give --key-map, this model's world has none of its own"
-            raise UsageError(f"key {key!r} means nothing here (keys: {' '.join(keys)}){mend}")
+            fix = "" if len(keys) > 1 else "; give --key-map, this model's world has none of its own"
+            raise UsageError(f"key {key!r} means nothing here (keys: {' '.join(keys)}){fix}")
     return [keys[key] for key in pressed]
 
 

@@ -222,7 +222,7 @@ def tell(
 
     Returns how much work it is, for Status.progress.
     """
-    from vdit.train.experiment import sample_method
+    from vdit.train.experiment import replacing, resampling, sample_method
 
     new = "" if made is None or made == frames else f", {made} of them new"
     status.tell("prompt", f"{words.prompt!r}: {frames} frames{new}, {frames / fps:.4g} s at {fps:.4g} fps")
@@ -232,9 +232,13 @@ def tell(
     out = target(options, many[0]).path if len(many) == 1 else options.out or options.usual_name
     status.tell("makes", f"{each} of {height}x{width}, seed {numbers(many)} -> {out}")
     names = ("steps", "guidance", "context_guidance", "known_level", "sampler", "reuse")
-    asked = {name: getattr(options, name) for name in names}
-    method = sample_method(experiment, **{name: value for name, value in asked.items() if value is not None})
-    status.tell("with", shown_method(experiment, method, asked | {"negative": options.negative}))
+    asked = {name: value for name in names if (value := getattr(options, name)) is not None}
+    # As Generator.method has it. A rollout is given the end of what it has made.
+    given = options.command == "rollout" or (words.inputs and _work(options) != "edit")
+    if given and replacing(experiment) and "sampler" not in asked:
+        asked |= resampling(experiment, asked.get("steps"))
+    method = sample_method(experiment, **asked)
+    status.tell("with", shown_method(method, asked | {"negative": options.negative}))
     return (frames if made is None else made) * len(many) * height * width * method.grid.steps * method.rows
 
 

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     canvas.add_arguments(parser, "VIDEO", out="edited.mp4")
     parser.add_argument(
         "--strength", type=_strength, default=(0.6,), metavar="LEVEL",
-        help="above 0, to 1: all is made anew; A:B from the first frame to the last; default: 0.6",
+        help="above 0, to 1: all is generated again; A:B from the first frame to the last; default: 0.6",
     )  # fmt: skip
     parser.add_argument("--invert", action="store_true", help="begin from the noise that would give the video")
     parser.add_argument("--source", metavar="TEXT", help="with --invert: what the video shows")

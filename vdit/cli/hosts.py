@@ -72,7 +72,7 @@ def _end(error: BaseException, peers: Peers | None) -> None:
     elif code in (AGAIN, INTERRUPTED):
         peers.fail(f"ended: {line}", AGAIN)
     else:
-        peers.fail(f"ended with an error: {line} ({'mend that first' if known else 'see its log'})", code)
+        peers.fail(f"ended with an error: {line} ({'fix that first' if known else 'see its log'})", code)
     if known is None or "--traceback" in sys.argv:
         traceback.print_exception(error)
     if known is not None:

@@ -1,4 +1,4 @@
-"""`vdit inpaint`: a part of a video, or what is around it, is made anew."""
+"""`vdit inpaint`: a part of a video, or what is around it, is generated again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vdit.cli.parser import UsageError, at_least, size
 
 SUMMARY = "fill a mask in a video, or make it larger"
 DESCRIPTION = """\
-Writes the video with a part made anew as the prompt says: what a mask shows white, what lies in boxes, or, with
+Writes the video with a part generated again as the prompt says: what a mask shows white, what lies in boxes, or, with
 --outpaint, what is around the video in a larger frame. All other pixels stay bit for bit (to see them so in the file,
 write .mkv, which loses nothing)."""
 EPILOG = """\

@@ -261,10 +261,10 @@ def _sample(
         for size in dict.fromkeys(job.size for job in jobs):
             fit = Fit(own=image.shape[:2], size=size)
             status.tell("image", f"{options.image}: {image.shape[1]}x{image.shape[0]}, {fit}")
-    method = generator.method(**asked)
+    method = generator.method(given=image is not None, **asked)
     for job in jobs:  # what cannot be made is told before anything is
         generator.task(method, job.frames, job.size, given=image is not None)
-    _tell(options, generator, jobs, fps, status)
+    _tell(options, generator, jobs, fps, status, method)
     batches = list(_batches(jobs, options.batch))
     pixels = sum(len(batch) * batch[0].frames * math.prod(batch[0].size) for batch, _ in batches)
     work = pixels * method.grid.steps * method.rows
@@ -293,7 +293,7 @@ def _sample(
             display.update(len(made), {})
 
 
-def _tell(options: argparse.Namespace, generator, jobs: list[Job], fps: float, status: Status) -> None:
+def _tell(options: argparse.Namespace, generator, jobs: list[Job], fps: float, status: Status, method) -> None:
     """What will be made, and what may be made of it afterwards."""
     shapes = list(dict.fromkeys((job.frames, job.size) for job in jobs))
     frames, (height, width) = shapes[0]
@@ -303,9 +303,8 @@ def _tell(options: argparse.Namespace, generator, jobs: list[Job], fps: float, s
     seeds = numbers(list(dict.fromkeys(job.seed for job in jobs)))
     count = "1 video" if len(jobs) == 1 else f"{len(jobs)} videos"
     status.tell("makes", f"{count} of {shape}, seed {seeds} -> {options.out}")
-    asked = {name: getattr(options, name) for name in ("steps", "guidance", "sampler", "reuse")}
-    method = shown_method(generator.experiment, generator.method(**asked), asked | {"negative": options.negative})
-    status.tell("with", method)
+    asked = {name: getattr(options, name) for name in ("reuse", "negative")}
+    status.tell("with", shown_method(method, asked))
 
 
 def _about(job: Job, options: argparse.Namespace, fps: float) -> dict:

@@ -70,7 +70,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         status.tell("makes", f"what is seen at {fps:.4g} fps, seed {seeds} -> {where}")
         asked = {name: getattr(options, name) for name in ("steps", "guidance", "sampler", "reuse", "negative")}
         steps = {name: value for name, value in asked.items() if name != "negative"}
-        status.tell("with", shown_method(generator.experiment, generator.method(**steps), asked))
+        status.tell("with", shown_method(generator.method(given=True, **steps), asked))
         simulator = None
         for seed in canvas.seeds(options):
             if simulator is None:

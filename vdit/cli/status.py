@@ -291,9 +291,12 @@ def shown_model(folder: str | Path, experiment) -> str:
     return f'{folder}: "{experiment.name}", a DiT {dit.width} wide and {dit.depth} deep, on {where}'
 
 
-def shown_method(experiment, method, asked: dict) -> str:
-    """How videos are sampled, in words. asked: options of the command that are not None."""
-    parts = [asked.get("sampler") or experiment.sample.sampler, f"{method.grid.steps} steps"]
+def shown_method(method, asked: dict) -> str:
+    """How videos are sampled, in words. method: a vdit.tasks.method.Method. asked: options of the command."""
+    from vdit.samplers import SAMPLERS
+
+    names = {kind: name for name, kind in SAMPLERS.items()}
+    parts = [names[type(method.sampler)], f"{method.grid.steps} steps"]
     parts.append(f"guidance {method.guidance.scale:g}" if method.guidance.scale != 1 else "no guidance")
     names = ("context_guidance", "known_level", "reuse", "negative")
     parts += [f"{name.replace('_', '-')} {asked[name]!r}" for name in names if asked.get(name)]

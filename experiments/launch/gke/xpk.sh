@@ -15,7 +15,7 @@ if [[ $# -lt 4 ]]; then
 fi
 name=$1 type=$2 slices=$3
 shift 3
-# Exit code 75 of vdit (start again) is among those that restart the workload, 2 (to be mended) and 1 are not.
+# Exit code 75 of vdit (start again) is among those that restart the workload, 2 (to be fixed) and 1 are not.
 # A pod that is to go has 180 s: longer than a save takes.
 xpk workload create --workload "$name" --cluster "$CLUSTER" --project "$PROJECT" --zone "$ZONE" \
     --tpu-type "$type" --num-slices "$slices" --docker-image "$IMAGE" \
