@@ -10,7 +10,6 @@ import vdit
 from tests.infer import tiny
 from vdit.errors import VditWarning
 from vdit.infer import generator as generating
-from vdit.infer import rolling, windows
 from vdit.samplers import Euler, Heun, Resample
 from vdit.train.canvases import CanvasConfig
 from vdit.train.experiment import sample_method
@@ -57,8 +56,7 @@ def methods(monkeypatch):
         used.append(task.method)
         return np.zeros((prompts.ids.shape[0], *task.output_shape), np.float32)
 
-    for module in (generating, rolling, windows):
-        monkeypatch.setattr(module, "draw", note)
+    monkeypatch.setattr(generating, "draw", note)
     return used
 
 

@@ -205,7 +205,7 @@ def _trees(dit_json: dict, vae_json: dict, read: Callable, family, *, text: bool
 
 def write_wan(folder: Path, *, image: bool = False, experts: bool = False, seed: int = 0) -> None:
     """A Wan model as diffusers saves it. seed: of its weights, and statistics."""
-    changes = {"in_channels": 12, "image_dim": 16, "added_kv_proj_dim": 24} if image else {}
+    changes = {"in_channels": 10, "image_dim": 16, "added_kv_proj_dim": 24} if image else {}
     trees = _trees(_WAN | changes, _WAN_VAE, wan.wan_config, wan_vae, text=True, image=image)
     index: dict[str, Any] = {
         "_class_name": "WanImageToVideoPipeline" if image else "WanPipeline",

@@ -71,6 +71,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from vdit.plan.show import print_plan, save_plan
 
     programs, effort = options.program or PROGRAMS, "quick" if options.quick else "full"
+    experiment.mesh.shape(topology.devices)  # refused before anything is said
     with Status("plan", devices=False) as status:
         status.tell("plans", f"{', '.join(programs)} of {experiment.name} on {topology.name}: {topology.chips} chips")
         status.tell("with", f"{effort} effort of the compiler (--quick is about 3 times as fast)")
