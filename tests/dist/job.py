@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vdit.config import load_config
 from vdit.data.latents import write_latents
 from vdit.train.metrics import read_json_lines
 from vdit.train.workspace import Workspace
@@ -41,6 +42,7 @@ def make_run(folder: Path) -> Path:
     index = write_latents(space.latents, items, vae="test", dtype="float32")
     space.save_statistics(index["mean"], index["std"])
     folder.with_suffix(".py").write_text(EXPERIMENT)
+    space.save_experiment(load_config(folder.with_suffix(".py")))
     return folder
 
 
