@@ -84,5 +84,5 @@ def test_without_h5py_the_mend_is_named(monkeypatch, tmp_path):
     import sys
 
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ConfigError, match="vdit\\[data\\]"):
+    with pytest.raises(ConfigError, match="\\[data\\]"):
         load_squeezenet(tmp_path / "any.h5")
