@@ -11,14 +11,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SCANNED = ("vdit", "experiments", "data_pipelines")
 
-BASE = {"types", "finite", "config", "errors", "outputs", "paths", "reprs", "seeds"}
+BASE = {"types", "finite", "config", "errors", "outputs", "paths", "registry", "reprs", "seeds"}
 MODELS = BASE | {"dist", "nn", "vae", "text", "dit", "vision"}
 # What each part of vdit may import of vdit. "video" stands for vdit/video_*.py.
 MAY_IMPORT = {
     "errors": set(),
     "reprs": set(),
     "types": {"errors", "reprs"},
-    "config": {"errors", "paths"},
+    "config": {"errors", "paths", "registry"},
+    "registry": {"errors"},
     "paths": {"errors"},
     "outputs": {"errors"},
     "seeds": {"errors", "types"},
