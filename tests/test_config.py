@@ -1,12 +1,13 @@
 import dataclasses
 import json
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 
 from vdit import config as vconfig
 from vdit.config import apply_overrides, diff, from_dict, from_json, load_config, to_dict, to_json
 from vdit.errors import ConfigError
+from vdit.registry import OneOf, register
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,3 +228,110 @@ def test_a_missing_experiment_is_named_with_the_nearest(tmp_path):
         load_config(tmp_path / "wrlds.py")
     with pytest.raises(ConfigError, match="neither an experiment file"):
         load_config("no_such_module_at_all")
+
+
+@register("test_shape", "circle")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Circle:
+    radius: float = 1.0
+
+
+@register("test_shape", "box")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Box:
+    height: int
+    inner: Model = Model()
+
+    def __post_init__(self):
+        if self.height < 1:
+            raise ConfigError(f"height={self.height}: must be 1 or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loose:  # registered nowhere
+    x: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scene:
+    main: Annotated[object, OneOf("test_shape")] = Circle()
+    other: Annotated[object, OneOf("test_shape")] | None = None
+    more: tuple[Annotated[object, OneOf("test_shape")], ...] = ()
+
+
+FULL = Scene(main=Box(height=3, inner=Model(depth=9)), other=Circle(radius=2.0), more=(Circle(), Box(height=1)))
+
+
+@pytest.mark.parametrize("scene", [Scene(), FULL])
+def test_choices_go_to_json_by_their_kinds_and_come_back(scene):
+    again = from_json(Scene, to_json(scene))
+    assert again == scene
+    assert hash(again) == hash(scene)
+    assert to_dict(scene)["main"]["kind"] == ("circle" if scene.main == Circle() else "box")
+
+
+@pytest.mark.parametrize(("overrides", "field", "want"), [
+    (["main.radius=3"], "main", Circle(radius=3.0)),
+    (["main=box", "main.height=2", "main.inner.depth=5"], "main", Box(height=2, inner=Model(depth=5))),
+    (["main.height=2", "main=box"], "main", Box(height=2)),
+    (["main=circle"], "main", Circle()),
+    (["other=circle"], "other", Circle()),
+    (["other=none"], "other", None),
+    (["more=box,circle", "more.box.height=4"], "more", (Box(height=4), Circle())),
+    (["more=none"], "more", ()),
+])
+def test_overrides_name_a_choice_and_set_its_fields(overrides, field, want):
+    assert getattr(apply_overrides(Scene(), overrides), field) == want
+
+
+def test_overrides_of_a_choice_keep_what_they_do_not_name():
+    assert apply_overrides(FULL, ["main.height=4"]).main == Box(height=4, inner=Model(depth=9))
+    assert apply_overrides(FULL, ["main=box"]).main == FULL.main
+    assert apply_overrides(FULL, ["more.box.height=7"]).more == (Circle(), Box(height=7))
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["main=crcle"], r"^main: 'crcle' is no known test_shape.*nearest: circle.*--plugin"),
+    (["main=box"], r"^main\.height: is missing"),
+    (["main=box", "main.height=0"], r"^main: height=0"),
+    (["main.height=2"], r"^main\.height: unknown key of Circle"),
+    (["other.radius=2"], r"^other\.radius: other is none; choose one"),
+    (["more.box.height=4"], r"^more\.box: 'box' is not among more"),
+    (["more=circle,circle"], r"^more: .* names a choice twice"),
+    (["more=circle", "more.circle=3"], r"^more\.circle: set one of its fields"),
+])
+def test_bad_overrides_of_choices_are_one_clear_line(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        apply_overrides(Scene(), overrides)
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    ({"main": {"radius": 1.0}}, r"^main: .*names no test_shape"),
+    ({"main": {"kind": "cone"}}, r"^main: 'cone' is no known test_shape"),
+    ({"main": {"kind": "circle", "radios": 1.0}}, r"^main\.radios: unknown key of Circle; nearest: main\.radius$"),
+    ({"more": [{"kind": "box"}]}, r"^more\[0\]\.height: is missing"),
+    ({"main": None}, r"^main: None names no test_shape"),
+])
+def test_bad_choices_in_json_are_one_clear_line(data, message):
+    with pytest.raises(ConfigError, match=message):
+        from_dict(Scene, data)
+
+
+def test_a_choice_that_is_not_registered_cannot_be_saved():
+    with pytest.raises(ConfigError, match=r"^main: Loose is no registered test_shape"):
+        to_dict(Scene(main=Loose()))
+
+
+def test_reading_a_config_imports_nothing(monkeypatch, tmp_path):
+    (tmp_path / "my_shapes.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="--plugin"):
+        from_dict(Scene, {"main": {"kind": "my_shapes"}})
+
+
+def test_describe_and_diff_look_into_choices():
+    rows = {key: (kind, value) for key, kind, value in vconfig.describe(FULL)}
+    assert rows["main"] == ("box | circle", "box")
+    assert rows["main.inner.depth"] == ("int", 9)
+    assert rows["more.box.height"] == ("int", 1)
+    assert diff(Scene(), apply_overrides(Scene(), ["main=box", "main.height=2"]))["main.kind"] == ("circle", "box")

@@ -1,10 +1,16 @@
 """Configs: frozen keyword-only dataclasses to and from JSON, with typed overrides; no globals.
 
 A config holds plain fields only: int, float, str, bool, tuple[...], Literal[...], a nested config,
-and any of these `| None`. The annotations are the schema: nothing else is registered anywhere.
+and any of these `| None`. The annotations are the schema.
 
-    config = apply_overrides(config, ["dit.depth=4", "data.areas=(64,96)", "text=none"])
+    config = apply_overrides(config, ["backbone.depth=4", "data.fps=(8,16)", "text=none"])
     from_json(Experiment, to_json(config)) == config
+
+A field `Annotated[Protocol, OneOf(kind)]` holds any registered choice of a kind (vdit.registry), a field
+`tuple[Annotated[Protocol, OneOf(kind)], ...]` several. JSON names the choice: {"kind": "folder", "path": "videos"}.
+Overrides name it, set its fields, or both; a choice that is named anew has the defaults of its class:
+
+    apply_overrides(config, ["data.source=folder", "data.source.path=videos", "evaluators=a,b", "evaluators.b.every=9"])
 
 Every error is a ConfigError of one line that names the key, the value and the rule, and for an
 unknown key the nearest known one.
@@ -26,10 +32,12 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+from vdit import registry
 from vdit.errors import ConfigError
 from vdit.paths import parse_json
+from vdit.registry import KIND, OneOf
 
 T = TypeVar("T")
 
@@ -37,11 +45,13 @@ _NONE_WORDS = ("none", "null")
 _BOOL_WORDS = {"true": True, "false": False}
 # Text that fits several members of a union takes the narrowest one; str takes anything, so comes last.
 _NARROWEST_FIRST = (bool, int, float, str)
+_WHOLE = None  # in a tree of overrides: the key of the text that sets a field as a whole
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The config as plain JSON values: nested configs become dicts, tuples become lists."""
-    return {field.name: _plain(getattr(config, field.name)) for field in _fields(type(config))}
+    """The config as plain JSON values: nested configs become dicts, tuples become lists, choices name their kind."""
+    return {name: _plain(getattr(config, name), annotation, name)
+            for name, annotation in _annotations(type(config)).items()}  # fmt: skip
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
@@ -70,16 +80,11 @@ def apply_overrides(config: T, overrides: Iterable[str]) -> T:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"override {override!r} is not of the form key=value, as in dit.depth=4")
-        *parents, leaf = key.strip().split(".")
+            raise ConfigError(f"override {override!r} is not of the form key=value, as in backbone.depth=4")
         node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"{key.strip()}: {parent!r} is also set as a whole; give one or the other")
-        if isinstance(node.get(leaf), dict):
-            raise ConfigError(f"{key.strip()}: is set as a whole and by its fields; give one or the other")
-        node[leaf] = text.strip()
+        for name in key.strip().split("."):
+            node = node.setdefault(name, {})
+        node[_WHOLE] = text.strip()
     return _override(config, tree, "")
 
 
@@ -111,7 +116,15 @@ def describe(config: Any) -> list[tuple[str, str, Any]]:
     rows = []
     for name, annotation in _annotations(type(config)).items():
         value = getattr(config, name)
-        if dataclasses.is_dataclass(value):
+        one, several = _kind_of(annotation), _kind_of_items(annotation)
+        if several is not None:
+            chosen = {registry.name_of(several, item): item for item in value}
+            rows.append((name, _type_name(annotation), tuple(chosen)))
+            rows += [(f"{name}.{choice}.{key}", kind, leaf)
+                     for choice, item in chosen.items() for key, kind, leaf in describe(item)]  # fmt: skip
+        elif dataclasses.is_dataclass(value):
+            if one is not None:
+                rows.append((name, _type_name(annotation), registry.name_of(one, value)))
             rows += [(f"{name}.{key}", kind, leaf) for key, kind, leaf in describe(value)]
         else:
             rows.append((name, _type_name(annotation), value))
@@ -189,11 +202,33 @@ def _fields(cls: type) -> list[dataclasses.Field]:
 
 @functools.cache
 def _annotations(cls: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in _fields(cls)}
 
 
-def _plain(value: Any) -> Any:
+def _kind_of(annotation: Any) -> str | None:
+    """The kind of the choice that a field holds, if it holds one: Annotated[..., OneOf(kind)], with or without None."""
+    for member in (annotation, *typing.get_args(annotation)):
+        if typing.get_origin(member) is Annotated:
+            return next((mark.kind for mark in member.__metadata__ if isinstance(mark, OneOf)), None)
+    return None
+
+
+def _kind_of_items(annotation: Any) -> str | None:
+    """The kind of the choices in a tuple, if a field holds several: tuple[Annotated[..., OneOf(kind)], ...]."""
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+        return _kind_of(arguments[0])
+    return None
+
+
+def _plain(value: Any, annotation: Any = None, path: str = "") -> Any:
+    kind = _kind_of_items(annotation)
+    if kind is not None:
+        return [_plain(item, typing.get_args(annotation)[0], f"{path}[{i}]") for i, item in enumerate(value)]
+    kind = _kind_of(annotation)
+    if kind is not None and value is not None:
+        return {KIND: _with_path(path, lambda: registry.name_of(kind, value)), **to_dict(value)}
     if dataclasses.is_dataclass(value):
         return to_dict(value)
     if isinstance(value, list | tuple):
@@ -215,37 +250,101 @@ def _from_mapping(cls: type[T], data: Any, path: str) -> T:
     annotations = _annotations(cls)
     for name in data:
         _check_known(cls, str(name), path)
-    for field in _fields(cls):
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and field.name not in data:
-            raise ConfigError(f"{_join(path, field.name)}: is missing, {cls.__name__} has no default for it")
+    _check_required(cls, data, path)
     values = {name: _convert(annotations[name], value, _join(path, name)) for name, value in data.items()}
     return _with_path(path, lambda: cls(**values))
 
 
+def _check_required(cls: type, data: Mapping[str, Any], path: str) -> None:
+    for field in _fields(cls):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and field.name not in data:
+            raise ConfigError(f"{_join(path, field.name)}: is missing, {cls.__name__} has no default for it")
+
+
 def _override(config: T, tree: dict[str, Any], path: str) -> T:
-    cls = type(config)
-    annotations = _annotations(cls)
-    values = {}
-    for name, item in tree.items():
-        key = _join(path, name)
-        _check_known(cls, name, path)
-        if isinstance(item, dict):
-            current = getattr(config, name)
-            nested = _nested_class(annotations[name])
-            if nested is None:
-                kind = _type_name(annotations[name])
-                child = _join(key, next(iter(item)))
-                raise ConfigError(f"{child}: {key} is of type {kind}, it has no fields")
-            base = current if current is not None else _from_mapping(nested, {}, key)
-            values[name] = _override(base, item, key)
-        else:
-            values[name] = _parse(annotations[name], item, key)
+    values = _override_values(type(config), config, tree, path)
     return _with_path(path, lambda: dataclasses.replace(config, **values))
+
+
+def _override_values(cls: type, config: Any, tree: dict[str, Any], path: str) -> dict[str, Any]:
+    """The fields that overrides set. config: what they change; None for the defaults of `cls`."""
+    annotations, values = _annotations(cls), {}
+    for name, item in tree.items():
+        _check_known(cls, name, path)
+        current = _default(cls, name) if config is None else getattr(config, name)
+        values[name] = _override_field(annotations[name], current, item, _join(path, name))
+    return values
+
+
+def _default(cls: type, name: str) -> Any:
+    """The default of a field; None where it has none."""
+    field = next(field for field in _fields(cls) if field.name == name)
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def _override_field(annotation: Any, current: Any, item: dict[str, Any], key: str) -> Any:
+    """A field's new value. item: what is said of it as a whole (under _WHOLE), and of its fields."""
+    whole, inside = item.get(_WHOLE), {name: value for name, value in item.items() if name != _WHOLE}
+    if (kind := _kind_of_items(annotation)) is not None:
+        return _override_choices(kind, current or (), whole, inside, key)
+    if (kind := _kind_of(annotation)) is not None:
+        optional = type(None) in typing.get_args(annotation)
+        if not (optional and whole is not None and whole.lower() in _NONE_WORDS):
+            return _override_choice(kind, current, whole, inside, key)
+    if whole is not None and inside:
+        raise ConfigError(f"{key}: is set as a whole and by its fields; give one or the other")
+    if not inside:
+        return None if kind is not None else _parse(annotation, whole, key)
+    nested = _nested_class(annotation)
+    if nested is None:
+        child = _join(key, next(iter(inside)))
+        raise ConfigError(f"{child}: {key} is of type {_type_name(annotation)}, it has no fields")
+    return _override(current if current is not None else _from_mapping(nested, {}, key), inside, key)
+
+
+def _override_choice(kind: str, current: Any, whole: str | None, inside: dict[str, Any], key: str) -> Any:
+    """A choice with overrides: the one that is named, or else the current one, with its fields set."""
+    if whole is None and current is None:
+        known = ", ".join(registry.names(kind))
+        raise ConfigError(f"{_join(key, next(iter(inside)))}: {key} is none; choose one, as in {key}=... ({known})")
+    cls = type(current) if whole is None else _with_path(key, lambda: registry.get(kind, _unquote(whole)))
+    base = current if type(current) is cls else None  # a new choice begins with the defaults of its class
+    values = _override_values(cls, base, inside, key)
+    if base is not None:
+        return _with_path(key, lambda: dataclasses.replace(base, **values))
+    _check_required(cls, values, key)
+    return _with_path(key, lambda: cls(**values))
+
+
+def _override_choices(kind: str, current: Any, whole: str | None, inside: dict[str, Any], key: str) -> tuple[Any, ...]:
+    """Several choices, each reached by its name: `evaluators=loss,samples`, `evaluators.loss.every=100`."""
+    before = {registry.name_of(kind, item): item for item in current}
+    if whole is None and len(before) < len(current):
+        raise ConfigError(f"{key}: has one choice twice, so that its fields cannot be told apart; set them in Python")
+    empty = whole is not None and whole.lower() in _NONE_WORDS
+    chosen = list(before) if whole is None else [] if empty else [_unquote(name) for name in _split(whole)]
+    if len(set(chosen)) < len(chosen):
+        raise ConfigError(f"{key}: {whole!r} names a choice twice")
+    stray = next((name for name in inside if name not in chosen), None)
+    if stray is not None:
+        known = ", ".join(chosen) or "none is chosen"
+        raise ConfigError(f"{_join(key, stray)}: {stray!r} is not among {key} ({known}); "
+                          f"name it there first, as in {key}={','.join([*chosen, stray])}")  # fmt: skip
+    fields = {name: {k: v for k, v in item.items() if k != _WHOLE} for name, item in inside.items()}
+    bare = next((name for name, item in inside.items() if _WHOLE in item), None)
+    if bare is not None:
+        raise ConfigError(f"{_join(key, bare)}: set one of its fields, as in {key}.{bare}.KEY=VALUE")
+    return tuple(_override_choice(kind, before.get(name), name, fields.get(name, {}), _join(key, name))
+                 for name in chosen)  # fmt: skip
 
 
 def _convert(annotation: Any, value: Any, path: str) -> Any:
     """Checks a plain value against an annotation, and gives it in the annotation's type."""
+    if typing.get_origin(annotation) is Annotated:
+        return _convert_choice(_kind_of(annotation), value, path)
     if dataclasses.is_dataclass(annotation):
         return _from_mapping(annotation, value, path)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
@@ -262,6 +361,14 @@ def _convert(annotation: Any, value: Any, path: str) -> Any:
         members = _tuple_members(annotation, value, path)
         return tuple(_convert(m, item, f"{path}[{i}]") for i, (m, item) in enumerate(zip(members, value)))
     return _convert_scalar(annotation, value, path)
+
+
+def _convert_choice(kind: str, value: Any, path: str) -> Any:
+    """A choice from {"kind": its name, ...its fields}."""
+    if not isinstance(value, Mapping) or not isinstance(value.get(KIND), str):
+        raise ConfigError(f'{path}: {value!r} names no {kind}: give {{"{KIND}": "...", ...}}')
+    cls = _with_path(path, lambda: registry.get(kind, value[KIND]))
+    return _from_mapping(cls, {name: item for name, item in value.items() if name != KIND}, path)
 
 
 def _convert_scalar(annotation: Any, value: Any, path: str) -> Any:
@@ -378,7 +485,7 @@ def _unquote(text: str) -> str:
 
 def _nested_class(annotation: Any) -> type | None:
     members = [annotation, *typing.get_args(annotation)]
-    return next((member for member in members if dataclasses.is_dataclass(member)), None)
+    return next((m for m in members if isinstance(m, type) and dataclasses.is_dataclass(m)), None)
 
 
 def _join(path: str, name: str) -> str:
@@ -386,6 +493,8 @@ def _join(path: str, name: str) -> str:
 
 
 def _type_name(annotation: Any) -> str:
+    if typing.get_origin(annotation) is Annotated:
+        return " | ".join(registry.names(_kind_of(annotation)))
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         return " | ".join(_type_name(argument) for argument in arguments)
