@@ -24,11 +24,11 @@ from vdit.config import apply_overrides, to_json
 from vdit.data import encode_clips, open_source
 from vdit.data.changes import digest_of, look_at_videos
 from vdit.errors import ConfigError, VditError
-from vdit.infer import load_vae
+from vdit.experiment.experiment import Experiment
+from vdit.generate import load_vae
+from vdit.models.vae.video import VideoVAE
 from vdit.train.encoding import vae_identity
-from vdit.train.experiment import Experiment
 from vdit.train.workspace import Workspace
-from vdit.vae.video import VideoVAE
 
 
 def load(run: str) -> tuple[VideoVAE, Experiment]:

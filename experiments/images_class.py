@@ -10,11 +10,11 @@ prepared with file_format="array_record", which needs no TensorFlow to read.
 
 from vdit.data.config import DataConfig
 from vdit.diffusion import DiffusionConfig
-from vdit.dit.config import preset as dit_preset
-from vdit.train.config import OptimizerConfig, TrainConfig
-from vdit.train.experiment import Experiment, SampleConfig, VAETrainConfig
-from vdit.vae.config import VAELossConfig
-from vdit.vae.config import preset as vae_preset
+from vdit.experiment.experiment import Experiment, SampleConfig, VAETrainConfig
+from vdit.experiment.training import OptimizerConfig, TrainConfig
+from vdit.models.dit.config import preset as dit_preset
+from vdit.models.vae.config import VAELossConfig
+from vdit.models.vae.config import preset as vae_preset
 
 
 def config() -> Experiment:

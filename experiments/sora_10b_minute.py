@@ -18,13 +18,13 @@ shorter or smaller clips fill up rows that a minute of 1080p does not.
 from vdit.data.config import DataConfig
 from vdit.diffusion import DiffusionConfig
 from vdit.dist.mesh import MeshConfig
-from vdit.dit.config import DiTConfig
-from vdit.text.config import TextConfig
-from vdit.train.canvases import CanvasConfig
-from vdit.train.config import OptimizerConfig, TrainConfig
-from vdit.train.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
-from vdit.vae.config import DiscriminatorConfig, VAELossConfig
-from vdit.vae.config import preset as vae_preset
+from vdit.experiment.canvases import CanvasConfig
+from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
+from vdit.experiment.training import OptimizerConfig, TrainConfig
+from vdit.models.dit.config import DiTConfig
+from vdit.models.text.config import TextConfig
+from vdit.models.vae.config import DiscriminatorConfig, VAELossConfig
+from vdit.models.vae.config import preset as vae_preset
 
 
 def config() -> Experiment:

@@ -14,11 +14,11 @@ a lower learning rate: --cfg.lora=none --cfg.dit_train.optimizer.learning_rate=1
 
 from vdit.data.config import DataConfig
 from vdit.diffusion import DiffusionConfig
-from vdit.dit.config import preset as dit_preset
-from vdit.text.config import t5_preset, t5_text
-from vdit.train.config import LoRAConfig, OptimizerConfig, TrainConfig
-from vdit.train.experiment import Experiment, LatentsConfig, SampleConfig
-from vdit.vae.config import preset as vae_preset
+from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig
+from vdit.experiment.training import LoRAConfig, OptimizerConfig, TrainConfig
+from vdit.models.dit.config import preset as dit_preset
+from vdit.models.text.config import t5_preset, t5_text
+from vdit.models.vae.config import preset as vae_preset
 
 
 def config() -> Experiment:

@@ -9,18 +9,18 @@ Expected: animate 100% right, extend off by 0.028 of the side after 8 frames, ob
 canvas, measured").
 
 Nearly half of the clips are drawn from text alone; of the others some frames, or a region of them, are known, so that
-the same weights make, animate, extend, loop, connect, edit, inpaint and roll out (vdit/train/canvases.py).
+the same weights make, animate, extend, loop, connect, edit, inpaint and roll out (vdit/experiment/canvases.py).
 """
 
 from vdit.data.config import DataConfig
 from vdit.diffusion import DiffusionConfig
-from vdit.dit.config import DiTConfig
-from vdit.text.config import TextConfig
-from vdit.train.canvases import CanvasConfig
-from vdit.train.config import OptimizerConfig, TrainConfig
-from vdit.train.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
-from vdit.vae.config import VAELossConfig
-from vdit.vae.config import preset as vae_preset
+from vdit.experiment.canvases import CanvasConfig
+from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
+from vdit.experiment.training import OptimizerConfig, TrainConfig
+from vdit.models.dit.config import DiTConfig
+from vdit.models.text.config import TextConfig
+from vdit.models.vae.config import VAELossConfig
+from vdit.models.vae.config import preset as vae_preset
 
 
 def config() -> Experiment:

@@ -28,10 +28,10 @@ teacher; its own experiment with these is the student's:
 
 import dataclasses
 
+from vdit.experiment.experiment import Experiment
+from vdit.experiment.training import DistillConfig, OptimizerConfig, TrainConfig
 from vdit.quickstart.config import experiment
 from vdit.samplers import GridOptions
-from vdit.train.config import DistillConfig, OptimizerConfig, TrainConfig
-from vdit.train.experiment import Experiment
 
 
 def config() -> Experiment:

@@ -13,13 +13,13 @@ Other worlds by override:
 
 from vdit.data.config import DataConfig
 from vdit.diffusion import DiffusionConfig
-from vdit.dit.config import preset as dit_preset
-from vdit.text.config import TextConfig
-from vdit.train.canvases import CanvasConfig
-from vdit.train.config import OptimizerConfig, TrainConfig
-from vdit.train.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
-from vdit.vae.config import VAELossConfig
-from vdit.vae.config import preset as vae_preset
+from vdit.experiment.canvases import CanvasConfig
+from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
+from vdit.experiment.training import OptimizerConfig, TrainConfig
+from vdit.models.dit.config import preset as dit_preset
+from vdit.models.text.config import TextConfig
+from vdit.models.vae.config import VAELossConfig
+from vdit.models.vae.config import preset as vae_preset
 
 
 def config() -> Experiment:

@@ -14,8 +14,8 @@ from vdit.cli.main import COMMANDS, parse
 from vdit.cli.train import find_experiment
 from vdit.config import apply_overrides
 from vdit.errors import VditError
+from vdit.experiment.experiment import Experiment
 from vdit.quickstart.config import experiment as quickstart_experiment
-from vdit.train.experiment import Experiment
 
 SOURCES = sorted(path for folder in ("vdit", "experiments", "tools", "data_pipelines") for path in
                  (ROOT / folder).rglob("*.py"))  # fmt: skip

@@ -15,12 +15,12 @@ import vdit
 from vdit.cli.main import main
 from vdit.config import apply_overrides, load_config
 from vdit.dist.mesh import MeshConfig
-from vdit.infer import load_vae
-from vdit.train.experiment import Experiment
+from vdit.experiment.experiment import Experiment
+from vdit.generate import load_vae
+from vdit.models.vae.config import preset as vae_preset
 from vdit.train.stages import Logging, run
 from vdit.train.workspace import Workspace
-from vdit.vae.config import preset as vae_preset
-from vdit.video_io import write_video
+from vdit.video.read import write_video
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))

@@ -12,43 +12,43 @@ ROOT = Path(__file__).resolve().parents[1]
 SCANNED = ("vdit", "experiments", "data_pipelines")
 
 BASE = {"types", "finite", "config", "errors", "outputs", "paths", "registry", "reprs", "seeds"}
-MODELS = BASE | {"dist", "nn", "vae", "text", "dit", "vision"}
-# What each part of vdit may import of vdit. "video" stands for vdit/video_*.py.
+LAYERS = BASE | {"dist", "nn", "diffusion"}
+SAMPLING = LAYERS | {"samplers", "models", "data"}
+TRAINING = SAMPLING | {"sampling", "experiment", "checkpoint", "video"}
+# What each part of vdit may import of vdit.
 MAY_IMPORT = {
     "errors": set(),
     "reprs": set(),
     "types": {"errors", "reprs"},
-    "config": {"errors", "paths", "registry"},
-    "registry": {"errors"},
+    "config": {"errors", "paths"},
     "paths": {"errors"},
     "outputs": {"errors"},
+    "registry": {"errors"},
     "seeds": {"errors", "types"},
     "finite": {"types"},
     "video": BASE,
     "worlds": BASE,
     "eval": BASE | {"video", "worlds"},
-    "diffusion": BASE,
-    "data": BASE | {"video", "worlds", "vae"},
     "checkpoint": BASE,
     "dist": BASE,
+    "diffusion": BASE,
     "nn": BASE | {"dist"},
-    "vae": BASE | {"dist", "nn"},
-    "text": BASE | {"dist", "nn"},
-    "dit": BASE | {"dist", "nn"},
     "samplers": BASE | {"diffusion"},
-    "tasks": MODELS | {"diffusion", "samplers", "data"},
-    "train": MODELS | {"diffusion", "samplers", "data", "tasks", "checkpoint", "video"},
-    "vision": BASE | {"dist", "nn"},
-    "pretrained": MODELS | {"diffusion", "samplers", "data", "tasks", "checkpoint", "train"},
-    "infer": MODELS | {"diffusion", "samplers", "data", "tasks", "checkpoint", "video", "train", "pretrained"},
+    "models": LAYERS,
+    "data": BASE | {"video", "worlds", "models"},
+    "sampling": SAMPLING,
+    "experiment": SAMPLING | {"sampling"},
+    "train": TRAINING,
+    "pretrained": TRAINING | {"train"},
+    "generate": TRAINING | {"train", "pretrained"},
 }
-MAY_IMPORT["plan"] = MAY_IMPORT["infer"] - {"pretrained", "checkpoint"} | {"infer", "eval"}
+MAY_IMPORT["plan"] = MAY_IMPORT["generate"] - {"pretrained", "checkpoint"} | {"generate", "eval"}
 MAY_IMPORT["quickstart"] = set(MAY_IMPORT)
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 
 # The only places (parts of vdit, or files) that may import each outside package.
 ONLY_IN = {
-    "flax": {"nn", "vae", "text", "dit", "vision", "vdit/train/state.py"},
+    "flax": {"nn", "models", "vdit/train/state.py"},
     "optax": {"train"},
     "grain": {"data"},
     "tensorflow_datasets": {"data"},
@@ -89,8 +89,6 @@ def part(dotted: str) -> str | None:
     names = dotted.split(".")
     if names[0] != "vdit" or len(names) == 1:
         return None
-    if names[1].startswith("video_"):
-        return "video"
     return names[1] if names[1] in MAY_IMPORT or is_module(names[1]) else None
 
 
@@ -155,13 +153,13 @@ def test_modules_import_each_other_in_no_cycle():
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("vdit/nn/planted.py", "from vdit.dit.config import DiTConfig"),
-        ("vdit/nn/planted.py", "from vdit import dit"),
+        ("vdit/nn/planted.py", "from vdit.models.dit.config import DiTConfig"),
+        ("vdit/nn/planted.py", "from vdit import models"),
         ("vdit/diffusion/planted.py", "def late():\n    import vdit.nn.norm"),
         ("vdit/diffusion/planted.py", "from ..samplers import make"),
-        ("vdit/train/planted.py", "from vdit.infer import load"),
-        ("vdit/tasks/planted.py", "from vdit.train.config import TrainConfig"),
-        ("vdit/video_planted.py", "import vdit.data"),
+        ("vdit/train/planted.py", "from vdit.generate import load"),
+        ("vdit/sampling/planted.py", "from vdit.experiment.training import TrainConfig"),
+        ("vdit/video/planted.py", "import vdit.data"),
         ("vdit/train/planted.py", "from flax import linen"),
         ("vdit/samplers/planted.py", "import optax"),
         ("vdit/train/planted.py", "import grain.python"),
@@ -184,7 +182,7 @@ def test_a_planted_import_is_found(path, source):
     [
         ("vdit/train/state.py", "from flax import linen"),
         ("vdit/data/planted.py", "import grain\nfrom vdit.worlds import make"),
-        ("vdit/infer/planted.py", "from vdit.train.experiment import Experiment"),
+        ("vdit/generate/planted.py", "from vdit.experiment.experiment import Experiment"),
         ("vdit/nn/planted.py", "from vdit.nn.norm import RMSNorm\nfrom . import linear"),
         ("vdit/__init__.py", "import importlib\nfrom vdit import errors"),
     ],

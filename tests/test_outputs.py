@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from vdit.errors import OutputError
-from vdit.infer.images import read_image
+from vdit.generate.images import read_image
 from vdit.outputs import check_new_folder, check_output, files_given, note_read, write_whole
-from vdit.video_io import read_video, write_video
+from vdit.video.read import read_video, write_video
 
 FRAMES = np.zeros((2, 16, 16, 3), np.uint8)
 

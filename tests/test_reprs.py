@@ -9,11 +9,11 @@ import flax.linen as nn
 import numpy as np
 
 import vdit
-from tests.infer import tiny
+from tests.generate import tiny
 from vdit import reprs
 from vdit.reprs import shown_bytes
-from vdit.tasks.canvas import Canvas, canvas_tokens
-from vdit.tasks.given import Given
+from vdit.sampling.canvas import Canvas, canvas_tokens
+from vdit.sampling.given import Given
 from vdit.types import Clip
 
 # A field of these may hold arrays, trees of them, or a whole config: the generated repr would print all of it.

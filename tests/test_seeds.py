@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from vdit.errors import ConfigError
+from vdit.experiment.experiment import Experiment
 from vdit.seeds import MAX_SEED, check_seed, child_seed, key_of, seed_32
-from vdit.train.experiment import Experiment
 
 SEEDS = (0, 1, 5, 2**31, 2**32 - 1, 2**32, 2**32 + 5, 2**33 + 5, 2**63, MAX_SEED)
 

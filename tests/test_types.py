@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from vdit.errors import ShapeError
-from vdit.infer.filling import frames_of
-from vdit.infer.images import as_bytes
-from vdit.vae.config import preset
-from vdit.vae.video import VideoVAE
+from vdit.generate.filling import frames_of
+from vdit.generate.images import as_bytes
+from vdit.models.vae.config import preset
+from vdit.models.vae.video import VideoVAE
 
 VAE = VideoVAE(config=preset("tiny"), params=None, statistics=None)
 TAKES = {"encode": lambda video: VAE.encode(video[None]), "encode_chunk": lambda video: VAE.encode_chunk(video[None]),

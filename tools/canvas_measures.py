@@ -19,8 +19,8 @@ from vdit.eval.flow import seam
 from vdit.eval.metrics import psnr
 from vdit.eval.shapes import Detection, detect
 from vdit.eval.tracks import count_objects, is_permanent, position_error, track
-from vdit.infer.generator import Generator
-from vdit.train.experiment import replacing
+from vdit.experiment.experiment import replacing
+from vdit.generate.generator import Generator
 from vdit.worlds import COLOURS, WorldSample
 
 SEED = 7  # of the scenes: training draws its own from the experiment's seed

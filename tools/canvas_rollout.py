@@ -14,7 +14,7 @@ from canvas_measures import SEED, SHARE, TRUTH, Measure, as_bytes, scenes, throu
 import vdit
 import vdit.worlds
 from vdit.eval.tracks import colour_drift, count_objects, displacements, share_obeyed, track
-from vdit.infer.generator import Generator
+from vdit.generate.generator import Generator
 
 SHORT = 10  # seconds of the rollout that memory is compared with
 STEPS = 40  # of a simulation

@@ -28,8 +28,8 @@ from vdit.data.pipeline import row_iterator, row_use
 from vdit.errors import ConfigError, VditError
 from vdit.eval.metrics import psnr, ssim
 from vdit.eval.page import Page
-from vdit.infer.generator import Generator
-from vdit.train.experiment import Experiment
+from vdit.experiment.experiment import Experiment
+from vdit.generate.generator import Generator
 from vdit.train.workspace import Workspace
 
 CURVES = {"vae": ("reconstruction", "psnr", "kl", "discriminator"), "dit": ("loss", "grad_norm")}

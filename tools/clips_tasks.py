@@ -25,7 +25,7 @@ from PIL import Image
 import vdit
 from vdit.cli import main as command_line
 from vdit.eval.page import Page
-from vdit.infer.inputs import read_input
+from vdit.generate.inputs import read_input
 
 CLIPS = (
     "torchcodec_nasa_13013.mp4", "exo_bear_vp9.webm", "exo_roadtrip_vp9_10bit.webm", "exo_portrait_paper_1.mp4",

@@ -1,4 +1,4 @@
-"""How much of the host's memory a command takes for its video, against what vdit.infer.host_memory says beforehand.
+"""How much of the host's memory a command takes for its video, against what vdit.generate.host_memory says beforehand.
 
     python -m tools.host_memory
 
@@ -21,11 +21,11 @@ from unittest import mock
 import numpy as np
 
 import vdit
-from tests.infer import tiny
+from tests.generate import tiny
 from vdit.cli import reconstruct
-from vdit.infer.host_memory import needed_memory
-from vdit.infer.inputs import read_input
-from vdit.video_io import write_video
+from vdit.generate.host_memory import needed_memory
+from vdit.generate.inputs import read_input
+from vdit.video.read import write_video
 
 MIB = 1 << 20
 NEW = 8  # frames that are made beside those that are given
@@ -35,7 +35,7 @@ CASES = ((160, (88, 160)), (320, (88, 160)), (160, (176, 320)), (320, (176, 320)
 
 
 def nothing(task, mesh, params, vae, statistics, prompts, negative, key, noise, given) -> np.ndarray:
-    """In the place of vdit.tasks.sample.draw."""
+    """In the place of vdit.sampling.sample.draw."""
     return np.zeros(given.canvas.latents.shape, np.float32)
 
 
@@ -74,7 +74,7 @@ def work(name: str, path: Path, out: Path, size: tuple[int, int]) -> Callable[[]
 
 def measure(name: str, path: Path, out: Path, size: tuple[int, int]) -> int:
     """Bytes, in this process, which has done the same with a small video before: what that imports does not count."""
-    with mock.patch("vdit.infer.windows.draw", nothing), mock.patch("vdit.infer.rolling.draw", nothing):
+    with mock.patch("vdit.generate.windows.draw", nothing), mock.patch("vdit.generate.rolling.draw", nothing):
         small = out.with_name("small.mp4")
         video(small, 16, SMALL)
         work(name, small, out, SMALL)()

@@ -129,12 +129,12 @@ def run(options: dict, phase: Phase, together) -> bool:
 
     from vdit.checkpoint import Checkpointer, RunLock
     from vdit.dist.mesh import MeshConfig, make_mesh
-    from vdit.train.config import OptimizerConfig, TrainConfig
+    from vdit.experiment.training import OptimizerConfig, TrainConfig
     from vdit.train.loop import start, train
     from vdit.train.metrics import JsonLines
+    from vdit.train.monitor import Watch
     from vdit.train.state import plan_state
     from vdit.train.step import make_train_step
-    from vdit.train.watch import Watch
 
     jax.config.update("jax_compilation_cache_dir", options["cache"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -169,7 +169,7 @@ def main(options: dict) -> int:
     if options["die"]:
         die_at(str(directory / "checkpoints"), phase, *options["die"])
     sys.path.insert(0, str(ROOT))
-    from vdit.cli.ending import ending
+    from vdit.cli.exit_status import ending
     from vdit.cli.hosts import joined
 
     try:

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from vdit.errors import VideoError
-from vdit.video_io import iter_frames, probe
+from vdit.video.read import iter_frames, probe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ import numpy as np
 
 import vdit
 from vdit.samplers import Remembering, Sampler
-from vdit.tasks.reuse import Reuse
-from vdit.tasks.sample import draw
+from vdit.sampling.reuse import Reuse
+from vdit.sampling.sample import draw
 
 
 @dataclasses.dataclass(frozen=True)

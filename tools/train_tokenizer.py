@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vdit.data.tables import TABLES, read_lines, read_table
 from vdit.errors import TextError, VditError
-from vdit.text.tokenizer import load_tokenizer, train_tokenizer
+from vdit.models.text.tokenizer import load_tokenizer, train_tokenizer
 
 FIELDS = ("caption", "text", "prompt", "long", "short")  # the first goes before the others
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import vdit
-from tests.infer import tiny
+from tests.generate import tiny
 from vdit.cli import canvas
 from vdit.cli.main import main
 from vdit.cli.parser import UsageError
@@ -20,7 +20,7 @@ COMMANDS = ("animate", "extend", "loop", "connect")
 def made(monkeypatch):
     """What the model was asked for: it makes noise, and no run is read."""
     generator = tiny.Noise(tiny.experiment())
-    monkeypatch.setattr("vdit.infer.open_generator", lambda folder, mesh, **options: generator)
+    monkeypatch.setattr("vdit.generate.open_generator", lambda folder, mesh, **options: generator)
     return generator.asked
 
 
@@ -42,7 +42,7 @@ def run(*arguments):
 
 def fitted(files, name, fps=8.0):
     """The frames as the command takes them: at the model's rate, 16 x 16, which suits the first within its area."""
-    from vdit.infer.inputs import read_input
+    from vdit.generate.inputs import read_input
 
     return read_input(files / name, size=(16, 16), fps=fps).frames
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 import vdit
-from tests.infer import tiny
+from tests.generate import tiny
 from vdit.cli.main import main
-from vdit.infer.inputs import read_input
+from vdit.generate.inputs import read_input
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,8 @@ def model(monkeypatch, generator):
         rng = np.random.default_rng(zlib.crc32(b"".join([repr(task).encode(), source, *told])))
         return rng.normal(size=given.canvas.latents.shape).astype(np.float32)
 
-    monkeypatch.setattr("vdit.infer.generator.draw", draw)
-    monkeypatch.setattr("vdit.infer.open_generator", lambda folder, mesh, **options: generator)
+    monkeypatch.setattr("vdit.generate.generator.draw", draw)
+    monkeypatch.setattr("vdit.generate.open_generator", lambda folder, mesh, **options: generator)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_edit_is_the_function(model, files, tmp_path, generator):
     (["inpaint", "RUN", "a.mkv", "a", "--outpaint", "2:1", "--at", "x"], "--at x: write Y,X"),
 ])  # fmt: skip
 def test_what_cannot_be_asked_is_one_line_before_anything_is_loaded(capsys, monkeypatch, arguments, line):
-    monkeypatch.setattr("vdit.infer.open_generator", lambda *args, **options: pytest.fail("loaded"))
+    monkeypatch.setattr("vdit.generate.open_generator", lambda *args, **options: pytest.fail("loaded"))
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert line in error

@@ -121,7 +121,7 @@ def test_videos_of_other_parts_of_a_model_are_other_videos(tmp_path, monkeypatch
 
 
 def test_ctrl_c_says_how_many_are_finished(tiny_run, tmp_path, monkeypatch, capsys):
-    from vdit.infer import Generator
+    from vdit.generate import Generator
 
     calls, call = [], Generator.__call__
 

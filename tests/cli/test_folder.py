@@ -4,8 +4,8 @@ import pytest
 
 from vdit.cli.train import find_experiment
 from vdit.config import to_json
-from vdit.train.canvases import EVERY_TASK
-from vdit.train.experiment import Experiment, sample_method
+from vdit.experiment.canvases import EVERY_TASK
+from vdit.experiment.experiment import Experiment, sample_method
 
 
 @pytest.fixture

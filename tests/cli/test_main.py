@@ -145,7 +145,7 @@ def test_a_file_in_the_place_of_a_folder_is_one_line(capsys, tmp_path):
 def test_an_experiment_that_fails_names_its_line(capsys, tmp_path):
     (tmp_path / "mine.py").write_text("def config():\n    return 1 / 0\n")
     assert "mine.py: line 2: ZeroDivisionError" in refused(capsys, "train", tmp_path / "mine.py")
-    (tmp_path / "other.py").write_text("from vdit.dit.config import DiTConfig\ndef config():\n    return DiTConfig()\n")
+    (tmp_path / "other.py").write_text("from vdit.models.dit import DiTConfig\ndef config():\n    return DiTConfig()\n")
     assert "DiTConfig, vdit train needs an Experiment" in refused(capsys, "train", tmp_path / "other.py")
 
 

@@ -12,7 +12,7 @@ from vdit.cli import output, sample
 from vdit.cli.parser import Parser, UsageError, duration
 from vdit.cli.prompts import Wish
 from vdit.errors import OutputError
-from vdit.video_io import read_video
+from vdit.video.read import read_video
 
 
 def options(*arguments):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import vdit
-from tests.infer import tiny
-from vdit.cli import actions, picture, streaming
+from tests.generate import tiny
+from vdit.cli import actions, streaming, terminal_image
 from vdit.cli.main import main
 from vdit.cli.output import Target
 from vdit.cli.parser import UsageError
@@ -24,7 +24,7 @@ def generator():
 
 @pytest.fixture
 def loaded(monkeypatch, generator):
-    monkeypatch.setattr("vdit.infer.open_generator", lambda folder, mesh, **options: generator)
+    monkeypatch.setattr("vdit.generate.open_generator", lambda folder, mesh, **options: generator)
     return generator
 
 
@@ -37,7 +37,7 @@ def noise(monkeypatch):
         rng = np.random.default_rng([*prompts.ids.reshape(-1), int(1000 * np.abs(canvas.latents).sum())])
         return np.where(canvas.level[..., None] == 0, canvas.latents, rng.normal(size=canvas.latents.shape))
 
-    monkeypatch.setattr("vdit.infer.generator.draw", draw)
+    monkeypatch.setattr("vdit.generate.generator.draw", draw)
 
 
 def run(*arguments, code=0):
@@ -198,11 +198,12 @@ def test_ctrl_c_leaves_a_file_of_what_was_made(tmp_path, capsys):
 def test_a_picture_is_two_pixels_a_character():
     frame = np.zeros((4, 3, 3), np.uint8)
     frame[1, 2] = (1, 2, 3)
-    lines = picture.rows_of(frame, columns=80)
+    lines = terminal_image.rows_of(frame, columns=80)
     assert len(lines) == 2
     assert lines[0].count("\u2580") == 3
     assert lines[0].endswith("\x1b[38;2;0;0;0;48;2;1;2;3m\u2580\x1b[0m")
-    assert [line.count("\u2580") for line in picture.rows_of(np.zeros((40, 60, 3), np.uint8), columns=30)] == [30] * 10
+    lines = terminal_image.rows_of(np.zeros((40, 60, 3), np.uint8), columns=30)
+    assert [line.count("\u2580") for line in lines] == [30] * 10
 
 
 def test_no_key_is_a_usage_error():

@@ -15,8 +15,8 @@ import vdit
 from vdit.cli import canvas
 from vdit.cli.main import main, parse
 from vdit.cli.status import Status, numbers
-from vdit.infer import loading
-from vdit.train.canvases import CanvasConfig
+from vdit.experiment.canvases import CanvasConfig
+from vdit.generate import loading
 from vdit.train.workspace import Workspace
 
 

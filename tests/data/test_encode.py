@@ -19,9 +19,9 @@ from vdit.data import Clips, DataConfig, LatentStore, WorldLibrary, encode_clips
 from vdit.data.changes import Changes, find_changes, look_at_videos, read_record
 from vdit.data.sources import Source
 from vdit.errors import ConfigError, DataError
-from vdit.infer import load_vae
+from vdit.generate import load_vae
+from vdit.models.vae import denormalise
 from vdit.train.workspace import Workspace
-from vdit.vae import denormalise
 
 
 def halve(video):

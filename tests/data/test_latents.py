@@ -5,7 +5,7 @@ import pytest
 
 from vdit.data.latents import LatentStore, write_latents
 from vdit.errors import DataError
-from vdit.vae.statistics import constant_channels, normalise
+from vdit.models.vae.statistics import constant_channels, normalise
 
 
 def items_of(count=7, channels=4):

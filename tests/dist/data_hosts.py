@@ -15,13 +15,13 @@ from vdit.config import apply_overrides
 from vdit.data import DataConfig, LatentStore, row_iterator, write_latents
 from vdit.dist.mesh import MeshConfig, make_mesh
 from vdit.dist.multihost import initialize
-from vdit.dist.share import host_share
-from vdit.dist.together import first_does, wait_for_all
+from vdit.dist.process_shard import host_share
+from vdit.dist.sync import first_does, wait_for_all
 from vdit.errors import TextError, VditError
 from vdit.quickstart.config import experiment as quickstart_experiment
 from vdit.train.stages import Logging, run
 from vdit.train.workspace import Workspace
-from vdit.vae import VAE
+from vdit.models.vae import VAE
 
 ITEMS, BATCH, PASSES = 70, 8, 4
 LATENTS = apply_overrides(quickstart_experiment(), (*TINY, "latents.samples=40", "latents.dtype=float32"))

@@ -18,16 +18,16 @@ import numpy as np
 from tests.dist.programs import buffers
 from vdit.dist.collectives import collectives, totals
 from vdit.dist.mesh import MeshConfig, make_mesh
-from vdit.dit.config import DiTConfig
-from vdit.text import TextConfig
-from vdit.train.canvases import CanvasConfig
-from vdit.train.config import OptimizerConfig, TrainConfig
+from vdit.models.dit.config import DiTConfig
+from vdit.models.text import TextConfig
+from vdit.experiment.canvases import CanvasConfig
+from vdit.experiment.training import OptimizerConfig, TrainConfig
 from vdit.train.denoising import DenoisingLoss
-from vdit.train.experiment import Experiment
+from vdit.experiment.experiment import Experiment
 from vdit.train.state import TrainState, plan_state
 from vdit.train.step import make_train_step
 from vdit.types import Row
-from vdit.vae.config import preset
+from vdit.models.vae.config import preset
 
 jax.config.update("jax_disable_most_optimizations", True)  # compiling is nearly all the time here
 

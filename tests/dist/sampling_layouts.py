@@ -22,16 +22,16 @@ from vdit.dist import fetch
 from vdit.dist.mesh import MeshConfig, make_mesh
 from vdit.dist.multihost import initialize
 from vdit.dist.rules import named_shardings
-from vdit.dit.config import DiTConfig
+from vdit.models.dit.config import DiTConfig
 from vdit.samplers.grid import Grid
-from vdit.tasks.canvas import Prompts
-from vdit.tasks.method import Method
-from vdit.tasks.network import Network
-from vdit.tasks.sample import TextToVideo, compiled, draw
-from vdit.text import TextConfig
+from vdit.sampling.canvas import Prompts
+from vdit.sampling.method import Method
+from vdit.models.network import Network
+from vdit.sampling.sample import TextToVideo, compiled, draw
+from vdit.models.text import TextConfig
 from vdit.train.state import logical_axes
-from vdit.vae.config import preset
-from vdit.vae.model import VAE
+from vdit.models.vae.config import preset
+from vdit.models.vae.model import VAE
 
 jax.config.update("jax_disable_most_optimizations", True)  # compiling is nearly all the time here
 

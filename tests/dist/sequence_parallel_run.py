@@ -19,8 +19,8 @@ from jax.sharding import PartitionSpec as P
 from vdit.dist.collectives import collectives, totals
 from vdit.dist.mesh import MeshConfig, make_mesh
 from vdit.dist.rules import constrain, partition_spec
-from vdit.dit import DiT, DiTConfig
-from vdit.dit.past import KEYS, beside
+from vdit.models.dit import DiT, DiTConfig
+from vdit.models.dit.past import KEYS, beside
 from vdit.nn.attention import attention, chunked
 from vdit.nn.linear import matmul
 from vdit.nn.rope import rotate, rotations

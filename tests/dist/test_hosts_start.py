@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.dist.job import free_port
-from vdit.dist.rollcall import roll_call, split_address
+from vdit.dist.rendezvous import roll_call, split_address
 from vdit.errors import ConfigError, HostsError
 
 SAME = {"the experiment": "e1", "the version of jax": "0.10.2"}

@@ -13,8 +13,8 @@ import pytest
 from flax.linen import meta
 
 from vdit.dist.mesh import MeshConfig, make_mesh
-from vdit.vae import VAE, VAEConfig, split
-from vdit.vae.blocks import frame_attention
+from vdit.models.vae import VAE, VAEConfig, split
+from vdit.models.vae.blocks import frame_attention
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -21,8 +21,8 @@ from flax.linen import meta
 
 from vdit.dist.collectives import collectives
 from vdit.dist.mesh import MeshConfig, make_mesh
-from vdit.vae import VAE, VAEConfig, split
-from vdit.vae.video import VideoVAE
+from vdit.models.vae import VAE, VAEConfig, split
+from vdit.models.vae.video import VideoVAE
 
 SMALL = {"latent_channels": 2, "base_channels": 4, "blocks_per_level": 1, "decoder_extra_blocks": 0}
 CONFIGS = {

@@ -18,10 +18,10 @@ import numpy as np
 
 from vdit.dist.collectives import collectives
 from vdit.dist.mesh import MeshConfig, make_mesh
-from vdit.train.config import OptimizerConfig, TrainConfig
+from vdit.experiment.training import OptimizerConfig, TrainConfig
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
-from vdit.vae import DiscriminatorConfig, VAEConfig, VAELossConfig, make_loss
+from vdit.models.vae import DiscriminatorConfig, VAEConfig, VAELossConfig, make_loss
 
 LAYOUTS = {
     "data 8": MeshConfig(data=8),

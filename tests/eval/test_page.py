@@ -11,7 +11,7 @@ from vdit.errors import ShapeError, VditError
 from vdit.eval.page import Page
 from vdit.eval.player import SCRIPT
 from vdit.eval.plot import svg_curves
-from vdit.video_io import read_video
+from vdit.video.read import read_video
 
 VOID = {"meta", "img", "line", "circle", "br", "input"}  # closed by themselves here
 HOSTILE = "<script>alert('x')</script> & \"quotes\""

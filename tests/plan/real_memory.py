@@ -15,11 +15,11 @@ import numpy as np
 
 from vdit.config import load_config
 from vdit.dist.mesh import MeshConfig, make_mesh
+from vdit.experiment.experiment import Experiment
 from vdit.plan.inputs import abstract_rows
 from vdit.plan.memory import memory
 from vdit.plan.programs import train_program
 from vdit.train.denoising import DenoisingLoss
-from vdit.train.experiment import Experiment
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
 

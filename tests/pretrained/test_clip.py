@@ -12,6 +12,7 @@ from flax import linen as nn
 from tests.pretrained.load import empty, fill
 from tests.pretrained.reference import enliven, saved
 from vdit.errors import WeightsError
+from vdit.models.vision import CLIPVision, CLIPVisionConfig, clip_pixels
 from vdit.pretrained.clip import (
     ORIGINAL_UNUSED,
     UNUSED,
@@ -21,7 +22,6 @@ from vdit.pretrained.clip import (
     diffusers_rules,
     original_rules,
 )
-from vdit.vision import CLIPVision, CLIPVisionConfig, clip_pixels
 
 SMALL = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 30,

@@ -14,9 +14,9 @@ from flax import linen as nn
 from tests.pretrained.load import empty, fill
 from tests.pretrained.reference import dense_inputs, enliven, saved
 from vdit.data.patches import grid_position, unpatchify
-from vdit.dit.config import preset
-from vdit.dit.model import DiT
 from vdit.errors import WeightsError
+from vdit.models.dit.config import preset
+from vdit.models.dit.model import DiT
 from vdit.nn.embedding import sincos_position
 from vdit.pretrained import dit as maps
 from vdit.pretrained.weights import Rule

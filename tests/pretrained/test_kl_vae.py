@@ -11,6 +11,7 @@ from flax.linen import meta
 from tests.pretrained.load import empty, fill
 from tests.pretrained.vae_reference import Ours, randomise, swap_two_of_one_shape
 from vdit.errors import ConfigError, WeightsError
+from vdit.models.vae import VAE, preset
 from vdit.pretrained.kl_vae import (
     diffusers_rules,
     old_diffusers_rules,
@@ -19,7 +20,6 @@ from vdit.pretrained.kl_vae import (
     vae_config,
     vae_json,
 )
-from vdit.vae import VAE, preset
 
 OPTIONS = {
     "SD VAE": {"block_out_channels": [16, 32, 48], "norm_num_groups": 8, "layers_per_block": 2},

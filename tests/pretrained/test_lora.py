@@ -17,8 +17,8 @@ from tests.pretrained.test_wan import IMAGE, SMALL, inputs_for, run, run_ours
 from tests.train.lora_runs import lora_experiment, make_base
 from vdit.checkpoint import Checkpointer
 from vdit.dist.mesh import make_mesh
-from vdit.dit.config import preset
 from vdit.errors import WeightsError
+from vdit.models.dit.config import preset
 from vdit.nn.lora import LoRA, LowRank, attach, detach, merge, without_lora
 from vdit.nn.quantise import cast, quantise
 from vdit.pretrained.lora import experts, read_lora

@@ -26,14 +26,14 @@ from tests.pretrained import public_folders as public
 from tests.pretrained.load import fill
 from tests.pretrained.test_wan import inputs_for, run, run_ours
 from vdit.cli.main import main
-from vdit.dit.config import WAN, DiTConfig, preset
 from vdit.errors import ConfigError, VditWarning, WeightsError
+from vdit.experiment.experiment import Experiment
+from vdit.models.dit.config import WAN, DiTConfig, preset
+from vdit.models.vision import CLIPVisionConfig
 from vdit.nn.lora import merge
 from vdit.pretrained.lora import read_lora
 from vdit.pretrained.lora_files import LoRAFile, open_loras
 from vdit.pretrained.wan import diffusers_rules, expert_of_name, original_rules, tensor_shape
-from vdit.train.experiment import Experiment
-from vdit.vision import CLIPVisionConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH, HIDDEN, RANK = 48, 64, 4

@@ -8,7 +8,7 @@ import pytest
 import vdit
 from tests.pretrained import public_folders as public
 from vdit.errors import ConfigError
-from vdit.infer import Generator
+from vdit.generate import Generator
 
 PROMPT, NEGATIVE = "a red dog &amp; the  blue cat run", "rain at night"
 SIZE, FRAMES, STEPS = (32, 48), 5, 4

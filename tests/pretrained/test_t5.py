@@ -14,9 +14,9 @@ from tests.pretrained.load import empty, fill
 from tests.pretrained.reference import enliven, saved
 from vdit.config import from_json, to_json
 from vdit.errors import ConfigError, WeightsError
+from vdit.models.text.config import T5Config, t5_preset
+from vdit.models.text.t5 import T5Encoder, relative_bucket
 from vdit.pretrained.t5 import UNUSED, diffusers_rules, original_rules, t5_config, t5_json
-from vdit.text.config import T5Config, t5_preset
-from vdit.text.t5 import T5Encoder, relative_bucket
 
 SMALL = {"vocab_size": 60, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_heads": 3}
 TRUE = {"vocab_size": 80, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 1, "num_heads": 64}

@@ -14,9 +14,9 @@ from flax import linen as nn
 from tests.pretrained.load import empty, fill
 from tests.pretrained.reference import dense_inputs, enliven, saved
 from vdit.data.patches import token_grid, unpatchify
-from vdit.dit.config import DiTConfig, preset
-from vdit.dit.model import DiT
 from vdit.errors import WeightsError
+from vdit.models.dit.config import DiTConfig, preset
+from vdit.models.dit.model import DiT
 from vdit.pretrained.wan import diffusers_rules, original_config, original_rules, wan_config, wan_json
 
 SMALL = {

@@ -11,8 +11,8 @@ from flax.linen import meta
 from tests.pretrained.load import empty, fill
 from tests.pretrained.vae_reference import Ours, randomise, swap_two_of_one_shape
 from vdit.errors import ConfigError, WeightsError
+from vdit.models.vae import VAE, preset
 from vdit.pretrained.wan_vae import diffusers_rules, original_rules, statistics, vae_config, vae_json
-from vdit.vae import VAE, preset
 
 SMALL = {"z_dim": 4, "latents_mean": [0.1] * 4, "latents_std": [1.5] * 4}
 RESIDUAL = {"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 16}

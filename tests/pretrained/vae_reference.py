@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.pretrained.load import fill
-from vdit.vae import VAE, VAEConfig
+from vdit.models.vae import VAE, VAEConfig
 
 
 def randomise(torch, module, seed: int = 0):

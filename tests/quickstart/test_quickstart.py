@@ -11,10 +11,10 @@ import pytest
 from tests.conftest import TINY
 from vdit.config import apply_overrides
 from vdit.eval.shapes import detect
+from vdit.experiment.experiment import sample_method
 from vdit.quickstart import config
 from vdit.quickstart.clock import Clock, expected_seconds
 from vdit.quickstart.score import PARTS, chance, derangement, hits, shares
-from vdit.train.experiment import sample_method
 from vdit.train.progress import clock_face
 from vdit.worlds.moving import combinations, subset
 

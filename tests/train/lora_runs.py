@@ -16,14 +16,14 @@ from vdit.config import to_dict
 from vdit.data.config import DataConfig
 from vdit.data.latents import write_latents
 from vdit.dist.mesh import MeshConfig, make_mesh
-from vdit.dit.config import WAN, DiTConfig
-from vdit.text import TextConfig, train_tokenizer
-from vdit.train.config import LoRAConfig, OptimizerConfig, TrainConfig
-from vdit.train.experiment import Experiment
+from vdit.experiment.experiment import Experiment
+from vdit.experiment.training import LoRAConfig, OptimizerConfig, TrainConfig
+from vdit.models.dit.config import WAN, DiTConfig
+from vdit.models.text import TextConfig, train_tokenizer
+from vdit.models.vae.config import preset
 from vdit.train.stages import Logging, run, with_tokenizer
 from vdit.train.state import abstract_params
 from vdit.train.workspace import Workspace
-from vdit.vae.config import preset
 
 QUIET = Logging(tensorboard=False, console=Console(file=io.StringIO()))
 STEPS = 12

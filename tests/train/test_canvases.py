@@ -10,7 +10,7 @@ import pytest
 from vdit.data.packing import RowLimits, TokenClip, build_rows
 from vdit.diffusion import DiffusionConfig, draw_levels
 from vdit.errors import ConfigError
-from vdit.train.canvases import KINDS, CanvasConfig, draw_canvases
+from vdit.experiment.canvases import KINDS, CanvasConfig, draw_canvases
 
 LIMITS = RowLimits(tokens=260, text=24, slots=40, clips=12)
 GRIDS = ((5, 3, 3), (1, 3, 4), (2, 3, 3), (7, 2, 3), (3, 4, 4), (5, 3, 3))

@@ -10,15 +10,15 @@ import pytest
 from vdit.data.config import DataConfig
 from vdit.data.latents import LatentStore, write_latents
 from vdit.data.pipeline import row_iterator, useful
-from vdit.dit.config import DiTConfig
-from vdit.text import TextConfig
-from vdit.train.config import TrainConfig
+from vdit.experiment.experiment import Experiment
+from vdit.experiment.training import TrainConfig
+from vdit.models.dit.config import DiTConfig
+from vdit.models.text import TextConfig
+from vdit.models.vae.config import preset
 from vdit.train.denoising import DenoisingLoss
-from vdit.train.experiment import Experiment
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
 from vdit.types import Row
-from vdit.vae.config import preset
 
 EXPERIMENT = Experiment(
     name="mixed",

@@ -16,18 +16,18 @@ from vdit.checkpoint import find_step, load_params
 from vdit.data.packing import RowLimits, TokenClip, build_rows
 from vdit.diffusion import DDPM, DiffusionConfig, Flow, from_clean_and_noise
 from vdit.dist.mesh import make_mesh
-from vdit.dit.config import DiTConfig
 from vdit.errors import ConfigError
-from vdit.tasks.canvas import Canvas, tokenize
-from vdit.tasks.generate import fill
+from vdit.experiment.canvases import CanvasConfig, DrawnCanvas
+from vdit.experiment.experiment import Experiment, sample_method
+from vdit.experiment.training import DistillConfig, LoRAConfig
+from vdit.models.dit.config import DiTConfig
+from vdit.models.vae.config import preset
+from vdit.sampling.canvas import Canvas, tokenize
+from vdit.sampling.generate import fill
 from vdit.train.base import begin, starting_params, trained_params
-from vdit.train.canvases import CanvasConfig, DrawnCanvas
-from vdit.train.config import DistillConfig, LoRAConfig
 from vdit.train.distill import TEACHER, DistillLoss, consistency_gap, pseudo_huber, step_down
-from vdit.train.experiment import Experiment, sample_method
 from vdit.train.resuming import last_step
 from vdit.train.workspace import Workspace
-from vdit.vae.config import preset
 
 MEAN, STD = 0.5, 0.4  # of data whose values are independent Gaussians
 KEY = jax.random.key(0)

@@ -16,12 +16,12 @@ from flax.traverse_util import flatten_dict
 
 from tests.train.lora_runs import STEPS, lora_experiment, make_base, train
 from vdit.checkpoint import find_step, load_meta, load_params, load_trees
-from vdit.checkpoint.sums import write_manifest
+from vdit.checkpoint.checksums import write_manifest
 from vdit.dist.mesh import make_mesh
 from vdit.errors import CheckpointError, ConfigError
+from vdit.experiment.training import LoRAConfig
 from vdit.nn.lora import LEAVES, detach, merge, without_lora
 from vdit.train.base import begin, starting_params, trained_params, with_lora
-from vdit.train.config import LoRAConfig
 from vdit.train.state import plan_state
 from vdit.train.workspace import Workspace
 

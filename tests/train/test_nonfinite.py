@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import vdit
-from tests.infer import tiny
+from tests.generate import tiny
 from tests.train import toy
 from vdit import config as config_tools
 from vdit.checkpoint import Checkpointer, load_params

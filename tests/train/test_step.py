@@ -11,7 +11,7 @@ import pytest
 
 from tests.train import toy
 from vdit.errors import ConfigError
-from vdit.train.config import OptimizerConfig, TrainConfig
+from vdit.experiment.training import OptimizerConfig, TrainConfig
 from vdit.train.loop import Feed
 from vdit.train.optimizer import decayed, learning_rate, make_optimizer
 from vdit.train.state import plan_state

@@ -14,12 +14,12 @@ from tests.train import toy
 from vdit.dist.mesh import make_mesh
 from vdit.errors import ConfigError
 from vdit.train.clock import KINDS, Clock
+from vdit.train.hang import Stall
 from vdit.train.loop import train
+from vdit.train.monitor import Watch
 from vdit.train.profile import Profiler, parse_steps
-from vdit.train.stall import Stall
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
-from vdit.train.watch import Watch
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdit.experiment.training import OptimizerConfig, TrainConfig
 from vdit.nn.linear import Linear
-from vdit.train.config import OptimizerConfig, TrainConfig
 
 WIDTH, HIDDEN = 8, 16
 

@@ -15,23 +15,23 @@ from case import DTYPE, GPU, SCAN, Case, Run, no_grad, numpy_of, run_jax, to_tor
 from vdit.data.patches import unpatchify
 from vdit.diffusion import Guidance
 from vdit.diffusion.schedules import Flow
-from vdit.dit.config import preset
+from vdit.experiment.training import OptimizerConfig, TrainConfig
+from vdit.models.dit.config import preset
+from vdit.models.network import Network
+from vdit.models.text import T5Config, make_encoder, t5_preset, t5_text
+from vdit.models.vae import VAE
+from vdit.models.vae import preset as vae_preset
 from vdit.nn.compiling import compiler_options
 from vdit.pretrained import dit as dit_maps
 from vdit.pretrained import t5, wan, wan_vae
 from vdit.pretrained.model import one_device
 from vdit.samplers import Grid, make
-from vdit.tasks.canvas import Canvas, Prompts, blank, canvas_tokens, dense_rows
-from vdit.tasks.generate import fill
-from vdit.tasks.method import Method
-from vdit.tasks.network import Network
-from vdit.text import T5Config, make_encoder, t5_preset, t5_text
-from vdit.train.config import OptimizerConfig, TrainConfig
+from vdit.sampling.canvas import Canvas, Prompts, blank, canvas_tokens, dense_rows
+from vdit.sampling.generate import fill
+from vdit.sampling.method import Method
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
 from vdit.types import Array, PyTree, Row
-from vdit.vae import VAE
-from vdit.vae import preset as vae_preset
 
 
 def _rows(latents: Array, patch: tuple[int, int, int], prompts: Prompts, label: Array | None = None) -> Row:

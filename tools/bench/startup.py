@@ -58,7 +58,7 @@ def main() -> int:
         "import vdit": [*python, "import vdit"],
         "vdit --help": [sys.executable, "-m", "vdit.cli.main", "--help"],
         "import jax": [*python, "import jax"],
-        "import vdit.infer": [*python, "import vdit.infer"],
+        "import vdit.generate": [*python, "import vdit.generate"],
         "before the first step": [*python, SAMPLE, str(options.run)],
     }
     measure(cases["before the first step"])  # fills the compilation cache

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from vdit.models.network import Network
+from vdit.models.text import TextConfig, t5_text
 from vdit.pretrained import clip, dit, kl_vae, t5, wan, wan_vae
 from vdit.pretrained.model import abstract_vae, one_device
 from vdit.pretrained.plan import flatten
@@ -24,8 +26,6 @@ from vdit.pretrained.safetensors_files import write_safetensors
 from vdit.pretrained.scheduler_options import OPTIONS
 from vdit.pretrained.tensors import TensorInfo
 from vdit.pretrained.weights import Rule
-from vdit.tasks.network import Network
-from vdit.text import TextConfig, t5_text
 from vdit.train.state import abstract_params
 
 PIECES = ("<pad>", "</s>", "<unk>", "\u2581", "a", "b", "\u2581red", "\u2581dog", "e", "d", "o", "g", "r", "1", "2")

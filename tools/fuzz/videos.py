@@ -26,9 +26,9 @@ from tools.fuzz.common import Wrong, main
 from vdit.data.clips import Clips
 from vdit.data.config import DataConfig
 from vdit.data.folder import FolderLibrary
-from vdit.infer.inputs import read_input
-from vdit.infer.masks import read_mask
-from vdit.video_io import encode_bytes, iter_frames, probe
+from vdit.generate.inputs import read_input
+from vdit.generate.masks import read_mask
+from vdit.video.read import encode_bytes, iter_frames, probe
 
 VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".gif", ".avif", ".flv", ".ts")
 MOST_BYTES = 90_000  # of the real files: larger ones take seconds to decode, damaged or not

@@ -11,13 +11,13 @@ written, and then its seal: the sha256 of every file.
                                                                                         stream  writing piece by piece
 """
 
+from vdit.checkpoint.checksums import MANIFEST, damage, sums, write_manifest
 from vdit.checkpoint.files import META
 from vdit.checkpoint.load import check_config, load_meta, load_params, load_progress, load_trees
 from vdit.checkpoint.lock import RunLock
 from vdit.checkpoint.saver import Checkpointer, DataIterator
 from vdit.checkpoint.steps import find_step, say_once
 from vdit.checkpoint.stream import StreamedLeaf, save_streamed
-from vdit.checkpoint.sums import MANIFEST, damage, sums, write_manifest
 
 __all__ = [
     "MANIFEST",

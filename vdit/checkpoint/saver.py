@@ -13,6 +13,7 @@ from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint._src.futures import synchronization
 
 from vdit.checkpoint.agree import PATIENCE, Exchange, on_first, this_host
+from vdit.checkpoint.checksums import is_sealed, my_sums, write_manifest
 from vdit.checkpoint.files import (
     META,
     File,
@@ -28,7 +29,6 @@ from vdit.checkpoint.files import (
 )
 from vdit.checkpoint.places import Places, read_place
 from vdit.checkpoint.steps import find_step, repair
-from vdit.checkpoint.sums import is_sealed, my_sums, write_manifest
 from vdit.checkpoint.trees import read_trees, total_bytes, without_keys
 from vdit.errors import CheckpointError, HostsError, reason
 from vdit.types import PyTree

@@ -9,8 +9,8 @@ from pathlib import Path
 import jax
 
 from vdit.checkpoint.agree import Exchange, on_first
+from vdit.checkpoint.checksums import damage, is_sealed, my_sums, write_manifest
 from vdit.checkpoint.files import Warn, say, set_aside, steps_in
-from vdit.checkpoint.sums import damage, is_sealed, my_sums, write_manifest
 from vdit.checkpoint.trees import unreadable
 from vdit.errors import CheckpointError
 

@@ -22,9 +22,9 @@ import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from vdit.checkpoint.agree import Exchange
+from vdit.checkpoint.checksums import write_manifest
 from vdit.checkpoint.files import META, File, clear_left_overs, no_room, quiet_orbax, remove_failed
 from vdit.checkpoint.places import Places
-from vdit.checkpoint.sums import write_manifest
 from vdit.errors import CheckpointError
 from vdit.types import PyTree
 

@@ -34,8 +34,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         untimed = [file for file, time in zip(files, times) if time is None]
         raise UsageError(f"{' and '.join(untimed)}: one is the first frame; give others times, as in end.jpg@2s")
     with canvas.opened(options, words) as (generator, status):
-        from vdit.infer.images import read_image
-        from vdit.infer.making import animate
+        from vdit.generate.images import read_image
+        from vdit.generate.making import animate
 
         inputs, fps = canvas.read_inputs(options, files, generator, status, max_frames=1)
         # As they are, not as they were fitted: a model's image encoder cuts them in its own way.

@@ -10,12 +10,13 @@ One grammar for all of them:
   come after these words.
 - A duration is a number of frames, "48", or of seconds, "2s", at the rate of the video that is made. A file at a time
   is "end.jpg@1.5s" or "end.jpg@36".
-- Inputs are fitted as vdit.infer.inputs has it, to --size, or to what suits the first of them within the largest area
+- Inputs are fitted as vdit.generate.inputs has it, to --size, or to what suits the first of them within the largest
+area
   that the model was trained on or is sampled at.
 - Videos are taken, and the result is written, at the model's frame rate (its experiment's `sample.fps`; of public
   weights, the published one): the model knows no other. Inputs of another rate are resampled by time. --fps overrides
   the rate of both, and a line says what that means.
-- What does not fit into the host's memory is refused before it is read (vdit.infer.host_memory).
+- What does not fit into the host's memory is refused before it is read (vdit.generate.host_memory).
 - --out names one file, which is replaced if it is there, or a folder. With several seeds (--seeds, --count), in a
   folder, and without --out the seed is in the name, and where such a file is there a number is added. What the user
   gave (inputs, the run, a mask, ...) is never replaced.
@@ -50,7 +51,7 @@ from pathlib import Path
 
 from vdit.cli import output
 from vdit.cli.output import say
-from vdit.cli.parser import RATE, Duration, UsageError, at_least, duration, length, size  # noqa: F401 (for the commands)
+from vdit.cli.parser import RATE, Duration, UsageError, at_least, duration, length, size  # noqa: F401
 from vdit.cli.status import Status, following, numbers, shown_method
 
 # What may follow on a command: (command, its options).
@@ -155,14 +156,14 @@ def read_inputs(
     options: argparse.Namespace, files: Sequence[str], generator, status: Status, *,
     whole: tuple[int, int] | None = None, **reading,
 ) -> tuple[list, float]:  # fmt: skip
-    """The files as vdit.infer.inputs.Input, all of one size and rate, and the rate of the result; tells their notes.
+    """The files as vdit.generate.inputs.Input, all of one size and rate, and the rate of the result; tells their notes.
 
     Before anything is read: ShapeError if the result would not fit into the host's memory.
-    whole: (height, width) of what is written, where it is larger. reading: more for vdit.infer.inputs.read_input
+    whole: (height, width) of what is written, where it is larger. reading: more for vdit.generate.inputs.read_input
     (seconds, max_frames, last).
     """
-    from vdit.infer.host_memory import check_memory
-    from vdit.infer.inputs import claimed_frames, common_size, read_input
+    from vdit.generate.host_memory import check_memory
+    from vdit.generate.inputs import claimed_frames, common_size, read_input
 
     experiment = generator.experiment
     wanted, multiple = asked_size(options), experiment.size_multiple
@@ -186,7 +187,7 @@ _NEW = {"animate": ("frames",), "extend": ("before", "after"), "loop": ("passage
 
 
 def _work(options: argparse.Namespace) -> str:
-    """What the command does to its video: a key of vdit.infer.host_memory.HELD."""
+    """What the command does to its video: a key of vdit.generate.host_memory.HELD."""
     part = options.command == "edit" and (options.mask or options.box)
     return "edit a part" if part else options.command
 
@@ -198,7 +199,7 @@ def largest_area(experiment) -> int:
 
 
 def sampling(options: argparse.Namespace, seed: int | None = None) -> dict:
-    """Keyword arguments of the functions of vdit.infer: a seed (None: --seed) and what is said of the sampler."""
+    """Keyword arguments of the functions of vdit.generate: a seed (None: --seed) and what is said of the sampler."""
     names = ("steps", "guidance", "context_guidance", "known_level", "negative", "sampler", "reuse")
     asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return asked | {"seed": options.seed if seed is None else seed}
@@ -206,7 +207,7 @@ def sampling(options: argparse.Namespace, seed: int | None = None) -> dict:
 
 def passage_frames(time: Duration | None, fps: float, generator, window: int | None) -> int:
     """Frames of a passage: as asked; of seconds the nearest number that the model makes; None is the usual one."""
-    from vdit.infer.filling import grouping_of, usual_passage
+    from vdit.generate.filling import grouping_of, usual_passage
 
     if time is None:
         return usual_passage(generator, window)
@@ -222,7 +223,7 @@ def tell(
 
     Returns how much work it is, for Status.progress.
     """
-    from vdit.train.experiment import replacing, resampling, sample_method
+    from vdit.experiment.experiment import replacing, resampling, sample_method
 
     new = "" if made is None or made == frames else f", {made} of them new"
     status.tell("prompt", f"{words.prompt!r}: {frames} frames{new}, {frames / fps:.4g} s at {fps:.4g} fps")

@@ -63,7 +63,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     with canvas.opened(options, words) as (generator, status):
         import numpy as np
 
-        from vdit.infer.editing import edit
+        from vdit.generate.editing import edit
 
         (video,), fps = canvas.read_inputs(options, words.inputs, generator, status, **taken(options))
         mask = read_part(options, boxes, video)
@@ -80,26 +80,26 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def taken(options: argparse.Namespace) -> dict:
-    """--take, as arguments of vdit.infer.inputs.read_input."""
+    """--take, as arguments of vdit.generate.inputs.read_input."""
     if options.take is None:
         return {}
     return {"seconds": options.take.amount} if options.take.seconds else {"max_frames": int(options.take.amount)}
 
 
 def read_boxes(options: argparse.Namespace) -> list:
-    """--box, as vdit.infer.masks.Box; before anything is loaded."""
+    """--box, as vdit.generate.masks.Box; before anything is loaded."""
     if options.box and options.mask:
         raise UsageError("--mask and --box: give one of them, what is to be made again")
     if not options.box:
         return []
-    from vdit.infer.masks import parse_box
+    from vdit.generate.masks import parse_box
 
     return [parse_box(text) for text in options.box]
 
 
 def read_part(options: argparse.Namespace, boxes: list, video):
     """bool [t h w] of --mask or of --box; None without."""
-    from vdit.infer.masks import read_mask
+    from vdit.generate.masks import read_mask
 
     if options.mask:
         return read_mask(options.mask, video)
@@ -124,10 +124,10 @@ def _strength(text: str) -> tuple[float, ...]:
 
 
 def _structure(text: str | None):
-    """"4" or "4@0.5" -> vdit.tasks.structure.Structure."""
+    """"4" or "4@0.5" -> vdit.sampling.structure.Structure."""
     if text is None:
         return None
-    from vdit.tasks.structure import Structure
+    from vdit.sampling.structure import Structure
 
     factor, at, until = text.partition("@")
     try:

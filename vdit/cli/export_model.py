@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     from vdit.cli.status import Status
-    from vdit.infer import open_generator
+    from vdit.generate import open_generator
     from vdit.pretrained.export import check_export, export_model
     from vdit.train.workspace import Workspace
 

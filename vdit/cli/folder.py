@@ -7,13 +7,13 @@ from pathlib import Path
 
 from vdit.data.captions import read_captions
 from vdit.data.config import DataConfig
-from vdit.dit.config import DiTConfig
 from vdit.errors import DataError
-from vdit.text.config import TextConfig
-from vdit.train.canvases import EVERY_TASK, CanvasConfig
-from vdit.train.config import OptimizerConfig, TrainConfig
-from vdit.train.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
-from vdit.vae.config import preset
+from vdit.experiment.canvases import EVERY_TASK, CanvasConfig
+from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
+from vdit.experiment.training import OptimizerConfig, TrainConfig
+from vdit.models.dit.config import DiTConfig
+from vdit.models.text.config import TextConfig
+from vdit.models.vae.config import preset
 
 CUTS = 2000  # latents to encode at least: a small folder gives several cuts of each video
 

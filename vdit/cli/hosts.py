@@ -15,9 +15,9 @@ from pathlib import Path
 import jax
 
 import vdit
-from vdit.cli.ending import ending
+from vdit.cli.exit_status import ending
+from vdit.dist.heartbeat import Peers, Place, peer_is_gone
 from vdit.dist.multihost import initialize, leave
-from vdit.dist.peers import Peers, Place, peer_is_gone
 from vdit.dist.target import available_devices
 from vdit.errors import AGAIN, INTERRUPTED
 from vdit.train.stopping import Stop

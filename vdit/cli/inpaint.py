@@ -47,7 +47,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError("--at is where the video stands in a larger frame: add --outpaint")
     boxes, frame, at = read_boxes(options), _frame(options.outpaint), _at(options.at)
     with canvas.opened(options, words) as (generator, status):
-        from vdit.infer.editing import inpaint, outpaint
+        from vdit.generate.editing import inpaint, outpaint
 
         if frame is not None:
             options.size, frame["size"] = _sizes(options, words.inputs, generator, **frame)
@@ -79,8 +79,8 @@ def _sizes(
     Without --size the video is as large as goes into the frame, and the frame has the model's largest area at most,
     up to rounding; the video is not scaled up.
     """
-    from vdit.infer.inputs import common_size
-    from vdit.tasks.inpaint import size_of_aspect
+    from vdit.generate.inputs import common_size
+    from vdit.sampling.inpaint import size_of_aspect
 
     multiple, inner = generator.experiment.size_multiple, canvas.asked_size(options)
     if inner is None:

@@ -28,7 +28,7 @@ from vdit.cli import (
     simulate,
     train,
 )
-from vdit.cli.ending import ending, heard_interrupts, outlived_output
+from vdit.cli.exit_status import ending, heard_interrupts, outlived_output
 from vdit.cli.parser import Parser, UsageError, nearest, refuse_unknown, take_overrides
 from vdit.errors import DONE, MEND, VditWarning
 
@@ -149,7 +149,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def _config_keys() -> list[str]:
     """Dotted keys of an experiment's config."""
     from vdit.config import describe
-    from vdit.train.experiment import Experiment
+    from vdit.experiment.experiment import Experiment
 
     return [key for key, _, _ in describe(Experiment(name=""))]
 

@@ -190,7 +190,7 @@ def with_seed(path: Path, seed: int) -> Path:
 def opened(options: argparse.Namespace, folder: str, *, about: Mapping[str, str] | None = None) -> Iterator[tuple]:
     """Around the work: (the generator, the Status), on one host or on several that start the same command.
 
-    The generator's weights are read when they are first needed (vdit.infer.open_generator): what is asked of it is
+    The generator's weights are read when they are first needed (vdit.generate.open_generator): what is asked of it is
     checked before.
 
     about: more than the command that must be the same on all hosts.
@@ -200,7 +200,7 @@ def opened(options: argparse.Namespace, folder: str, *, about: Mapping[str, str]
     from vdit.cli.status import Status, shown_model
     from vdit.config import to_json
     from vdit.dist.mesh import make_mesh
-    from vdit.infer import open_generator
+    from vdit.generate import open_generator
 
     asked = {name: value for name, value in vars(options).items() if name not in ("run", "parser")}
     with joined({"the command": str(asked)} | dict(about or {})), Status(options.command) as status:
@@ -217,7 +217,7 @@ def opened(options: argparse.Namespace, folder: str, *, about: Mapping[str, str]
 
 def rate(options: argparse.Namespace, experiment) -> float:
     """Frames a second of what is read and written: the model's own, or --fps, of which a line says what it means."""
-    from vdit.infer.inputs import same_rate
+    from vdit.generate.inputs import same_rate
 
     own = experiment.sample.fps
     if options.fps is None or same_rate(options.fps, own):
@@ -248,7 +248,7 @@ def write(target: Target, video, fps: float) -> Path:
     import numpy as np
 
     from vdit.dist.multihost import is_first
-    from vdit.video_io import write_image, write_video
+    from vdit.video.read import write_image, write_video
 
     if not is_first():
         return target.path

@@ -154,4 +154,4 @@ def at_least(least: float, kind: type = int, *, most: float | None = None):
     return read
 
 
-RATE = at_least(0.1, float, most=1000)  # frames a second: what vdit.video_write writes
+RATE = at_least(0.1, float, most=1000)  # frames a second: what vdit.video.write writes

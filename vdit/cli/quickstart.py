@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
-    from vdit.cli.show import show_config
+    from vdit.cli.print_config import show_config
     from vdit.cli.train import with_overrides
     from vdit.quickstart.config import experiment
 

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from vdit.cli.cache import keep_compiled
     from vdit.cli.status import Status
     from vdit.dist.target import available_devices
-    from vdit.infer import load_vae
+    from vdit.generate import load_vae
     from vdit.train.workspace import Workspace
 
     keep_compiled()
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def _is_video(file: Path) -> bool:
     """Whether a file's header can be read as a video; says so where not."""
-    from vdit.video_io import probe
+    from vdit.video.read import probe
 
     try:
         probe(file)
@@ -127,9 +127,9 @@ def _reconstruct(vae, file: Path, target: Path, *, area: int, fps: float | None,
 
     from vdit.data.cuts import fit_size
     from vdit.eval.metrics import WINDOW, psnr, ssim
-    from vdit.infer.host_memory import check_memory
-    from vdit.infer.inputs import claimed_frames
-    from vdit.video_io import probe, read_video, write_video
+    from vdit.generate.host_memory import check_memory
+    from vdit.generate.inputs import claimed_frames
+    from vdit.video.read import probe, read_video, write_video
 
     info = probe(file)
     stride = vae.config.spatial_stride

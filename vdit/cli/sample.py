@@ -225,7 +225,7 @@ def _job(options: argparse.Namespace, request: Request, id: str | None, generato
 
 def _made_frames(time: Duration, generator, rate: float) -> int:
     """As many frames as asked; of seconds the nearest number that the model makes."""
-    from vdit.infer.filling import grouping_of
+    from vdit.generate.filling import grouping_of
 
     frames = time.frames(rate)
     if not time.seconds:
@@ -249,9 +249,9 @@ def _sample(
 ) -> None:  # fmt: skip
     """Makes the videos; adds each to `made` when its file is there."""
     from vdit.dist.multihost import is_first
-    from vdit.infer.fit import Fit
-    from vdit.infer.images import read_image
-    from vdit.infer.noise import noise_of
+    from vdit.generate.fit import Fit
+    from vdit.generate.images import read_image
+    from vdit.generate.noise import noise_of
 
     image = None if options.image is None else read_image(options.image)
     fps = output.rate(options, generator.experiment)

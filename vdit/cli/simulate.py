@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vdit.cli import actions, canvas, output, picture, streaming
+from vdit.cli import actions, canvas, output, streaming, terminal_image
 from vdit.cli.parser import UsageError, at_least
 from vdit.cli.status import Status, numbers, shown_method
 from vdit.errors import INTERRUPTED, VditWarning
@@ -18,7 +18,7 @@ from vdit.errors import INTERRUPTED, VditWarning
 if TYPE_CHECKING:
     import numpy as np
 
-    from vdit.infer.simulating import Simulator
+    from vdit.generate.simulating import Simulator
 
 SUMMARY = "play a world model: actions in, frames out"
 DESCRIPTION = """\
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.interactive and len(canvas.seeds(options)) > 1:
         raise UsageError("--interactive plays one world: give one --seed")
     with canvas.opened(options, words) as (generator, status):
-        from vdit.infer.simulating import Simulator
+        from vdit.generate.simulating import Simulator
 
         inputs, fps = canvas.read_inputs(options, words.inputs, generator, status)
         keys, rows = _what_is_done(options, generator, fps)
@@ -87,7 +87,7 @@ def _what_is_done(options: argparse.Namespace, generator, fps: float) -> tuple[d
     """What keys mean, and what is done in each frame; None where a person is asked."""
     import jax
 
-    from vdit.infer.simulating import action_shape
+    from vdit.generate.simulating import action_shape
 
     data, (frames, width) = generator.experiment.data, action_shape(generator)
     keys = actions.world_keys(data.world if data.source == "worlds" else "", width, fps)
@@ -162,7 +162,7 @@ class _Play:
     def _seen(self, frames: np.ndarray, *, again: bool = False) -> np.ndarray:
         """The frames; the last of them is shown, if that is asked for, in the place of the one before if `again`."""
         if self.show:
-            lines = picture.rows_of(((frames[-1] + 1) * 127.5).round().astype("uint8"))
+            lines = terminal_image.rows_of(((frames[-1] + 1) * 127.5).round().astype("uint8"))
             _tell((f"\x1b[{len(lines)}A" if again else "") + "\n".join(lines))
         return frames
 

@@ -63,7 +63,7 @@ def write(
     several hosts the first alone writes, and all of them make.
     """
     from vdit.dist.multihost import is_first
-    from vdit.video_io import write_video
+    from vdit.video.read import write_video
 
     with Interrupts() if interrupts is None else interrupts as interrupts:
         pieces = _shown(pieces, display, interrupts)

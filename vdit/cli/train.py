@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     stages = _stages(options.stage)
-    from vdit.cli.show import show_config
+    from vdit.cli.print_config import show_config
 
     experiment = with_overrides(find_experiment(options.experiment, options.data), overrides)
     if options.help_config:
@@ -133,8 +133,8 @@ def _train(experiment, space, stages, options, together, profile_steps, status) 
 
     from vdit.dist.multihost import is_first
     from vdit.train import stages as training
+    from vdit.train.monitor import Watch
     from vdit.train.profile import ASK, Profiler
-    from vdit.train.watch import Watch
 
     wandb = {"project": options.wandb, "name": space.root.name} if options.wandb else None
     traces = space.logs / "profile" / f"host_{jax.process_index()}"
@@ -190,7 +190,7 @@ def find_experiment(source: str | None, data: str | None = None):
     """
     from vdit.cli.folder import folder_experiment, on_folder
     from vdit.config import load_config
-    from vdit.train.experiment import Experiment
+    from vdit.experiment.experiment import Experiment
     from vdit.train.workspace import EXPERIMENT, Workspace
 
     if source is None:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vdit import video_io
 from vdit.data.captions import Entry, plain_name, read_captions
 from vdit.data.cuts import Shot
 from vdit.data.sources import DataSummary
 from vdit.errors import DataError, VideoError
+from vdit.video import read as video_io
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,14 @@ from array_record.python import array_record_module
 from vdit import paths
 from vdit.data.sources import Sample, Source
 from vdit.errors import DataError, reason, writing
-from vdit.vae.statistics import Moments, add_latents, add_moments, check_statistics, empty_moments, latent_statistics
+from vdit.models.vae.statistics import (
+    Moments,
+    add_latents,
+    add_moments,
+    check_statistics,
+    empty_moments,
+    latent_statistics,
+)
 
 INDEX = "index.json"
 MOST_INDEX = 256 * paths.MIB

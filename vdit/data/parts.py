@@ -21,7 +21,7 @@ from typing import Any
 from vdit.data.latents import INDEX, ShardWriter, check_dtype, make_index, shard_file
 from vdit.data.sources import Sample
 from vdit.errors import DataError, writing
-from vdit.vae.statistics import Moments
+from vdit.models.vae.statistics import Moments
 
 MOST_PARTS, SMALLEST_PART = 512, 16
 FORMAT = "parts-2"  # of the notes: parts of another format are not gone on with

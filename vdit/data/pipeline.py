@@ -30,8 +30,8 @@ from vdit.data.streams import (
     stream_count,
 )
 from vdit.errors import ConfigError, DataError
+from vdit.models.vae.statistics import normalise
 from vdit.types import Row
-from vdit.vae.statistics import normalise
 
 CAPTION_DRAW = 1  # see sources.draws
 
@@ -112,7 +112,7 @@ def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch
     patch: latent frames, rows, columns of a token.
     seed: of the order and of the choice of captions; the source has its own.
     batch_rows: of the batch over all hosts.
-    shard_index, shard_count: this host's share, vdit.dist.share.host_share(mesh); it gives the rows
+    shard_index, shard_count: this host's share, vdit.dist.process_shard.host_share(mesh); it gives the rows
         [shard_index * batch_rows / shard_count, ...) of each batch, and the batches are the same for any count.
     stride: video frames that a latent frame stands for (the VAE's stride in time); used where config.actions is not 0.
     mean, std: float [c]; latents become (latent - mean) / std.

@@ -16,8 +16,8 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 
 import vdit
-from vdit.dist.peers import Peers, Place
-from vdit.dist.rollcall import roll_call
+from vdit.dist.heartbeat import Peers, Place
+from vdit.dist.rendezvous import roll_call
 from vdit.errors import AGAIN, ConfigError, HostsError
 
 # Set by the launcher of the job. The first three are read by vdit; the others say that jax itself
@@ -79,7 +79,7 @@ def initialize(
     about: what must be the same on all hosts, beside the versions of vdit and jax. wait: seconds until all hosts must
     have come (VDIT_WAIT_FOR_HOSTS, or 300). Raises on all hosts that came, HostsError or ConfigError, with one line
     that names the hosts that are missing or do not fit. From then on a host that falls silent for VDIT_HEARTBEAT (100)
-    seconds ends the others: see vdit.dist.peers. place: where this host stands, kept by the caller. met: called once
+    seconds ends the others: see vdit.dist.heartbeat. place: where this host stands, kept by the caller. met: called once
     all hosts have come, before jax starts with them: from here on no exception may come between, see `Stop.held`.
     """
     config = config or from_environment()

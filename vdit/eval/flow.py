@@ -8,7 +8,7 @@ import numpy as np
 
 from vdit.errors import ShapeError
 from vdit.eval.pixels import values
-from vdit.video_flow import NOISE, flow, gradients, tensor
+from vdit.video.flow import NOISE, flow, gradients, tensor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

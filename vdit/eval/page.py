@@ -28,7 +28,7 @@ from vdit.eval.player import BAR, SCRIPT
 from vdit.eval.plot import Curve, svg_curves
 from vdit.eval.style import STYLE
 from vdit.outputs import write_whole
-from vdit.video_write import encode_bytes
+from vdit.video.write import encode_bytes
 
 SMALL = 160  # pixels of the longer side below which pixels are shown as squares, not blurred
 PLOT = '<figure class="plot">'

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vdit.dist.rules import batch_shardings, replicated
-from vdit.tasks.canvas import Prompts
-from vdit.train.experiment import Experiment
+from vdit.experiment.experiment import Experiment
+from vdit.sampling.canvas import Prompts
 from vdit.types import PyTree, Row
 
 
@@ -39,7 +39,7 @@ def abstract_rows(experiment: Experiment, *, rows: int | None = None) -> Row:
 
 
 def abstract_prompts(experiment: Experiment, count: int, mesh: Mesh) -> Prompts:
-    """`count` tokenised prompts, shared out over the mesh as vdit.infer does."""
+    """`count` tokenised prompts, shared out over the mesh as vdit.generate does."""
     length = experiment.text.max_length
     prompts = Prompts(
         ids=jax.ShapeDtypeStruct((count, length), jnp.int32), length=jax.ShapeDtypeStruct((count,), jnp.int32)

@@ -1,6 +1,7 @@
 """The programs of a run, traced with shapes alone: the very step that trains, the task that samples, the VAE's decode.
 
-Nothing of the model is described here a second time: what is compiled is what vdit.train, vdit.tasks and vdit.vae run.
+Nothing of the model is described here a second time: what is compiled is what vdit.train, vdit.sampling and
+vdit.models.vae run.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from jax.sharding import Mesh, NamedSharding
 from vdit.dist.rules import batch_shardings, batch_ways, replicated, ways
 from vdit.dist.target import platform_of
 from vdit.errors import ConfigError
+from vdit.experiment.experiment import Experiment, sample_method
+from vdit.models.vae import split
+from vdit.models.vae.model import VAE
 from vdit.nn.compiling import compiler_options
 from vdit.plan.inputs import (
     abstract_key,
@@ -26,14 +30,11 @@ from vdit.plan.inputs import (
     held,
     placed,
 )
-from vdit.tasks.sample import TextToVideo, compiled
+from vdit.sampling.sample import TextToVideo, compiled
 from vdit.train.denoising import DenoisingLoss
-from vdit.train.experiment import Experiment, sample_method
 from vdit.train.flops import count_flops, jaxpr_flops
 from vdit.train.state import abstract_params, plan_state
 from vdit.train.step import make_train_step
-from vdit.vae import split
-from vdit.vae.model import VAE
 
 DECODE_FRAMES = 4  # latent frames at a time, at the least
 
@@ -95,7 +96,7 @@ def train_flops(experiment: Experiment) -> float:
     """Model FLOPs of a training step: three times those of the loss's own forward pass, as it is traced.
 
     With one noise level a row: to look up the levels of tokens is no arithmetic of the model, though it is done by
-    products (vdit.dit.blocks.take_slots).
+    products (vdit.models.dit.blocks.take_slots).
     """
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, row_slots=1))
     loss = DenoisingLoss(experiment=experiment)

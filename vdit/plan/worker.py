@@ -19,7 +19,7 @@ def main(out: str) -> None:
     """Answers one request."""
     request = json.load(sys.stdin)
     from vdit.config import from_dict
-    from vdit.train.experiment import Experiment
+    from vdit.experiment.experiment import Experiment
 
     def progress(text: str) -> None:
         print(text, flush=True)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from vdit.errors import WeightsError
+from vdit.models.vision.clip import CLIPVisionConfig
 from vdit.pretrained.options import (
     ANYTHING,
     HEADS,
@@ -20,7 +21,6 @@ from vdit.pretrained.options import (
     words,
 )
 from vdit.pretrained.weights import LINEAR, SAME, Layout, Part, Rule, linear, reshaped, rule
-from vdit.vision.clip import CLIPVisionConfig
 
 # What the encoder has, by the names of CLIPVisionConfig and of the public config.json.
 _NAMES = {

@@ -11,18 +11,18 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vdit.data.config import DataConfig
-from vdit.dit.config import DiTConfig
 from vdit.errors import ConfigError, WeightsError
+from vdit.experiment.experiment import Experiment, SampleConfig
+from vdit.models.dit.config import DiTConfig
+from vdit.models.text import T5Config, TextConfig, load_t5_tokenizer, t5_text
+from vdit.models.vae.config import VAEConfig
+from vdit.models.vision import CLIPVisionConfig
 from vdit.pretrained import clip, dit, kl_vae, t5, wan, wan_vae
 from vdit.pretrained.model import Component, PublicModel
 from vdit.pretrained.options import check_option, flag, number, several, words
 from vdit.pretrained.scaled_fp8 import open_weights
 from vdit.pretrained.scheduler import Scheduling, scheduler_config
 from vdit.pretrained.tensors import read_json
-from vdit.text import T5Config, TextConfig, load_t5_tokenizer, t5_text
-from vdit.train.experiment import Experiment, SampleConfig
-from vdit.vae.config import VAEConfig
-from vdit.vision import CLIPVisionConfig
 
 T = TypeVar("T")
 INDEX = "model_index.json"

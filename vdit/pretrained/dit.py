@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdit.data.patches import grid_position
-from vdit.dit.config import CLASS_CONDITIONAL, SIZES, DiTConfig
 from vdit.errors import WeightsError
+from vdit.models.dit.config import CLASS_CONDITIONAL, SIZES, DiTConfig
 from vdit.nn.embedding import sincos_position
 from vdit.pretrained.options import HEADS, LAYERS, TOKENS, WIDTH, number, read_options, whole
 from vdit.pretrained.weights import LINEAR, Layout, Part, Rule, linear, rule

@@ -9,6 +9,7 @@ from typing import Any
 
 from vdit.checkpoint import load_meta, write_manifest
 from vdit.errors import CheckpointError, WeightsError, writing
+from vdit.experiment.experiment import Experiment
 from vdit.nn.lora import detach, merge, without_lora
 from vdit.outputs import check_new_folder
 from vdit.paths import read_bytes
@@ -19,7 +20,6 @@ from vdit.pretrained.save import save_tensors
 from vdit.pretrained.scheduler import Scheduling, scheduler_json, usual_scheduling
 from vdit.pretrained.weights import Rule
 from vdit.samplers.grid import GridOptions
-from vdit.train.experiment import Experiment
 from vdit.train.workspace import FILES, PUBLIC, SAMPLED, Workspace
 from vdit.types import PyTree
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from vdit.errors import WeightsError
+from vdit.models.vae.config import VAEConfig, preset
 from vdit.pretrained.options import (
     HEADS,
     LEVELS,
@@ -27,7 +28,6 @@ from vdit.pretrained.options import (
 )
 from vdit.pretrained.weights import CONV2D, Layout, Part, Rule, rule
 from vdit.types import Array
-from vdit.vae.config import VAEConfig, preset
 
 # What diffusers takes where config.json leaves an option out. sample_size and force_upcast change no number.
 OPTIONS = {

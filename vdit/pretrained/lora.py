@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from vdit.dit.config import DiTConfig
 from vdit.errors import WeightsError
+from vdit.models.dit.config import DiTConfig
 from vdit.nn.lora import LoRA, LowRank
 from vdit.pretrained.peft_config import DORA, EXPERTS, Adapter, adapter_of, by_pattern
 from vdit.pretrained.tensors import TensorFiles, TensorInfo, listed

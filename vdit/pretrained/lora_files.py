@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vdit.errors import ConfigError, WeightsError
+from vdit.experiment.experiment import Experiment
 from vdit.nn.lora import LoRA
 from vdit.paths import MIB, read_json
 from vdit.pretrained.lora import EXPERTS, experts, read_lora
 from vdit.pretrained.open import open_tensors
 from vdit.pretrained.wan import expert_of_name
-from vdit.train.experiment import Experiment
 
 Expert = Literal["high", "low", "both"]
 ADAPTER_CONFIG = "adapter_config.json"

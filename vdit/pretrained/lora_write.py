@@ -13,8 +13,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from vdit.dit.config import DiTConfig
 from vdit.errors import WeightsError, reason
+from vdit.models.dit.config import DiTConfig
 from vdit.nn.lora import LoRA, LowRank
 from vdit.outputs import write_whole
 from vdit.pretrained.lora import dense_modules, is_wan, unstacked

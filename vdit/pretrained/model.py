@@ -19,15 +19,15 @@ from vdit.checkpoint import MANIFEST, damage
 from vdit.dist.mesh import make_mesh
 from vdit.dist.rules import replicated
 from vdit.errors import ConfigError, WeightsError
+from vdit.experiment.experiment import Experiment
+from vdit.models.vae.config import VAEConfig
+from vdit.models.vae.model import VAE
 from vdit.pretrained.load import check, check_names, load
 from vdit.pretrained.tensors import TensorFiles
 from vdit.pretrained.weights import Rule
 from vdit.reprs import short_repr
-from vdit.train.experiment import Experiment
 from vdit.train.state import abstract_params
 from vdit.types import PyTree
-from vdit.vae.config import VAEConfig
-from vdit.vae.model import VAE
 
 VAE_TREE = "vae"
 

@@ -9,6 +9,10 @@ import numpy as np
 
 from vdit.diffusion.config import DiffusionConfig
 from vdit.errors import WeightsError
+from vdit.experiment.experiment import Experiment
+from vdit.models.text.config import T5Config, TextConfig
+from vdit.models.vae.config import preset as vae_preset
+from vdit.models.vision import CLIPVisionConfig
 from vdit.pretrained import clip, dit, kl_vae, t5, wan, wan_vae
 from vdit.pretrained.diffusers_folder import (
     data_config,
@@ -24,10 +28,6 @@ from vdit.pretrained.scaled_fp8 import open_weights
 from vdit.pretrained.scheduler import Scheduling
 from vdit.pretrained.tensors import read_json
 from vdit.samplers.grid import GridOptions
-from vdit.text.config import T5Config, TextConfig
-from vdit.train.experiment import Experiment
-from vdit.vae.config import preset as vae_preset
-from vdit.vision import CLIPVisionConfig
 
 HIGH, LOW = "high_noise_model", "low_noise_model"
 VAE_FILES = ("Wan2.1_VAE.pth", "Wan2.2_VAE.pth")

@@ -21,15 +21,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vdit.dit.config import DiTConfig
 from vdit.errors import WeightsError
+from vdit.models.dit.config import DiTConfig
+from vdit.models.text import T5Config, load_t5_tokenizer
+from vdit.models.vision import CLIPVisionConfig
 from vdit.pretrained import clip, original_folder, t5, wan, wan_vae
 from vdit.pretrained.diffusers_folder import TOKENIZERS, wan_experiment
 from vdit.pretrained.model import Component, PublicModel, open_model
 from vdit.pretrained.scaled_fp8 import open_weights
 from vdit.pretrained.tensors import TensorFiles, listed
-from vdit.text import T5Config, load_t5_tokenizer
-from vdit.vision import CLIPVisionConfig
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")

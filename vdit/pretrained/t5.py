@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from vdit.errors import ConfigError, WeightsError
+from vdit.models.text.config import T5Config, t5_preset
 from vdit.pretrained.options import (
     ANYTHING,
     HEADS,
@@ -23,7 +24,6 @@ from vdit.pretrained.options import (
 )
 from vdit.pretrained.tensors import TensorFiles
 from vdit.pretrained.weights import LINEAR, Rule, rule
-from vdit.text.config import T5Config, t5_preset
 
 # What the encoder has, by the names of T5Config and of the public config.json.
 _NAMES = {

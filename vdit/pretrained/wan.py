@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vdit.dit.config import WAN, DiTConfig
 from vdit.errors import WeightsError
+from vdit.models.dit.config import WAN, DiTConfig
 from vdit.nn.rope import MAX_POSITION
 from vdit.pretrained.options import HEADS, LAYERS, TOKENS, WIDTH, number, read_options, several, whole, words
 from vdit.pretrained.weights import Layout, Rule, linear, reshaped, rule

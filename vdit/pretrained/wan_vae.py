@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from vdit.errors import WeightsError
+from vdit.models.vae.config import VAEConfig, preset
 from vdit.pretrained.options import (
     ANYTHING,
     HEADS,
@@ -26,7 +27,6 @@ from vdit.pretrained.options import (
 from vdit.pretrained.tensors import TensorFiles
 from vdit.pretrained.weights import CONV2D, CONV3D, Layout, Rule, reshaped, rule
 from vdit.types import Array
-from vdit.vae.config import VAEConfig, preset
 
 # What diffusers takes where config.json leaves an option out.
 OPTIONS = {

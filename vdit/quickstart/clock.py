@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from vdit.train.experiment import Experiment
+from vdit.experiment.experiment import Experiment
 
 # Seconds on two cores of a 2020s server, by unit of work; only their ratios matter after the first step.
 _PER_PIXEL_TRAINED = 4.2e-7

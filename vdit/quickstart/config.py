@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from vdit.data.config import DataConfig
 from vdit.diffusion.config import DiffusionConfig
-from vdit.dit.config import DiTConfig
-from vdit.text.config import TextConfig
-from vdit.train.canvases import CanvasConfig
-from vdit.train.config import OptimizerConfig, TrainConfig
-from vdit.train.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
-from vdit.vae.config import VAELossConfig
-from vdit.vae.config import preset as vae_preset
+from vdit.experiment.canvases import CanvasConfig
+from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
+from vdit.experiment.training import OptimizerConfig, TrainConfig
+from vdit.models.dit.config import DiTConfig
+from vdit.models.text.config import TextConfig
+from vdit.models.vae.config import VAELossConfig
+from vdit.models.vae.config import preset as vae_preset
 from vdit.worlds.moving import Moving
 
 HELD_OUT_SEED = 1  # of the scenes that are held out; training draws its own from the experiment's seed

@@ -16,13 +16,13 @@ from rich.console import Console
 import vdit
 from vdit.data.latents import LatentStore
 from vdit.errors import ConfigError, writing
-from vdit.infer import Generator, load
-from vdit.infer.host_memory import total_memory
+from vdit.experiment.experiment import Experiment
+from vdit.generate import Generator, load
+from vdit.generate.host_memory import total_memory
 from vdit.quickstart import config
 from vdit.quickstart.clock import Clock, expected_seconds
 from vdit.quickstart.report import write_report
 from vdit.quickstart.score import PARTS, Measured, Samples, measure, sample_videos
-from vdit.train.experiment import Experiment
 from vdit.train.metrics import read_json_lines
 from vdit.train.progress import clock_face, make_display
 from vdit.train.stages import STAGES, Logging, check_run, run

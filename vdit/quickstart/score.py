@@ -10,7 +10,7 @@ import numpy as np
 
 from vdit.eval.metrics import psnr
 from vdit.eval.shapes import Detection, detect
-from vdit.infer import Generator
+from vdit.generate import Generator
 from vdit.quickstart.config import Wanted
 
 PARTS = ("colour", "shape", "direction")

@@ -16,11 +16,11 @@ from vdit import config as config_tools
 from vdit.checkpoint import MANIFEST, find_step, load_meta, load_params, sums
 from vdit.dist.rules import replicated
 from vdit.errors import CheckpointError, ConfigError
+from vdit.experiment.experiment import Experiment
 from vdit.nn.lora import LoRA, attach, detach, init_lora, join, merge, scales, without_lora
 from vdit.nn.quantise import cast, quantise
 from vdit.reprs import short_repr
 from vdit.train.distill import TEACHER
-from vdit.train.experiment import Experiment
 from vdit.train.state import abstract_params
 from vdit.train.workspace import SAMPLED, Workspace
 from vdit.types import PyTree

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from vdit.diffusion import add_noise, diffusion_loss, make_schedule
+from vdit.experiment.canvases import draw_canvases
+from vdit.experiment.experiment import Experiment
+from vdit.models.text.encoder import drop_captions
 from vdit.reprs import short_repr
-from vdit.text.encoder import drop_captions
-from vdit.train.canvases import draw_canvases
-from vdit.train.experiment import Experiment
 from vdit.types import Array, PyTree, Row
 
 

@@ -33,10 +33,10 @@ from vdit.diffusion.guidance import mix
 from vdit.diffusion.objectives import weighted_mean
 from vdit.diffusion.predictions import expand_like
 from vdit.diffusion.schedules import Schedule
+from vdit.experiment.canvases import DrawnCanvas, draw_canvases
+from vdit.experiment.experiment import Experiment
+from vdit.models.text.encoder import drop_captions
 from vdit.reprs import short_repr
-from vdit.text.encoder import drop_captions
-from vdit.train.canvases import DrawnCanvas, draw_canvases
-from vdit.train.experiment import Experiment
 from vdit.types import Array, PyTree, Row
 
 TEACHER = "teacher"  # its parameters' key beside the student's
@@ -48,7 +48,8 @@ Predict = Callable[[Array, Array], Array]
 class DistillLoss:
     """Loss function for vdit.train.step: (params, row, key, step) -> (loss, metrics).
 
-    params: the student's, and under TEACHER the teacher's. Known tokens (vdit.train.canvases) stay as they are at every
+    params: the student's, and under TEACHER the teacher's. Known tokens (vdit.experiment.canvases) stay as they are at
+    every
     level, and have no part in the loss; frames with levels of their own each take a step of their own.
     """
 

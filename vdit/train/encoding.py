@@ -18,17 +18,17 @@ from vdit.data.encode import Former, encode_clips
 from vdit.data.latents import LatentStore
 from vdit.data.parts import write_json
 from vdit.dist.multihost import is_first
-from vdit.dist.together import PATIENCE, first_does, wait_for_all
+from vdit.dist.sync import PATIENCE, first_does, wait_for_all
 from vdit.errors import ConfigError, DataError
+from vdit.experiment.experiment import Experiment
+from vdit.models.vae.statistics import MIN_STD, constant_channels
+from vdit.models.vae.video import VideoVAE
 from vdit.train.base import brings
-from vdit.train.experiment import Experiment
 from vdit.train.progress import make_display
 from vdit.train.reporting import Logging, TrainingVideos
 from vdit.train.resuming import last_step
 from vdit.train.workspace import Workspace
 from vdit.types import PyTree
-from vdit.vae.statistics import MIN_STD, constant_channels
-from vdit.vae.video import VideoVAE
 
 
 def encode_latents(experiment: Experiment, workspace: Workspace, logging: Logging, videos: TrainingVideos) -> None:

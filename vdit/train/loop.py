@@ -22,19 +22,19 @@ import numpy as np
 from rich.console import Console
 
 from vdit.checkpoint import Checkpointer, DataIterator
+from vdit.checkpoint.checksums import is_sealed
 from vdit.checkpoint.files import steps_in
-from vdit.checkpoint.sums import is_sealed
 from vdit.dist.multihost import is_first
 from vdit.errors import NumericsError, TrainingError
+from vdit.experiment.training import TrainConfig
 from vdit.reprs import short_repr
-from vdit.train.config import TrainConfig
 from vdit.train.diagnosis import origin_of_nan
-from vdit.train.feed import Feed
 from vdit.train.metrics import Speed, Writer, write_all
+from vdit.train.monitor import Watch
+from vdit.train.prefetch import Feed
 from vdit.train.progress import Display, make_display
 from vdit.train.state import StatePlan, TrainState
 from vdit.train.step import TrainStep
-from vdit.train.watch import Watch
 from vdit.types import PyTree
 
 

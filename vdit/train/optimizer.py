@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from vdit.errors import ConfigError
-from vdit.train.config import OptimizerConfig
+from vdit.experiment.training import OptimizerConfig
 from vdit.types import PyTree
 
 

@@ -12,11 +12,11 @@ from vdit.data.open import open_source
 from vdit.data.sources import DataSummary, Source
 from vdit.dist.multihost import is_first
 from vdit.errors import DataError, one_line
+from vdit.experiment.experiment import Experiment
+from vdit.models.text import Tokenizer
 from vdit.reprs import short_repr
-from vdit.text import Tokenizer
-from vdit.train.experiment import Experiment
 from vdit.train.metrics import JsonLines, ResilientWriter, TensorBoard, WandB, Writer
-from vdit.train.watch import Watch
+from vdit.train.monitor import Watch
 from vdit.train.workspace import Workspace
 
 CAPTIONS_COUNTED = 10_000  # clips whose captions are looked at for their length

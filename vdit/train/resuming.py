@@ -10,12 +10,12 @@ import jax
 from vdit import config as config_tools
 from vdit.checkpoint import Checkpointer, check_config, find_step, load_meta, load_progress, say_once
 from vdit.checkpoint.agree import on_first
+from vdit.checkpoint.checksums import is_sealed
 from vdit.checkpoint.files import steps_in
-from vdit.checkpoint.sums import is_sealed
 from vdit.errors import CheckpointError, TrainingError
+from vdit.experiment.experiment import Experiment
+from vdit.experiment.training import TrainConfig
 from vdit.train.base import check_base, step_identity
-from vdit.train.config import TrainConfig
-from vdit.train.experiment import Experiment
 from vdit.train.workspace import EXPERIMENT, FILES, SAMPLED, Workspace
 
 # What a resumed run may change without becoming another run.

@@ -7,12 +7,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vdit.checkpoint import load_params
+from vdit.experiment.experiment import Experiment, sample_method
+from vdit.models.text import Tokenizer
 from vdit.nn.lora import join
+from vdit.sampling.canvas import tokenize
+from vdit.sampling.sample import TextToVideo, draw
 from vdit.seeds import key_of
-from vdit.tasks.canvas import tokenize
-from vdit.tasks.sample import TextToVideo, draw
-from vdit.text import Tokenizer
-from vdit.train.experiment import Experiment, sample_method
 from vdit.train.loop import SampleHook
 from vdit.train.workspace import Workspace
 from vdit.types import Array, PyTree

@@ -30,30 +30,30 @@ from vdit.data.latents import LatentStore
 from vdit.data.pipeline import row_iterator, video_batches
 from vdit.dist.mesh import make_mesh
 from vdit.dist.multihost import is_first
-from vdit.dist.share import host_share
+from vdit.dist.process_shard import host_share
+from vdit.dist.sync import first_does, wait_for_all
 from vdit.dist.target import platform_of
-from vdit.dist.together import first_does, wait_for_all
 from vdit.errors import ConfigError, DataError, TextError, reason
+from vdit.experiment.experiment import Experiment
+from vdit.models.text import fit_vocabulary, make_tokenizer
+from vdit.models.text import train_tokenizer as train_pieces
+from vdit.models.text.labels import NoText
+from vdit.models.vae import make_loss
 from vdit.nn.compiling import compiler_options
 from vdit.seeds import key_of
-from vdit.text import fit_vocabulary, make_tokenizer
-from vdit.text import train_tokenizer as train_pieces
-from vdit.text.labels import NoText
 from vdit.train.base import adopt, base_identity, begin, brings, step_identity
 from vdit.train.denoising import DenoisingLoss
 from vdit.train.distill import DistillLoss
 from vdit.train.encoding import encode_latents
-from vdit.train.experiment import Experiment
 from vdit.train.loop import TrainResult, start, train
+from vdit.train.monitor import Watch
 from vdit.train.reporting import Logging, TrainingVideos, make_writers, report_cut_captions
 from vdit.train.resuming import is_complete, last_step, outlook
 from vdit.train.sampling import sample_hook
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
-from vdit.train.watch import Watch
 from vdit.train.workspace import FILES, Workspace
 from vdit.types import PyTree
-from vdit.vae import make_loss
 
 STAGES = ("vae", "latents", "tokenizer", "dit")
 CAPTIONS_FOR_TOKENIZER = 100_000

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 
 from vdit.dist.mesh import make_mesh
 from vdit.dist.rules import named_shardings, replicated
+from vdit.experiment.training import TrainConfig
 from vdit.reprs import short_repr
-from vdit.train.config import TrainConfig
 from vdit.types import PyTree
 
 if TYPE_CHECKING:

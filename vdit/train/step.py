@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from vdit.dist.rules import batch_shardings, replicated
+from vdit.experiment.training import TrainConfig
 from vdit.nn.lora import join
 from vdit.reprs import short_repr
-from vdit.train.config import TrainConfig
 from vdit.train.optimizer import group_norms, learning_rate
 from vdit.train.state import StatePlan, TrainState
 from vdit.types import Array, PyTree

@@ -14,12 +14,12 @@ import numpy as np
 from vdit.checkpoint import say_once, sums
 from vdit.config import from_dict, to_dict
 from vdit.errors import CheckpointError, ConfigError, DataError, OutputError, writing
+from vdit.experiment.experiment import Experiment
+from vdit.models.text import Tokenizer, make_tokenizer
+from vdit.models.text.labels import LabelTokenizer
+from vdit.models.vae.statistics import check_statistics
 from vdit.outputs import check_folder, is_same
 from vdit.paths import MIB, read_json
-from vdit.text import Tokenizer, make_tokenizer
-from vdit.text.labels import LabelTokenizer
-from vdit.train.experiment import Experiment
-from vdit.vae.statistics import check_statistics
 
 EXPERIMENT = "experiment.json"
 PUBLIC = "public"  # an imported model's small files, for an export

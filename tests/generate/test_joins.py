@@ -1,0 +1,78 @@
+"""Beside given frames, made ones show them moved along: a softer step at the join, and nothing where all differs."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from vdit import worlds
+from vdit.generate.joins import FRAMES, meet_given
+
+SIZE, T, GIVEN = (48, 48), 21, 9
+
+
+@pytest.fixture(scope="module")
+def scene():
+    video = worlds.make("moving", seed=3).render(0, size=SIZE, frames=T, fps=24).video
+    return np.float32(video) / 127.5 - 1
+
+
+def flickering(truth, seed=0):
+    """As a small VAE gives it back: blurred, and wrong at the object in a new way in every group of four frames."""
+    blurred = gaussian_filter(truth, (0, 0.8, 0.8, 0))
+    random = np.random.default_rng(seed)
+    detail = np.abs(truth - gaussian_filter(truth, (0, 2, 2, 0)))
+    wrong = gaussian_filter(random.normal(size=(-(-T // 4), *truth.shape[1:])), (0, 1.5, 1.5, 0)) * 4
+    return np.float32(np.clip(blurred + 0.3 * detail * np.repeat(wrong, 4, axis=0)[:T], -1, 1))
+
+
+def met(made, truth, whole):
+    out = made.copy()
+    meet_given(out, truth, whole)
+    return out
+
+
+def step(video, truth, at):
+    return np.abs((video[at + 1] - video[at]) - (truth[at + 1] - truth[at])).mean()
+
+
+@pytest.mark.parametrize("side", ["after", "before"])
+def test_the_step_at_the_join_is_nearer_the_true_one(scene, side):
+    whole = np.zeros(T, bool)
+    whole[:GIVEN] = True
+    at = GIVEN - 1
+    if side == "before":
+        whole = whole[::-1]
+        at = T - GIVEN - 1
+    made = flickering(scene)
+    out = met(made, scene, whole)
+    pasted, joined = (np.where(whole[:, None, None, None], scene, video) for video in (made, out))
+    assert step(joined, scene, at) < 0.5 * step(pasted, scene, at)
+    assert np.abs(joined - scene).mean() < np.abs(pasted - scene).mean()
+    changed = np.abs(out - made).max((1, 2, 3)) > 0
+    where = np.arange(T)
+    edge = where - (GIVEN - 1) if side == "after" else T - GIVEN - where
+    np.testing.assert_array_equal(changed, (edge >= 1) & (edge <= FRAMES))
+
+
+def test_another_picture_is_left_alone(scene):
+    """After a cut, what was made has nothing to do with the given frame."""
+    whole = np.arange(T) < GIVEN
+    made = flickering(scene)
+    made[GIVEN:] = -0.9
+    made[GIVEN:, 10:30, 5:20] = (0.9, -0.9, 0.2)
+    change = np.abs(met(made, scene, whole) - made)[GIVEN : GIVEN + FRAMES].mean()
+    assert change < 0.02 * np.abs(scene - made)[GIVEN : GIVEN + FRAMES].mean()
+
+
+def test_a_short_passage_turns_from_one_side_to_the_other(scene):
+    """Where everything stands still, the weights of both sides add up to one."""
+    still = np.repeat(scene[:1], 12, axis=0)
+    whole = np.ones(12, bool)
+    whole[4:8] = False
+    made = gaussian_filter(still, (0, 0.8, 0.8, 0))
+    np.testing.assert_allclose(met(made, still, whole)[4:8], still[4:8], atol=1e-4)
+
+
+def test_without_error_nothing_changes(scene):
+    whole = np.arange(T) < GIVEN
+    np.testing.assert_array_equal(met(scene, scene, whole), scene)

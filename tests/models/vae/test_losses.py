@@ -1,0 +1,140 @@
+"""Losses: one backward pass gives each network the gradient of its own loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdit.models.vae import DiscriminatorConfig, Gaussian, VAEConfig, VAELossConfig, make_loss
+from vdit.models.vae.losses import hinge_discriminator_loss, hinge_generator_loss, reconstruction_loss, to_float
+from vdit.nn.compiling import compiler_options
+
+VAE_CONFIG = VAEConfig(
+    latent_channels=2, base_channels=8, channel_mults=(1,), spatial_down=(), temporal_down=(), patch=4,
+    patch_frames=2, middle="none", blocks_per_level=1,
+)  # fmt: skip
+DISCRIMINATOR = DiscriminatorConfig(base_channels=4, channel_mults=(1, 2), temporal_down=(False, True))
+START = 3
+
+
+@pytest.fixture(scope="module")
+def adversarial():
+    config = VAELossConfig(adversarial_weight=0.5, adversarial_start=START, kl_weight=0.01)
+    loss = make_loss(VAE_CONFIG, config, DISCRIMINATOR)
+    video = jax.random.uniform(jax.random.key(0), (2, 5, 16, 16, 3), minval=-1, maxval=1)
+    params = jax.jit(loss.init)(jax.random.key(1), video)
+    grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return loss, params, {"video": video}, grad
+
+
+def largest(tree):
+    return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+
+
+def test_one_backward_is_the_two_separate_ones(adversarial):
+    loss, params, batch, grad = adversarial
+    key = jax.random.key(2)
+    (_, metrics), grads = grad(params, batch, key, START)
+
+    def recon(vae):
+        return loss.vae.apply({"params": vae}, batch["video"], jax.random.split(key)[0])
+
+    def score(disc, video):
+        return loss.discriminator.apply({"params": disc}, video)
+
+    def generator_alone(vae):
+        video, gaussian = recon(vae)
+        distance = jnp.mean(jnp.abs(video - batch["video"]))
+        return distance + 0.01 * jnp.mean(gaussian.kl()) + 0.5 * hinge_generator_loss(score(params["disc"], video))
+
+    def discriminator_alone(disc):
+        fake = recon(params["vae"])[0]
+        return hinge_discriminator_loss(score(disc, batch["video"]), score(disc, fake))
+
+    alone = {
+        "vae": jax.jit(jax.grad(generator_alone))(params["vae"]),
+        "disc": jax.jit(jax.grad(discriminator_alone))(params["disc"]),
+    }
+    assert largest(alone["vae"]) > 1e-3
+    assert largest(alone["disc"]) > 1e-3
+    assert float(metrics["generator"]) != 0.0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, alone)
+
+
+def test_before_its_start_the_discriminator_neither_learns_nor_is_heard(adversarial):
+    _, params, batch, grad = adversarial
+    key = jax.random.key(2)
+    (value, metrics), grads = grad(params, batch, key, START - 1)
+    assert largest(grads["disc"]) == 0.0
+    np.testing.assert_allclose(value, metrics["reconstruction"] + 0.01 * metrics["kl"], rtol=1e-6)
+
+
+def test_without_weight_there_is_no_discriminator():
+    loss = make_loss(VAE_CONFIG, VAELossConfig())
+    params = jax.eval_shape(loss.init, jax.random.key(0), jnp.zeros((1, 3, 8, 8, 3)))
+    assert set(params) == {"vae"}
+
+
+def test_it_learns_and_takes_uint8():
+    loss = make_loss(VAE_CONFIG, VAELossConfig(reconstruction="mse"))
+    video = np.random.default_rng(0).integers(0, 256, (1, 3, 8, 8, 3), dtype=np.uint8)
+    params = jax.jit(loss.init)(jax.random.key(0), video)
+
+    @jax.jit
+    def descend(params, key):
+        grad, metrics = jax.grad(loss, has_aux=True)(params, {"video": video}, key, 0)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grad), metrics["reconstruction"]
+
+    values = []
+    for i in range(40):
+        params, value = descend(params, jax.random.key(i))
+        values.append(float(value))
+    assert values[-1] < 0.7 * values[0]
+
+
+def test_uint8_spans_minus_one_to_one():
+    np.testing.assert_allclose(to_float(jnp.array([0, 255], jnp.uint8)), [-1.0, 1.0])
+
+
+def test_kl_is_that_of_integration():
+    mean, logvar = 0.7, -1.3
+    x = np.linspace(-12, 12, 200_001)
+    p = np.exp(-((x - mean) ** 2) / (2 * np.exp(logvar))) / np.sqrt(2 * np.pi * np.exp(logvar))
+    with np.errstate(divide="ignore"):
+        log_p = -((x - mean) ** 2) / (2 * np.exp(logvar)) - 0.5 * (np.log(2 * np.pi) + logvar)
+    log_q = -(x**2) / 2 - 0.5 * np.log(2 * np.pi)
+    numeric = np.sum(p * (log_p - log_q)) * (x[1] - x[0])
+    got = Gaussian(mean=jnp.full((1,), mean), logvar=jnp.full((1,), logvar)).kl()
+    np.testing.assert_allclose(got, numeric, rtol=1e-5)
+    assert float(Gaussian(mean=jnp.zeros(1), logvar=jnp.zeros(1)).kl()[0]) == 0.0
+
+
+def test_samples_have_the_moments_of_the_distribution():
+    gaussian = Gaussian(mean=jnp.full((20_000,), 2.0), logvar=jnp.full((20_000,), np.log(0.25)))
+    sample = gaussian.sample(jax.random.key(0))
+    np.testing.assert_allclose([sample.mean(), sample.std()], [2.0, 0.5], atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("l1", (0.05 + 0.5) / 2), ("mse", (0.0025 + 0.25) / 2), ("huber", (0.0125 + 0.45) / 2)]
+)
+def test_reconstruction_by_hand(name, expected):
+    config = VAELossConfig(reconstruction=name, huber_delta=0.1)
+    got = reconstruction_loss(config, jnp.array([0.05, -0.5]), jnp.zeros(2))
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_discriminator_takes_images_and_sees_motion(adversarial):
+    loss, params, batch, _ = adversarial
+    score = jax.jit(lambda video: loss.discriminator.apply({"params": params["disc"]}, video))
+    assert score(batch["video"][:, :1]).shape == (2, 1, 4, 4)
+    video = batch["video"]
+    assert score(video).shape == (2, 3, 4, 4)
+    assert float(jnp.abs(score(video) - score(video[:, ::-1])[:, ::-1]).max()) > 1e-4
+
+
+def test_the_loss_runs_with_the_compiler_options(adversarial):
+    loss, params, batch, grad = adversarial
+    (plain, _), _ = grad(params, batch, jax.random.key(2), START)
+    fast, _ = jax.jit(loss, compiler_options=compiler_options())(params, batch, jax.random.key(2), START)
+    np.testing.assert_allclose(plain, fast, rtol=1e-5)

@@ -1,0 +1,1 @@
+"""An experiment: every choice of a run, in one frozen tree."""

@@ -1,0 +1,246 @@
+"""One experiment: every choice of a run, from the videos to the samples, in one frozen tree."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from vdit import samplers
+from vdit.data.config import DataConfig
+from vdit.diffusion import DiffusionConfig, Guidance, make_schedule
+from vdit.dist.mesh import MeshConfig
+from vdit.errors import ConfigError
+from vdit.experiment.canvases import CanvasConfig
+from vdit.experiment.training import DistillConfig, LoRAConfig, TrainConfig
+from vdit.models.dit.config import DiTConfig
+from vdit.models.network import Network
+from vdit.models.text.config import TextConfig
+from vdit.models.vae.config import DiscriminatorConfig, VAEConfig, VAELossConfig
+from vdit.models.vision import CLIPVisionConfig
+from vdit.reprs import short_repr
+from vdit.samplers.grid import Grid, GridOptions
+from vdit.sampling.method import Method
+from vdit.sampling.reuse import Reuse
+from vdit.seeds import check_seed
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentsConfig:
+    """The stage that encodes videos once, so that DiT training reads latents from disk.
+
+    samples: how many clips to encode; 0 is one pass over the source. With more samples than videos
+        each pass draws other cuts (start, size, duration, frame rate).
+    dtype: type on disk.
+    latent_frames: encode so many latent frames at a time; 0 is whole clips at once. 1 compiles two programs
+        for each height and width whatever the durations, and holds long clips in flat memory.
+    """
+
+    samples: int = 0
+    latent_frames: int = 0
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAETrainConfig:
+    """Windows that the VAE is trained on: `frames` frames of `size` (height, width) pixels."""
+
+    frames: int = 17
+    size: tuple[int, int] = (64, 64)
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How videos are sampled while training goes, and by default afterwards.
+
+    prompts: shown in the log at every `dit_train.sample_every` steps.
+    size: (height, width) in pixels. frames, fps: duration and frame rate.
+    sampler_options: (name, value) of the sampler's own options. grid: where the levels lie; None is the usual
+        for the kind of diffusion. Both belong to `sampler`: asking for another one leaves them out.
+    guidance: scale of classifier-free guidance, 1 for none; interval, rescale: see vdit.diffusion.Guidance.
+    low_guidance: its scale for the second transformer of a model that has two; None is `guidance`.
+    known, known_level, context_guidance: how what a user gives is told and followed (vdit.sampling.method.Method);
+        known=None is "clean" for models trained with canvases (Experiment.canvases), else "noised".
+    reuse: threshold under which blocks are passed over between steps, for speed (vdit.sampling.reuse); 0 for never.
+    """
+
+    prompts: tuple[str, ...] = ()
+    frames: int = 17
+    size: tuple[int, int] = (64, 64)
+    fps: float = 8.0
+    sampler: Literal["ddpm", "ddim", "euler", "heun", "dpmpp2m", "unipc", "consistency", "resample"] = "euler"
+    sampler_options: tuple[tuple[str, bool | int | float | str], ...] = ()
+    grid: GridOptions | None = None
+    steps: int = 20
+    guidance: float = 4.0
+    low_guidance: float | None = None
+    interval: tuple[float, float] = (0.0, 1.0)
+    rescale: float = 0.0
+    known: Literal["clean", "noised"] | None = None
+    known_level: float = 0.0
+    context_guidance: float = 1.0
+    reuse: float = 0.0
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A run of `vdit train`. Its stages: tokenizer, VAE, latents, DiT.
+
+    seed: from 0 to 2**64 - 1: of weights, of the order of the data and of the parts that are cut from it.
+    holdout: ids of videos (file names in a folder) that nothing is trained on.
+    text_dropout: share of captions replaced by the empty prompt, for classifier-free guidance.
+    canvases: what is known of the clips that the DiT is trained on (vdit.experiment.canvases).
+    topology: the TPU topology that it is for, as "v5p:8x8x8"; what `vdit plan` compiles it for by default.
+    start_from: folder of the model whose weights the DiT's training starts from; its VAE and tokenizer are used.
+    lora: train low-rank additions to that model instead of its weights.
+    distill: train a model of few steps, with that one as its teacher.
+    """
+
+    name: str
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    holdout: tuple[str, ...] = ()
+    mesh: MeshConfig = MeshConfig()
+    topology: str | None = None
+
+    vae: VAEConfig = VAEConfig()
+    vae_loss: VAELossConfig = VAELossConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    vae_clips: VAETrainConfig = VAETrainConfig()
+    vae_train: TrainConfig = TrainConfig(steps=1000, batch_size=8)
+
+    latents: LatentsConfig = LatentsConfig()
+
+    text: TextConfig = TextConfig()
+    text_dropout: float = 0.1
+    vision: CLIPVisionConfig | None = None
+    dit: DiTConfig = DiTConfig()
+    expert_boundary: float | None = None
+    first_label: int = 1
+    label_names: tuple[str, ...] = ()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    canvases: CanvasConfig = CanvasConfig()
+    dit_train: TrainConfig = TrainConfig(steps=1000, batch_size=8)
+    start_from: str | None = None
+    lora: LoRAConfig | None = None
+    distill: DistillConfig | None = None
+
+    sample: SampleConfig = SampleConfig()
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if self.dit.in_channels != self.vae.latent_channels:
+            raise ConfigError(
+                f"dit.in_channels={self.dit.in_channels} must equal vae.latent_channels={self.vae.latent_channels}"
+            )
+        if self.dit.learn_variance != self.diffusion.learn_variance:
+            raise ConfigError("dit.learn_variance and diffusion.learn_variance must be the same")
+        multiple = self.size_multiple
+        if self.data.size_multiple % multiple:
+            raise ConfigError(
+                f"data.size_multiple={self.data.size_multiple} must be a multiple of {multiple}: "
+                f"VAE stride {self.vae.spatial_stride} times the DiT's patch {self.dit.patch[1:]}"
+            )
+        if self.data.frame_multiple % self.vae.temporal_stride:
+            raise ConfigError(
+                f"data.frame_multiple={self.data.frame_multiple} must be a multiple of the VAE's "
+                f"stride in time, {self.vae.temporal_stride}"
+            )
+        if not 0 <= self.text_dropout <= 1:
+            raise ConfigError(f"text_dropout={self.text_dropout}: a probability, give 0 to 1")
+        wanted = self.data.actions * self.vae.temporal_stride * self.dit.patch[0]
+        if self.dit.action_width != wanted:
+            raise ConfigError(
+                f"dit.action_width={self.dit.action_width} must be {wanted}: data.actions={self.data.actions} numbers "
+                "for each video frame that a frame of tokens stands for"
+            )
+        if self.lora is not None and self.start_from is None:
+            raise ConfigError("lora is added to a trained model: name its folder in start_from, or set lora=none")
+        if self.distill is not None:
+            self._check_distill()
+        if self.data.row_text < self.text.max_length and self.dit.text != "none":
+            raise ConfigError(
+                f"data.row_text={self.data.row_text} must hold one caption of text.max_length={self.text.max_length}"
+            )
+
+    def _check_distill(self) -> None:
+        if self.start_from is None:
+            raise ConfigError("distill needs a teacher: name its folder in start_from, or set distill=none")
+        if self.lora is not None:
+            raise ConfigError("distill trains all weights: set lora=none")
+        if self.diffusion.prediction not in ("velocity", "v") or self.diffusion.learn_variance:
+            raise ConfigError(
+                f"diffusion.prediction={self.diffusion.prediction!r}, learn_variance={self.diffusion.learn_variance}: "
+                "distill needs 'velocity' or 'v', which tell the clean data at all levels, and no variance"
+            )
+
+    def check_rate(self) -> None:
+        """Raises ConfigError if videos would be sampled at a frame rate (sample.fps) that nothing was trained at.
+
+        Every command takes sample.fps for the rate that the model knows. Latents made elsewhere say no rate here.
+        """
+        if self.data.source != "latents" and max(self.data.frames) > 1 and self.sample.fps not in self.data.fps:
+            trained = ", ".join(f"{fps:g}" for fps in self.data.fps)
+            raise ConfigError(
+                f"sample.fps={self.sample.fps:g}: the model is trained at {trained} frames a second (data.fps), and "
+                f"knows no other rate; set sample.fps={self.data.fps[0]:g}"
+            )
+
+    @property
+    def size_multiple(self) -> int:
+        """Heights and widths of videos must be multiples of this."""
+        return self.vae.spatial_stride * max(self.dit.patch[1:])
+
+    @property
+    def network(self) -> Network:
+        text = None if self.dit.text == "none" else self.text
+        return Network(text=text, dit=self.dit, vision=self.vision, boundary=self.expert_boundary)
+
+
+def replacing(experiment: Experiment) -> bool:
+    """Whether what a user gives is put back at the running noise, the model having never seen any beside noise."""
+    known = experiment.sample.known or ("clean" if experiment.canvases.gives else "noised")
+    return known == "noised" and not experiment.dit.condition_channels
+
+
+def resampling(experiment: Experiment, steps: int | None = None) -> dict[str, Any]:
+    """Changes for `sample_method` with which replacement joins what is made and what is given better.
+
+    The network is asked about as often as the experiment's own sampler asks it in that many steps. Models of few steps
+    keep their own sampler.
+
+    Args:
+        steps: None is as in the experiment's `sample`.
+    """
+    sample = experiment.sample
+    if sample.sampler not in ("euler", "heun", "dpmpp2m", "unipc"):
+        return {}
+    calls = (sample.steps if steps is None else steps) * (2 if sample.sampler == "heun" else 1)
+    return {"sampler": "resample", "grid": sample.grid, "steps": max(1, round(calls / samplers.Resample().times))}
+
+
+def sample_method(experiment: Experiment, **changes: Any) -> Method:
+    """How the experiment samples (`experiment.sample`), with changes to single fields."""
+    if changes.get("sampler", experiment.sample.sampler) != experiment.sample.sampler:
+        changes = {"sampler_options": (), "grid": None} | changes
+    if "guidance" in changes:
+        changes = {"low_guidance": None} | changes
+    sample = dataclasses.replace(experiment.sample, **changes)
+    grid = sample.grid or GridOptions(ceiling=1.0 if experiment.diffusion.kind == "flow" else 0.999)
+    more = {"interval": tuple(sample.interval), "rescale": sample.rescale}
+    low = None if sample.low_guidance is None else Guidance(scale=sample.low_guidance, **more)
+    return Method(
+        schedule=make_schedule(experiment.diffusion),
+        prediction=experiment.diffusion.prediction,
+        sampler=samplers.make(sample.sampler, **dict(sample.sampler_options)),
+        grid=Grid(steps=sample.steps, **dataclasses.asdict(grid)),
+        guidance=Guidance(scale=sample.guidance, **more),
+        low_guidance=low,
+        known=sample.known or ("clean" if experiment.canvases.gives else "noised"),
+        known_level=sample.known_level,
+        context_guidance=sample.context_guidance,
+        reuse=Reuse(threshold=sample.reuse) if sample.reuse else None,
+    )

@@ -1,0 +1,254 @@
+"""The programmatic API: a model on a mesh makes videos.
+
+generator = vdit.load("runs/clips")
+videos = generator(["a red circle moves to the left"], frames=17, size=(64, 64))
+vdit.write_video("out.mp4", videos[0], fps=8)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vdit.errors import ConfigError, NumericsError, ShapeError, VditWarning
+from vdit.experiment.experiment import Experiment, replacing, resampling, sample_method
+from vdit.finite import nonfinite_names
+from vdit.generate.images import as_bytes, fit_images
+from vdit.models.text import Tokenizer, warn_of_cuts
+from vdit.models.vae.video import VideoVAE
+from vdit.models.vision import clip_pixels
+from vdit.reprs import short_repr
+from vdit.sampling.canvas import Prompts, tokenize
+from vdit.sampling.given import FromVideo, Given
+from vdit.sampling.method import Method
+from vdit.sampling.sample import TextToVideo, draw
+from vdit.sampling.window import FillWindow, Window
+from vdit.seeds import key_of
+from vdit.types import Array, PyTree
+
+_NOT_TRAINED = (
+    "this model was not trained on canvases: what is given is put back, noised, at every step, and there may be a jump "
+    "where it meets what is made. `vdit train --data` trains on canvases, and so does an experiment with "
+    "canvases=CanvasConfig(...)"
+)
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generator:
+    """A trained model on a mesh. Make one with `vdit.load`.
+
+    experiment: what the model was trained with. params: {"text", "dit", ...} (vdit.models.network).
+    vae: encodes and decodes videos.
+    drawn: called after each canvas that was filled, with the number of its frames that were not known before.
+    """
+
+    experiment: Experiment
+    params: PyTree
+    vae: VideoVAE
+    tokenizer: Tokenizer
+    mesh: Mesh
+    drawn: Callable[[int], None] | None = None
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        image: Array | None = None,
+        given: Given | None = None,
+        frames: int | None = None,
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        low_guidance: float | None = None,
+        negative: str = "",
+        sampler: str | None = None,
+        interval: tuple[float, float] | None = None,
+        rescale: float | None = None,
+        known_level: float | None = None,
+        context_guidance: float | None = None,
+        reuse: float | None = None,
+        noise: Array | None = None,
+        latents: bool = False,
+    ) -> Array:
+        """Videos for prompts: float32 [b t h w 3] in [-1, 1], one for each prompt.
+
+        A model of classes takes class numbers (or names, if it has them) as its prompts: "7".
+
+        image: the first frame, uint8 or float in [-1, 1], [h w 3] for all prompts or [b h w 3], one for each;
+            scaled to cover `size`, and cut around its middle.
+        given: what is given of the videos, for one of them or for all prompts (vdit.sampling.given; the functions of
+            vdit.generate.making build it). Latents come from what is given, and the video is decoded from them: what
+            was
+            given is not put back pixel for pixel. Where no level is 1, sampling begins at the largest.
+        frames: 1 + a multiple of the VAE's stride in time; 1 makes images. size: (height, width) in
+        pixels, multiples of VAE stride x patch. What is None is as in the experiment's `sample`.
+        guidance: scale, 1 for none; low_guidance: that of a model's second transformer, None for the same.
+        known_level, context_guidance: see vdit.sampling.method.Method.
+        reuse: threshold under which the network's blocks are passed over between steps; 0 for never
+        (vdit.sampling.reuse).
+        seed: from 0 to 2**64 - 1; the same seed, prompts and sizes give the same videos. negative: guided away from.
+        noise: float32 [b t' h' w' c], the latents to start from instead of those that `seed` draws.
+        latents: give the normalised latents float32 [b t' h' w' c], not the videos.
+        Compiles once for each combination of number of prompts, frames, size, steps and method.
+        On several hosts all call it with the same arguments, and each gets all of the videos
+        (vdit.sampling.sample.draw).
+        Raises ShapeError for sizes that the model cannot make, ConfigError for unknown samplers, NumericsError where
+        numbers overflowed on the way.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+            raise ConfigError(f"prompts={prompts!r} must be a text or a list of at least one text")
+        changes = {"sampler": sampler, "steps": steps, "guidance": guidance, "low_guidance": low_guidance}
+        changes |= {"interval": interval, "rescale": rescale}
+        changes |= {"known_level": known_level, "context_guidance": context_guidance, "reuse": reuse}
+        if image is not None:
+            size = self.experiment.sample.size if size is None else size
+            given = self._first_frame(image, size, len(prompts))
+        if given is not None:
+            size, given = given.video.shape[2:4], _for_each(given, len(prompts))
+        method = self.method(given=given is not None and bool((np.asarray(given.level) == 0).any()), **changes)
+        self.check_negative(negative, method)
+        method = _suited(method, given)
+        task = self.task(method, frames, size, given=given is not None, decode=not latents)
+        noise = None if noise is None else self._noise(noise, task, len(prompts))
+        tokens = self.tokens(prompts), self.tokens([negative] * len(prompts))
+        made = self.fill(task, tokens, key_of(seed), noise, given)
+        if nonfinite_names(made):
+            raise NumericsError(
+                "what was sampled holds NaN or infinity, though weights and statistics do not: compute in float32 "
+                "(--compute float32), or lower the guidance"
+            )
+        return made
+
+    def fill(
+        self,
+        task: TextToVideo | FillWindow,
+        prompts: tuple[Prompts, Prompts],
+        key: Array,
+        noise: Array | None = None,
+        given: Given | Window | None = None,
+    ) -> Array:
+        """What a task makes on the generator's mesh (vdit.sampling.sample.draw). prompts: those wanted and those
+        not."""
+        vae = (None, None) if isinstance(task, FillWindow) else (self.vae.params, self.vae.statistics)
+        made = draw(task, self.mesh, self.params, *vae, *prompts, key, noise, given)
+        if self.drawn is not None:
+            jax.block_until_ready(made)
+            self.drawn(_new_frames(task, given, self.experiment.vae.temporal_stride))
+        return made
+
+    def task(
+        self,
+        method: Method,
+        frames: int | None,
+        size: tuple[int, int] | None,
+        *,
+        given: bool = False,
+        decode: bool = True,
+    ) -> TextToVideo:
+        """The function that is compiled for these sizes; raises ShapeError if the model cannot make them."""
+        defaults = self.experiment.sample
+        size = defaults.size if size is None else size
+        if len(size) != 2:
+            raise ShapeError(f"size={size} must be two numbers: (height, width)")
+        if self.experiment.dit.condition_channels and not given:
+            raise ConfigError("this model makes videos of images: give an image, the first frame")
+        return (FromVideo if given else TextToVideo)(
+            network=self.experiment.network,
+            vae=self.experiment.vae,
+            method=method,
+            frames=int(defaults.frames if frames is None else frames),
+            size=(int(size[0]), int(size[1])),
+            decode=decode,
+        )
+
+    def method(self, *, given: bool = False, **changes: Any) -> Method:
+        """How videos are sampled: as the experiment does, but for `changes` that are not None (see __call__).
+
+        Args:
+            given: whether anything is given of the videos. A model that was not trained on canvases is then sampled
+                with steps repeated, unless a sampler is named, and VditWarning says so.
+        """
+        changes = {k: v for k, v in changes.items() if v is not None}
+        if given and replacing(self.experiment):
+            warnings.warn(_NOT_TRAINED, VditWarning, stacklevel=3)
+            if "sampler" not in changes:
+                changes |= resampling(self.experiment, changes.get("steps"))
+        return sample_method(self.experiment, **changes)
+
+    def check_negative(self, negative: str, method: Method) -> None:
+        """A VditWarning where a prompt to guide away from has no effect."""
+        if negative and not method.guided:
+            name = negative if len(negative) <= 30 else f"{negative[:30]}..."
+            warnings.warn(
+                f"negative prompt {name!r} has no effect: guidance is {method.guidance.scale:g}, give one above 1",
+                VditWarning,
+                stacklevel=3,
+            )
+
+    def tokens(self, prompts: Sequence[str]) -> Prompts:
+        """Prompts as the model reads them; a VditWarning where one is longer than that."""
+        limit = self.experiment.text.max_length
+        warn_of_cuts(self.tokenizer, dict.fromkeys(prompts), limit=limit)
+        return tokenize(self.tokenizer, list(prompts), length=limit)
+
+    def _first_frame(self, image: Array, size: tuple[int, int], count: int) -> Given:
+        images = as_bytes(image)
+        if len(images) not in (1, count):
+            raise ShapeError(f"{len(images)} images for {count} prompts: give one for all, or one for each")
+        spread = lambda x: np.repeat(x, count // len(x), axis=0)  # noqa: E731
+        pixels = None
+        if self.experiment.vision is not None:  # the encoder cuts the given image in its own way
+            pixels = spread(np.stack([clip_pixels(frame, self.experiment.vision) for frame in images]))
+        frames = np.float32(spread(fit_images(images, size))) / 127.5 - 1.0
+        level = np.zeros((count, 1, 1, 1), np.float32)
+        return Given(video=frames[:, None], level=level, pixels=pixels)
+
+    def _noise(self, noise: Array, task: TextToVideo, count: int) -> Array:
+        if np.shape(noise) != (count, *task.latent_shape):
+            raise ShapeError(f"noise of shape {np.shape(noise)} must be {(count, *task.latent_shape)}, as the latents")
+        noise = np.asarray(noise, np.float32)
+        if not np.isfinite(noise).all():
+            raise ShapeError("noise has values that are NaN or infinite: draw it again")
+        return noise
+
+
+def _new_frames(task: TextToVideo | FillWindow, given: Given | Window | None, stride: int) -> int:
+    """Frames of a canvas that are not known before it is filled; stride: frames that a latent frame stands for."""
+    if given is None:
+        return task.frames
+    level = np.asarray(given.level if isinstance(given, Given) else given.canvas.level)
+    new = int(level.any(axis=(0, 2, 3)).sum())
+    return task.frames - level.shape[1] + new if isinstance(given, Given) else new * stride
+
+
+def _for_each(given: Given, count: int) -> Given:
+    """What is given of one video or of `count`, for `count` videos."""
+
+    def spread(x: Array) -> Array:
+        if len(x) not in (1, count):
+            raise ShapeError(f"{len(x)} videos are given for {count} prompts: give one for all, or one for each")
+        return np.repeat(np.asarray(x, np.float32), count // len(x), axis=0)
+
+    return jax.tree.map(spread, given)
+
+
+def _suited(method: Method, given: Given | None) -> Method:
+    """The method from the noise level on at which the given videos begin: 1 where anything is to be made anew.
+
+    Guidance by what is known is left out where nothing is: it would cost a row and change nothing.
+    """
+    if given is None or not (np.asarray(given.level) == 0).any():
+        method = dataclasses.replace(method, context_guidance=1.0)
+    start = 1.0 if given is None else float(np.max(given.level))
+    if start in (0.0, 1.0):
+        return method
+    return dataclasses.replace(method, grid=dataclasses.replace(method.grid, start=start))

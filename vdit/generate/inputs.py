@@ -1,0 +1,279 @@
+"""Ordinary files (videos, animations, still images) to frames that fit a model.
+
+The rule, which the note of each input tells in words: a picture is scaled to cover the size asked for, or the size
+that suits its shape best (vdit.generate.fit.choose_size), and the overhang is cut off evenly; never squashed, and
+never scaled up unless a size is asked for. Pixels that are not square are made so first (vdit.video.convert). Frames
+come at the file's own rate unless another is asked for: then by time, each moment as it is on screen. A still image is
+a clip of one frame. Sound is not read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vdit.errors import ShapeError, VideoError
+from vdit.generate.fit import Fit, choose_size
+from vdit.generate.images import is_image, read_image
+from vdit.reprs import short_repr
+from vdit.types import Clip
+from vdit.video.parts import read_tail
+from vdit.video.read import probe, read_video
+
+SAME_RATE = 5e-3  # rates this near, as 29.97 and 30, are taken for one: no frame is repeated or left out for it
+PART_RATE = 0.1  # how far the rate of a part may be from the file's, and still be taken for it
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # .gif and .avif may be videos too
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Span:
+    """Which frames of a file are taken.
+
+    fps: one for each 1/fps seconds, the one on screen then; None for each frame once. start: seconds from the file's
+    first frame. seconds: how long from there, None to the end. max_frames: the first so many of these. last: the last
+    so many of these.
+    """
+
+    fps: float | None = None
+    start: float = 0.0
+    seconds: float | None = None
+    max_frames: int | None = None
+    last: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.last is not None and self.max_frames is not None:
+            raise ShapeError(f"last={self.last} and max_frames={self.max_frames}: give one of them")
+
+    @property
+    def reading(self) -> dict[str, float | int | None]:
+        """Arguments of vdit.video.read's readers, all but `last`."""
+        most = {} if self.last is not None else {"max_frames": self.max_frames}
+        return {"fps": self.fps, "start": self.start, "duration": self.seconds} | most
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Input:
+    """What was read of a file.
+
+    frames: uint8 [t h w 3]. fps: frames per second; None for a still image.
+    fit: how its pictures became those frames. span: which of its frames they are; `dropped` more were left out, at
+    the end (with span.last, at the beginning), for a length that the model can make. sound: whether the file has any.
+    note: what was done, in one line for people to read.
+    """
+
+    path: Path
+    frames: np.ndarray
+    fps: float | None
+    fit: Fit
+    span: Span
+    dropped: int = 0
+    sound: bool = False
+    note: str = ""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the frames."""
+        return self.fit.size
+
+    @property
+    def still(self) -> bool:
+        return self.fps is None
+
+
+def read_input(
+    path: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    area: int | None = None,
+    multiple: int = 1,
+    fps: float | None = None,
+    start: float = 0.0,
+    seconds: float | None = None,
+    max_frames: int | None = None,
+    last: int | None = None,
+    least: int = 1,
+    lengths: tuple[int, int] = (1, 1),
+) -> Input:
+    """Reads a file, fitted; holds only the frames that are asked for, and decodes little more.
+
+    size: (h, w), multiples of `multiple` (VAE stride x DiT patch). None: what suits the picture, of at most `area`
+        pixels (None: as many as its own).
+    fps, start, seconds, max_frames, last: which frames (Span); `fps` counts as the file's own where they nearly agree.
+    least: fewer frames are a ShapeError. lengths: (first, step): the model makes first + any multiple of step frames;
+        frames beyond the last such length are left out.
+    Raises VideoError for files that cannot be read, ShapeError for what does not fit.
+    """
+    path = Path(path)
+    info = _look(path)
+    fit = Fit(own=info.size, size=_size(path, info.size, size, area, multiple))
+    if info.still:
+        frames = fit.image(read_image(path))[None]
+        _check_length(path, 1, least)
+        return Input(path=path, frames=frames, fps=None, fit=fit, span=Span(), note=_note(path, fit, "a still image"))
+    rate, wanted = info.rate, fps
+    if fps is not None and rate and same_rate(fps, rate):
+        fps = None
+    span = Span(fps=fps, start=start, seconds=seconds, max_frames=max_frames, last=last)
+    clip = _read(path, span, fit)
+    count = len(clip.frames)
+    _check_length(path, count, max(least, lengths[0]))
+    dropped = (count - lengths[0]) % lengths[1]
+    frames = clip.frames[dropped:] if last is not None else clip.frames[: count - dropped]
+    taken = f"{_taken(span, count)}{_left_out(span, dropped, lengths)}{_uneven(clip, span)}"
+    if fps is not None and rate and fps > rate:
+        taken += ", some of them twice or more" if fps > 2 * rate else ", some of them twice"
+    taken += "".join(f"; {remark}" for remark in info.remarks)
+    own = rate if fps else _rate(clip, rate, span)
+    note = f"{_note(path, fit, 'of unknown rate' if own is None else f'at {own:.4g} fps')}; {taken}"
+    shown = wanted or own
+    return Input(
+        path=path, frames=frames, fps=shown, fit=fit, span=span, dropped=dropped, sound=info.sound, note=note
+    )
+
+
+def claimed_frames(
+    path: str | Path,
+    *,
+    fps: float | None = None,
+    start: float = 0.0,
+    seconds: float | None = None,
+    max_frames: int | None = None,
+    last: int | None = None,
+) -> int:
+    """How many frames `read_input` would hold, as the file says before it is decoded; 0 where it does not say."""
+    info = _look(Path(path))
+    if info.still:
+        return 1
+    rate = fps or info.rate
+    length = None if info.seconds is None else max(0.0, info.seconds - start)
+    if seconds is not None:
+        length = seconds if length is None else min(length, seconds)
+    most = min(n for n in (max_frames, last, math.inf) if n is not None)
+    if length is None or rate is None:
+        return 0 if most == math.inf else most
+    return min(math.ceil(length * rate), most)
+
+
+def same_rate(a: float, b: float) -> bool:
+    """Whether two numbers of frames per second count as one: 29.97 and 30 do."""
+    return abs(a / b - 1) <= SAME_RATE
+
+
+def common_size(
+    paths: Sequence[str | Path], *, size: tuple[int, int] | None = None, area: int | None = None, multiple: int = 1
+) -> tuple[int, int]:
+    """One (h, w) for files that go on one canvas: `size` if it is given, else what suits the first of them.
+
+    Give it to `read_input` of each. The others are cut, or scaled up where they are smaller; their notes say so.
+    """
+    own = _look(Path(paths[0])).size if size is None else (0, 0)
+    return _size(Path(paths[0]), own, size, area, multiple)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Looks:
+    """What a file says of itself. size: (h, w) as displayed. rate: frames per second, or None where it is unknown;
+    seconds: its length, likewise. remarks: what it has that is not taken, for the note."""
+
+    size: tuple[int, int]
+    still: bool
+    rate: float | None = None
+    seconds: float | None = None
+    sound: bool = False
+    remarks: tuple[str, ...] = ()
+
+
+def _look(path: Path) -> _Looks:
+    if path.suffix.lower() in (".heic", ".heif"):
+        raise VideoError(f"{path}: HEIF pictures are not read: write it as .jpg or .png")
+    if path.suffix.lower() in PICTURES or is_image(path):
+        return _Looks(size=read_image(path).shape[:2], still=True)
+    info = probe(path)
+    remarks = (
+        "its sound is left out" if info.sound else "",
+        "it is interlaced, and stays so" if info.interlaced else "",
+        f"it has {info.streams} videos, the first is taken" if info.streams > 1 else "",
+    )
+    return _Looks(
+        size=(info.height, info.width), still=False, rate=info.fps, seconds=info.duration, sound=info.sound,
+        remarks=tuple(filter(None, remarks)),
+    )  # fmt: skip
+
+
+def _size(
+    path: Path, own: tuple[int, int], size: tuple[int, int] | None, area: int | None, multiple: int
+) -> tuple[int, int]:
+    if size is None:
+        try:
+            return choose_size(*own, multiple=multiple, area=area)
+        except ShapeError as error:
+            raise ShapeError(f"{path}: {error}") from None
+    height, width = int(size[0]), int(size[1])
+    if min(height, width) < 1 or height % multiple or width % multiple:
+        near = "x".join(str(max(1, round(side / multiple)) * multiple) for side in (height, width))
+        raise ShapeError(
+            f"size {height}x{width} (height x width): both must be multiples of {multiple} (VAE stride x DiT patch): "
+            f"use {near}"
+        )
+    return height, width
+
+
+def _read(path: Path, span: Span, fit: Fit) -> Clip:
+    if span.last is not None:
+        return read_tail(path, span.last, size=fit.size, threads=0, **span.reading)
+    return read_video(path, size=fit.size, threads=0, **span.reading)
+
+
+def _rate(clip: Clip, declared: float | None, span: Span) -> float:
+    """Of frames at the file's own rate. A few of them tell it badly where they come at uneven times (phones)."""
+    if declared is None:
+        return clip.fps
+    part = span.seconds is not None or span.max_frames is not None or span.last is not None
+    return declared if part and abs(clip.fps / declared - 1) < PART_RATE else clip.fps
+
+
+def _check_length(path: Path, count: int, least: int) -> None:
+    if count < least:
+        has = "1 frame" if count == 1 else f"{count} frames"
+        raise ShapeError(f"{path}: has {has} to take, {least} are needed: give a longer video, or take more of it")
+
+
+def _note(path: Path, fit: Fit, kind: str) -> str:
+    return f"{path.name}: {fit.own[1]}x{fit.own[0]} {kind}, {fit}"
+
+
+def _taken(span: Span, count: int) -> str:
+    frames = "1 frame" if count == 1 else f"{count} frames"
+    rate = "" if span.fps is None else f" at {span.fps:.4g} fps"
+    whole = span.seconds is None and span.max_frames is None and span.last is None
+    if span.last is not None:
+        end = "" if span.seconds is None else f" before {span.start + span.seconds:.4g} s"
+        return f"its last {frames}{end}{rate}"
+    if span.start:
+        return f"{frames} from {span.start:.4g} s on{rate}"
+    if not whole:
+        return f"its first {frames}{rate}"
+    return f"taken{rate}: {frames}" if rate else "every frame kept"
+
+
+def _left_out(span: Span, dropped: int, lengths: tuple[int, int]) -> str:
+    if not dropped:
+        return ""
+    where = "first" if span.last is not None else "last"
+    which = f"the {where} of them" if dropped == 1 else f"the {where} {dropped} of them"
+    return f", but {which} (the model makes {lengths[0]} + a multiple of {lengths[1]} frames)"
+
+
+def _uneven(clip: Clip, span: Span) -> str:
+    """A word on frames that come at uneven times, and would be shown at even ones."""
+    if span.fps is not None or len(clip.times) < 3:
+        return ""
+    even = np.arange(len(clip.times)) / clip.fps
+    if np.abs(clip.times - even).max() < 0.75 / clip.fps:
+        return ""
+    return "; they come at uneven times (an fps evens them out)"

@@ -1,0 +1,204 @@
+"""Models from disk onto a mesh: runs of `vdit train`, imported models, and folders of public weights."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import html
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from vdit.checkpoint import find_step, load_params
+from vdit.checkpoint.files import steps_in
+from vdit.dist.mesh import make_mesh
+from vdit.dist.rules import replicated
+from vdit.errors import VditWarning
+from vdit.experiment.experiment import Experiment
+from vdit.generate.generator import Generator
+from vdit.generate.precision import Compute, Weights, check_held, computing, fast_compute, held_as
+from vdit.models.text import Tokenizer
+from vdit.models.vae.video import VideoVAE
+from vdit.nn.lora import attach, merge
+from vdit.pretrained.lora_files import LoRAFile, open_loras
+from vdit.pretrained.model import PublicModel, open_model
+from vdit.train.base import trained_params
+from vdit.train.resuming import check_run
+from vdit.train.workspace import EXPERIMENT, Workspace, open_tokenizer
+from vdit.types import PyTree
+
+# What is known of a model without its weights, and how those are read: (the network's by name, the VAE).
+_Opened = tuple[Experiment, Tokenizer, Callable[[], tuple[dict, VideoVAE]]]
+
+
+def load(
+    path: str | Path,
+    mesh: Mesh | None = None,
+    *,
+    ema: bool = True,
+    step: int | None = None,
+    compute: Compute | None = None,
+    weights: Weights | None = None,
+    lora: str | Path | LoRAFile | Sequence[str | Path | LoRAFile] = (),
+    merge_lora: bool = False,
+    parts: Sequence[str | Path] = (),
+) -> Generator:
+    """Load a model onto a mesh (all devices, if None).
+
+    path: the folder of a run of `vdit train`, of an imported model (`vdit import`), or of public weights as they
+        were published, or of a Wan's transformer alone in one file (vdit.pretrained.open_model).
+    parts: of such a file, where its other networks are: files, folders, or the folder of a public model; without them
+        they are looked for beside it (vdit.pretrained.single_file).
+    ema: take the averaged parameters. step: of the DiT's checkpoint; the last one if None. Of runs only.
+    compute: type of the matrix products; None is the run's own, and for public weights bfloat16, or float32 on CPU.
+    weights: how parameters are held: "bfloat16", or "int8" and "fp8" for the kernels of dense layers; None as stored.
+    lora: LoRA files in the public layouts (docs/lora.md), each "FILE[:STRENGTH][@EXPERT]" or a LoRAFile. They are
+        checked before any weights are loaded.
+    merge_lora: add them to the kernels, which costs nothing later. Else factors of low rank are kept apart, and the
+        kernels may be quantised.
+    A VditWarning says what of a LoRA was assumed or left out. Raises CheckpointError or WeightsError where something is
+    missing or damaged.
+    """
+    more = {"weights": weights, "lora": lora, "merge_lora": merge_lora, "parts": parts}
+    return open_generator(path, mesh, ema=ema, step=step, compute=compute, **more).loaded
+
+
+class Loading(TypedDict, total=False):
+    """How a model is loaded: options of `load`, where each is described."""
+
+    ema: bool
+    step: int
+    compute: Compute
+    weights: Weights
+    lora: str | Path | LoRAFile | Sequence[str | Path | LoRAFile]
+    merge_lora: bool
+    parts: Sequence[str | Path]
+
+
+def open_generator(
+    path: str | Path,
+    mesh: Mesh | None = None,
+    *,
+    loading: Callable[[], AbstractContextManager] = contextlib.nullcontext,
+    drawn: Callable[[int], None] | None = None,
+    **how: Unpack[Loading],
+) -> OpenedGenerator:
+    """As `load`, but the weights are read when they are first needed.
+
+    Until then only small files have been read: configs, tokenizer, headers, LoRAs. So whatever is wrong with what is
+    asked of the model is found in a second.
+
+    loading: gives a context that is entered while the weights are read. drawn: as that of the Generator. how: see load.
+    """
+    weights, lora = how.get("weights"), how.get("lora", ())
+    mesh = make_mesh() if mesh is None else mesh
+    if (Path(path) / EXPERIMENT).exists() or not Path(path).exists():
+        of_run = {"ema": how.get("ema", True), "step": how.get("step"), "compute": how.get("compute")}
+        experiment, tokenizer, read = _open_run(Path(path), mesh, **of_run)
+    else:
+        parts = how.get("parts", ())
+        model = open_model(path, [parts] if isinstance(parts, str | Path) else parts)
+        experiment, tokenizer, read = _open_public(model, mesh, compute=how.get("compute"))
+    if weights is not None:
+        check_held(weights)
+    given = [lora] if isinstance(lora, str | Path | LoRAFile) else lora
+    loras = open_loras(given, experiment, _warn) if given else []
+
+    def read_all() -> Generator:
+        with loading():
+            params, vae = read()
+            for tree, factors, strength in loras:
+                params[tree] = (merge if how.get("merge_lora") else attach)(params[tree], factors, strength)
+            if weights in ("float32", "bfloat16"):
+                vae = dataclasses.replace(vae, params=held_as(vae.params, weights))
+            for name in list(params):  # one at a time: the whole network need not be there in both forms
+                params[name] = held_as(params.pop(name), weights)
+            return Generator(experiment=experiment, params=params, vae=vae, tokenizer=tokenizer, mesh=mesh)
+
+    return OpenedGenerator(experiment=experiment, tokenizer=tokenizer, mesh=mesh, read=read_all, drawn=drawn)
+
+
+class OpenedGenerator(Generator):
+    """A generator whose parameters are read when they are first asked for. Made by `open_generator`."""
+
+    def __init__(
+        self, *, experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh, read: Callable[[], Generator],
+        drawn: Callable[[int], None] | None = None,
+    ):  # fmt: skip
+        vars(self).update(experiment=experiment, tokenizer=tokenizer, mesh=mesh, drawn=drawn, _read=read)
+
+    def __repr__(self) -> str:
+        if "loaded" in vars(self):
+            return repr(self.loaded)
+        return f"OpenedGenerator({self.experiment.name!r}, weights not read yet)"
+
+    def _repr_html_(self) -> str:
+        return self.loaded._repr_html_() if "loaded" in vars(self) else html.escape(repr(self))
+
+    @functools.cached_property
+    def loaded(self) -> Generator:
+        """The generator with its parameters."""
+        return self._read()
+
+    @property
+    def params(self) -> PyTree:
+        return self.loaded.params
+
+    @property
+    def vae(self) -> VideoVAE:
+        return self.loaded.vae
+
+
+def load_vae(checkpoint_dir: str | Path, *, mesh: Mesh | None = None) -> VideoVAE:
+    """The VAE of a run alone, replicated on the mesh; the DiT need not be trained yet."""
+    mesh = make_mesh() if mesh is None else mesh
+    space = Workspace(checkpoint_dir)
+    config = space.experiment().vae
+    params = jax.device_put(load_params(space.vae)["vae"], replicated(mesh))
+    statistics = space.statistics()
+    if statistics is None:
+        channels = config.latent_channels
+        statistics = {"mean": jnp.zeros(channels), "std": jnp.ones(channels)}
+    return VideoVAE(config=config, params=params, statistics=_on(mesh, statistics))
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, VditWarning, stacklevel=4)
+
+
+def _open_run(path: Path, mesh: Mesh, *, ema: bool, step: int | None, compute: Compute | None) -> _Opened:
+    space = Workspace(path)
+    stored = space.experiment()
+    experiment = computing(stored, compute)
+    for folder in (space.vae, space.dit):
+        if not (folder.is_dir() and steps_in(folder)):
+            find_step(folder)  # says what is missing
+    check_run(stored, space, step=step)
+
+    def read() -> tuple[dict, VideoVAE]:
+        params = trained_params(stored, space, mesh, ema=ema, step=step, as_stored=True)
+        return dict(params), dataclasses.replace(load_vae(path, mesh=mesh), config=experiment.vae)
+
+    return experiment, space.open_tokenizer(stored), read
+
+
+def _open_public(model: PublicModel, mesh: Mesh, *, compute: Compute | None) -> _Opened:
+    experiment = computing(model.experiment, compute or fast_compute())
+
+    def read() -> tuple[dict, VideoVAE]:
+        params, vae = model.load(mesh)
+        return dict(params), VideoVAE(config=experiment.vae, params=vae, statistics=_on(mesh, model.statistics))
+
+    return experiment, open_tokenizer(experiment, model.tokenizer), read
+
+
+def _on(mesh: Mesh, statistics: PyTree) -> PyTree:
+    return jax.device_put({k: np.asarray(v, np.float32) for k, v in statistics.items()}, replicated(mesh))

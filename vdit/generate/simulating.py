@@ -1,0 +1,206 @@
+"""A world model that a program or a person plays.
+
+    simulator = vdit.Simulator(generator, "a red circle that is steered", start=image)
+    for _ in range(16):
+        frames = simulator.step((1, 0))     # float32 [t h w 3] in [-1, 1]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Unpack
+
+import jax
+import numpy as np
+
+from vdit.data.actions import group_actions
+from vdit.dist.fetch import to_host
+from vdit.dist.rules import replicated
+from vdit.errors import ConfigError, ShapeError
+from vdit.generate.filling import Sampling, Video, frames_of, given_frames, grouping_of, window_of
+from vdit.generate.generator import Generator
+from vdit.generate.images import as_bytes, fit_images
+from vdit.sampling.causal import check_keep
+from vdit.sampling.rollout import Slide, beginning
+from vdit.sampling.simulate import CanvasStep, CausalStep, World, compiled
+from vdit.sampling.window import FillWindow, Window
+from vdit.seeds import key_of
+from vdit.types import Array
+
+
+def action_shape(generator: Generator) -> tuple[int, int]:
+    """(t, a): a step makes t frames, and what is done in each is a numbers. ConfigError for models not told of it."""
+    if not generator.experiment.dit.action_width:
+        raise ConfigError("this model is not told what is done (data.actions=0): make long videos by `rollout`")
+    return grouping_of(generator).step, generator.experiment.data.actions
+
+
+class Simulator:
+    """A world model in the middle of its world: `step` says what is done, and gives the frames that follow.
+
+    prompt: describes the world. start: how it begins: an image [h w 3] of any size, scaled to cover `size` (height,
+        width; None: as in the experiment's `sample`) and cut; or frames [t h w 3] or a Clip, of multiples of VAE
+        stride x patch, of which the last are known. None: the model makes the first frames by itself.
+    actions: float32 [t a], what was done in the frames of `start` (vdit.data.actions); None for nothing.
+    context: frames that are known at most; then the oldest are forgotten at each step. None: as many as fit into
+        `window` beside the new ones; window None: the longest video that the model was trained on or is sampled at.
+    keep: keep what was computed of finished frames (vdit.sampling.causal), as causal models can; None: where it is
+        possible. The same frames but for rounding, until the first are forgotten.
+    seed: the same seed, start and actions give the same frames. sampling: steps, guidance, ...: see
+        vdit.generate.Generator. Few steps make it quick.
+    Compiled once, at the first step. On several hosts all do the same, and each gets the frames.
+    Raises ConfigError for a model that is not told what is done, ShapeError for what does not fit it.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        prompt: str,
+        *,
+        start: Array | Video | None = None,
+        actions: Array | None = None,
+        size: tuple[int, int] | None = None,
+        context: int | None = None,
+        window: int | None = None,
+        seed: int = 0,
+        keep: bool | None = None,
+        **sampling: Unpack[Sampling],
+    ):
+        config, self._action_shape = generator.experiment, action_shape(generator)
+        if config.dit.condition_channels:
+            raise ConfigError("this model makes videos of images: it cannot go on from frames of its own")
+        negative = sampling.pop("negative", "")
+        self._generator, self._grouping = generator, grouping_of(generator)
+        slide = Slide.of(self._grouping, window=window_of(generator, window), context=context)
+        self._method, self._first = generator.method(given=True, **sampling), slide.first
+        self._context = slide.later - 1 if context is None else slide.context
+        self._keep = check_keep(keep, config.network, self._method)
+        generator.check_negative(negative, self._method)
+        self._negative = generator.tokens([negative])
+        self._size = tuple(config.sample.size if size is None else size)
+        self._prompt, self._seed, self._start, self._actions = prompt, seed, start, actions
+        self.reset()
+
+    def __repr__(self) -> str:
+        size, actions = "{}x{}".format(*self._frames.shape[1:3]), list(self._action_shape)
+        return f"Simulator({self._prompt[:40]!r}, {size}, actions {actions}, seed {self._seed})"
+
+    @property
+    def action_shape(self) -> tuple[int, int]:
+        """(t, a), see the function of this name."""
+        return self._action_shape
+
+    @property
+    def frames(self) -> np.ndarray:
+        """What is seen now, float32 [t h w 3] in [-1, 1]: the frames of the last step, or those of the beginning."""
+        return self._frames
+
+    @property
+    def world(self) -> World:
+        """All that the next step depends on but the prompt. Set it to one from before to try something else."""
+        return self._world
+
+    @world.setter
+    def world(self, world: World) -> None:
+        self._world = world
+
+    def reset(
+        self,
+        *,
+        start: Array | Video | None = None,
+        actions: Array | None = None,
+        prompt: str | None = None,
+        seed: int | None = None,
+    ) -> np.ndarray:
+        """Begins again, as before but for what is given; gives the frames that it begins with."""
+        if start is not None:
+            self._start, self._actions = start, actions
+        elif actions is not None:
+            raise ConfigError("actions are those of the frames of start: give both")
+        self._prompt = self._prompt if prompt is None else prompt
+        self._seed = self._seed if seed is None else seed
+        self._words, self._key = self._generator.tokens([self._prompt]), key_of(self._seed)
+        given = None if self._start is None else self._given(self._start)
+        size = self._size if given is None else given.shape[1:3]
+        task = self._generator.task(self._method, self._grouping.first, size, given=True)  # can the model make it?
+        kind = CausalStep if self._keep else CanvasStep
+        self._step = kind(
+            network=task.network, vae=task.vae, method=self._method, context=self._context, first=self._first,
+            cell=task.latent_shape[1:],
+        )  # fmt: skip
+        latents, action = self._drawn() if given is None else self._encoded(given)
+        generator, words = self._generator, (self._words, self._negative)
+        with jax.set_mesh(generator.mesh):
+            video, decoder = generator.vae.decode_chunk(latents)
+            begin, _ = compiled(self._step, generator.mesh)
+            known = begin(generator.params, *words, self._key, latents, action)
+        world = World(known=known, count=np.int32(0), decoder=decoder)
+        self._world = jax.device_put(world, replicated(generator.mesh))
+        self._frames = to_host(video)[0] if given is None else given
+        return self._frames
+
+    def step(self, action: Array) -> np.ndarray:
+        """The next frames, float32 [t h w 3] in [-1, 1], when this is done.
+
+        action: [a], done in each of these frames, or [t a] (action_shape).
+        """
+        action = self._checked_action(action)
+        generator, vae = self._generator, self._generator.vae
+        with jax.set_mesh(generator.mesh):
+            _, step = compiled(self._step, generator.mesh)
+            self._world, video = step(
+                generator.params, vae.params, vae.statistics, self._words, self._negative, self._key, self._world,
+                action.reshape(-1),
+            )  # fmt: skip
+        self._frames = to_host(video)[0]
+        return self._frames
+
+    def run(self, actions: Iterable[Array]) -> Iterator[np.ndarray]:
+        """A step for each of the actions."""
+        return map(self.step, actions)
+
+    def _checked_action(self, action: Array) -> np.ndarray:
+        """float32 [t a]; ShapeError for anything else than `step` takes."""
+        t, a = self.action_shape
+        given = np.asarray(action, np.float32)
+        if given.shape not in ((a,), (t, a)):
+            several = f", or [{t} {a}], for each frame of a step" if t > 1 else ""
+            raise ShapeError(f"action of shape {given.shape}: this model is told {a} numbers, give [{a}]{several}")
+        if not np.isfinite(given).all():
+            raise ShapeError(f"action {given.tolist()}: give finite numbers")
+        return np.broadcast_to(given, (t, a))
+
+    def _given(self, start: Array | Video) -> np.ndarray:
+        """float32 [t h w 3]"""
+        if np.ndim(start) == 3:
+            return frames_of(fit_images(as_bytes(start), self._size))[0]
+        return given_frames(self._generator, start, "start")[0]
+
+    def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
+        """Latents [1 p h w c] and actions [1 1 a] of a beginning that the model makes itself."""
+        generator, dit = self._generator, self._generator.experiment.dit
+        nothing = np.zeros((1, 0, *self._step.cell), np.float32)
+        canvas = beginning(nothing, 1, patch=dit.patch[0], action_width=dit.action_width)
+        task = FillWindow(network=self._step.network, method=self._method, output_shape=canvas.latents.shape[1:])
+        made = generator.fill(task, (self._words, self._negative), self._key, None, Window(canvas=canvas))
+        return to_host(made), canvas.action
+
+    def _encoded(self, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Latents [1 m*p h w c] and actions [1 m a] of the last of the given frames."""
+        grouping, actions = self._grouping, self._actions
+        t, width = len(given), self._action_shape[1]
+        actions = np.zeros((t, width), np.float32) if actions is None else np.asarray(actions, np.float32)
+        if actions.shape != (t, width):
+            raise ShapeError(f"actions of shape {actions.shape}: start has {t} frames, give [{t} {width}]")
+        most = grouping.first + (self._context - 1) * grouping.step
+        known = max(grouping.head(min(t, most)), min(t, grouping.first))
+        given, actions = given[-known:], np.concatenate([np.zeros((1, width), np.float32), actions[-known:][1:]])
+        # Fewer frames than are made at once stand still to the end of their group, as far as the model is told.
+        still = max(0, grouping.first - known)
+        given = np.concatenate([given, np.repeat(given[-1:], still, axis=0)])
+        actions = np.pad(actions, ((0, still), (0, 0)))
+        with jax.set_mesh(self._generator.mesh):
+            latents = to_host(self._generator.vae.encode(given[None]))
+        experiment = self._generator.experiment
+        return latents, group_actions(actions, experiment.vae.temporal_stride, experiment.dit.patch[0])[None]
+

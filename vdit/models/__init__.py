@@ -1,0 +1,1 @@
+"""The networks: diffusion transformer, VAE, text and image encoders."""

@@ -1,0 +1,185 @@
+"""The block of the diffusion transformer: modulated self-attention, text cross-attention, MLP."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vdit.dist.rules import constrain
+from vdit.models.dit.config import DiTConfig
+from vdit.models.dit.past import KEYS, Reading, beside
+from vdit.nn.attention import attention
+from vdit.nn.linear import MLP, Linear
+from vdit.nn.norm import LayerNorm, RMSNorm, layer_norm
+from vdit.nn.rope import rotate
+from vdit.types import Array
+
+ACTIVATION = ("batch", "tokens", "embed")
+# Of noise levels there are few: what they give is whole over tensor and sequence too.
+OF_SLOTS = ("batch", None, None)
+
+
+def take_slots(x: Array, slot: Array) -> Array:
+    """Give each token the values of its noise level: `[b k ...]`, int `[b n] -> [b n ...]`.
+
+    A product with a one-hot matrix: its backward is a product too, where that of a gather is a
+    scatter-add, slow on every backend. One level for all (k = 1) is a plain broadcast.
+    """
+    if x.shape[1] == 1:
+        return x
+    onehot = (slot[..., None] == jnp.arange(x.shape[1])).astype(x.dtype)
+    flat = x.reshape(*x.shape[:2], -1)
+    return jnp.einsum("bnk,bkd->bnd", onehot, flat).reshape(*slot.shape, *x.shape[2:])
+
+
+def modulate(x: Array, shift: Array, scale: Array, eps: float) -> Array:
+    """`norm(x) * (1 + scale) + shift` in float32 (adaLN), returned in x's type."""
+    y = layer_norm(x.astype(jnp.float32), eps)
+    return (y * (1 + scale) + shift).astype(x.dtype)
+
+
+def whole_columns(x: Array) -> Array:
+    """What a product of ("embed", "mlp") gives, `[b k parts*d]`, whole: split over tensor, its parts lie on others.
+
+    Its gradient is split again before it meets the kernel, which stays where it is.
+    """
+    return constrain(constrain(x, ("batch", None, "mlp")), OF_SLOTS)
+
+
+class SelfAttention(nn.Module):
+    """Self-attention within clips: `[b n d] -> [b n d]`, and this layer's keys and values `[b n h d]`.
+
+    past: keys and values of tokens before these, [b m h d] each, or None.
+    """
+
+    config: DiTConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Array, reading: Reading, rotation: tuple[Array, Array] | None, past: tuple[Array, Array] | None
+    ) -> tuple[Array, tuple[Array, Array]]:
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        q, k, v = (Linear(cfg.width, ("embed", "heads"), dtype=dtype, name=name)(x) for name in ("q", "k", "v"))
+        q, k = QKNorm(cfg, name="norm")(q, k)
+        q, k, v = (y.reshape(*y.shape[:2], cfg.heads, cfg.head_dim) for y in (q, k, v))
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        all_k, all_v = (k, v) if past is None else (beside(x, y, KEYS) for x, y in zip(past, (k, v)))
+        y = attention(
+            q, all_k, all_v, reading.clip, reading.k_clip, sequence_parallel=cfg.sequence_parallel,
+            q_time=reading.time, k_time=reading.k_time,
+        )  # fmt: skip
+        return Linear(cfg.width, ("heads", "embed"), dtype=dtype, name="out")(y.reshape(x.shape)), (k, v)
+
+
+class CrossAttention(nn.Module):
+    """Attention from a clip's tokens to its caption, and to its images where there are some.
+
+    `[b n d]`, text `[b m d]`, image `[b mi d]` -> `[b n d]`. Images have keys and values of their own, and
+    what is read from them is added before the output product (Wan 2.1, after IP-Adapter; Ye et al. 2023).
+    """
+
+    config: DiTConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Array, clip: Array, text: Array, text_clip: Array, image: Array | None, image_clip: Array | None
+    ) -> Array:
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        split = lambda y: y.reshape(*y.shape[:2], cfg.heads, cfg.head_dim)  # noqa: E731
+        project = lambda name: Linear(cfg.width, ("embed", "heads"), dtype=dtype, name=name)  # noqa: E731
+        q, k, v = project("q")(x), project("k")(text), project("v")(text)
+        q, k = QKNorm(cfg, name="norm")(q, k)
+        q = split(q)
+        y = attention(q, split(k), split(v), clip, text_clip, axes=("tokens", "text_tokens"))
+        if image is not None:
+            k, v = project("image_k")(image), project("image_v")(image)
+            k = RMSNorm(cfg.norm_eps, axis=None, name="image_norm")(k)
+            y = y + attention(q, split(k), split(v), clip, image_clip, axes=("tokens", "text_tokens"))
+        return Linear(cfg.width, ("heads", "embed"), dtype=dtype, name="out")(y.reshape(x.shape))
+
+
+class QKNorm(nn.Module):
+    """RMS norm of queries and keys `[b n d]`, over the whole width or over each head."""
+
+    config: DiTConfig
+
+    @nn.compact
+    def __call__(self, q: Array, k: Array) -> tuple[Array, Array]:
+        cfg = self.config
+        if cfg.qk_norm == "none":
+            return q, k
+        norms = [RMSNorm(cfg.norm_eps, axis=None, name=name) for name in ("q", "k")]
+        if cfg.qk_norm == "full":
+            return norms[0](q), norms[1](k)
+        heads = [y.reshape(*y.shape[:2], cfg.heads, cfg.head_dim) for y in (q, k)]
+        return tuple(norm(y).reshape(q.shape[0], -1, cfg.width) for norm, y in zip(norms, heads))
+
+
+class Block(nn.Module):
+    """One layer. `x` is the residual stream `[b n d]`, past as in SelfAttention.
+
+    Returned as lax.scan wants it: (x, keys and values of this layer if `keep`, else None).
+    """
+
+    config: DiTConfig
+    keep: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        past: tuple[Array, Array] | None,
+        condition: Array,
+        slot: Array,
+        reading: Reading,
+        rotation: tuple[Array, Array] | None,
+        text: Array | None,
+        text_clip: Array | None,
+        image: Array | None,
+        image_clip: Array | None,
+    ) -> tuple[Array, tuple[Array, Array] | None]:
+        cfg = self.config
+        mlp_eps = cfg.norm_eps if cfg.mlp_norm_eps is None else cfg.mlp_norm_eps
+        modulation = Modulation(cfg, parts=6, name="modulation")(condition, slot)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
+
+        y = modulate(x, shift, scale, cfg.norm_eps)
+        y, made = SelfAttention(cfg, name="attention")(y, reading, rotation, past)
+        x = constrain(_add_gated(x, gate, y), ACTIVATION)
+        if text is not None:
+            y = LayerNorm(cfg.norm_eps, name="cross_norm")(x)
+            attend = CrossAttention(cfg, name="cross_attention")
+            x = x + attend(y, reading.clip, text, text_clip, image, image_clip)
+        y = modulate(x, mlp_shift, mlp_scale, mlp_eps)
+        y = MLP(cfg.hidden, cfg.width, jnp.dtype(cfg.dtype), name="mlp")(y)
+        return constrain(_add_gated(x, mlp_gate, y), ACTIVATION), made if self.keep else None
+
+
+class Modulation(nn.Module):
+    """Shifts, scales and gates of a block, one set for each token: a list of float32 `[b n d]`.
+
+    "block": the condition is silu(embedding) `[b k d]`, projected here (zero at first: adaLN-Zero).
+    "shared": the condition is already projected, `[b k parts*d]`; a learned table is added.
+    """
+
+    config: DiTConfig
+    parts: int
+
+    @nn.compact
+    def __call__(self, condition: Array, slot: Array) -> list[Array]:
+        width = self.config.width
+        if self.config.modulation == "block":
+            zeros = nn.initializers.zeros_init()
+            x = Linear(self.parts * width, ("embed", "mlp"), kernel_init=zeros, name="projection")(condition)
+            x = whole_columns(x)
+            x = x.reshape(*x.shape[:2], self.parts, width)
+        else:
+            init = nn.with_logical_partitioning(nn.initializers.zeros_init(), (None, "embed"))
+            table = self.param("table", init, (self.parts, width))
+            x = condition.reshape(*condition.shape[:2], self.parts, width) + table
+        return [take_slots(x[:, :, i], slot) for i in range(self.parts)]
+
+
+def _add_gated(x: Array, gate: Array, y: Array) -> Array:
+    return (x.astype(jnp.float32) + gate * y.astype(jnp.float32)).astype(x.dtype)

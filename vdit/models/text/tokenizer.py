@@ -1,0 +1,240 @@
+"""Captions to token ids: sentencepiece models, given or trained from captions."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import io
+import unicodedata
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import sentencepiece
+
+from vdit.errors import TextError, VditWarning, reason
+from vdit.models.text.config import TextConfig
+from vdit.models.text.spiece import count_pieces, read_model_file
+from vdit.outputs import write_whole
+from vdit.reprs import short_repr
+
+# Unknown, begin, end, and one piece for each byte, so that any text can be encoded.
+SPECIAL_PIECES = 3 + 256
+MIN_ROOM = 4  # pieces besides these, of which half at most are single characters
+
+
+class Tokenizer(Protocol):
+    """What the data pipeline and the sampler need of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are in [0, vocab_size)."""
+
+    @property
+    def max_length(self) -> int:
+        """The most ids that `encode` returns."""
+
+    def encode(self, text: str) -> list[int]:
+        """Between 1 and max_length ids: what the text encoder sees. That of "" is the empty prompt."""
+
+    def length(self, text: str) -> int:
+        """How many ids the whole text has, padding apart; where they are more than max_length, `encode` cuts it."""
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SentencePieceTokenizer:
+    """A sentencepiece model; plain bytes, so it compares, pickles and goes into a checkpoint.
+
+    Every encoding begins with the model's BOS; a model without BOS (T5's) begins with its control piece
+    of the lowest id (T5: the padding piece), and one without any control piece with its unknown piece.
+    No end token is added. Text longer than max_length is cut at its end.
+    """
+
+    model: bytes = dataclasses.field(repr=False)
+    max_length: int = 64
+
+    def __post_init__(self) -> None:
+        if self.max_length < 1:
+            raise TextError(f"max_length {self.max_length} must be at least 1")
+        # Before the library sees it, which takes any number of empty pieces.
+        if count_pieces(self.model) != self._processor.vocab_size():
+            raise TextError("not a sentencepiece model: its pieces cannot be counted")
+
+    @functools.cached_property
+    def _processor(self) -> sentencepiece.SentencePieceProcessor:
+        processor = sentencepiece.SentencePieceProcessor()
+        try:
+            processor.LoadFromSerializedProto(self.model)
+        except (RuntimeError, OSError):
+            raise TextError("not a sentencepiece model: it does not parse as one") from None
+        return processor
+
+    @functools.cached_property
+    def first(self) -> int:
+        """The id that every encoding begins with."""
+        processor = self._processor
+        if processor.bos_id() >= 0:
+            return processor.bos_id()
+        controls = (i for i in range(self.vocab_size) if processor.is_control(i))
+        return next(controls, processor.unk_id())
+
+    @property
+    def vocab_size(self) -> int:
+        return self._processor.vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Text to ids: `first`, then the pieces, at most max_length in all."""
+        if not isinstance(text, str):
+            raise TextError(f"a caption must be text, got {type(text).__name__}: {text!r:.80}")
+        return [self.first, *self._processor.encode(valid_text(text))][: self.max_length]
+
+    def length(self, text: str) -> int:
+        """Ids of the whole text, `first` included."""
+        return 1 + len(self._processor.encode(valid_text(text)))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids to text, special tokens left out; the inverse of `encode` up to the model's normalisation."""
+        return self._processor.decode([int(i) for i in ids])
+
+    def save(self, path: str | Path) -> None:
+        """Writes the .model file, whole or not at all."""
+        write_model(self.model, path)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"model": self.model, "max_length": self.max_length}
+
+
+def write_model(model: bytes, path: str | Path) -> None:
+    """Writes a .model file, whole or not at all."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda part: part.write_bytes(model), replace=True)
+    except OSError as error:
+        raise TextError(f"{path}: cannot write the tokenizer: {reason(error)}") from None
+
+
+def load_tokenizer(path: str | Path, *, max_length: int = 64) -> SentencePieceTokenizer:
+    """Reads a sentencepiece .model file (any name)."""
+    model = read_model_file(path)
+    try:
+        return SentencePieceTokenizer(model=model, max_length=max_length)
+    except TextError as error:
+        raise TextError(f"{path}: {error}") from None
+
+
+def train_tokenizer(
+    captions: Iterable[str], path: str | Path | None = None, *, vocab_size: int = 4096, max_length: int = 64
+) -> SentencePieceTokenizer:
+    """Trains byte-pair pieces on captions, and writes them to `path` if given.
+
+    The same captions in any order give the same bytes. vocab_size is the most pieces; a small corpus
+    gives as many as it has. Text is put in Unicode's NFKC form with runs of white space as one space.
+    """
+    room = vocab_size - SPECIAL_PIECES
+    if room < MIN_ROOM:
+        least = SPECIAL_PIECES + MIN_ROOM
+        rule = f"must be at least {least}: bytes and specials take {SPECIAL_PIECES}"
+        raise TextError(f"vocab_size {vocab_size} {rule}")
+    lines = list(filter(None, map(_normal, captions)))
+    lines = _spell_rare_in_bytes(lines, room // 2)
+    if not lines:
+        raise TextError("cannot train a tokenizer: there is no caption with a letter in it")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            vocab_size=vocab_size,
+            # A limit that is not hard lets a small corpus give fewer pieces. Byte pairs rather than the
+            # library's default model: on few captions they still find whole words.
+            hard_vocab_limit=False,
+            model_type="bpe",
+            byte_fallback=True,
+            character_coverage=1.0,
+            normalization_rule_name="nmt_nfkc",
+            split_digits=True,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            # Longer lines would be left out in silence.
+            max_sentence_length=max(10, *(4 * len(line) for line in lines)),
+            num_threads=1,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        words = " ".join(str(error).split())
+        raise TextError(f"cannot train a tokenizer of {vocab_size} pieces: {words}") from None
+    tokenizer = SentencePieceTokenizer(model=model.getvalue(), max_length=max_length)
+    if path is not None:
+        tokenizer.save(path)
+    return tokenizer
+
+
+def warn_of_cuts(tokenizer: Tokenizer, texts: Iterable[str], *, limit: int, name: str = "prompt") -> None:
+    """A VditWarning for each text that has more than `limit` ids: what follows them is not seen by the model.
+
+    name: what the texts are, for the message.
+    """
+    for text in texts:
+        if len(text.encode("utf-8", errors="replace")) + 2 <= limit:
+            continue  # each id but the first and the last stands for a byte or more
+        count = tokenizer.length(text)
+        if count > limit:
+            kept = kept_text(tokenizer, text, limit=limit)
+            where = f"after {kept[-40:]!r}" if kept else "at its beginning"
+            warnings.warn(
+                f"the {name} {text[:30]!r}... is cut {where}: it has {count} pieces, and this model reads {limit}; "
+                f"the last {len(text) - len(kept)} of its {len(text)} characters have no effect",
+                VditWarning,
+                stacklevel=3,
+            )
+
+
+def kept_text(tokenizer: Tokenizer, text: str, *, limit: int) -> str:
+    """The beginning of a text that has at most `limit` ids."""
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if tokenizer.length(text[:middle]) <= limit else (low, middle - 1)
+    return text[:low]
+
+
+def fit_vocabulary(config: TextConfig, tokenizer: Tokenizer) -> TextConfig:
+    """The config with an embedding table of just the tokenizer's size; a T5's stays as its weights have it."""
+    if config.t5 is not None:
+        if tokenizer.vocab_size > config.t5.vocab_size:
+            rule = f"more than text.t5.vocab_size={config.t5.vocab_size}: it is another model's"
+            raise TextError(f"the tokenizer has {tokenizer.vocab_size} ids, {rule}")
+        return config
+    return dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
+
+
+def valid_text(text: str) -> str:
+    """Half of a surrogate pair has no UTF-8 form; it becomes "?"."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def _normal(caption: str) -> str:
+    # Control characters and the library's own mark for a space are no use as pieces.
+    text = unicodedata.normalize("NFKC", valid_text(caption)).replace("\u2581", " ")
+    text = "".join(char if unicodedata.category(char) != "Cc" else " " for char in text)
+    return " ".join(text.split())
+
+
+def _spell_rare_in_bytes(lines: list[str], kinds: int) -> list[str]:
+    """Lines with all but the `kinds` commonest characters as spaces, and without lines that this empties.
+
+    Each character that is trained on takes a piece, and a script can have more of them than there is
+    room for; what is left out here is spelled in bytes when it is encoded.
+    """
+    counts = collections.Counter(char for line in lines for char in line if char != " ")
+    if len(counts) <= kinds:
+        return lines
+    common = {char for char, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:kinds]}
+    kept = (" ".join("".join(c if c in common else " " for c in line).split()) for line in lines)
+    return [line for line in kept if line]

@@ -1,0 +1,113 @@
+"""Encode and decode videos of any length with a trained VAE."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdit.errors import ShapeError
+from vdit.models.vae import split
+from vdit.models.vae.config import VAEConfig
+from vdit.models.vae.statistics import denormalise, normalise
+from vdit.models.vae.streaming import decode_stream, encode_stream
+from vdit.nn.compiling import compiler_options
+from vdit.reprs import short_repr
+from vdit.types import Array, PyTree, check_pixels
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoVAE:
+    """A VAE with its parameters and the statistics of its latents. Devices of the mesh in context share the work.
+
+    statistics: {"mean": [c], "std": [c]}; latents given out and taken in are normalised by them.
+    """
+
+    config: VAEConfig
+    params: PyTree
+    statistics: PyTree
+
+    def encode(self, video: Array, *, latent_frames: int | None = None) -> Array:
+        """Videos to latents: float in [-1, 1] or uint8 [b t h w 3] -> float32 [b t' h' w' c], the mean.
+
+        t must be 1 + a multiple of the stride in time, h and w multiples of the stride in space
+        (ShapeError, as for pixels that are NaN or out of range).
+        latent_frames: work through so many latent frames at a time, in flat device memory.
+        """
+        video = _as_float(video)
+        if latent_frames is None:
+            return _encode(self.config)(self.params, self.statistics, video)
+        chunk = functools.partial(_encode_chunk(self.config), self.params)
+        parts = [g.mean for g in encode_stream(chunk, self.config, video, latent_frames=latent_frames)]
+        return normalise(jnp.concatenate(parts, 1), self.statistics)
+
+    def decode(self, latents: Array, *, latent_frames: int | None = None) -> Array:
+        """Latents to videos: float32 [b t' h' w' c] -> float32 [b t h w 3] in [-1, 1]."""
+        latents = jnp.asarray(latents, jnp.float32)
+        if latent_frames is None:
+            return _decode(self.config)(self.params, self.statistics, latents)
+        chunk = functools.partial(_decode_chunk(self.config), self.params)
+        latents = denormalise(latents, self.statistics)
+        parts = decode_stream(chunk, self.config, latents, latent_frames=latent_frames)
+        return jnp.clip(jnp.concatenate(list(parts), 1), -1.0, 1.0)
+
+    def encode_chunk(self, video: Array, cache: PyTree = None) -> tuple[Array, PyTree]:
+        """The next frames of a video, as VAE.encode_chunk: 1 + stride*k at its start (cache None), later stride*k.
+
+        -> their latents, normalised, and the next cache.
+        """
+        gaussian, cache = _encode_chunk(self.config)(self.params, _as_float(video), cache)
+        return normalise(gaussian.mean, self.statistics), cache
+
+    def decode_chunk(self, latents: Array, cache: PyTree = None) -> tuple[Array, PyTree]:
+        """The next latents of a video, as VAE.decode_chunk -> their frames in [-1, 1], and the next cache."""
+        latents = denormalise(jnp.asarray(latents, jnp.float32), self.statistics)
+        video, cache = _decode_chunk(self.config)(self.params, latents, cache)
+        return jnp.clip(video, -1.0, 1.0), cache
+
+
+def _as_float(video: Array) -> Array:
+    if np.ndim(video) != 5 or np.shape(video)[-1] != 3:
+        raise ShapeError(f"video of shape {np.shape(video)} must be [b t h w 3]: add the batch axis with video[None]")
+    check_pixels(video, "video")
+    if video.dtype == np.uint8:
+        return jnp.asarray(video, jnp.float32) / 127.5 - 1.0
+    return jnp.asarray(video, jnp.float32)
+
+
+@functools.cache
+def _encode(config: VAEConfig):
+    def encode(params, statistics, video):
+        mean = split.encode(config, params, video).mean
+        return normalise(mean.astype(jnp.float32), statistics)
+
+    return jax.jit(encode, compiler_options=compiler_options())
+
+
+@functools.cache
+def _decode(config: VAEConfig):
+    def decode(params, statistics, latents):
+        video = split.decode(config, params, denormalise(latents, statistics))
+        return jnp.clip(video.astype(jnp.float32), -1.0, 1.0)
+
+    return jax.jit(decode, compiler_options=compiler_options())
+
+
+@functools.cache
+def _encode_chunk(config: VAEConfig):
+    def encode_chunk(params, chunk, cache):
+        return split.encode_chunk(config, params, chunk, cache)
+
+    return jax.jit(encode_chunk, compiler_options=compiler_options())
+
+
+@functools.cache
+def _decode_chunk(config: VAEConfig):
+    def decode_chunk(params, latents, cache):
+        return split.decode_chunk(config, params, latents, cache)
+
+    return jax.jit(decode_chunk, compiler_options=compiler_options())

@@ -1,0 +1,149 @@
+"""The canvas: latents, the noise level that each of them begins at, and rows of tokens made from both.
+
+Every way of making or editing a video builds a canvas; one function (vdit.sampling.generate) fills it in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdit.data.patches import grid_position, patchify, token_grid
+from vdit.errors import ShapeError
+from vdit.models.dit.config import DiTConfig
+from vdit.nn.rope import MAX_POSITION
+from vdit.reprs import short_repr
+from vdit.types import Array, Row
+
+
+@jax.tree_util.register_dataclass
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Canvas:
+    """Videos to be filled in, all of one size.
+
+    latents: float32 [b t h w c], normalised; where `level` is 1 they may hold any finite values.
+    level: float32 [b t h w], or [b t 1 1] where whole frames are alike: the noise level that each latent begins at.
+        0: it is known, and comes back unchanged. 1: nothing is known of it. Between: it follows `latents`, noised to
+        the running level, down to its own, and is free from there on (SDEdit, Meng et al. 2022; a level for each
+        place as in differential diffusion, Levin and Fried 2023).
+    action: float32 [b t/pt a], what is done in each frame of tokens, for models with actions.
+    condition: float32 [b t h w cc], for models that see what is given as further channels (Wan image-to-video).
+    image: float [b m e], encoded images, for models that attend to them.
+    there: bool [b t/pt], the frames of tokens that there are; None for all. Of the others nothing is seen: a canvas
+        of one size serves while a video is shorter than it.
+    first: the position in time of the first latent frame. A clip's latent frame 0 stands for one video frame, the
+        others for several: a window that has slid on holds only such others, and begins at 1.
+    """
+
+    latents: Array
+    level: Array
+    action: Array | None = None
+    condition: Array | None = None
+    image: Array | None = None
+    there: Array | None = None
+    first: int = dataclasses.field(default=0, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Tokenised captions, one a clip.
+
+    ids: int32 [b m], padded with anything; length: int32 [b], at least 1 (the empty prompt is one token).
+    """
+
+    ids: Array
+    length: Array
+
+
+def blank(batch: int, latent_shape: tuple[int, int, int, int], dit: DiTConfig | None = None) -> Canvas:
+    """Nothing known: `batch` clips of latents (t, h, w, c); nothing done, if `dit` is told what is."""
+    latents = jnp.zeros((batch, *latent_shape), jnp.float32)
+    action = None
+    if dit is not None and dit.action_width:
+        action = jnp.zeros((batch, latent_shape[0] // dit.patch[0], dit.action_width), jnp.float32)
+    level = jnp.ones((batch, latent_shape[0], 1, 1), jnp.float32)
+    return Canvas(latents=latents, level=level, action=action)
+
+
+def tokenize(tokenizer, prompts: list[str], *, length: int) -> Prompts:
+    """Prompts of `tokenizer` (vdit.models.text), padded to `length` tokens."""
+    ids = np.zeros((len(prompts), length), np.int32)
+    counts = np.zeros(len(prompts), np.int32)
+    for i, prompt in enumerate(prompts):
+        tokens = tokenizer.encode(prompt)[:length]
+        ids[i, : len(tokens)] = tokens
+        counts[i] = len(tokens)
+    return Prompts(ids=ids, length=counts)
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CanvasTokens:
+    """A canvas as tokens.
+
+    values: float32 [b n p]. level: float32 [b n]. slot: int32 [b n], of 0..k-1. known: bool [b k], slots of known
+    tokens. action: float32 [b k a] or None. grid: tokens along t, h, w. there: bool [b k], slots of tokens that there
+    are; None for all.
+    """
+
+    values: Array
+    level: Array
+    slot: Array
+    known: Array
+    action: Array | None
+    grid: tuple[int, int, int]
+    there: Array | None = None
+
+
+def canvas_tokens(canvas: Canvas, patch: tuple[int, int, int]) -> CanvasTokens:
+    """Tokens of a canvas. A token's level is the largest of its latents: it is known if all of it is.
+
+    Each frame of tokens has a slot. Where frames may be known in part, each has two: k = 2t, and its known tokens
+    are in the second.
+    """
+    grid = token_grid(canvas.latents.shape, patch)
+    level, action, there = canvas.level.astype(jnp.float32), canvas.action, canvas.there
+    by_frame = level.shape[2:] == (1, 1)
+    if by_frame:
+        level = jnp.broadcast_to(level, (*level.shape[:2], patch[1] * grid[1], patch[2] * grid[2]))
+    level = patchify(level[..., None], patch).max(-1)
+    slot = jnp.broadcast_to(jnp.asarray(grid_position(grid)[:, 0]), level.shape)
+    if by_frame:
+        known = level[:, :: grid[1] * grid[2]] == 0
+    else:
+        slot = slot + grid[0] * (level == 0)
+        known = jnp.broadcast_to(jnp.arange(2 * grid[0]) >= grid[0], (level.shape[0], 2 * grid[0]))
+        action, there = (None if x is None else jnp.concatenate([x, x], axis=1) for x in (action, there))
+    values = patchify(canvas.latents, patch)
+    return CanvasTokens(values=values, level=level, slot=slot, known=known, action=action, grid=grid, there=there)
+
+
+def dense_rows(tokens: CanvasTokens, prompts: Prompts, label: Array | None = None, *, first: int = 0) -> Row:
+    """One clip a row. label: int32 [b 1]. first: position in time of the first frame of tokens."""
+    b, n, _ = tokens.values.shape
+    if first + max(tokens.grid) > MAX_POSITION:
+        raise ShapeError(f"a grid of {tokens.grid} tokens is too large: positions go to {MAX_POSITION} along each axis")
+    position = jnp.asarray(grid_position(tokens.grid)) + jnp.asarray((first, 0, 0), jnp.int32)
+    index = jnp.arange(prompts.ids.shape[1], dtype=jnp.int32)[None]
+    clip, slot_clip = jnp.ones((b, n), jnp.int32), jnp.ones(tokens.known.shape, jnp.int32)
+    if tokens.there is not None:
+        slot_clip = tokens.there.astype(jnp.int32)
+        clip = jnp.take_along_axis(slot_clip, tokens.slot, axis=1)
+    return Row(
+        values=tokens.values,
+        position=jnp.broadcast_to(position, (b, n, 3)),
+        clip=clip,
+        slot=tokens.slot,
+        slot_clip=slot_clip,
+        text=prompts.ids,
+        text_clip=(index < prompts.length[:, None]).astype(jnp.int32),
+        text_position=jnp.broadcast_to(index, prompts.ids.shape),
+        label=jnp.zeros((b, 1), jnp.int32) if label is None else label,
+        action=tokens.action,
+    )

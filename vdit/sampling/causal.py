@@ -1,0 +1,229 @@
+"""Frames that a causal model makes one after the other, beside what it keeps of finished ones.
+
+Finished frames are not asked again: their keys and values are computed once (vdit.models.dit.past) and read by the
+frames
+that follow. While nothing has been forgotten, these are the frames that the whole canvas would give. When there is no
+room left the oldest are forgotten; what they have told the others stays in the others' keys and values, where a canvas
+that slid on would compute these afresh without it. Positions are rotary, so only distances count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from vdit.data.patches import unpatchify
+from vdit.diffusion import add_noise, guide
+from vdit.dist.rules import replicated
+from vdit.errors import ConfigError
+from vdit.models.dit.past import Past
+from vdit.models.network import Network
+from vdit.nn.compiling import compiler_options
+from vdit.nn.rope import MAX_POSITION, rotate, rotations
+from vdit.reprs import short_repr
+from vdit.sampling.canvas import Canvas, Prompts, canvas_tokens, dense_rows
+from vdit.sampling.method import Method
+from vdit.types import Array, PyTree, Row
+
+
+def keeps(network: Network, method: Method) -> bool:
+    """Whether what was computed of finished frames can be used again.
+
+    Not where positions are more than distances, where what is known is told in another way than by its level, or where
+    a method does more than to ask about the row and its negative.
+    """
+    if method.structure is not None or method.reuse is not None or method.context_guidance != 1.0:
+        return False
+    one = network.boundary is None and method.known == "clean"
+    return one and network.dit.causal and network.dit.position == "rope"
+
+
+def check_keep(keep: bool | None, network: Network, method: Method) -> bool:
+    """Whether it is kept: as asked for, or None for where it can be. ConfigError where it cannot."""
+    can = keeps(network, method)
+    if keep and not can:
+        raise ConfigError(
+            "keep=True: only of a causal model (dit.causal, dit.position='rope') that is told what is known, without "
+            "context_guidance and reuse, can what was computed serve again: leave it out"
+        )
+    return can if keep is None else keep
+
+
+@jax.tree_util.register_dataclass
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """past: of r rows, those that the network is asked about for one video: with the prompt, and with the negative one.
+
+    text: the encoded prompts, [r m e], None without. at: int32 [], the position in time of the next frame of tokens.
+    """
+
+    past: Past
+    text: Array | None
+    at: Array
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """How one video goes on, k frames of tokens (of `patch` latent frames each) at a time.
+
+    capacity: how many frames of tokens are remembered. limit: positions go up to it, then they are counted anew.
+    """
+
+    network: Network
+    method: Method
+    capacity: int
+    limit: int = MAX_POSITION
+
+    def empty(self, params: PyTree, prompts: Prompts, negative: Prompts, cell: tuple[int, int, int]) -> Memory:
+        """Nothing remembered yet, of a video whose latent frames are `cell` (h, w, c)."""
+        dit = self.network.dit
+        latents = jnp.zeros((1, dit.patch[0], *cell), jnp.float32)
+        action = jnp.zeros((1, 1, dit.action_width), jnp.float32) if dit.action_width else None
+        row = self._row(latents, action, jnp.int32(0), prompts, negative)
+        rows, tokens = row.clip.shape
+        shape = (dit.depth, rows, tokens * self.capacity, dit.heads, dit.head_dim)
+        marks = jnp.zeros(shape[1:3], jnp.int32)
+        zeros = jnp.zeros(shape, dit.dtype)
+        past = Past(keys=zeros, values=zeros, time=marks, clip=marks)
+        return Memory(past=past, text=self.network.encode_text(params, row), at=jnp.int32(0))
+
+    def remember(
+        self, params: PyTree, memory: Memory, prompts: Prompts, negative: Prompts, latents: Array,
+        action: Array | None, key: Array,
+    ) -> Memory:  # fmt: skip
+        """Latents [1 k*p h w c] are finished, at most `capacity` frames of tokens: what was before moves on.
+
+        key: of the noise on them, where the method's known_level is above 0.
+        """
+        method, past = self.method, memory.past
+        if method.known_level:
+            noise = jax.random.normal(key, latents.shape, jnp.float32)
+            latents = add_noise(method.schedule, latents, noise, jnp.float32(method.known_level))
+        row = self._row(latents, action, memory.at, prompts, negative)
+        time = jnp.full(row.slot_clip.shape, method.schedule.time(jnp.float32(method.known_level)))
+        _, more = self.network.apply(params, row, time, memory.text, past=past, keep=True)
+        count = past.time.shape[1]
+        newest = lambda x, y, axis: jax.lax.slice_in_dim(  # noqa: E731
+            jnp.concatenate([x, y], axis), y.shape[axis], count + y.shape[axis], axis=axis
+        )
+        past = Past(
+            keys=newest(past.keys, more.keys, 2), values=newest(past.values, more.values, 2),
+            time=newest(past.time, more.time, 1), clip=newest(past.clip, more.clip, 1),
+        )  # fmt: skip
+        at = memory.at + row.slot_clip.shape[1]
+        return self._counted_anew(dataclasses.replace(memory, past=past, at=at))
+
+    def make(
+        self, params: PyTree, memory: Memory, prompts: Prompts, negative: Prompts, noise: Array,
+        action: Array | None, key: Array,
+    ) -> Array:  # fmt: skip
+        """The next latents [1 k*p h w c], from noise of that shape and what is done, [1 k a]."""
+        method, patch = self.method, self.network.dit.patch
+        row = self._row(noise, action, memory.at, prompts, negative)
+        x = method.sampler.sample(
+            self._denoiser(params, memory, row),
+            row.values[:1],
+            schedule=method.schedule,
+            prediction=method.prediction,
+            grid=method.grid,
+            key=key,
+        )
+        grid = tuple(side // p for side, p in zip(noise.shape[1:4], patch))
+        return unpatchify(x, grid, patch)
+
+    def _row(
+        self, latents: Array, action: Array | None, at: Array, prompts: Prompts, negative: Prompts
+    ) -> Row:
+        """The rows of these latents: one, or with guidance two."""
+        level = jnp.ones((*latents.shape[:2], 1, 1), jnp.float32)
+        tokens = canvas_tokens(Canvas(latents=latents, level=level, action=action), self.network.dit.patch)
+        told = [prompts, negative][: self.method.rows]
+        rows = [dense_rows(tokens, words, None if self.network.uses_text else words.ids[:, :1]) for words in told]
+        row = jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
+        return dataclasses.replace(row, position=row.position + jnp.stack([at, 0 * at, 0 * at]))
+
+    def _denoiser(self, params: PyTree, memory: Memory, row: Row):
+        method = self.method
+
+        def predict(x: Array, t: Array, count: int) -> tuple[Array, ...]:
+            """The network's word on the first `count` rows: [1 n p] of each."""
+            asked, text = jax.tree.map(lambda leaf: leaf[:count], (row, memory.text))
+            past = Past(
+                keys=memory.past.keys[:, :count], values=memory.past.values[:, :count],
+                time=memory.past.time[:count], clip=memory.past.clip[:count],
+            )  # fmt: skip
+            asked = dataclasses.replace(asked, values=jnp.concatenate([x] * count))
+            time = jnp.broadcast_to(method.schedule.time(jnp.asarray(t, jnp.float32)), asked.slot_clip.shape)
+            out = self.network.apply(params, asked, time, text, past=past)
+            return tuple(out[i : i + 1] for i in range(count))
+
+        single = lambda x, t: predict(x, t, 1)[0]  # noqa: E731
+        if not method.guidance.needed:
+            return single
+        return guide(lambda x, t: predict(x, t, 2), method.guidance, single=single)
+
+    def _counted_anew(self, memory: Memory) -> Memory:
+        """With positions from 0 on again, where there is no room for as many more as are remembered."""
+        past = memory.past
+
+        def anew(memory: Memory) -> Memory:
+            by = memory.at - self.capacity
+            cos, sin = rotations(jnp.stack([by, 0 * by, 0 * by])[None, None], self.network.dit.head_dim)
+            keys = rotate(past.keys.reshape(-1, *past.keys.shape[2:]), cos, -sin).reshape(past.keys.shape)
+            time = jnp.maximum(past.time - by, 0)
+            return dataclasses.replace(
+                memory, past=dataclasses.replace(past, keys=keys, time=time), at=memory.at - by
+            )  # fmt: skip
+
+        full = memory.at + self.capacity > self.limit
+        return jax.lax.cond(full, anew, lambda memory: memory, memory)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Continue:
+    """A rollout's canvas after the first: from prompts and what is remembered to the next latents. Called as a task.
+
+    cell: (h, w, c) of a latent frame. new: frames of tokens that are made at once; of actions, nothing is done in them.
+    """
+
+    continuation: Continuation
+    cell: tuple[int, int, int]
+    new: int
+
+    def begin(
+        self, params: PyTree, prompts: Prompts, negative: Prompts, key: Array, latents: Array
+    ) -> Memory:
+        """Latents [1 k*p h w c], the first that there are, any number: the newest are remembered."""
+        go_on = self.continuation
+        memory = go_on.empty(params, prompts, negative, self.cell)
+        return go_on.remember(params, memory, prompts, negative, latents, self._action(latents), key)
+
+    def __call__(
+        self, params: PyTree, prompts: Prompts, negative: Prompts, key: Array, memory: Memory
+    ) -> tuple[Array, Memory]:
+        """(latents [1 new*p h w c], what is remembered with them). The prompts may be others than before."""
+        go_on = self.continuation
+        noise_key, known_key, key = jax.random.split(key, 3)
+        noise = jax.random.normal(noise_key, (1, self.new * go_on.network.dit.patch[0], *self.cell), jnp.float32)
+        text = go_on.empty(params, prompts, negative, self.cell).text
+        memory = dataclasses.replace(memory, text=text)
+        made = go_on.make(params, memory, prompts, negative, noise, self._action(noise), key)
+        return made, go_on.remember(params, memory, prompts, negative, made, self._action(made), known_key)
+
+    def _action(self, latents: Array) -> Array | None:
+        dit = self.continuation.network.dit
+        shape = 1, latents.shape[1] // dit.patch[0], dit.action_width
+        return jnp.zeros(shape, jnp.float32) if dit.action_width else None
+
+
+@functools.lru_cache(maxsize=8)
+def continued(task: Continue, mesh: Mesh):
+    """(`task.begin`, `task`), jitted, the same ones for equal tasks. Between windows every device holds all."""
+    options = {"out_shardings": replicated(mesh), "compiler_options": compiler_options()}
+    return jax.jit(task.begin, **options), jax.jit(task, **options)

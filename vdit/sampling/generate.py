@@ -1,0 +1,213 @@
+"""Fill in a canvas: the one sampler behind every task."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from vdit.data.patches import patchify, unpatchify
+from vdit.diffusion import Guidance, add_noise, guide
+from vdit.dist.rules import constrain
+from vdit.models.dit.reuse import Residuals, Reusing
+from vdit.models.network import HIGH, LOW, Network
+from vdit.samplers.base import Denoise, Remembering
+from vdit.samplers.grid import resolve
+from vdit.samplers.invert import invert
+from vdit.sampling.canvas import Canvas, CanvasTokens, Prompts, canvas_tokens
+from vdit.sampling.method import Method
+from vdit.sampling.reuse import remembering
+from vdit.sampling.scene import RUNNING, Scene, apart, choose, interleave, pad, scene_of
+from vdit.types import Array, PyTree, Row
+
+
+def fill(
+    network: Network,
+    params: PyTree,
+    canvas: Canvas,
+    prompts: Prompts,
+    negative: Prompts,
+    key: Array,
+    method: Method,
+    *,
+    noise: Array | None = None,
+) -> Array:
+    """Latents of the canvas, with what was not known drawn from the model: float32 [b t h w c].
+
+    prompts and negative have the same shapes; negative is used only if there is guidance. noise: what to
+    start from, float32 [b t h w c]; drawn from `key` if None. Traceable.
+    """
+    noise_key, sampler_key = jax.random.split(key)
+    tokens = canvas_tokens(canvas, network.dit.patch)
+    if noise is None:
+        noise = jax.random.normal(noise_key, tokens.values.shape, jnp.float32)
+    else:
+        noise = patchify(noise.astype(jnp.float32), network.dit.patch)
+    levels = _latent_levels(canvas, tokens, network.dit.patch)
+    held = _Held(tokens=tokens, levels=levels, noise=noise, method=method, patch=network.dit.patch)
+    scene = scene_of(network, params, canvas, tokens, prompts, negative, noise, method)
+    x = method.sampler.sample(
+        _denoiser(network, params, scene, method),
+        constrain(held.start(), Row.AXES["values"]),
+        schedule=method.schedule,
+        prediction=method.prediction,
+        grid=method.grid,
+        key=sampler_key,
+        project=held,
+    )
+    x = jnp.where(levels == 0, tokens.values, x)
+    return unpatchify(x, tokens.grid, network.dit.patch)
+
+
+def _latent_levels(canvas: Canvas, tokens: CanvasTokens, patch: tuple[int, int, int]) -> Array:
+    """The level of each value of a token, which is that of its latent: float32 [b n p], or [b n 1] where all agree."""
+    if canvas.level.shape[2:] == (1, 1) and patch[0] == 1:
+        return tokens.level[..., None]
+    return patchify(jnp.broadcast_to(canvas.level[..., None], canvas.latents.shape).astype(jnp.float32), patch)
+
+
+def noise_of(
+    network: Network, params: PyTree, canvas: Canvas, prompts: Prompts, key: Array, method: Method
+) -> Array:
+    """The noise from which the model, told what the canvas shows, would make it: float32 [b t h w c].
+
+    prompts: what it shows. Given to `fill` as its noise, sampling begins at the grid's first level where the inverted
+    latents lie, so with these prompts, Euler's method and no guidance it comes back to the canvas. Where that is known,
+    beside the noise of which models are told, the noise is drawn from `key`. Traceable.
+    """
+    method = dataclasses.replace(
+        method, guidance=Guidance(), low_guidance=None, context_guidance=1.0, known_level=0.0, structure=None,
+        reuse=None,
+    )
+    tokens = canvas_tokens(canvas, network.dit.patch)
+    scene = scene_of(network, params, canvas, tokens, prompts, prompts, tokens.values, method)
+    known = (tokens.level == 0)[..., None] if method.known == "clean" else jnp.zeros((), bool)
+    x = invert(
+        _denoiser(network, params, scene, method),
+        constrain(tokens.values, Row.AXES["values"]),
+        schedule=method.schedule,
+        prediction=method.prediction,
+        grid=method.grid,
+        project=lambda x, t: jnp.where(known, tokens.values, x),
+    )
+    start = resolve(method.grid, method.schedule)[0]
+    noise = (x - float(method.schedule.alpha(start)) * tokens.values) / float(method.schedule.sigma(start))
+    drawn = jax.random.normal(key, noise.shape, jnp.float32)
+    return unpatchify(jnp.where(known, drawn, noise), tokens.grid, network.dit.patch)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Held:
+    """What is not free: latents at or above their own level follow the canvas. A sampler's `project`.
+
+    A token that is known in part is told the running level like those that are not, and its known latents follow to
+    the end. levels: as _latent_levels has it.
+    """
+
+    tokens: CanvasTokens
+    levels: Array
+    noise: Array
+    method: Method
+    patch: tuple[int, int, int]
+
+    def __call__(self, x: Array, t: Array | float) -> Array:
+        level, schedule, given = self.tokens.level[..., None], self.method.schedule, self.tokens.values
+        noised = add_noise(schedule, given, self.noise, jnp.float32(t))
+        # The margins are for levels that float32 rounds to either side of a grid's.
+        if self.method.structure is not None:
+            # What is known may lie in x without noise: it has no part in the difference.
+            more = self._low(jnp.where(level == 0, 0.0, noised - x))
+            x = jnp.where(t > self.method.structure.until - 1e-6, x + more, x)
+        follows = (self.levels < 1.0) & (t > self.levels - 1e-6)
+        x = jnp.where(follows, noised, x)
+        if self.method.known == "noised":
+            return x
+        lightly = given
+        if self.method.known_level:
+            lightly = add_noise(schedule, given, self.noise, jnp.float32(self.method.known_level))
+        return jnp.where(level == 0, lightly, x)
+
+    def _low(self, x: Array) -> Array:
+        """Low frequencies of tokens [b n p]."""
+        latents = unpatchify(x, self.tokens.grid, self.patch)
+        return patchify(self.method.structure.low(latents), self.patch)
+
+    def start(self) -> Array:
+        """The noisiest level of a schedule may hold a little data; from noise alone is where sampling starts."""
+        return self(self.noise, float(resolve(self.method.grid, self.method.schedule)[0]))
+
+
+def _denoiser(network: Network, params: PyTree, scene: Scene, method: Method) -> Denoise | Remembering:
+    """denoise(x [b n p], t []): guided, by the transformer that is responsible for the level."""
+    if method.reuse is not None:
+        return _remembering(network, params, scene, method)
+    high = _guided(network, params, scene, method, HIGH, method.guidance)
+    if network.boundary is None:
+        return high
+    low = _guided(network, params, scene, method, LOW, method.low_guidance or method.guidance)
+
+    def denoise(x: Array, t: Array) -> Array:
+        return jax.lax.cond(method.schedule.time(t) >= network.boundary, high, low, x, t)
+
+    return denoise
+
+
+def _guided(
+    network: Network, params: PyTree, scene: Scene, method: Method, expert: str, guidance: Guidance
+) -> Denoise:
+    def single(x: Array, t: Array) -> Array:
+        return _predict(network, params, scene, method, expert, x, t, 1)[0][0]
+
+    def pair(x: Array, t: Array) -> tuple[Array, ...]:
+        return _predict(network, params, scene, method, expert, x, t, 2)[0]
+
+    return guide(pair, guidance, single=single) if guidance.needed else single
+
+
+def _remembering(network: Network, params: PyTree, scene: Scene, method: Method) -> Remembering:
+    """The same with all rows asked at every level, so that what is kept of them is of one size."""
+    row, count = scene.row, method.rows - (method.context_guidance != 1.0)
+
+    def ask_of(expert: str, guidance: Guidance):
+        def ask(x: Array, t: Array, reuse: Reusing) -> tuple[Array, Residuals]:
+            told, kept = _predict(network, params, scene, method, expert, x, t, count, reuse)
+            return (guide(lambda x, t: told, guidance)(x, t) if guidance.needed else told[0]), kept
+
+        return ask
+
+    high = low = ask_of(HIGH, method.guidance)
+    if network.boundary is not None:
+        low = ask_of(LOW, method.low_guidance or method.guidance)
+    is_high = lambda t: method.schedule.time(t) >= (network.boundary or 0.0)  # noqa: E731
+    # What is known hardly changes: only tokens at the running level count.
+    moves = jnp.take_along_axis(scene.told == RUNNING, row.slot, axis=1) & (row.clip > 0)
+    blank = Residuals.blank(network.dit, *row.clip.shape)
+    return remembering(method.reuse, high, low, is_high, kept=blank, weight=moves.astype(jnp.float32))
+
+
+def _predict(
+    network: Network, params: PyTree, scene: Scene, method: Method, expert: str, x: Array, t: Array, count: int,
+    reuse: Reusing | None = None,
+) -> tuple[tuple[Array, ...], Residuals | None]:  # fmt: skip
+    """The network's word on the first `count` rows of each video, each moved away from the one without what is known.
+
+    x: [b n p] -> [b n p] for each of them, and what is kept for the next call.
+    """
+    contextless = method.context_guidance != 1.0
+    rows = (*range(count), *[method.rows - 1] * contextless)
+    asked, inputs = choose(scene, method.rows, rows), interleave(*[x] * len(rows))
+    if contextless:
+        inputs = jnp.where(asked.hidden, asked.noise, inputs)
+    level = jnp.where(asked.told == RUNNING, jnp.asarray(t, jnp.float32), asked.told)
+    values = constrain(pad(inputs, asked.row.clip.shape[1] - x.shape[1]), Row.AXES["values"])
+    row = dataclasses.replace(asked.row, values=values)
+    more = {"condition": asked.condition, "image": asked.image, "expert": expert, "reuse": reuse}
+    output = network.apply(params, row, method.schedule.time(level), asked.text, **more)
+    output, kept = (output, None) if reuse is None else output
+    told = apart(output[:, : x.shape[1]], len(rows))
+    if contextless:
+        first, *others, without = told
+        strength = (method.context_guidance - 1.0) * (first - without)
+        told = [prediction + strength for prediction in (first, *others)]
+    return tuple(told), kept

@@ -1,0 +1,121 @@
+"""The rows that a network is asked about while it fills in a canvas: wanted, negative, and without what is known."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from vdit.data.patches import patchify
+from vdit.dist.rules import constrain, ways
+from vdit.models.network import Network
+from vdit.reprs import short_repr
+from vdit.sampling.canvas import Canvas, CanvasTokens, Prompts, dense_rows
+from vdit.sampling.method import Method
+from vdit.types import Array, PyTree, Row
+
+RUNNING = -1.0  # stands for the level that sampling is at, where slots may have levels of their own
+
+
+@jax.tree_util.register_dataclass
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What the network is told beside x and the level; a video's rows lie side by side: wanted, negative, contextless.
+
+    told: float32 [b k], the level of each slot, or RUNNING. hidden: bool [b n 1] and noise [b n p], tokens that are
+    noise in this row whatever x holds; None where no row hides any.
+    """
+
+    row: Row
+    told: Array
+    condition: Array | None
+    image: Array | None
+    hidden: Array | None = None
+    noise: Array | None = None
+    text: Array | None = None
+
+
+def scene_of(
+    network: Network, params: PyTree, canvas: Canvas, tokens: CanvasTokens, prompts: Prompts, negative: Prompts,
+    noise: Array, method: Method,
+) -> Scene:  # fmt: skip
+    """What the network is told of a canvas, its text encoded, where the mesh in context wants it. noise: [b n p]."""
+    scenes = _scenes(network, canvas, tokens, prompts, negative, noise, method)
+    scene = _lay_out(jax.tree.map(interleave, *scenes) if len(scenes) > 1 else scenes[0])
+    return dataclasses.replace(scene, text=network.encode_text(params, scene.row))
+
+
+def _scenes(
+    network: Network, canvas: Canvas, tokens: CanvasTokens, prompts: Prompts, negative: Prompts, noise: Array,
+    method: Method,
+) -> list[Scene]:  # fmt: skip
+    """The rows of each video, as scenes of the same shapes."""
+    known = tokens.known if method.known == "clean" else jnp.zeros_like(tokens.known)
+    contextless = method.context_guidance != 1.0
+    hidden = (tokens.level == 0)[..., None] if contextless else None
+    wanted = Scene(
+        row=_rows(network, canvas, tokens, prompts),
+        told=jnp.where(known, jnp.float32(method.known_level), RUNNING),
+        condition=None if canvas.condition is None else patchify(canvas.condition, network.dit.patch),
+        image=canvas.image,
+        hidden=None if hidden is None else jnp.zeros_like(hidden),
+        noise=noise if contextless else None,
+    )
+    scenes = [wanted]
+    if method.rows > 1 + contextless:
+        scenes.append(dataclasses.replace(wanted, row=_rows(network, canvas, tokens, negative)))
+    if contextless:
+        scenes.append(dataclasses.replace(wanted, told=jnp.where(known, 1.0, RUNNING), hidden=hidden))
+    return scenes
+
+
+def _rows(network: Network, canvas: Canvas, tokens: CanvasTokens, prompts: Prompts) -> Row:
+    """A model without text is told a class: the one token of its prompts (vdit.models.text.labels)."""
+    label = None if network.uses_text else prompts.ids[:, :1]
+    return dense_rows(tokens, prompts, label, first=canvas.first)
+
+
+def interleave(*parts: Array) -> Array:
+    """[b ...], [b ...], ... -> [rb ...]: a video's rows lie side by side, so on the same devices of a mesh."""
+    return jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
+
+
+def apart(x: Array, rows: int) -> list[Array]:
+    """The inverse of `interleave`: a part for each of a video's rows."""
+    parts = x.reshape(-1, rows, *x.shape[1:])
+    return [parts[:, i] for i in range(rows)]
+
+
+def choose(scene: Scene, rows: int, wanted: Sequence[int]) -> Scene:
+    """Some of each video's rows."""
+    if len(wanted) == rows:
+        return scene
+    return jax.tree.map(lambda leaf: interleave(*(apart(leaf, rows)[i] for i in wanted)), scene)
+
+
+def _lay_out(scene: Scene) -> Scene:
+    """The scene where the mesh in context wants it, with padding up to tokens that it divides.
+
+    A video's own number of tokens seldom does, and tokens that do not divide are shared out by no device.
+    """
+    row, axes = scene.row, Row.AXES
+    extra = -row.values.shape[1] % ways("tokens")
+
+    def laid(x: Array | None, names: tuple[str | None, ...]) -> Array | None:
+        if x is None:
+            return None
+        return constrain(pad(x, extra) if "tokens" in names else x, names)
+
+    return dataclasses.replace(
+        scene,
+        row=Row(**{name: laid(getattr(row, name), axes[name]) for name in axes}),
+        condition=laid(scene.condition, axes["values"]),
+    )
+
+
+def pad(x: Array, extra: int) -> Array:
+    """[b n ...] -> [b n+extra ...], with zeros."""
+    return jnp.pad(x, ((0, 0), (0, extra), *[(0, 0)] * (x.ndim - 2))) if extra else x

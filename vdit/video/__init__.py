@@ -1,0 +1,1 @@
+"""Video files: read, converted, written."""

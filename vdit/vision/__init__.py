@@ -1,5 +1,0 @@
-"""Image encoders."""
-
-from vdit.vision.clip import CLIPVision, CLIPVisionConfig, clip_pixels
-
-__all__ = ["CLIPVision", "CLIPVisionConfig", "clip_pixels"]
