@@ -335,3 +335,43 @@ def test_describe_and_diff_look_into_choices():
     assert rows["main.inner.depth"] == ("int", 9)
     assert rows["more.box.height"] == ("int", 1)
     assert diff(Scene(), apply_overrides(Scene(), ["main=box", "main.height=2"]))["main.kind"] == ("circle", "box")
+
+
+PLUGIN = """
+import dataclasses
+from vdit.registry import register
+
+@register("test_shape", "{name}")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Star:
+    points: int = 5
+"""
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_a_plugin_brings_choices(tmp_path, monkeypatch, as_file):
+    name = f"star_{as_file}"
+    (tmp_path / f"my_{name}.py").write_text(PLUGIN.format(name=name))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(vconfig, "_plugins", [])
+    with pytest.raises(ConfigError, match="--plugin"):
+        apply_overrides(Scene(), [f"main={name}"])
+    source = f"my_{name}.py" if as_file else f"my_{name}"
+    vconfig.load_plugin(source)
+    assert apply_overrides(Scene(), [f"main={name}", "main.points=6"]).main.points == 6
+    assert vconfig.plugins() == (source,)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    (None, "my_broken.*no such"),
+    ("1 / 0", "my_broken.*line 1: ZeroDivisionError"),
+    ("import missing_library_x", "my_broken.*line 1: ModuleNotFoundError"),
+])
+@pytest.mark.parametrize("source", ["my_broken", "my_broken.py"])
+def test_a_broken_plugin_is_one_clear_line(tmp_path, monkeypatch, source, text, message):
+    if text is not None:
+        (tmp_path / "my_broken.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        vconfig.load_plugin(source)
+    assert source not in vconfig.plugins()

@@ -162,6 +162,47 @@ def load_experiment(source: str | Path) -> types.ModuleType:
         ) from None
 
 
+_plugins: list[str] = []
+
+
+def load_plugin(source: str) -> types.ModuleType:
+    """Imports a user's module, which registers choices (vdit.registry): `--plugin`.
+
+    Args:
+        source: a dotted module name, found in the current folder too, or a path that ends in .py.
+
+    Raises:
+        ConfigError: there is no such module, or its code raises; the message names the line.
+    """
+    path = Path(source)
+    if path.suffix == ".py":
+        module = _load_file(path.absolute())
+    else:
+        here = str(Path.cwd())
+        added = [] if here in sys.path else [here]
+        sys.path[:0] = added
+        try:
+            found = importlib.util.find_spec(source)
+            if found is None:
+                raise ConfigError(f"--plugin {source}: no such module; name one that can be imported, or a .py file")
+            module = _run(lambda: importlib.import_module(source), found.origin or source)
+        except (ImportError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"--plugin {source}: cannot be imported ({error})") from None
+        finally:
+            for entry in added:
+                sys.path.remove(entry)
+    if source not in _plugins:
+        _plugins.append(source)
+    return module
+
+
+def plugins() -> tuple[str, ...]:
+    """What `load_plugin` has imported so far, for processes that this one starts."""
+    return tuple(_plugins)
+
+
 def _load_file(path: Path) -> types.ModuleType:
     if not path.is_file():
         there = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
