@@ -70,16 +70,16 @@ class Row:
 
     values: float32 [b n p], flattened spacetime patches of latents (0 on padding).
     position: int32 [b n 3], (t, h, w) of the token's patch inside its own clip, each from 0.
-    clip: int32 [b n], which clip of the row, from 1; 0 marks padding.
-    slot: int32 [b n], index of the token's noise level in an array of levels [b k]. Each latent
-        frame of each clip has its own slot; slots of one row are counted from 0. Padding uses 0.
-    slot_clip: int32 [b k], the clip that a slot belongs to; 0 where the slot is unused.
+    segment_ids: int32 [b n], which clip of the row, from 1; 0 marks padding.
+    frame_index: int32 [b n], index of the token's frame, and so of its noise level, in arrays [b k]. A frame of
+        tokens of a clip has one level; the frames of one row are counted from 0. Padding uses 0.
+    frame_segment_ids: int32 [b k], the clip that a frame of tokens belongs to; 0 where it is unused.
     text: int32 [b m], token ids of the captions, one after the other.
-    text_clip: int32 [b m], the clip that a text token describes; 0 marks padding. Each clip has at
+    text_segment_ids: int32 [b m], the clip that a text token describes; 0 marks padding. Each clip has at
         least one text token (the first, which alone stands for the empty prompt).
     text_position: int32 [b m], index of the token inside its own caption, from 0.
     label: int32 [b s], class label of clip 1, 2, ..., s (0 where unused or unlabelled).
-    action: float32 [b k a], what is done in the latent frame of each slot (vdit/data/actions.py); None without actions.
+    action: float32 [b k a], what is done in each frame of tokens (vdit/data/actions.py); None without actions.
 
     AXES: the logical axes of each field (vdit/dist/rules.py).
     """
@@ -87,11 +87,11 @@ class Row:
     AXES: ClassVar[dict[str, tuple[str | None, ...]]] = {
         "values": ("batch", "tokens", "patch"),
         "position": ("batch", "tokens", None),
-        "clip": ("batch", "tokens"),
-        "slot": ("batch", "tokens"),
-        "slot_clip": ("batch", None),
+        "segment_ids": ("batch", "tokens"),
+        "frame_index": ("batch", "tokens"),
+        "frame_segment_ids": ("batch", None),
         "text": ("batch", "text_tokens"),
-        "text_clip": ("batch", "text_tokens"),
+        "text_segment_ids": ("batch", "text_tokens"),
         "text_position": ("batch", "text_tokens"),
         "label": ("batch", None),
         "action": ("batch", None, None),
@@ -99,11 +99,11 @@ class Row:
 
     values: Array
     position: Array
-    clip: Array
-    slot: Array
-    slot_clip: Array
+    segment_ids: Array
+    frame_index: Array
+    frame_segment_ids: Array
     text: Array
-    text_clip: Array
+    text_segment_ids: Array
     text_position: Array
     label: Array
     action: Array | None = None

@@ -87,11 +87,11 @@ def test_from_a_library_to_the_slots_of_rows_and_back(tmp_path, patch_frames):
     for rows in row_iterator(config, store, Letters(), (patch_frames, 2, 2), seed=0, batch_rows=2, stride=4):
         assert rows.action.shape == (2, 9, 8 * patch_frames)
         assert rows.action.dtype == np.float32
-        assert not rows.action[rows.slot_clip == 0].any()
+        assert not rows.action[rows.frame_segment_ids == 0].any()
         for b in range(2):
-            for number in range(1, rows.clip[b].max() + 1):
-                tokens = rows.clip[b] == number
-                item, slots = int(rows.values[b][tokens][0, 3]), np.unique(rows.slot[b][tokens])
+            for number in range(1, rows.segment_ids[b].max() + 1):
+                tokens = rows.segment_ids[b] == number
+                item, slots = int(rows.values[b][tokens][0, 3]), np.unique(rows.frame_index[b][tokens])
                 frames = 1 + (len(slots) * patch_frames - 1) * 4
                 expected = group_actions(actions_of(item, frames), 4, patch_frames)
                 np.testing.assert_array_equal(rows.action[b, slots], expected)

@@ -42,14 +42,15 @@ def test_every_token_is_in_exactly_one_row_once_and_rows_keep_their_invariants()
     clips = clips_of(300)
     seen = Counter()
     for rows, b in itertools.product(packed(clips), range(3)):
-        clip, slot_clip, text_clip = rows.clip[b], rows.slot_clip[b], rows.text_clip[b]
+        clip, text_segment_ids = rows.segment_ids[b], rows.text_segment_ids[b]
+        frame_segment_ids = rows.frame_segment_ids[b]
         padding = clip == 0
         assert not rows.values[b][padding].any()
         assert not rows.position[b][padding].any()
-        assert not rows.slot[b][padding].any()
-        assert not rows.text[b][text_clip == 0].any()
-        assert not rows.text_position[b][text_clip == 0].any()
-        assert (slot_clip[rows.slot[b]][~padding] == clip[~padding]).all()
+        assert not rows.frame_index[b][padding].any()
+        assert not rows.text[b][text_segment_ids == 0].any()
+        assert not rows.text_position[b][text_segment_ids == 0].any()
+        assert (frame_segment_ids[rows.frame_index[b]][~padding] == clip[~padding]).all()
         count = int(clip.max())
         assert not rows.label[b][count:].any()
         for number in range(1, count + 1):
@@ -58,11 +59,11 @@ def test_every_token_is_in_exactly_one_row_once_and_rows_keep_their_invariants()
             np.testing.assert_array_equal(rows.values[b][mine], original.values)
             expected = np.stack(np.unravel_index(np.arange(len(original.values)), original.grid), 1)
             np.testing.assert_array_equal(rows.position[b][mine], expected)
-            slots = rows.slot[b][mine]
+            slots = rows.frame_index[b][mine]
             assert (slots - slots.min() == expected[:, 0]).all()
-            assert (slot_clip == number).sum() == original.grid[0]
-            np.testing.assert_array_equal(rows.text[b][text_clip == number], original.text)
-            np.testing.assert_array_equal(rows.text_position[b][text_clip == number],
+            assert (frame_segment_ids == number).sum() == original.grid[0]
+            np.testing.assert_array_equal(rows.text[b][text_segment_ids == number], original.text)
+            np.testing.assert_array_equal(rows.text_position[b][text_segment_ids == number],
                                           np.arange(len(original.text)))
             seen[original.place] += 1
     assert seen == Counter(range(len(clips)))

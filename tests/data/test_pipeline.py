@@ -143,10 +143,10 @@ def test_captions_begin_with_bos_are_cut_to_the_limit_and_vary(store):
     texts, iterator = Counter(), rows_of(store)
     for rows in take(iterator, 20):
         starts = rows.text_position == 0
-        assert (rows.text[starts & (rows.text_clip > 0)] == 1).all()
+        assert (rows.text[starts & (rows.text_segment_ids > 0)] == 1).all()
         for b in range(2):
-            for number in range(1, int(rows.clip[b].max()) + 1):
-                texts[int((rows.text_clip[b] == number).sum())] += 1
+            for number in range(1, int(rows.segment_ids[b].max()) + 1):
+                texts[int((rows.text_segment_ids[b] == number).sum())] += 1
     assert max(texts) == Letters.max_length  # the long caption, cut
     assert min(texts) < 6  # the short one
     assert iterator.truncated >= texts[Letters.max_length] > 0
@@ -156,7 +156,7 @@ def test_latents_are_normalised_by_the_given_statistics(store):
     mean, std = np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 8.0])
     plain, scaled = next(rows_of(store)), next(rows_of(store, mean=mean, std=std))
     expected = (plain.values.reshape(2, 64, 4, 3) - mean) / std
-    held = plain.clip > 0
+    held = plain.segment_ids > 0
     np.testing.assert_allclose(scaled.values.reshape(2, 64, 4, 3)[held], expected[held], atol=1e-5)
     assert not scaled.values[~held].any()
     with pytest.raises(ConfigError, match="give both or neither"):

@@ -122,25 +122,25 @@ def _row(rng: np.random.Generator, order: list[int]) -> Row:
     n, k, m, s = TOKENS, 7, TEXT, 5
     row = {
         "values": np.zeros((n, 20), np.float32), "position": np.zeros((n, 3), np.int32),
-        "clip": np.zeros(n, np.int32), "slot": np.zeros(n, np.int32), "slot_clip": np.zeros(k, np.int32),
-        "text": np.zeros(m, np.int32), "text_clip": np.zeros(m, np.int32), "text_position": np.zeros(m, np.int32),
+        "segment_ids": np.zeros(n, np.int32), "frame_index": np.zeros(n, np.int32), "frame_segment_ids": np.zeros(k, np.int32),
+        "text": np.zeros(m, np.int32), "text_segment_ids": np.zeros(m, np.int32), "text_position": np.zeros(m, np.int32),
         "label": np.zeros(s, np.int32),
     }  # fmt: skip
-    token = slot = word = 0
+    token = frame_index = word = 0
     for clip, which in enumerate(order, 1):
         grid = CLIPS[which]
         at = slice(token, token + np.prod(grid))
         row["position"][at] = np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), -1).reshape(-1, 3)
         row["values"][at] = rng.standard_normal((np.prod(grid), 20))
-        row["clip"][at] = clip
-        row["slot"][at] = slot + row["position"][at, 0]
-        row["slot_clip"][slot : slot + grid[0]] = clip
+        row["segment_ids"][at] = clip
+        row["frame_index"][at] = frame_index + row["position"][at, 0]
+        row["frame_segment_ids"][frame_index : frame_index + grid[0]] = clip
         words = slice(word, word + CAPTIONS[which])
         row["text"][words] = rng.integers(1, 136, CAPTIONS[which])
-        row["text_clip"][words] = clip
+        row["text_segment_ids"][words] = clip
         row["text_position"][words] = np.arange(CAPTIONS[which])
         row["label"][clip - 1] = rng.integers(1, 15)
-        token, slot, word = at.stop, slot + grid[0], words.stop
+        token, frame_index, word = at.stop, frame_index + grid[0], words.stop
     return Row(**row)
 
 

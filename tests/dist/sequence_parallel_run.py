@@ -63,19 +63,19 @@ def inputs(heads, n=64, m=None, rows=4, frame=None):
     q, weight = (rng.normal(size=(rows, n, heads, 8)).astype(np.float32) for _ in range(2))
     k, v = (rng.normal(size=(rows, m, heads, 8)).astype(np.float32) for _ in range(2))
     ends = np.sort(rng.integers(0, n, (rows, 4)), 1)
-    q_clip = (np.arange(n) >= ends[:, :, None]).sum(1) + 1
-    q_clip[:, -5:] = 0
-    k_clip = q_clip if m == n else np.sort(rng.integers(0, 4, (rows, m)), 1)
+    q_ids = (np.arange(n) >= ends[:, :, None]).sum(1) + 1
+    q_ids[:, -5:] = 0
+    k_ids = q_ids if m == n else np.sort(rng.integers(0, 4, (rows, m)), 1)
     times = None if frame is None else tuple(np.tile(np.arange(x, dtype=np.int32) // frame, (rows, 1)) for x in (n, m))
-    return q, k, v, q_clip.astype(np.int32), k_clip.astype(np.int32), weight, times
+    return q, k, v, q_ids.astype(np.int32), k_ids.astype(np.int32), weight, times
 
 
 def gradients(**options):
     """Output and gradients, compiled anew for each mesh."""
 
-    def run(q, k, v, q_clip, k_clip, weight, times=None):
+    def run(q, k, v, q_ids, k_ids, weight, times=None):
         more = options if times is None else options | {"q_time": times[0], "k_time": times[1]}
-        out, back = jax.vjp(lambda q, k, v: attention(q, k, v, q_clip, k_clip, **more), q, k, v)
+        out, back = jax.vjp(lambda q, k, v: attention(q, k, v, q_ids, k_ids, **more), q, k, v)
         return out, *back(weight)
 
     return jax.jit(run)
@@ -161,7 +161,7 @@ def past_error(mesh):
     ones, frame = np.ones((b, n), np.int32), np.tile(np.arange(n, dtype=np.int32) // f, (b, 1))
     row = {
         "values": rng.normal(size=(b, n, 8)).astype(np.float32), "time": np.zeros((b, n // f), np.float32),
-        "clip": ones, "slot": frame, "slot_clip": ones[:, : n // f], "label": ones[:, :1],
+        "segment_ids": ones, "frame_index": frame, "frame_segment_ids": ones[:, : n // f], "label": ones[:, :1],
     }  # fmt: skip
     at = lambda first: np.stack([frame + first, 0 * frame, 0 * frame], -1)  # noqa: E731
     shapes = nn.meta.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), **row, position=at(0))))

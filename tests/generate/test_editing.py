@@ -136,8 +136,8 @@ class Believer(Network):
     """Believes that all latents are as the known ones on average; without any, as the noise happens to be."""
 
     def apply(self, params, row, time, text=None, **more):
-        told = jnp.take_along_axis(time, row.slot, axis=1)[..., None]
-        known = (told == 0) & (row.clip > 0)[..., None]
+        told = jnp.take_along_axis(time, row.frame_index, axis=1)[..., None]
+        known = (told == 0) & (row.segment_ids > 0)[..., None]
         mean = lambda where: (row.values * where).sum(1, keepdims=True) / jnp.maximum(where.sum(1, keepdims=True), 1)  # noqa: E731
         x0 = jnp.where(known.any(1, keepdims=True), mean(known), mean(~known))
         return jnp.where(known, 0.0, (row.values - x0) * 1000.0 / jnp.maximum(told, 1e-6))

@@ -222,7 +222,9 @@ def test_positions_that_are_counted_anew_keep_their_distances(causal):
     place = np.stack([[2, 2, 3, 3, 4, 4], [0, 1] * 3, [3] * 6], axis=-1)[None]
     turned = lambda place: np.asarray(rotate(raw, *rotations(place, dit.head_dim)))  # noqa: E731
     for at, by in ((4, 0), (5, 2)):
-        past = Past(keys=turned(place)[:, None], values=raw[:, None], time=place[..., 0], clip=np.ones((1, 6), int))
+        past = Past(
+            keys=turned(place)[:, None], values=raw[:, None], time=place[..., 0], segment_ids=np.ones((1, 6), int)
+        )
         memory = go_on._counted_anew(Memory(past=past, text=None, at=np.int32(at)))
         assert int(memory.at) == at - by
         np.testing.assert_allclose(memory.past.keys[:, 0], turned(place - [by, 0, 0]), atol=1e-5)

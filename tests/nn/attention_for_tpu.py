@@ -36,14 +36,14 @@ def compile_case(devices, config, n, m, heads, head_dim, way, times=False):
         values = place(("batch", "tokens", "heads", None), (1, n, heads, head_dim), jnp.bfloat16)
         return values, place(("batch", "tokens"), (1, n), jnp.int32)
 
-    def run(q, k, v, q_clip, k_clip, weight):
-        more = {"q_time": q_clip, "k_time": k_clip} if times else {}
-        out, back = jax.vjp(lambda q, k, v: attention(q, k, v, q_clip, k_clip, sequence_parallel=way, **more), q, k, v)
+    def run(q, k, v, q_ids, k_ids, weight):
+        more = {"q_time": q_ids, "k_time": k_ids} if times else {}
+        out, back = jax.vjp(lambda q, k, v: attention(q, k, v, q_ids, k_ids, sequence_parallel=way, **more), q, k, v)
         return out, *back(weight)
 
-    (q, q_clip), (k, k_clip) = tokens(n), tokens(m)
+    (q, q_ids), (k, k_ids) = tokens(n), tokens(m)
     with jax.set_mesh(mesh):
-        compiled = jax.jit(run).lower(q, k, k, q_clip, k_clip, q).compile()
+        compiled = jax.jit(run).lower(q, k, k, q_ids, k_ids, q).compile()
     text = compiled.as_text()
     return {
         "kernels": sorted(set(re.findall(r"splash_mha_(\w+?)_segmented", text))),

@@ -29,23 +29,23 @@ def inputs(order="packed", dtype=np.float32):
     """Row 0: three clips, padding, and a clip 9 without keys. Row 1: one clip ends where blocks of 64 and 128 do."""
     rng = np.random.default_rng(0)
     q, k, v, w = (rng.normal(size=(2, s, 2, 8)).astype(dtype) for s in (N, M, M, N))
-    q_clip = np.array([[1] * 50 + [2] * 70 + [3] * 40 + [9] * 20 + [0] * 20, [1] * 128 + [2] * 52 + [0] * 20])
-    k_clip = np.array([[1] * 64 + [2] * 40 + [3] * 30 + [0] * 16, [1] * 128 + [2] * 12 + [0] * 10])
+    q_ids = np.array([[1] * 50 + [2] * 70 + [3] * 40 + [9] * 20 + [0] * 20, [1] * 128 + [2] * 52 + [0] * 20])
+    k_ids = np.array([[1] * 64 + [2] * 40 + [3] * 30 + [0] * 16, [1] * 128 + [2] * 12 + [0] * 10])
     if order == "mixed":
-        q_clip, k_clip = rng.permuted(q_clip, axis=1), rng.permuted(k_clip, axis=1)
-    return q, k, v, q_clip.astype(np.int32), k_clip.astype(np.int32), w
+        q_ids, k_ids = rng.permuted(q_ids, axis=1), rng.permuted(k_ids, axis=1)
+    return q, k, v, q_ids.astype(np.int32), k_ids.astype(np.int32), w
 
 
-def plain(q, k, v, q_clip, k_clip):
-    same = (q_clip[:, :, None] == k_clip[:, None])[:, None]
+def plain(q, k, v, q_ids, k_ids):
+    same = (q_ids[:, :, None] == k_ids[:, None])[:, None]
     scores = jnp.where(same, jnp.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(q.shape[-1]), -jnp.inf)
     weights = jnp.where(same.any(-1, keepdims=True), jax.nn.softmax(jnp.where(same, scores, -1e9), -1), 0)
     return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
 
 
-def value_and_gradients(function, q, k, v, q_clip, k_clip, weight):
+def value_and_gradients(function, q, k, v, q_ids, k_ids, weight):
     """The output, and gradients of its weighted sum."""
-    out, back = jax.vjp(lambda q, k, v: function(q, k, v, q_clip, k_clip), q, k, v)
+    out, back = jax.vjp(lambda q, k, v: function(q, k, v, q_ids, k_ids), q, k, v)
     return out, *back(weight.astype(out.dtype))
 
 
@@ -67,12 +67,12 @@ def test_equals_plain_softmax(kernel, order):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_clip_never_reads_another(kernel):
     """Gradients of one clip's output are exactly 0 for the keys and values of all others, at every block's border."""
-    q, k, v, q_clip, k_clip, weight = inputs()
+    q, k, v, q_ids, k_ids, weight = inputs()
     gradients = run(kernel)
     for clip in (0, 1, 2, 3, 9):
-        mine = (q_clip == clip)[..., None, None]
-        _, dq, dk, dv = gradients(q, k, v, q_clip, k_clip, np.where(mine, weight, 0))
-        for gradient, own in ((dq, q_clip == clip), (dk, k_clip == clip), (dv, k_clip == clip)):
+        mine = (q_ids == clip)[..., None, None]
+        _, dq, dk, dv = gradients(q, k, v, q_ids, k_ids, np.where(mine, weight, 0))
+        for gradient, own in ((dq, q_ids == clip), (dk, k_ids == clip), (dv, k_ids == clip)):
             assert not np.any(np.asarray(gradient)[~own])
         if clip != 9:
             assert np.any(dk)
@@ -81,10 +81,10 @@ def test_a_clip_never_reads_another(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_other_clips_do_not_change_a_bit(kernel):
-    q, k, v, q_clip, k_clip, weight = inputs()
-    other = (k_clip != 2)[..., None, None]
-    first, second = (run(kernel)(q, x, y, q_clip, k_clip, weight)[0] for x, y in ((k, v), (k - other, v * 10**other)))
-    own = q_clip == 2
+    q, k, v, q_ids, k_ids, weight = inputs()
+    other = (k_ids != 2)[..., None, None]
+    first, second = (run(kernel)(q, x, y, q_ids, k_ids, weight)[0] for x, y in ((k, v), (k - other, v * 10**other)))
+    own = q_ids == 2
     np.testing.assert_array_equal(np.asarray(first)[own], np.asarray(second)[own])
     assert np.any(np.asarray(first)[~own] != np.asarray(second)[~own])
 
@@ -108,18 +108,18 @@ def test_bfloat16_is_float32_rounded(kernel):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_parts_of_the_keys_add_up(kernel):
     """What a ring does: attention to each half of the keys, merged, and each half's gradients."""
-    q, k, v, q_clip, k_clip, weight = inputs()
+    q, k, v, q_ids, k_ids, weight = inputs()
     q, k, v, weight = (np.swapaxes(x, 1, 2) for x in (q, k, v, weight))
     forward, backward = jax.jit(kernel_of(kernel).forward), jax.jit(kernel_of(kernel).backward)
-    parts = [(k[:, :, s], v[:, :, s], q_clip, k_clip[:, s]) for s in (slice(75), slice(75, None))]
+    parts = [(k[:, :, s], v[:, :, s], q_ids, k_ids[:, s]) for s in (slice(75), slice(75, None))]
     out, lse = merge(*forward(q, *parts[0]), *forward(q, *parts[1]))
-    want, want_lse = kernel_of("dense").forward(q, k, v, q_clip, k_clip)
+    want, want_lse = kernel_of("dense").forward(q, k, v, q_ids, k_ids)
     np.testing.assert_allclose(out, want, atol=1e-5)
     np.testing.assert_allclose(lse, want_lse, atol=1e-5)
 
     delta = jnp.sum(want * weight, -1)
     first, second = (backward(q, *part, want_lse, delta, weight) for part in parts)
-    dq, dk, dv = kernel_of("dense").backward(q, k, v, q_clip, k_clip, want_lse, delta, weight)
+    dq, dk, dv = kernel_of("dense").backward(q, k, v, q_ids, k_ids, want_lse, delta, weight)
     np.testing.assert_allclose(first[0] + second[0], dq, atol=1e-5)
     for i, whole in ((1, dk), (2, dv)):
         np.testing.assert_allclose(np.concatenate([first[i], second[i]], 2), whole, atol=1e-5)
@@ -163,8 +163,8 @@ def test_the_kernel_follows_the_target(platform, size, kernel):
 
 
 def test_what_does_not_fit_is_an_error():
-    q, k, v, q_clip, k_clip, _ = inputs()
+    q, k, v, q_ids, k_ids, _ = inputs()
     with pytest.raises(ShapeError, match="'flash' is unknown"):
-        attention(q, k, v, q_clip, k_clip, implementation="flash")
-    with pytest.raises(ShapeError, match=r"k_clip \(2, 200\) does not go with"):
-        attention(q, k, v, q_clip, q_clip)
+        attention(q, k, v, q_ids, k_ids, implementation="flash")
+    with pytest.raises(ShapeError, match=r"k_ids \(2, 200\) does not go with"):
+        attention(q, k, v, q_ids, q_ids)

@@ -58,10 +58,10 @@ def test_triton_is_lowered_for_a_gpu(monkeypatch, dtype, head_dim, keys, times):
     q, k = (jax.ShapeDtypeStruct((1, 2, n, head_dim), dtype) for n in (1024, keys))
     clips = [jax.ShapeDtypeStruct((1, n), jnp.int32) for n in (1024, keys)]
 
-    def run(q, k, v, q_clip, k_clip, do):
-        q_from = q_clip - 3 if times else None
-        out, lse = triton.forward(q, k, v, q_clip, k_clip, q_from)
-        return out, triton.backward(q, k, v, q_clip, k_clip, lse, delta_of(out, do), do, q_from)
+    def run(q, k, v, q_ids, k_ids, do):
+        q_from = q_ids - 3 if times else None
+        out, lse = triton.forward(q, k, v, q_ids, k_ids, q_from)
+        return out, triton.backward(q, k, v, q_ids, k_ids, lse, delta_of(out, do), do, q_from)
 
     lowered = jax.jit(run).trace(q, k, k, *clips, q).lower(lowering_platforms=("cuda",))
     assert lowered.as_text().count("xla.gpu.triton") == 3

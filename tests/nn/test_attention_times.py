@@ -19,21 +19,21 @@ __all__ = ["small_blocks"]  # pytest applies it to these tests too
 
 def timed(order="packed"):
     """As `inputs`, with times: queries in frames of 7, keys in frames of 5, so that clips end at other times."""
-    q, k, v, q_clip, k_clip, weight = inputs()
+    q, k, v, q_ids, k_ids, weight = inputs()
     first = lambda clip: (clip[:, :, None] == clip[:, None]).argmax(2)  # noqa: E731
-    q_time, k_time = ((np.arange(x.shape[1]) - first(x)) // size for x, size in ((q_clip, 7), (k_clip, 5)))
-    marks = [q_clip, q_time, k_clip, k_time]
+    q_time, k_time = ((np.arange(x.shape[1]) - first(x)) // size for x, size in ((q_ids, 7), (k_ids, 5)))
+    marks = [q_ids, q_time, k_ids, k_time]
     if order == "mixed":
         rng = np.random.default_rng(1)
-        for i, n in ((0, q_clip.shape[1]), (2, k_clip.shape[1])):
+        for i, n in ((0, q_ids.shape[1]), (2, k_ids.shape[1])):
             places = rng.permuted(np.tile(np.arange(n), (2, 1)), axis=1)
             marks[i : i + 2] = (np.take_along_axis(x, places, 1) for x in marks[i : i + 2])
-    q_clip, q_time, k_clip, k_time = (x.astype(np.int32) for x in marks)
-    return q, k, v, q_clip, k_clip, q_time, k_time, weight
+    q_ids, q_time, k_ids, k_time = (x.astype(np.int32) for x in marks)
+    return q, k, v, q_ids, k_ids, q_time, k_time, weight
 
 
-def plain(q, k, v, q_clip, k_clip, q_time, k_time):
-    read = (q_clip[:, :, None] == k_clip[:, None]) & (q_time[:, :, None] >= k_time[:, None])
+def plain(q, k, v, q_ids, k_ids, q_time, k_time):
+    read = (q_ids[:, :, None] == k_ids[:, None]) & (q_time[:, :, None] >= k_time[:, None])
     scores = jnp.where(read[:, None], jnp.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(q.shape[-1]), -1e9)
     weights = jnp.where(read.any(-1)[:, None, :, None], jax.nn.softmax(scores, -1), 0)
     return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
@@ -43,16 +43,16 @@ def plain(q, k, v, q_clip, k_clip, q_time, k_time):
 def run(kernel):
     """Output and gradients, compiled once for all tests of a kernel; queries may have times of their own."""
 
-    def both(q, k, v, q_clip, k_clip, q_time, k_time, weight):
+    def both(q, k, v, q_ids, k_ids, q_time, k_time, weight):
         function = plain if kernel is None else functools.partial(with_times, implementation=kernel)
-        within = lambda q, k, v, q_clip, k_clip: function(q, k, v, q_clip, k_clip, q_time, k_time)  # noqa: E731
-        return value_and_gradients(within, q, k, v, q_clip, k_clip, weight)
+        within = lambda q, k, v, q_ids, k_ids: function(q, k, v, q_ids, k_ids, q_time, k_time)  # noqa: E731
+        return value_and_gradients(within, q, k, v, q_ids, k_ids, weight)
 
     return jax.jit(both)
 
 
-def with_times(q, k, v, q_clip, k_clip, q_time, k_time, **options):
-    return attention(q, k, v, q_clip, k_clip, q_time=q_time, k_time=k_time, **options)
+def with_times(q, k, v, q_ids, k_ids, q_time, k_time, **options):
+    return attention(q, k, v, q_ids, k_ids, q_time=q_time, k_time=k_time, **options)
 
 
 @pytest.mark.parametrize("order", ["packed", "mixed"])
@@ -66,10 +66,10 @@ def test_equals_plain_softmax_over_what_is_not_later(kernel, order):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_frame_never_reads_a_later_one(kernel):
     """Gradients of what queries at one time read are exactly 0 for later keys, and not for those of their own time."""
-    q, k, v, q_clip, k_clip, q_time, k_time, weight = timed("mixed")
+    q, k, v, q_ids, k_ids, q_time, k_time, weight = timed("mixed")
     for time in (0, 3, 12):
         mine = (q_time == time)[..., None, None]
-        _, dq, dk, dv = run(kernel)(q, k, v, q_clip, k_clip, q_time, k_time, np.where(mine, weight, 0))
+        _, dq, dk, dv = run(kernel)(q, k, v, q_ids, k_ids, q_time, k_time, np.where(mine, weight, 0))
         for gradient in (dk, dv):
             assert not np.any(np.asarray(gradient)[k_time > time])
             assert np.any(np.asarray(gradient)[k_time == time])
@@ -79,10 +79,10 @@ def test_a_frame_never_reads_a_later_one(kernel):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_later_frames_do_not_change_a_bit(kernel):
     """Also where the later keys are of the same clip, and of the same block."""
-    q, k, v, q_clip, k_clip, q_time, k_time, weight = timed("mixed")
+    q, k, v, q_ids, k_ids, q_time, k_time, weight = timed("mixed")
     later = (k_time > 6)[..., None, None]
     first, second = (
-        np.asarray(run(kernel)(q, x, y, q_clip, k_clip, q_time, k_time, weight)[0])
+        np.asarray(run(kernel)(q, x, y, q_ids, k_ids, q_time, k_time, weight)[0])
         for x, y in ((k, v), (k - later, v * 10.0**later))
     )
     np.testing.assert_array_equal(first[q_time <= 6], second[q_time <= 6])
@@ -91,20 +91,20 @@ def test_later_frames_do_not_change_a_bit(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_one_time_for_all_is_no_time_at_all(kernel):
-    q, k, v, q_clip, k_clip, q_time, k_time, _ = timed()
+    q, k, v, q_ids, k_ids, q_time, k_time, _ = timed()
     got = jax.jit(functools.partial(with_times, implementation=kernel))(
-        q, k, v, q_clip, k_clip, 0 * q_time + 5, 0 * k_time + 5
+        q, k, v, q_ids, k_ids, 0 * q_time + 5, 0 * k_time + 5
     )
-    want = attention(q, k, v, q_clip, k_clip, implementation="dense")
+    want = attention(q, k, v, q_ids, k_ids, implementation="dense")
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_parts_of_the_keys_add_up(kernel):
     """What a ring does, where parts hold other times, and nothing at all for some queries."""
-    q, k, v, q_clip, k_clip, q_time, k_time, weight = timed("mixed")
+    q, k, v, q_ids, k_ids, q_time, k_time, weight = timed("mixed")
     q, k, v, weight = (np.swapaxes(x, 1, 2) for x in (q, k, v, weight))
-    low, high, keys = numbered(q_clip, 0 * q_time), numbered(q_clip, q_time), numbered(k_clip, k_time)
+    low, high, keys = numbered(q_ids, 0 * q_time), numbered(q_ids, q_time), numbered(k_ids, k_time)
     forward, backward = jax.jit(kernel_of(kernel).forward), jax.jit(kernel_of(kernel).backward)
     parts = [(k[:, :, s], v[:, :, s], high, keys[:, s]) for s in (slice(75), slice(75, None))]
     out, lse = merge(*forward(q, *parts[0], low), *forward(q, *parts[1], low))
@@ -139,8 +139,8 @@ def test_blocks_of_later_frames_are_not_visited():
 
 
 def test_times_of_queries_alone_are_an_error():
-    q, k, v, q_clip, k_clip, q_time, *_ = timed()
+    q, k, v, q_ids, k_ids, q_time, *_ = timed()
     with pytest.raises(ShapeError, match="go together"):
-        attention(q, k, v, q_clip, k_clip, q_time=q_time)
+        attention(q, k, v, q_ids, k_ids, q_time=q_time)
     with pytest.raises(ShapeError, match=r"k_time \(2, 200\) does not go with"):
-        with_times(q, k, v, q_clip, k_clip, q_time, q_time)
+        with_times(q, k, v, q_ids, k_ids, q_time, q_time)

@@ -75,7 +75,7 @@ def main() -> None:
     rows = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
     rows = dataclasses.replace(
         rows, values=rng.normal(size=rows.values.shape).astype(np.float32), position=np.zeros_like(rows.position),
-        slot=np.zeros_like(rows.slot),
+        frame_index=np.zeros_like(rows.frame_index),
     )  # fmt: skip
     batch = jax.device_put(rows, step.place(shapes))
     kinds = {"parameters": state.params, "EMA": state.ema, "optimizer": state.opt_state, "batch": batch}

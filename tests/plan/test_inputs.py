@@ -55,7 +55,11 @@ def test_planned_rows_are_those_that_the_packer_makes(actions):
         lambda x: (x.shape, str(x.dtype)), planned
     )
     pieces = dataclasses.replace(experiment, dit_train=dataclasses.replace(experiment.dit_train, accumulation=4))
-    assert abstract_rows(pieces).clip.shape == (4, experiment.dit_train.batch_size // 4, experiment.data.row_tokens)
+    assert abstract_rows(pieces).segment_ids.shape == (
+        4,
+        experiment.dit_train.batch_size // 4,
+        experiment.data.row_tokens,
+    )
 
 
 @pytest.mark.parametrize("name", sorted(PODS))
@@ -77,8 +81,8 @@ def test_model_flops_are_the_formulas(name):
 def test_a_splash_kernel_counts_as_attention_does():
     b, h, n, m, d = 2, 3, 1024, 2048, 128
     q, k = (jax.ShapeDtypeStruct((b, h, size, d), jnp.bfloat16) for size in (n, m))
-    q_clip, k_clip = (jax.ShapeDtypeStruct((b, size), jnp.int32) for size in (n, m))
-    forward = jax.make_jaxpr(splash.forward)(q, k, k, q_clip, k_clip).jaxpr
+    q_ids, k_ids = (jax.ShapeDtypeStruct((b, size), jnp.int32) for size in (n, m))
+    forward = jax.make_jaxpr(splash.forward)(q, k, k, q_ids, k_ids).jaxpr
     assert jaxpr_flops(forward) == 4 * b * h * n * m * d
     least = b * h * d * 2 * (2 * n + 2 * m)  # q, k and v once, the output
     assert least <= kernel_bytes(forward) <= 4 * least

@@ -42,9 +42,9 @@ def dense_inputs(latents: np.ndarray, patch: tuple[int, int, int], *, channels: 
     inputs = {
         "values": patchify(latents[..., :channels], patch),
         "position": np.broadcast_to(grid_position(grid), (b, n, 3)),
-        "clip": np.ones((b, n), np.int32),
-        "slot": np.zeros((b, n), np.int32),
-        "slot_clip": np.ones((b, 1), np.int32),
+        "segment_ids": np.ones((b, n), np.int32),
+        "frame_index": np.zeros((b, n), np.int32),
+        "frame_segment_ids": np.ones((b, 1), np.int32),
     }
     if latents.shape[-1] > channels:
         inputs["condition"] = patchify(latents[..., channels:], patch)

@@ -252,7 +252,7 @@ def test_what_is_no_dit_is_refused():
 def abstract(config) -> dict:
     """Shapes of our parameters."""
     one = jnp.ones((1, 1), jnp.int32)
-    inputs = {name: one for name in ("clip", "slot", "slot_clip", "label")}
+    inputs = {name: one for name in ("segment_ids", "frame_index", "frame_segment_ids", "label")}
     inputs |= {"values": jnp.ones((1, 1, config.token_values)), "time": jnp.ones((1, 1))}
     inputs["position"] = jnp.zeros((1, 1, 3), jnp.int32)
     return jax.eval_shape(lambda: nn.meta.unbox(DiT(config).init(jax.random.key(0), **inputs))["params"])

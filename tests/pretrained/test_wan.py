@@ -57,14 +57,14 @@ def inputs_for(model, *, b=2, shape=(2, 4, 6), texts=512, seed=0):
     time = rng.uniform(0, 1000, b).astype(np.float32)
     theirs = {"hidden_states": latents, "timestep": time, "encoder_hidden_states": text}
     ours = dense_inputs(latents, cfg.patch_size, channels=cfg.out_channels)
-    ours |= {"time": time[:, None], "text": text, "text_clip": np.ones((b, texts), np.int32)}
+    ours |= {"time": time[:, None], "text": text, "text_segment_ids": np.ones((b, texts), np.int32)}
     if cfg.image_dim:
         tokens = cfg.pos_embed_seq_len or 5
         image = rng.normal(size=(b, tokens, cfg.image_dim)).astype(np.float32)
         # With positions theirs takes first and last frames as a batch of twice as many.
         halves = image.reshape(2 * b, tokens // 2, -1) if cfg.pos_embed_seq_len else image
         theirs["encoder_hidden_states_image"] = halves
-        ours |= {"image": image, "image_clip": np.ones((b, tokens), np.int32)}
+        ours |= {"image": image, "image_segment_ids": np.ones((b, tokens), np.int32)}
     return theirs, ours
 
 
@@ -117,10 +117,10 @@ def test_noise_levels_of_single_frames(torch, parity, small):
     """TI2V: theirs takes a time for each token, ours one for each slot; frame 0 is known, at level 0."""
     model, config, rules, tensors = small("Wan 2.2 TI2V")
     theirs, ours = inputs_for(model, shape=(3, 4, 6))
-    ours["slot"] = ours["position"][..., 0]
+    ours["frame_index"] = ours["position"][..., 0]
     ours["time"] = np.array([[0, 700, 700], [0, 250, 900]], np.float32)
-    ours["slot_clip"] = np.ones((2, 3), np.int32)
-    theirs["timestep"] = np.take_along_axis(ours["time"], ours["slot"], 1)
+    ours["frame_segment_ids"] = np.ones((2, 3), np.int32)
+    theirs["timestep"] = np.take_along_axis(ours["time"], ours["frame_index"], 1)
     got = run_ours(config, fill(rules, tensors), ours, (3, 4, 6))
     parity("Wan 2.2 TI2V, a noise level a frame", got, run(torch, model, theirs))
 
@@ -189,8 +189,8 @@ def test_clips_of_a_packed_row_read_their_own_image(small):
     model, config, rules, tensors = small("Wan 2.1 FLF2V")
     params = fill(rules, tensors)
     rows = [inputs_for(model, b=1, shape=shape, texts=3, seed=i)[1] for i, shape in enumerate([(1, 4, 2), (2, 2, 4)])]
-    ids = ("clip", "slot_clip", "text_clip", "image_clip")
-    second = {**rows[1], **{name: 2 * rows[1][name] for name in ids}, "slot": rows[1]["slot"] + 1}
+    ids = ("segment_ids", "frame_segment_ids", "text_segment_ids", "image_segment_ids")
+    second = {**rows[1], **{name: 2 * rows[1][name] for name in ids}, "frame_index": rows[1]["frame_index"] + 1}
     packed = {name: np.concatenate([rows[0][name], second[name]], axis=1) for name in second}
     want = np.concatenate([predict(config, params, row) for row in rows], axis=1)
     np.testing.assert_allclose(predict(config, params, packed), want, atol=1e-5)

@@ -83,9 +83,15 @@ def test_unrolled_layers_pass_over_as_scanned_ones(params):
     row = dense_rows(canvas_tokens(blank(1, SHAPE), cfg.patch), prompts(3))
     values = jax.random.normal(jax.random.key(0), row.values.shape)
     text = jax.random.normal(jax.random.key(1), (*row.text.shape, DEEP.text.width))
-    inputs = dict(text=text, position=row.position, clip=row.clip, slot=row.slot, slot_clip=row.slot_clip)
-    inputs["text_clip"] = row.text_clip
-    weight, time = jnp.ones(row.clip.shape), jnp.full(row.slot_clip.shape, 500.0)
+    inputs = dict(
+        text=text,
+        position=row.position,
+        segment_ids=row.segment_ids,
+        frame_index=row.frame_index,
+        frame_segment_ids=row.frame_segment_ids,
+    )
+    inputs["text_segment_ids"] = row.text_segment_ids
+    weight, time = jnp.ones(row.segment_ids.shape), jnp.full(row.frame_segment_ids.shape, 500.0)
     found = []
     for params, config in ((dit, cfg), (flat, dataclasses.replace(cfg, scan=False))):
 
@@ -94,7 +100,7 @@ def test_unrolled_layers_pass_over_as_scanned_ones(params):
             reuse = Reusing(kept=kept, limit=limit, weight=weight)
             return DiT(config).apply({"params": params}, values, time=time, reuse=reuse, **inputs)
 
-        out, kept = call(params, values, Residuals.blank(cfg, *row.clip.shape), jnp.float32(0.1))
+        out, kept = call(params, values, Residuals.blank(cfg, *row.segment_ids.shape), jnp.float32(0.1))
         assert kept.change == 0
         again, kept = call(params, 1.01 * values, kept, jnp.float32(0.1))
         assert 0 < kept.change < 0.1

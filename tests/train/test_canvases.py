@@ -38,7 +38,7 @@ def drawn(row, config, count=24):
     @jax.jit
     def draw(key):
         canvas = draw_canvases(key, row, config, DiffusionConfig())
-        return canvas.row, canvas.known, jnp.take_along_axis(canvas.levels, canvas.row.slot, axis=1)
+        return canvas.row, canvas.known, jnp.take_along_axis(canvas.levels, canvas.row.frame_index, axis=1)
 
     for seed in range(count):
         yield jax.tree.map(np.asarray, draw(jax.random.key(seed)))
@@ -46,9 +46,9 @@ def drawn(row, config, count=24):
 
 def clips(row):
     """(row number, mask of its tokens, frames) of each clip."""
-    for b in range(len(row.clip)):
-        for number in range(1, row.clip[b].max() + 1):
-            tokens = row.clip[b] == number
+    for b in range(len(row.segment_ids)):
+        for number in range(1, row.segment_ids[b].max() + 1):
+            tokens = row.segment_ids[b] == number
             if tokens.any():
                 yield b, tokens, row.position[b, tokens, 0]
 
@@ -64,9 +64,9 @@ def known_frames(known, b, tokens, frames):
 def test_whole_frames_are_known_where_the_kind_says(row, kind):
     lengths = set()
     for new, known, levels in drawn(row, only(kind)):
-        assert not known[new.clip == 0].any()
+        assert not known[new.segment_ids == 0].any()
         np.testing.assert_array_equal(levels[known], 0.0)
-        assert (levels[(new.clip > 0) & ~known] > 0).all()
+        assert (levels[(new.segment_ids > 0) & ~known] > 0).all()
         for b, tokens, frames in clips(new):
             given = known_frames(known, b, tokens, frames)
             count = len(given)
@@ -104,20 +104,20 @@ def test_frames_have_levels_of_their_own(row):
 def test_without_canvases_levels_are_those_of_the_diffusion(row):
     levels = draw_canvases(jax.random.key(3), row, CanvasConfig(), DiffusionConfig()).levels
     key = jax.random.split(jax.random.key(3), 7)[0]
-    np.testing.assert_array_equal(levels, draw_levels(key, row.slot_clip, DiffusionConfig()))
+    np.testing.assert_array_equal(levels, draw_levels(key, row.frame_segment_ids, DiffusionConfig()))
 
 
 def test_masks_are_boxes_within_frames_that_move(row):
     """Known tokens of a frame have a slot of their own at level 0; the region, or what is around it, is a box."""
     shares, moving = [], 0
     for new, known, levels in drawn(row, only("mask")):
-        assert new.slot_clip.shape[1] == 2 * LIMITS.slots == new.action.shape[1]
+        assert new.frame_segment_ids.shape[1] == 2 * LIMITS.slots == new.action.shape[1]
         np.testing.assert_array_equal(levels[known], 0.0)
-        assert (levels[(new.clip > 0) & ~known] > 0).all()
-        assert ((new.slot >= LIMITS.slots) == known).all()
-        assert not known[new.clip == 0].any()
-        owner = np.take_along_axis(new.slot_clip, new.slot, axis=1)
-        np.testing.assert_array_equal(owner[new.clip > 0], new.clip[new.clip > 0])
+        assert (levels[(new.segment_ids > 0) & ~known] > 0).all()
+        assert ((new.frame_index >= LIMITS.slots) == known).all()
+        assert not known[new.segment_ids == 0].any()
+        owner = np.take_along_axis(new.frame_segment_ids, new.frame_index, axis=1)
+        np.testing.assert_array_equal(owner[new.segment_ids > 0], new.segment_ids[new.segment_ids > 0])
         for b, tokens, _frames in clips(new):
             grid = tuple(new.position[b, tokens].max(0) + 1)
             region = known[b, tokens].reshape(grid)
@@ -144,9 +144,9 @@ def test_windows_lose_their_first_frame(row):
             if grid[0] >= 3:
                 assert known[b, tokens][frames == 1].all()
                 assert not known[b, tokens][frames == frames.max()].any()
-        kept = (new.clip > 0).sum()
+        kept = (new.segment_ids > 0).sum()
         assert kept == sum(np.prod(g) * (g[0] - (g[0] >= 3)) // g[0] for g in GRIDS) * 2
-        assert ((new.slot_clip > 0).sum(1) == sum(g[0] - (g[0] >= 3) for g in GRIDS)).all()
+        assert ((new.frame_segment_ids > 0).sum(1) == sum(g[0] - (g[0] >= 3) for g in GRIDS)).all()
 
 
 def test_context_is_dropped_and_noised_as_told(row):

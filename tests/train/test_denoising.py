@@ -59,12 +59,12 @@ def test_one_compilation_serves_every_size(rows):
     state = plan.create(jax.random.key(0))
     shapes = set()
     for batch in rows:
-        for row, clip in zip(batch.position, batch.clip):
+        for row, clip in zip(batch.position, batch.segment_ids):
             shapes |= {tuple(row[clip == i].max(0)) for i in range(1, clip.max() + 1)}
         placed = jax.device_put(batch, step.place(batch))
         state, metrics = step(state, placed)
         assert np.isfinite(metrics["loss"])
-        assert metrics["tokens"] == (batch.clip > 0).sum()
+        assert metrics["tokens"] == (batch.segment_ids > 0).sum()
     assert len(shapes) >= 10, "the mix must hold many sizes"
     assert np.mean([useful(batch) for batch in rows]) > 0.98
     assert step.jitted._cache_size() == 1
@@ -75,12 +75,16 @@ def test_padding_does_not_count(rows):
     experiment = dataclasses.replace(EXPERIMENT, text_dropout=0.0)
     loss = DenoisingLoss(experiment=experiment)
     row = jax.tree.map(jnp.asarray, rows[0])
-    keep = row.clip < row.clip.max(1, keepdims=True)  # the last clip of each row becomes padding
+    keep = row.segment_ids < row.segment_ids.max(1, keepdims=True)  # the last clip of each row becomes padding
     blank = {
-        "clip": jnp.where(keep, row.clip, 0),
-        "slot": jnp.where(keep, row.slot, 0),
-        "slot_clip": jnp.where(row.slot_clip < row.clip.max(1, keepdims=True), row.slot_clip, 0),
-        "text_clip": jnp.where(row.text_clip < row.clip.max(1, keepdims=True), row.text_clip, 0),
+        "segment_ids": jnp.where(keep, row.segment_ids, 0),
+        "frame_index": jnp.where(keep, row.frame_index, 0),
+        "frame_segment_ids": jnp.where(
+            row.frame_segment_ids < row.segment_ids.max(1, keepdims=True), row.frame_segment_ids, 0
+        ),
+        "text_segment_ids": jnp.where(
+            row.text_segment_ids < row.segment_ids.max(1, keepdims=True), row.text_segment_ids, 0
+        ),
     }
     params = _rough(experiment)
 

@@ -55,11 +55,11 @@ def gap(mix, *, steps, std=STD, schedule=None, prediction="velocity", **networks
     """Root of the mean gap at all levels of a grid, of a student between the teacher, 0, and the truth, 1."""
     schedule = schedule or Flow()
     level = jnp.linspace(1.0, 0.0, steps + 1)[None]
-    slot = jnp.tile(jnp.arange(steps), 50)[None]
+    frame_index = jnp.tile(jnp.arange(steps), 50)[None]
 
     def network(mix):
         def predict(x, levels):
-            t = jnp.take_along_axis(levels, slot, axis=1)[..., None]
+            t = jnp.take_along_axis(levels, frame_index, axis=1)[..., None]
             alpha, sigma = schedule.alpha(t), jnp.maximum(schedule.sigma(t), 1e-4)
             x0 = likely(x, alpha, sigma, std)
             x0 = x0 + mix * (place(x, alpha, sigma, std) - x0)
@@ -67,12 +67,12 @@ def gap(mix, *, steps, std=STD, schedule=None, prediction="velocity", **networks
 
         return predict
 
-    t = jnp.take_along_axis(level, slot, axis=1)[..., None]
+    t = jnp.take_along_axis(level, frame_index, axis=1)[..., None]
     spread = jnp.hypot(schedule.alpha(t) * std, schedule.sigma(t))
     x = schedule.alpha(t) * MEAN + spread * jax.random.normal(KEY, t.shape)
     mixes = {"student": mix, "target": mix, "teacher": 0.0} | networks
     square = consistency_gap(
-        x, slot, level[:, :-1], level[:, 1:], **{name: network(m) for name, m in mixes.items()},
+        x, frame_index, level[:, :-1], level[:, 1:], **{name: network(m) for name, m in mixes.items()},
         schedule=schedule, prediction=prediction,
     )  # fmt: skip
     return jnp.sqrt(jnp.mean(square))
@@ -112,9 +112,9 @@ def test_the_distance_is_square_for_small_gaps_and_plain_for_large():
 
 
 def test_steps_lie_on_the_shifted_grid_and_what_is_known_stays(row):
-    slot_clip = jnp.array([[1, 1, 2, 2, 0]])
+    frame_segment_ids = jnp.array([[1, 1, 2, 2, 0]])
     drawn = DrawnCanvas(
-        row=dataclasses.replace(row, slot_clip=slot_clip),
+        row=dataclasses.replace(row, frame_segment_ids=frame_segment_ids),
         levels=jnp.array([[1.0, 0.26, 0.25, 0.3, 0.0]]),
         known=jnp.zeros((1, 1), bool),
         fixed=jnp.array([[False, False, False, True, False]]),
@@ -140,12 +140,12 @@ class ToyNetwork:
         return None
 
     def apply(self, params, row, time, text=None):
-        self.told.append({"mix": params["mix"], "values": row.values, "slot": row.slot, "time": time})
-        t = jnp.take_along_axis(time / 1000, row.slot, axis=1)[..., None]
+        self.told.append({"mix": params["mix"], "values": row.values, "frame_index": row.frame_index, "time": time})
+        t = jnp.take_along_axis(time / 1000, row.frame_index, axis=1)[..., None]
         alpha, x = 1 - t, row.values
         x0 = likely(x, alpha, t, STD)
         x0 = x0 + params["mix"] * (place(x, alpha, t, STD) - x0)
-        label = jnp.take_along_axis(jnp.pad(row.label, ((0, 0), (1, 0))), row.clip, axis=1)[..., None]
+        label = jnp.take_along_axis(jnp.pad(row.label, ((0, 0), (1, 0))), row.segment_ids, axis=1)[..., None]
         return (x - x0) / jnp.maximum(t, 1e-6) + params.get("pull", 0.0) * label
 
 
@@ -212,7 +212,7 @@ def test_the_noisiest_level_is_drawn_as_often_as_others(row):
         return experiment.toy.told[0]["time"]
 
     time = jax.jit(jax.vmap(told))(jax.random.split(KEY, 200))
-    used = time[jnp.broadcast_to(row.slot_clip > 0, time.shape)]
+    used = time[jnp.broadcast_to(row.frame_segment_ids > 0, time.shape)]
     for level in (250, 500, 750, 1000):
         assert 0.2 < np.mean(np.isclose(used, level)) < 0.3
 
@@ -230,8 +230,8 @@ def test_known_tokens_stay_are_told_level_0_and_do_not_count(row):
     loss, metrics, told = traced(row)
     (teacher,) = (call for call in told if call["mix"] == 0.0)
     target, student = sorted((call for call in told if call["mix"] != 0.0), key=lambda call: call["time"].sum())
-    of_tokens = lambda call: jnp.take_along_axis(call["time"], call["slot"], axis=1)  # noqa: E731
-    known, free = ((row.clip > 0) & hit for hit in (of_tokens(student) == 0, of_tokens(student) > 0))
+    of_tokens = lambda call: jnp.take_along_axis(call["time"], call["frame_index"], axis=1)  # noqa: E731
+    known, free = ((row.segment_ids > 0) & hit for hit in (of_tokens(student) == 0, of_tokens(student) > 0))
     assert known.sum() > 20 < free.sum()
     for call in (teacher, target, student):
         np.testing.assert_array_equal(call["values"][known], row.values[known])

@@ -207,7 +207,7 @@ class WanForward(Case):
         row = _rows(self.latents, self.config.patch, prompts)
 
         def predict(params, row, times, text):
-            time = jnp.broadcast_to(times[:, None], row.slot_clip.shape)
+            time = jnp.broadcast_to(times[:, None], row.frame_segment_ids.shape)
             out = self.network.apply(params, row, time, text)
             return unpatchify(out, self.grid, self.config.patch)
 

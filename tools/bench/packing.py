@@ -58,8 +58,8 @@ def ours(clips: list[TokenClip], limits: RowLimits, config: DataConfig) -> tuple
                       identity={})
     start, shares, packed = time.process_time(), [], 0
     for row in rows:
-        shares.append(float((row.clip > 0).mean()))
-        packed += int(row.clip.max())
+        shares.append(float((row.segment_ids > 0).mean()))
+        packed += int(row.segment_ids.max())
         if packed > len(clips) - config.buffer_clips:  # the tail of a finite stream is not the mix
             break
     return float(np.mean(shares)), min(shares), packed / (time.process_time() - start)

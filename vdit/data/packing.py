@@ -129,9 +129,9 @@ def empty_rows(count: int, width: int, limits: RowLimits, *, actions: int = 0) -
     def ids(*shape: int) -> np.ndarray:
         return np.zeros((count, *shape), np.int32)
 
-    return Row(values=np.zeros((count, n, width), np.float32), position=ids(n, 3), clip=ids(n), slot=ids(n),
-               slot_clip=ids(limits.slots), text=ids(m), text_clip=ids(m), text_position=ids(m),
-               label=ids(limits.clips),
+    return Row(values=np.zeros((count, n, width), np.float32), position=ids(n, 3), segment_ids=ids(n),
+               frame_index=ids(n), frame_segment_ids=ids(limits.slots), text=ids(m), text_segment_ids=ids(m),
+               text_position=ids(m), label=ids(limits.clips),
                action=np.zeros((count, limits.slots, actions), np.float32) if actions else None)
 
 
@@ -156,11 +156,11 @@ def build_rows(groups: Sequence[Sequence[TokenClip]], limits: RowLimits) -> Row:
             position = grid_position(clip.grid)
             rows.values[b, n : n + tokens] = clip.values
             rows.position[b, n : n + tokens] = position
-            rows.clip[b, n : n + tokens] = number
-            rows.slot[b, n : n + tokens] = position[:, 0] + k
-            rows.slot_clip[b, k : k + slots] = number
+            rows.segment_ids[b, n : n + tokens] = number
+            rows.frame_index[b, n : n + tokens] = position[:, 0] + k
+            rows.frame_segment_ids[b, k : k + slots] = number
             rows.text[b, m : m + text] = clip.text
-            rows.text_clip[b, m : m + text] = number
+            rows.text_segment_ids[b, m : m + text] = number
             rows.text_position[b, m : m + text] = np.arange(text)
             rows.label[b, number - 1] = clip.label
             if actions:

@@ -215,12 +215,12 @@ class RowIterator(Prefetch):
 
 def useful(rows: Row) -> float:
     """Share of the tokens of rows [b ...] that belong to a clip."""
-    return float((np.asarray(rows.clip) > 0).mean())
+    return float((np.asarray(rows.segment_ids) > 0).mean())
 
 
 def row_use(rows: Row) -> dict[str, float]:
     """Share of each budget of rows [b ...] in use: where tokens are low, the fullest other one binds."""
-    clips = np.asarray(rows.clip).max(axis=1)
-    return {"tokens": useful(rows), "text": float((np.asarray(rows.text_clip) > 0).mean()),
-            "slots": float((np.asarray(rows.slot_clip) > 0).mean()),
+    clips = np.asarray(rows.segment_ids).max(axis=1)
+    return {"tokens": useful(rows), "text": float((np.asarray(rows.text_segment_ids) > 0).mean()),
+            "slots": float((np.asarray(rows.frame_segment_ids) > 0).mean()),
             "clips": float(clips.mean() / rows.label.shape[1])}

@@ -28,23 +28,23 @@ def level_from_uniform(u: Array, config: DiffusionConfig) -> Array:
     return jnp.clip(jnp.ceil(level * schedule.discrete_steps), 1, None) / schedule.discrete_steps
 
 
-def draw_levels(key: Array, slot_clip: Array, config: DiffusionConfig, *, per_frame: bool = False) -> Array:
-    """slot_clip int [b k] -> levels float32 [b k] for training.
+def draw_levels(key: Array, frame_segment_ids: Array, config: DiffusionConfig, *, per_frame: bool = False) -> Array:
+    """frame_segment_ids int [b k] -> levels float32 [b k] for training.
 
     All slots of a clip share one level, clips are independent; with per_frame every slot has its own.
     Unused slots (clip 0) are at level 0. Level 0 of known frames is for the caller to set.
     """
-    owner = jnp.arange(slot_clip.shape[-1])[None] + 1 if per_frame else slot_clip
-    owner = jnp.broadcast_to(jnp.where(slot_clip > 0, owner, 0), slot_clip.shape)
+    owner = jnp.arange(frame_segment_ids.shape[-1])[None] + 1 if per_frame else frame_segment_ids
+    owner = jnp.broadcast_to(jnp.where(frame_segment_ids > 0, owner, 0), frame_segment_ids.shape)
     # Owners count from 1 and each has a slot, so one draw for each column is always enough.
-    shape = (slot_clip.shape[0], slot_clip.shape[1] + 1)
+    shape = (frame_segment_ids.shape[0], frame_segment_ids.shape[1] + 1)
     if config.stratified:
         u = _spread(key, owner, shape)
     else:
         u = jax.random.uniform(key, shape)
     u = jnp.clip(u, 1e-6, 1.0 - 1e-6)
     levels = jnp.take_along_axis(level_from_uniform(u, config), owner, axis=1)
-    return jnp.where(slot_clip > 0, levels, 0.0).astype(jnp.float32)
+    return jnp.where(frame_segment_ids > 0, levels, 0.0).astype(jnp.float32)
 
 
 def _spread(key: Array, owner: Array, shape: tuple[int, int]) -> Array:

@@ -92,30 +92,33 @@ class DrawnCanvas:
 def draw_canvases(key: Array, row: Row, config: CanvasConfig, diffusion: DiffusionConfig) -> DrawnCanvas:
     """What is known of each clip of packed rows, and the noise levels. Traceable."""
     level_key, frame_key, kind_key, window_key, length_key, mask_key, context_key = jax.random.split(key, 7)
-    levels = draw_levels(level_key, row.slot_clip, diffusion)
+    levels = draw_levels(level_key, row.frame_segment_ids, diffusion)
     if not config.gives and not config.window:
-        nothing = jnp.zeros(row.clip.shape, bool), jnp.zeros(row.slot_clip.shape, bool)
+        nothing = jnp.zeros(row.segment_ids.shape, bool), jnp.zeros(row.frame_segment_ids.shape, bool)
         return DrawnCanvas(row=row, levels=levels, known=nothing[0], fixed=nothing[1])
     if config.window:
         row = _without_first(window_key, row, config.window)
     clips = _Clips.of(row)
     kind = _kinds(kind_key, clips, config)
     if config.frames:
-        own = draw_levels(frame_key, row.slot_clip, diffusion, per_frame=True)
+        own = draw_levels(frame_key, row.frame_segment_ids, diffusion, per_frame=True)
         levels = jnp.where(clips.at_slots(kind) == KINDS.index("frames"), own, levels)
     known_slots = _known_frames(length_key, clips, kind)
-    known = jnp.take_along_axis(known_slots, row.slot, axis=1)
+    known = jnp.take_along_axis(known_slots, row.frame_index, axis=1)
     context = clips.at_slots(_context_levels(context_key, kind.shape, config))
     if not config.mask:
         levels = jnp.where(known_slots, context, levels)
-        return DrawnCanvas(row=row, levels=levels, known=known & (row.clip > 0), fixed=known_slots)
+        return DrawnCanvas(row=row, levels=levels, known=known & (row.segment_ids > 0), fixed=known_slots)
     known = known | (_masked(mask_key, row, clips) & (clips.at_tokens(kind) == KINDS.index("mask")))
-    known = known & (row.clip > 0)
-    # A frame that is known in part needs two levels: each slot gets a second one, for what is known.
-    count = row.slot_clip.shape[1]
+    known = known & (row.segment_ids > 0)
+    # A frame that is known in part needs two levels: each frame gets a second one, for what is known.
+    count = row.frame_segment_ids.shape[1]
     twice = lambda x: None if x is None else jnp.concatenate([x, x], axis=1)  # noqa: E731
     row = dataclasses.replace(
-        row, slot=row.slot + count * known, slot_clip=twice(row.slot_clip), action=twice(row.action)
+        row,
+        frame_index=row.frame_index + count * known,
+        frame_segment_ids=twice(row.frame_segment_ids),
+        action=twice(row.action),
     )
     fixed = jnp.concatenate([jnp.zeros_like(known_slots), jnp.ones_like(known_slots)], axis=1)
     return DrawnCanvas(row=row, levels=jnp.concatenate([levels, context], axis=1), known=known, fixed=fixed)
@@ -135,17 +138,17 @@ class _Clips:
     @classmethod
     def of(cls, row: Row) -> _Clips:
         ids = jnp.arange(row.label.shape[1] + 1)
-        own = (row.slot_clip[:, :, None] == ids) & (ids > 0)
-        rank = jnp.take_along_axis(jnp.cumsum(own, axis=1), row.slot_clip[..., None], axis=2)[..., 0]
+        own = (row.frame_segment_ids[:, :, None] == ids) & (ids > 0)
+        rank = jnp.take_along_axis(jnp.cumsum(own, axis=1), row.frame_segment_ids[..., None], axis=2)[..., 0]
         return cls(row=row, count=own.sum(1), frame=rank - 1)
 
     def at_slots(self, x: Array) -> Array:
         """Of clips [b s+1] -> of slots [b k]."""
-        return jnp.take_along_axis(x, self.row.slot_clip, axis=1)
+        return jnp.take_along_axis(x, self.row.frame_segment_ids, axis=1)
 
     def at_tokens(self, x: Array) -> Array:
         """Of clips [b s+1] -> of tokens [b n]."""
-        return jnp.take_along_axis(x, self.row.clip, axis=1)
+        return jnp.take_along_axis(x, self.row.segment_ids, axis=1)
 
 
 def _without_first(key: Array, row: Row, share: float) -> Row:
@@ -153,12 +156,12 @@ def _without_first(key: Array, row: Row, share: float) -> Row:
     clips = _Clips.of(row)
     chosen = jax.random.bernoulli(key, share, clips.count.shape) & (clips.count >= 3)
     slots = clips.at_slots(chosen) & (clips.frame == 0)
-    gone = jnp.take_along_axis(slots, row.slot, axis=1) & (row.clip > 0)
+    gone = jnp.take_along_axis(slots, row.frame_index, axis=1) & (row.segment_ids > 0)
     return dataclasses.replace(
         row,
-        clip=jnp.where(gone, 0, row.clip),
-        slot=jnp.where(gone, 0, row.slot),
-        slot_clip=jnp.where(slots, 0, row.slot_clip),
+        segment_ids=jnp.where(gone, 0, row.segment_ids),
+        frame_index=jnp.where(gone, 0, row.frame_index),
+        frame_segment_ids=jnp.where(slots, 0, row.frame_segment_ids),
     )
 
 
@@ -183,7 +186,7 @@ def _known_frames(key: Array, clips: _Clips, kind: Array) -> Array:
     start = jnp.select([kind == first, kind == head, kind == ends], [1, one, before], 0)
     end = jnp.select([kind == tail, kind == ends], [one, behind], 0)
     inside = (clips.frame < clips.at_slots(start)) | (clips.frame >= clips.at_slots(count - end))
-    return inside & (clips.row.slot_clip > 0)
+    return inside & (clips.row.frame_segment_ids > 0)
 
 
 def _masked(key: Array, row: Row, clips: _Clips) -> Array:
@@ -194,8 +197,8 @@ def _masked(key: Array, row: Row, clips: _Clips) -> Array:
     half = jax.random.uniform(size_key, shape, minval=_BOX[0], maxval=_BOX[1])
     drift = jax.random.uniform(drift_key, shape, minval=-_DRIFT, maxval=_DRIFT)
     drift = drift * jax.random.bernoulli(still_key, 0.5, (*clips.count.shape, 1))
-    largest = jax.vmap(lambda x, c: jax.ops.segment_max(x, c, num_segments=shape[1]))(row.position, row.clip)
-    of_tokens = lambda x: jnp.take_along_axis(x, row.clip[..., None], axis=1)  # noqa: E731
+    largest = jax.vmap(lambda x, c: jax.ops.segment_max(x, c, num_segments=shape[1]))(row.position, row.segment_ids)
+    of_tokens = lambda x: jnp.take_along_axis(x, row.segment_ids[..., None], axis=1)  # noqa: E731
     share = (row.position + 0.5) / jnp.maximum(of_tokens(largest) + 1, 1)
     at = of_tokens(middle) + of_tokens(drift) * (share[..., :1] - 0.5)
     inside = jnp.all(jnp.abs(share[..., 1:] - at) < of_tokens(half), axis=-1)

@@ -54,17 +54,19 @@ class Network:
     def init(self, key: Array) -> PyTree:
         """Fresh parameters, in boxes that carry their logical axes."""
         row = _smallest_row(self.dit)
-        time = jnp.zeros(row.slot_clip.shape, jnp.float32)
+        time = jnp.zeros(row.frame_segment_ids.shape, jnp.float32)
         params, extra = {}, {}
         text = None
         if self.uses_text:
-            params["text"] = make_encoder(self.text).init(key, row.text, row.text_clip, row.text_position)["params"]
+            params["text"] = make_encoder(self.text).init(key, row.text, row.text_segment_ids, row.text_position)[
+                "params"
+            ]
             text = jnp.zeros((*row.text.shape, self.text.width), jnp.float32)
         if self.vision is not None:
             side = self.vision.image_size
             params["vision"] = CLIPVision(self.vision).init(key, jnp.zeros((1, side, side, 3), jnp.float32))["params"]
             extra["image"] = jnp.zeros((1, 1, self.vision.width), jnp.float32)
-            extra["image_clip"] = row.clip
+            extra["image_segment_ids"] = row.segment_ids
         if self.dit.condition_channels:
             values = math.prod(self.dit.patch) * self.dit.condition_channels
             extra["condition"] = jnp.zeros((1, 1, values), jnp.float32)
@@ -78,7 +80,7 @@ class Network:
         if not self.uses_text:
             return None
         variables = {"params": params["text"]}
-        return make_encoder(self.text).apply(variables, row.text, row.text_clip, row.text_position)
+        return make_encoder(self.text).apply(variables, row.text, row.text_segment_ids, row.text_position)
 
     def encode_image(self, params: PyTree, pixels: Array) -> Array:
         """Images as the transformer attends to them: float [b side side 3], prepared by vdit.models.vision -> [b m
@@ -114,7 +116,7 @@ class Network:
         if condition is not None:
             inputs["condition"] = condition
         if image is not None:
-            inputs |= {"image": image, "image_clip": jnp.ones(image.shape[:2], jnp.int32)}
+            inputs |= {"image": image, "image_segment_ids": jnp.ones(image.shape[:2], jnp.int32)}
         inputs |= {"text": text, "past": past, "keep": keep, "reuse": reuse}
         return DiT(self.dit).apply({"params": params[expert]}, row.values, **inputs)
 
@@ -126,11 +128,11 @@ def _smallest_row(dit: DiTConfig) -> Row:
     return Row(
         values=jnp.zeros((1, 1, dit.token_values), jnp.float32),
         position=jnp.zeros((1, 1, 3), jnp.int32),
-        clip=one,
-        slot=zero,
-        slot_clip=one,
+        segment_ids=one,
+        frame_index=zero,
+        frame_segment_ids=one,
         text=zero,
-        text_clip=one,
+        text_segment_ids=one,
         text_position=zero,
         label=zero,
         action=jnp.zeros((1, 1, dit.action_width), jnp.float32) if dit.action_width else None,
@@ -142,9 +144,9 @@ def _dit_inputs(row: Row, time: Array) -> dict[str, Array]:
     return action | {
         "time": time,
         "position": row.position,
-        "clip": row.clip,
-        "slot": row.slot,
-        "slot_clip": row.slot_clip,
-        "text_clip": row.text_clip,
+        "segment_ids": row.segment_ids,
+        "frame_index": row.frame_index,
+        "frame_segment_ids": row.frame_segment_ids,
+        "text_segment_ids": row.text_segment_ids,
         "label": row.label,
     }

@@ -87,14 +87,14 @@ def tokenize(tokenizer, prompts: list[str], *, length: int) -> Prompts:
 class CanvasTokens:
     """A canvas as tokens.
 
-    values: float32 [b n p]. level: float32 [b n]. slot: int32 [b n], of 0..k-1. known: bool [b k], slots of known
+    values: float32 [b n p]. level: float32 [b n]. frame_index: int32 [b n], 0..k-1. known: bool [b k], slots of known
     tokens. action: float32 [b k a] or None. grid: tokens along t, h, w. there: bool [b k], slots of tokens that there
     are; None for all.
     """
 
     values: Array
     level: Array
-    slot: Array
+    frame_index: Array
     known: Array
     action: Array | None
     grid: tuple[int, int, int]
@@ -113,15 +113,17 @@ def canvas_tokens(canvas: Canvas, patch: tuple[int, int, int]) -> CanvasTokens:
     if by_frame:
         level = jnp.broadcast_to(level, (*level.shape[:2], patch[1] * grid[1], patch[2] * grid[2]))
     level = patchify(level[..., None], patch).max(-1)
-    slot = jnp.broadcast_to(jnp.asarray(grid_position(grid)[:, 0]), level.shape)
+    frame_index = jnp.broadcast_to(jnp.asarray(grid_position(grid)[:, 0]), level.shape)
     if by_frame:
         known = level[:, :: grid[1] * grid[2]] == 0
     else:
-        slot = slot + grid[0] * (level == 0)
+        frame_index = frame_index + grid[0] * (level == 0)
         known = jnp.broadcast_to(jnp.arange(2 * grid[0]) >= grid[0], (level.shape[0], 2 * grid[0]))
         action, there = (None if x is None else jnp.concatenate([x, x], axis=1) for x in (action, there))
     values = patchify(canvas.latents, patch)
-    return CanvasTokens(values=values, level=level, slot=slot, known=known, action=action, grid=grid, there=there)
+    return CanvasTokens(
+        values=values, level=level, frame_index=frame_index, known=known, action=action, grid=grid, there=there
+    )
 
 
 def dense_rows(tokens: CanvasTokens, prompts: Prompts, label: Array | None = None, *, first: int = 0) -> Row:
@@ -131,18 +133,18 @@ def dense_rows(tokens: CanvasTokens, prompts: Prompts, label: Array | None = Non
         raise ShapeError(f"a grid of {tokens.grid} tokens is too large: positions go to {MAX_POSITION} along each axis")
     position = jnp.asarray(grid_position(tokens.grid)) + jnp.asarray((first, 0, 0), jnp.int32)
     index = jnp.arange(prompts.ids.shape[1], dtype=jnp.int32)[None]
-    clip, slot_clip = jnp.ones((b, n), jnp.int32), jnp.ones(tokens.known.shape, jnp.int32)
+    segment_ids, frame_segment_ids = jnp.ones((b, n), jnp.int32), jnp.ones(tokens.known.shape, jnp.int32)
     if tokens.there is not None:
-        slot_clip = tokens.there.astype(jnp.int32)
-        clip = jnp.take_along_axis(slot_clip, tokens.slot, axis=1)
+        frame_segment_ids = tokens.there.astype(jnp.int32)
+        segment_ids = jnp.take_along_axis(frame_segment_ids, tokens.frame_index, axis=1)
     return Row(
         values=tokens.values,
         position=jnp.broadcast_to(position, (b, n, 3)),
-        clip=clip,
-        slot=tokens.slot,
-        slot_clip=slot_clip,
+        segment_ids=segment_ids,
+        frame_index=tokens.frame_index,
+        frame_segment_ids=frame_segment_ids,
         text=prompts.ids,
-        text_clip=(index < prompts.length[:, None]).astype(jnp.int32),
+        text_segment_ids=(index < prompts.length[:, None]).astype(jnp.int32),
         text_position=jnp.broadcast_to(index, prompts.ids.shape),
         label=jnp.zeros((b, 1), jnp.int32) if label is None else label,
         action=tokens.action,

@@ -86,11 +86,11 @@ class Continuation:
         latents = jnp.zeros((1, dit.patch[0], *cell), jnp.float32)
         action = jnp.zeros((1, 1, dit.action_width), jnp.float32) if dit.action_width else None
         row = self._row(latents, action, jnp.int32(0), prompts, negative)
-        rows, tokens = row.clip.shape
+        rows, tokens = row.segment_ids.shape
         shape = (dit.depth, rows, tokens * self.capacity, dit.heads, dit.head_dim)
         marks = jnp.zeros(shape[1:3], jnp.int32)
         zeros = jnp.zeros(shape, dit.dtype)
-        past = Past(keys=zeros, values=zeros, time=marks, clip=marks)
+        past = Past(keys=zeros, values=zeros, time=marks, segment_ids=marks)
         return Memory(past=past, text=self.network.encode_text(params, row), at=jnp.int32(0))
 
     def remember(
@@ -106,7 +106,7 @@ class Continuation:
             noise = jax.random.normal(key, latents.shape, jnp.float32)
             latents = add_noise(method.schedule, latents, noise, jnp.float32(method.known_level))
         row = self._row(latents, action, memory.at, prompts, negative)
-        time = jnp.full(row.slot_clip.shape, method.schedule.time(jnp.float32(method.known_level)))
+        time = jnp.full(row.frame_segment_ids.shape, method.schedule.time(jnp.float32(method.known_level)))
         _, more = self.network.apply(params, row, time, memory.text, past=past, keep=True)
         count = past.time.shape[1]
         newest = lambda x, y, axis: jax.lax.slice_in_dim(  # noqa: E731
@@ -114,9 +114,9 @@ class Continuation:
         )
         past = Past(
             keys=newest(past.keys, more.keys, 2), values=newest(past.values, more.values, 2),
-            time=newest(past.time, more.time, 1), clip=newest(past.clip, more.clip, 1),
+            time=newest(past.time, more.time, 1), segment_ids=newest(past.segment_ids, more.segment_ids, 1),
         )  # fmt: skip
-        at = memory.at + row.slot_clip.shape[1]
+        at = memory.at + row.frame_segment_ids.shape[1]
         return self._counted_anew(dataclasses.replace(memory, past=past, at=at))
 
     def make(
@@ -156,10 +156,10 @@ class Continuation:
             asked, text = jax.tree.map(lambda leaf: leaf[:count], (row, memory.text))
             past = Past(
                 keys=memory.past.keys[:, :count], values=memory.past.values[:, :count],
-                time=memory.past.time[:count], clip=memory.past.clip[:count],
+                time=memory.past.time[:count], segment_ids=memory.past.segment_ids[:count],
             )  # fmt: skip
             asked = dataclasses.replace(asked, values=jnp.concatenate([x] * count))
-            time = jnp.broadcast_to(method.schedule.time(jnp.asarray(t, jnp.float32)), asked.slot_clip.shape)
+            time = jnp.broadcast_to(method.schedule.time(jnp.asarray(t, jnp.float32)), asked.frame_segment_ids.shape)
             out = self.network.apply(params, asked, time, text, past=past)
             return tuple(out[i : i + 1] for i in range(count))
 

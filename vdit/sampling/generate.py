@@ -181,8 +181,8 @@ def _remembering(network: Network, params: PyTree, scene: Scene, method: Method)
         low = ask_of(LOW, method.low_guidance or method.guidance)
     is_high = lambda t: method.schedule.time(t) >= (network.boundary or 0.0)  # noqa: E731
     # What is known hardly changes: only tokens at the running level count.
-    moves = jnp.take_along_axis(scene.told == RUNNING, row.slot, axis=1) & (row.clip > 0)
-    blank = Residuals.blank(network.dit, *row.clip.shape)
+    moves = jnp.take_along_axis(scene.told == RUNNING, row.frame_index, axis=1) & (row.segment_ids > 0)
+    blank = Residuals.blank(network.dit, *row.segment_ids.shape)
     return remembering(method.reuse, high, low, is_high, kept=blank, weight=moves.astype(jnp.float32))
 
 
@@ -200,7 +200,7 @@ def _predict(
     if contextless:
         inputs = jnp.where(asked.hidden, asked.noise, inputs)
     level = jnp.where(asked.told == RUNNING, jnp.asarray(t, jnp.float32), asked.told)
-    values = constrain(pad(inputs, asked.row.clip.shape[1] - x.shape[1]), Row.AXES["values"])
+    values = constrain(pad(inputs, asked.row.segment_ids.shape[1] - x.shape[1]), Row.AXES["values"])
     row = dataclasses.replace(asked.row, values=values)
     more = {"condition": asked.condition, "image": asked.image, "expert": expert, "reuse": reuse}
     output = network.apply(params, row, method.schedule.time(level), asked.text, **more)

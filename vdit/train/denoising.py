@@ -33,17 +33,19 @@ class DenoisingLoss:
         row, levels = drawn.row, drawn.levels
         if experiment.text_dropout and experiment.dit.text != "none":
             drop = self._of_clip(drop_key, row, experiment.text_dropout)[:, 1:]
-            text, text_clip = drop_captions(experiment.text, row.text, row.text_clip, row.text_position, drop)
-            row = dataclasses.replace(row, text=text, text_clip=text_clip)
+            text, text_segment_ids = drop_captions(
+                experiment.text, row.text, row.text_segment_ids, row.text_position, drop
+            )
+            row = dataclasses.replace(row, text=text, text_segment_ids=text_segment_ids)
         if experiment.text_dropout and experiment.dit.classes:
             drop = self._of_clip(drop_key, row, experiment.text_dropout)[:, 1:]
             row = dataclasses.replace(row, label=jnp.where(drop, 0, row.label))
 
-        level = jnp.take_along_axis(levels, row.slot, axis=1)
+        level = jnp.take_along_axis(levels, row.frame_index, axis=1)
         noise = jax.random.normal(noise_key, row.values.shape, jnp.float32)
         noisy = dataclasses.replace(row, values=add_noise(schedule, row.values, noise, level))
         output = experiment.network.apply(params, noisy, schedule.time(levels))
-        useful = (row.clip > 0).astype(jnp.float32)
+        useful = (row.segment_ids > 0).astype(jnp.float32)
         weight = useful * ~drawn.known
         loss, metrics = diffusion_loss(
             experiment.diffusion, output, x0=row.values, noise=noise, level=level, weight=weight

@@ -64,8 +64,8 @@ class DistillLoss:
         noise = jax.random.normal(noise_key, row.values.shape, jnp.float32)
         student = self._network({name: tree for name, tree in params.items() if name != TEACHER}, row)
         square = consistency_gap(
-            add_noise(schedule, row.values, noise, jnp.take_along_axis(level, row.slot, axis=1)),
-            row.slot,
+            add_noise(schedule, row.values, noise, jnp.take_along_axis(level, row.frame_index, axis=1)),
+            row.frame_index,
             level,
             lower,
             student=student,
@@ -74,7 +74,7 @@ class DistillLoss:
             schedule=schedule,
             prediction=experiment.diffusion.prediction,
         )
-        useful = (row.clip > 0).astype(jnp.float32)
+        useful = (row.segment_ids > 0).astype(jnp.float32)
         weight = useful * ~drawn.known
         loss = weighted_mean(pseudo_huber(square, config.huber), weight)
         metrics = {"weight": jnp.sum(weight), "tokens": jnp.sum(useful), "useful": jnp.mean(useful)}
@@ -99,12 +99,14 @@ class DistillLoss:
         everything = jnp.ones(row.label.shape, bool)
         other = dataclasses.replace(row, label=jnp.zeros_like(row.label))
         if experiment.network.uses_text:
-            text, text_clip = drop_captions(experiment.text, row.text, row.text_clip, row.text_position, everything)
-            other = dataclasses.replace(other, text=text, text_clip=text_clip)
+            text, text_segment_ids = drop_captions(
+                experiment.text, row.text, row.text_segment_ids, row.text_position, everything
+            )
+            other = dataclasses.replace(other, text=text, text_segment_ids=text_segment_ids)
         unwanted, (low, high) = self._network(teacher, other), config.interval
 
         def predict(x: Array, level: Array) -> Array:
-            inside = jnp.take_along_axis((level >= low) & (level <= high), row.slot, axis=1)
+            inside = jnp.take_along_axis((level >= low) & (level <= high), row.frame_index, axis=1)
             scale = jnp.where(inside, config.guidance, 1.0)[..., None]
             return mix(wanted(x, level), unwanted(x, level), scale)
 
@@ -112,17 +114,17 @@ class DistillLoss:
 
 
 def consistency_gap(
-    x: Array, slot: Array, level: Array, lower: Array, *, student: Predict, target: Predict, teacher: Predict,
+    x: Array, frame_index: Array, level: Array, lower: Array, *, student: Predict, target: Predict, teacher: Predict,
     schedule: Schedule, prediction: str,
 ) -> Array:  # fmt: skip
     """How far f(x_t, t) lies from f(x_s, s), squared: float32 [b n], a mean over each token's values.
 
-    x: float32 [b n p], noisy tokens. slot: int [b n], which of the levels is theirs. level, lower: float32 [b k], t and
+    x: float32 [b n p], noisy tokens. frame_index: int [b n], which level is theirs. level, lower: float32 [b k], t and
     s; where these are the same nothing moves. student, target, teacher: (x, levels [b k]) -> prediction [b n p], of
     which the student's alone is reached by gradients. prediction: "velocity" or "v", which tell the clean data at all
     levels.
     """
-    of_tokens = lambda levels: jnp.take_along_axis(levels, slot, axis=1)  # noqa: E731
+    of_tokens = lambda levels: jnp.take_along_axis(levels, frame_index, axis=1)  # noqa: E731
 
     def clean(predict: Predict, x: Array, levels: Array) -> tuple[Array, Array]:
         alpha, sigma = (expand_like(part(of_tokens(levels)), x) for part in (schedule.alpha, schedule.sigma))
@@ -144,7 +146,7 @@ def step_down(drawn: DrawnCanvas, schedule: Schedule, steps: int) -> tuple[Array
 
     The levels drawn are the grid's before the schedule's shift. Levels of what is known, and of unused slots, stay.
     """
-    moves = (drawn.row.slot_clip > 0) & ~drawn.fixed
+    moves = (drawn.row.frame_segment_ids > 0) & ~drawn.fixed
     place = jnp.clip(jnp.ceil(drawn.levels * steps), 1, steps)
     grid = lambda place: jnp.where(moves, schedule.shifted(place / steps), drawn.levels)  # noqa: E731
     return grid(place), grid(place - 1)

@@ -26,38 +26,38 @@ TEXTS = [2, 4, 1]
 
 def make_row(rng, clips, texts, width_text=8, padding=0):
     """A row (batch of one) of the given clips, with tokens, captions and labels drawn at random."""
-    position, clip, slot, slot_clip, text_clip, first = [], [], [], [], [], 0
+    position, segment_ids, frame_index, frame_segment_ids, text_segment_ids, first = [], [], [], [], [], 0
     for i, (t, h, w) in enumerate(clips, start=1):
         grid = np.stack(np.meshgrid(range(t), range(h), range(w), indexing="ij"), -1).reshape(-1, 3)
         position.append(grid)
-        clip += [i] * len(grid)
-        slot += list(first + grid[:, 0])
-        slot_clip += [i] * t
-        text_clip += [i] * texts[i - 1]
+        segment_ids += [i] * len(grid)
+        frame_index += list(first + grid[:, 0])
+        frame_segment_ids += [i] * t
+        text_segment_ids += [i] * texts[i - 1]
         first += t
-    n = len(clip)
+    n = len(segment_ids)
     position = np.pad(np.concatenate(position), ((0, padding), (0, 0)))
     return {
         "values": rng.normal(size=(1, n + padding, 12)).astype(np.float32),
         "position": position[None],
-        "clip": np.pad(clip, (0, padding))[None],
-        "slot": np.pad(slot, (0, padding))[None],
-        "slot_clip": np.array(slot_clip)[None],
-        "time": rng.uniform(0, 1000, (1, len(slot_clip))).astype(np.float32),
+        "segment_ids": np.pad(segment_ids, (0, padding))[None],
+        "frame_index": np.pad(frame_index, (0, padding))[None],
+        "frame_segment_ids": np.array(frame_segment_ids)[None],
+        "time": rng.uniform(0, 1000, (1, len(frame_segment_ids))).astype(np.float32),
         "text": rng.normal(size=(1, sum(texts), width_text)).astype(np.float32),
-        "text_clip": np.array(text_clip)[None],
+        "text_segment_ids": np.array(text_segment_ids)[None],
         "label": np.arange(1, len(clips) + 1)[None],
     }
 
 
 def pick(row, i):
     """Clip i (from 1) of a row, alone, as a row of its own."""
-    tokens, slots, texts = row["clip"][0] == i, row["slot_clip"][0] == i, row["text_clip"][0] == i
-    out = {k: row[k][:, tokens] for k in ("values", "position", "clip", "slot")}
-    out |= {k: row[k][:, slots] for k in ("slot_clip", "time")}
-    out |= {k: row[k][:, texts] for k in ("text", "text_clip")}
-    out["slot"] = out["slot"] - np.flatnonzero(slots)[0]
-    out |= {k: np.ones_like(out[k]) for k in ("clip", "slot_clip", "text_clip")}
+    tokens, slots, texts = row["segment_ids"][0] == i, row["frame_segment_ids"][0] == i, row["text_segment_ids"][0] == i
+    out = {k: row[k][:, tokens] for k in ("values", "position", "segment_ids", "frame_index")}
+    out |= {k: row[k][:, slots] for k in ("frame_segment_ids", "time")}
+    out |= {k: row[k][:, texts] for k in ("text", "text_segment_ids")}
+    out["frame_index"] = out["frame_index"] - np.flatnonzero(slots)[0]
+    out |= {k: np.ones_like(out[k]) for k in ("segment_ids", "frame_segment_ids", "text_segment_ids")}
     return out | {"label": row["label"][:, i - 1 : i]}
 
 
@@ -82,7 +82,7 @@ def test_packed_equals_separate(model_params):
     model, params = model_params
     row = make_row(np.random.default_rng(2), CLIPS, TEXTS, padding=3)
     weight = np.random.default_rng(3).normal(size=(1, row["values"].shape[1], 1)).astype(np.float32)
-    weight *= row["clip"][..., None] > 0
+    weight *= row["segment_ids"][..., None] > 0
 
     def loss(params, row, weight):
         out = model.apply(params, **row)
@@ -92,7 +92,7 @@ def test_packed_equals_separate(model_params):
     (_, packed), packed_grad = value_grad(params, row, weight)
     separate_grad = jax.tree.map(jnp.zeros_like, packed_grad)
     for i in range(1, len(CLIPS) + 1):
-        mine = row["clip"][0] == i
+        mine = row["segment_ids"][0] == i
         (_, alone), grad = value_grad(params, pick(row, i), weight[:, mine])
         np.testing.assert_allclose(packed[:, mine], alone, atol=1e-5, rtol=1e-5)
         separate_grad = jax.tree.map(jnp.add, separate_grad, grad)
@@ -109,10 +109,10 @@ def test_nothing_crosses_clips(model_params):
 
     @jax.jit
     def gradients(of_clip):
-        mine = (row["clip"] == of_clip)[..., None]
+        mine = (row["segment_ids"] == of_clip)[..., None]
         return jax.grad(lambda x: jnp.sum((model.apply(params, **{**row, **x}) * mine) ** 2))(inputs)
 
-    owner = {"values": row["clip"], "time": row["slot_clip"], "text": row["text_clip"]}
+    owner = {"values": row["segment_ids"], "time": row["frame_segment_ids"], "text": row["text_segment_ids"]}
     for i in range(1, len(CLIPS) + 1):
         for name, grad in gradients(i).items():
             grad = np.abs(grad).reshape(*owner[name].shape, -1).max(-1)
@@ -152,8 +152,8 @@ def test_sizes_are_those_of_the_paper():
         config = preset(name, **like)
         assert config.flops(256, 256) / 2e9 == pytest.approx(gmacs, rel=0.02)
     row = {k: jax.ShapeDtypeStruct((1, *s), jnp.float32 if k in ("values", "time") else jnp.int32) for k, s in {
-        "values": (256, 16), "time": (1,), "position": (256, 3), "clip": (256,), "slot": (256,),
-        "slot_clip": (1,), "label": (1,),
+        "values": (256, 16), "time": (1,), "position": (256, 3), "segment_ids": (256,), "frame_index": (256,),
+        "frame_segment_ids": (1,), "label": (1,),
     }.items()}  # fmt: skip
     shapes = jax.eval_shape(lambda **row: DiT(config).init(jax.random.key(0), **row), **row)
     count = sum(x.size for x in jax.tree.leaves(shapes))
@@ -164,7 +164,11 @@ def test_sizes_are_those_of_the_paper():
 def test_inputs_that_the_config_asks_for_must_be_there(name):
     config = dataclasses.replace(CONFIGS["wan"], condition_channels=2, image_width=6, text_width=8)
     row = make_row(np.random.default_rng(0), CLIPS, TEXTS)
-    row |= {"condition": np.zeros((*row["clip"].shape, 8)), "image": np.zeros((1, 3, 6)), "image_clip": np.ones((1, 3))}
+    row |= {
+        "condition": np.zeros((*row["segment_ids"].shape, 8)),
+        "image": np.zeros((1, 3, 6)),
+        "image_segment_ids": np.ones((1, 3)),
+    }
     init = lambda **row: jax.eval_shape(DiT(config).init, jax.random.key(0), **row)  # noqa: E731
     init(**row)
     for wrong in (None, np.zeros((*row[name].shape[:2], 5))):

@@ -33,7 +33,7 @@ def packed(config, seed=0):
 
 def part(row, wanted):
     """Some tokens of each row, equally many; slots stay numbered as they are."""
-    tokens = {name: row[name] for name in ("values", "position", "clip", "slot")}
+    tokens = {name: row[name] for name in ("values", "position", "segment_ids", "frame_index")}
     count = wanted[0].sum()
     cut = {name: x[wanted].reshape(x.shape[0], count, *x.shape[2:]) for name, x in tokens.items()}
     return row | cut
@@ -57,7 +57,7 @@ def case(request):
 def finished(row, until):
     """The row with all frames before `until` finished, at level 0; and which tokens those are."""
     done = row["position"][..., 0] < until
-    slots = np.unique(np.stack([np.nonzero(done)[0], row["slot"][done]]), axis=1)
+    slots = np.unique(np.stack([np.nonzero(done)[0], row["frame_index"][done]]), axis=1)
     row = row | {"time": row["time"].copy()}
     row["time"][tuple(slots)] = 0
     return row, done
@@ -113,17 +113,17 @@ def test_causality_by_gradients(causal):
     row = packed(config)
     model, params = make(config, row)
     frame = row["position"][..., 0]
-    mine = (frame == 1) & (row["clip"] > 0)
+    mine = (frame == 1) & (row["segment_ids"] > 0)
 
     def total(values, action):
         out = model.apply(params, **row | {"values": values, "action": action})
         return jnp.sum(jnp.where(mine[..., None], out, 0) ** 2)
 
     values, action = jax.jit(jax.grad(total, (0, 1)))(row["values"], row["action"])
-    reach = [np.abs(values)[(frame == t) & (row["clip"] > 0)].max() for t in (0, 1, 2)]
+    reach = [np.abs(values)[(frame == t) & (row["segment_ids"] > 0)].max() for t in (0, 1, 2)]
     assert min(reach[:2]) > 1e-4
     assert (reach[2] > 1e-4) != causal
-    later = np.unique(np.stack([np.nonzero(frame == 2)[0], row["slot"][frame == 2]]), axis=1)
+    later = np.unique(np.stack([np.nonzero(frame == 2)[0], row["frame_index"][frame == 2]]), axis=1)
     assert np.any(action[tuple(later)]) != causal
 
 

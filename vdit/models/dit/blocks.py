@@ -16,10 +16,10 @@ from vdit.types import Array
 
 ACTIVATION = ("batch", "tokens", "embed")
 # Of noise levels there are few: what they give is whole over tensor and sequence too.
-OF_SLOTS = ("batch", None, None)
+OF_FRAMES = ("batch", None, None)
 
 
-def take_slots(x: Array, slot: Array) -> Array:
+def take_frames(x: Array, frame_index: Array) -> Array:
     """Give each token the values of its noise level: `[b k ...]`, int `[b n] -> [b n ...]`.
 
     A product with a one-hot matrix: its backward is a product too, where that of a gather is a
@@ -27,9 +27,9 @@ def take_slots(x: Array, slot: Array) -> Array:
     """
     if x.shape[1] == 1:
         return x
-    onehot = (slot[..., None] == jnp.arange(x.shape[1])).astype(x.dtype)
+    onehot = (frame_index[..., None] == jnp.arange(x.shape[1])).astype(x.dtype)
     flat = x.reshape(*x.shape[:2], -1)
-    return jnp.einsum("bnk,bkd->bnd", onehot, flat).reshape(*slot.shape, *x.shape[2:])
+    return jnp.einsum("bnk,bkd->bnd", onehot, flat).reshape(*frame_index.shape, *x.shape[2:])
 
 
 def modulate(x: Array, shift: Array, scale: Array, eps: float) -> Array:
@@ -43,7 +43,7 @@ def whole_columns(x: Array) -> Array:
 
     Its gradient is split again before it meets the kernel, which stays where it is.
     """
-    return constrain(constrain(x, ("batch", None, "mlp")), OF_SLOTS)
+    return constrain(constrain(x, ("batch", None, "mlp")), OF_FRAMES)
 
 
 class SelfAttention(nn.Module):
@@ -66,7 +66,7 @@ class SelfAttention(nn.Module):
             q, k = rotate(q, *rotation), rotate(k, *rotation)
         all_k, all_v = (k, v) if past is None else (beside(x, y, KEYS) for x, y in zip(past, (k, v)))
         y = attention(
-            q, all_k, all_v, reading.clip, reading.k_clip, sequence_parallel=cfg.sequence_parallel,
+            q, all_k, all_v, reading.segment_ids, reading.k_segment_ids, sequence_parallel=cfg.sequence_parallel,
             q_time=reading.time, k_time=reading.k_time,
         )  # fmt: skip
         return Linear(cfg.width, ("heads", "embed"), dtype=dtype, name="out")(y.reshape(x.shape)), (k, v)
@@ -83,7 +83,13 @@ class CrossAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, clip: Array, text: Array, text_clip: Array, image: Array | None, image_clip: Array | None
+        self,
+        x: Array,
+        segment_ids: Array,
+        text: Array,
+        text_segment_ids: Array,
+        image: Array | None,
+        image_segment_ids: Array | None,
     ) -> Array:
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         split = lambda y: y.reshape(*y.shape[:2], cfg.heads, cfg.head_dim)  # noqa: E731
@@ -91,11 +97,11 @@ class CrossAttention(nn.Module):
         q, k, v = project("q")(x), project("k")(text), project("v")(text)
         q, k = QKNorm(cfg, name="norm")(q, k)
         q = split(q)
-        y = attention(q, split(k), split(v), clip, text_clip, axes=("tokens", "text_tokens"))
+        y = attention(q, split(k), split(v), segment_ids, text_segment_ids, axes=("tokens", "text_tokens"))
         if image is not None:
             k, v = project("image_k")(image), project("image_v")(image)
             k = RMSNorm(cfg.norm_eps, axis=None, name="image_norm")(k)
-            y = y + attention(q, split(k), split(v), clip, image_clip, axes=("tokens", "text_tokens"))
+            y = y + attention(q, split(k), split(v), segment_ids, image_segment_ids, axes=("tokens", "text_tokens"))
         return Linear(cfg.width, ("heads", "embed"), dtype=dtype, name="out")(y.reshape(x.shape))
 
 
@@ -131,17 +137,17 @@ class Block(nn.Module):
         x: Array,
         past: tuple[Array, Array] | None,
         condition: Array,
-        slot: Array,
+        frame_index: Array,
         reading: Reading,
         rotation: tuple[Array, Array] | None,
         text: Array | None,
-        text_clip: Array | None,
+        text_segment_ids: Array | None,
         image: Array | None,
-        image_clip: Array | None,
+        image_segment_ids: Array | None,
     ) -> tuple[Array, tuple[Array, Array] | None]:
         cfg = self.config
         mlp_eps = cfg.norm_eps if cfg.mlp_norm_eps is None else cfg.mlp_norm_eps
-        modulation = Modulation(cfg, parts=6, name="modulation")(condition, slot)
+        modulation = Modulation(cfg, parts=6, name="modulation")(condition, frame_index)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
 
         y = modulate(x, shift, scale, cfg.norm_eps)
@@ -150,7 +156,7 @@ class Block(nn.Module):
         if text is not None:
             y = LayerNorm(cfg.norm_eps, name="cross_norm")(x)
             attend = CrossAttention(cfg, name="cross_attention")
-            x = x + attend(y, reading.clip, text, text_clip, image, image_clip)
+            x = x + attend(y, reading.segment_ids, text, text_segment_ids, image, image_segment_ids)
         y = modulate(x, mlp_shift, mlp_scale, mlp_eps)
         y = MLP(cfg.hidden, cfg.width, jnp.dtype(cfg.dtype), name="mlp")(y)
         return constrain(_add_gated(x, mlp_gate, y), ACTIVATION), made if self.keep else None
@@ -167,7 +173,7 @@ class Modulation(nn.Module):
     parts: int
 
     @nn.compact
-    def __call__(self, condition: Array, slot: Array) -> list[Array]:
+    def __call__(self, condition: Array, frame_index: Array) -> list[Array]:
         width = self.config.width
         if self.config.modulation == "block":
             zeros = nn.initializers.zeros_init()
@@ -178,7 +184,7 @@ class Modulation(nn.Module):
             init = nn.with_logical_partitioning(nn.initializers.zeros_init(), (None, "embed"))
             table = self.param("table", init, (self.parts, width))
             x = condition.reshape(*condition.shape[:2], self.parts, width) + table
-        return [take_slots(x[:, :, i], slot) for i in range(self.parts)]
+        return [take_frames(x[:, :, i], frame_index) for i in range(self.parts)]
 
 
 def _add_gated(x: Array, gate: Array, y: Array) -> Array:

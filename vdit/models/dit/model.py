@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from vdit.dist.rules import constrain
 from vdit.errors import ConfigError, ShapeError
-from vdit.models.dit.blocks import ACTIVATION, OF_SLOTS, Block, modulate, take_slots, whole_columns
+from vdit.models.dit.blocks import ACTIVATION, OF_FRAMES, Block, modulate, take_frames, whole_columns
 from vdit.models.dit.config import DiTConfig
 from vdit.models.dit.past import STACKED, Past, reading
 from vdit.models.dit.reuse import Residuals, Reusing, pass_over
@@ -37,16 +37,16 @@ class DiT(nn.Module):
         *,
         time: Array,
         position: Array,
-        clip: Array,
-        slot: Array,
-        slot_clip: Array,
+        segment_ids: Array,
+        frame_index: Array,
+        frame_segment_ids: Array,
         text: Array | None = None,
-        text_clip: Array | None = None,
+        text_segment_ids: Array | None = None,
         label: Array | None = None,
         action: Array | None = None,
         condition: Array | None = None,
         image: Array | None = None,
-        image_clip: Array | None = None,
+        image_segment_ids: Array | None = None,
         past: Past | None = None,
         keep: bool = False,
         reuse: Reusing | None = None,
@@ -54,10 +54,10 @@ class DiT(nn.Module):
         """Denoise rows of tokens; shapes as in vdit.types.Row.
 
         values: [b n p]; time: float [b k], the noise level of each slot in 0..1000 (schedule.time);
-        text: [b m e], encoded captions, with text_clip int [b m]; label: int [b s];
+        text: [b m e], encoded captions, with text_segment_ids int [b m]; label: int [b s];
         action: [b k a], what is done in the frame of each slot;
         condition: [b n pc], what is known beside the noisy latents, folded to tokens as values are;
-        image: [b mi e], encoded images, with image_clip int [b mi], the clip that each token belongs to.
+        image: [b mi e], encoded images, with image_segment_ids int [b mi], the clip that each token belongs to.
         past: of causal models, tokens of the same rows' finished frames, which these read beside themselves; clips and
             positions are counted on from there. It stays what it is: nothing of it depends on later frames.
         keep: also return the Past of these tokens; of frames that are finished, at their last level.
@@ -81,50 +81,50 @@ class DiT(nn.Module):
             x = x + sincos_position(position, cfg.width).astype(dtype)
         x = constrain(x, ACTIVATION)
 
-        embedding = self._condition(time, slot_clip, text, text_clip, label, action)
+        embedding = self._condition(time, frame_segment_ids, text, text_segment_ids, label, action)
         if cfg.text == "cross":
             text = MLP(cfg.width, cfg.width, dtype, name="text_embed")(text)
         else:
-            text = text_clip = None
+            text = text_segment_ids = None
         if image is not None:
-            image = ImageEmbed(cfg, name="image_embed")(image, image_clip)
+            image = ImageEmbed(cfg, name="image_embed")(image, image_segment_ids)
         if cfg.modulation == "block":
             modulation = nn.silu(embedding)
         else:
             project = Linear(6 * cfg.width, ("embed", "mlp"), kernel_init=_zeros, name="time_projection")
             modulation = whole_columns(project(nn.silu(embedding)))
-        reads = reading(clip, position[..., 0] if cfg.causal else None, past)
+        reads = reading(segment_ids, position[..., 0] if cfg.causal else None, past)
         layers = None if past is None else (constrain(past.keys, STACKED), constrain(past.values, STACKED))
-        shared = modulation, slot, reads, rotation, text, text_clip, image, image_clip
+        shared = modulation, frame_index, reads, rotation, text, text_segment_ids, image, image_segment_ids
         if reuse is not None:
             x, residuals = pass_over(self._one_block(layers, *shared), cfg.depth, x, reuse, scan=cfg.scan)
-            return self._head(x, embedding, slot), residuals
+            return self._head(x, embedding, frame_index), residuals
         x, made = self._blocks(x, layers, *shared, keep=keep)
-        out = self._head(x, embedding, slot)
+        out = self._head(x, embedding, frame_index)
         if not keep:
             return out
         keys, values = (constrain(y, STACKED) for y in made)
-        return out, Past(keys=keys, values=values, time=position[..., 0], clip=clip)
+        return out, Past(keys=keys, values=values, time=position[..., 0], segment_ids=segment_ids)
 
-    def _condition(self, time, slot_clip, text, text_clip, label, action) -> Array:
+    def _condition(self, time, frame_segment_ids, text, text_segment_ids, label, action) -> Array:
         """Embedding of noise level, class, action and pooled caption for each slot: float32 [b k d]."""
         cfg = self.config
-        embedding = constrain(sinusoid(time, cfg.time_features, shift=cfg.time_frequency_shift), OF_SLOTS)
+        embedding = constrain(sinusoid(time, cfg.time_features, shift=cfg.time_frequency_shift), OF_FRAMES)
         embedding = Linear(cfg.width, (None, "embed"), name="time_in")(embedding)
-        embedding = Linear(cfg.width, (None, "embed"), name="time_out")(nn.silu(constrain(embedding, OF_SLOTS)))
+        embedding = Linear(cfg.width, (None, "embed"), name="time_out")(nn.silu(constrain(embedding, OF_FRAMES)))
         if cfg.classes:
             # Row 0 stands for "no class"; clip ids and labels both count from 1.
             table = Embed(cfg.classes + 1, cfg.width, name="label_embed")
             of_clip = jnp.pad(table(label), ((0, 0), (1, 0), (0, 0)))
-            embedding = embedding + jnp.take_along_axis(of_clip, slot_clip[..., None], axis=1)
+            embedding = embedding + jnp.take_along_axis(of_clip, frame_segment_ids[..., None], axis=1)
         if action is not None:
-            embedding = embedding + MLP(cfg.width, cfg.width, name="action")(constrain(action, OF_SLOTS))
+            embedding = embedding + MLP(cfg.width, cfg.width, name="action")(constrain(action, OF_FRAMES))
         if cfg.text == "cross" and cfg.text_pool:
-            same = (slot_clip[:, :, None] == text_clip[:, None]) & (slot_clip[:, :, None] > 0)
+            same = (frame_segment_ids[:, :, None] == text_segment_ids[:, None]) & (frame_segment_ids[:, :, None] > 0)
             weight = same / jnp.maximum(same.sum(-1, keepdims=True), 1)
             pooled = jnp.einsum("bkm,bme->bke", weight, text.astype(jnp.float32))
-            embedding = embedding + MLP(cfg.width, cfg.width, name="text_pool")(constrain(pooled, OF_SLOTS))
-        return constrain(embedding, OF_SLOTS)
+            embedding = embedding + MLP(cfg.width, cfg.width, name="text_pool")(constrain(pooled, OF_FRAMES))
+        return constrain(embedding, OF_FRAMES)
 
     def _blocks(self, x, past, *shared, keep: bool) -> tuple[Array, tuple[Array, Array] | None]:
         """All layers; past, and what is kept: keys and values [L b n h d] each."""
@@ -162,7 +162,7 @@ class DiT(nn.Module):
 
         return run
 
-    def _head(self, x: Array, embedding: Array, slot: Array) -> Array:
+    def _head(self, x: Array, embedding: Array, frame_index: Array) -> Array:
         cfg = self.config
         if cfg.modulation == "block":
             project = Linear(2 * cfg.width, ("embed", "mlp"), kernel_init=_zeros, name="head_modulation")
@@ -171,7 +171,7 @@ class DiT(nn.Module):
             init = nn.with_logical_partitioning(_zeros, (None, "embed"))
             table = self.param("head_table", init, (2, cfg.width))
             shift, scale = embedding + table[0], embedding + table[1]
-        x = modulate(x, *(take_slots(y, slot) for y in (shift, scale)), cfg.norm_eps)
+        x = modulate(x, *(take_frames(y, frame_index) for y in (shift, scale)), cfg.norm_eps)
         features = cfg.token_values * (2 if cfg.learn_variance else 1)
         head = Linear(features, ("embed", "patch"), dtype=jnp.dtype(cfg.dtype), kernel_init=_zeros, name="head")
         return head(x).astype(jnp.float32)
@@ -193,22 +193,22 @@ class ImageEmbed(nn.Module):
     config: DiTConfig
 
     @nn.compact
-    def __call__(self, image: Array, image_clip: Array) -> Array:
+    def __call__(self, image: Array, image_segment_ids: Array) -> Array:
         cfg, dtype, eps = self.config, jnp.dtype(self.config.dtype), 1e-5  # Wan leaves torch's default here
         if cfg.image_positions:
             init = nn.with_logical_partitioning(_zeros, (None, "embed"))
             table = self.param("position", init, (cfg.image_positions, cfg.image_width))
-            image = image + jnp.take(table, _index_in_clip(image_clip), axis=0)
+            image = image + jnp.take(table, _index_in_clip(image_segment_ids), axis=0)
         x = LayerNorm(eps, name="norm_in")(image)
         x = Linear(cfg.image_width, ("embed", "mlp"), dtype=dtype, name="up")(x)
         x = Linear(cfg.width, ("mlp", "embed"), dtype=dtype, name="down")(nn.gelu(x, approximate=False))
         return LayerNorm(eps, name="norm_out")(x)
 
 
-def _index_in_clip(clip: Array) -> Array:
+def _index_in_clip(segment_ids: Array) -> Array:
     """Index of each token inside its clip, from 0: int `[b m] -> [b m]`; a clip's tokens lie side by side."""
-    first = jnp.argmax(clip[:, :, None] == clip[:, None], axis=-1)
-    return jnp.arange(clip.shape[1]) - first
+    first = jnp.argmax(segment_ids[:, :, None] == segment_ids[:, None], axis=-1)
+    return jnp.arange(segment_ids.shape[1]) - first
 
 
 def _check_inputs(cfg: DiTConfig, **given: Array | None) -> None:

@@ -30,7 +30,7 @@ class Past:
     keys: Array
     values: Array
     time: Array
-    clip: Array
+    segment_ids: Array
 
     def then(self, more: Past) -> Past:
         """This and later tokens of the same rows: [L b m ...], [L b n ...] -> [L b m+n ...], in any order."""
@@ -38,24 +38,24 @@ class Past:
             keys=beside(self.keys, more.keys, STACKED),
             values=beside(self.values, more.values, STACKED),
             time=beside(self.time, more.time, MARKS),
-            clip=beside(self.clip, more.clip, MARKS),
+            segment_ids=beside(self.segment_ids, more.segment_ids, MARKS),
         )
 
 
 class Reading(NamedTuple):
     """Who reads whom in self-attention: clips of queries and keys, int [b n] and [b m]; times of both, or None."""
 
-    clip: Array
-    k_clip: Array
+    segment_ids: Array
+    k_segment_ids: Array
     time: Array | None = None
     k_time: Array | None = None
 
 
-def reading(clip: Array, time: Array | None, past: Past | None) -> Reading:
+def reading(segment_ids: Array, time: Array | None, past: Past | None) -> Reading:
     """Tokens read their clip; with times, what is not later of it, and of the past."""
     if past is None:
-        return Reading(clip, clip, time, time)
-    return Reading(clip, beside(past.clip, clip, MARKS), time, beside(past.time, time, MARKS))
+        return Reading(segment_ids, segment_ids, time, time)
+    return Reading(segment_ids, beside(past.segment_ids, segment_ids, MARKS), time, beside(past.time, time, MARKS))
 
 
 def beside(x: Array, more: Array, names: tuple[str | None, ...]) -> Array:

@@ -25,7 +25,7 @@ _MASKED = -1e30  # finite: a token that may see no key averages all, and is then
 class T5Encoder(nn.Module):
     """Packed captions to features (Raffel et al., 2020), a module of the form of vdit.models.text.TextEncoder.
 
-    text, text_clip, text_position: int [b m], as in vdit.types.Row. Returns float32 [b m d].
+    text, text_segment_ids, text_position: int [b m], as in vdit.types.Row. Returns float32 [b m d].
     Attention stays within a clip's caption, and relative positions are counted inside it, so that a caption
     gives the same features wherever it lies in a row. The padding at a caption's end (config.pad_id) is seen
     by no token and gives zeros: so Wan encodes prompts.
@@ -34,9 +34,9 @@ class T5Encoder(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, text: Array, text_clip: Array, text_position: Array) -> Array:
+    def __call__(self, text: Array, text_segment_ids: Array, text_position: Array) -> Array:
         cfg = self.config
-        same = (text_clip[:, :, None] == text_clip[:, None, :]) & (text_clip > 0)[:, None, :]
+        same = (text_segment_ids[:, :, None] == text_segment_ids[:, None, :]) & (text_segment_ids > 0)[:, None, :]
         # Padding is what nothing but padding follows: a "<pad>" that a prompt spells out is a token of it.
         follows = text_position[:, None, :] >= text_position[:, :, None]
         real = jnp.any(same & follows & (text != cfg.pad_id)[:, None, :], axis=-1)

@@ -9,10 +9,10 @@ from vdit.types import Array
 
 
 def forward(
-    q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array, q_from: Array | None = None
+    q: Array, k: Array, v: Array, q_ids: Array, k_ids: Array, q_from: Array | None = None
 ) -> tuple[Array, Array]:
     """Output and log-sum-exp: see vdit/nn/attention/kernel.py."""
-    scores = _scores(q, k, q_clip, k_clip, q_from)
+    scores = _scores(q, k, q_ids, k_ids, q_from)
     top = jnp.maximum(jnp.max(scores, -1, keepdims=True), FLOOR)
     e = jnp.exp(scores - top)
     total = jnp.sum(e, -1, keepdims=True)
@@ -24,19 +24,19 @@ def forward(
 
 
 def backward(
-    q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array, lse: Array, delta: Array, do: Array,
+    q: Array, k: Array, v: Array, q_ids: Array, k_ids: Array, lse: Array, delta: Array, do: Array,
     q_from: Array | None = None,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """Gradients of q, k and v: see vdit/nn/attention/kernel.py."""
-    p = jnp.exp(_scores(q, k, q_clip, k_clip, q_from) - safe_lse(lse)[..., None])
+    p = jnp.exp(_scores(q, k, q_ids, k_ids, q_from) - safe_lse(lse)[..., None])
     dv = jnp.einsum("bhnm,bhnd->bhmd", p.astype(do.dtype), do)
     dp = jnp.einsum("bhnd,bhmd->bhnm", do, v, preferred_element_type=jnp.float32)
     ds = (p * (dp - delta[..., None]) * q.shape[-1] ** -0.5).astype(q.dtype)
     return jnp.einsum("bhnm,bhmd->bhnd", ds, k), jnp.einsum("bhnm,bhnd->bhmd", ds, q), dv
 
 
-def _scores(q: Array, k: Array, q_clip: Array, k_clip: Array, q_from: Array | None) -> Array:
+def _scores(q: Array, k: Array, q_ids: Array, k_ids: Array, q_from: Array | None) -> Array:
     scores = jnp.einsum("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
     if q_from is not None:
         q_from = q_from[:, None, :, None]
-    return jnp.where(reads(q_clip[:, None, :, None], k_clip[:, None, None, :], q_from), scores, MASKED)
+    return jnp.where(reads(q_ids[:, None, :, None], k_ids[:, None, None, :], q_from), scores, MASKED)

@@ -28,8 +28,8 @@ def attention(
     q: Array,
     k: Array,
     v: Array,
-    q_clip: Array,
-    k_clip: Array,
+    q_ids: Array,
+    k_ids: Array,
     *,
     axes: tuple[str | None, str | None] = ("tokens", "tokens"),
     implementation: str | None = None,
@@ -39,7 +39,7 @@ def attention(
 ) -> Array:
     """Scaled dot-product attention within clips.
 
-    q: [b n h d]; k, v: [b m h d]; q_clip: int [b n]; k_clip: int [b m]. Returns [b n h d] in q's type.
+    q: [b n h d]; k, v: [b m h d]; q_ids: int [b n]; k_ids: int [b m]. Returns [b n h d] in q's type.
     A token reads the tokens of its own clip; padding, clip 0, reads padding. A query whose clip has no key reads
     zeros, and passes on no gradient. Scores and softmax are float32.
 
@@ -53,14 +53,14 @@ def attention(
     implementation: "dense", "chunked", "splash" or "triton" (the last two: interpreted, and slow, on a CPU); None for
         what vdit/nn/attention/pick.py says.
     """
-    _check(q, k, v, q_clip, k_clip, q_time, k_time)
+    _check(q, k, v, q_ids, k_ids, q_time, k_time)
     q_from = None
     if q_time is not None:
         zero = jnp.zeros_like(q_time)
-        q_from, q_clip, k_clip = numbered(q_clip, zero), numbered(q_clip, q_time), numbered(k_clip, k_time)
+        q_from, q_ids, k_ids = numbered(q_ids, zero), numbered(q_ids, q_time), numbered(k_ids, k_time)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # the faster layout for every kernel
     plan = _plan(q.shape, k.shape, axes, implementation, sequence_parallel)
-    return jnp.swapaxes(_attend(plan, q, k, v, q_clip, k_clip, q_from), 1, 2)
+    return jnp.swapaxes(_attend(plan, q, k, v, q_ids, k_ids, q_from), 1, 2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ def _check(q: Array, *given: Array | None) -> None:
     (b, n, h, d), m = q.shape, given[0].shape[1]
     if (given[4] is None) != (given[5] is None):
         raise ShapeError("attention: q_time and k_time go together: give both, or neither")
-    names = ("k", "v", "q_clip", "k_clip", "q_time", "k_time")
+    names = ("k", "v", "q_ids", "k_ids", "q_time", "k_time")
     shapes = ((b, m, h, d), (b, m, h, d), (b, n), (b, m), (b, n), (b, m))
     for name, shape, x in zip(names, shapes, given):
         if x is not None and x.shape != shape:
@@ -118,19 +118,19 @@ def _check(q: Array, *given: Array | None) -> None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
-    plan: _Plan, q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array, q_from: Array | None
+    plan: _Plan, q: Array, k: Array, v: Array, q_ids: Array, k_ids: Array, q_from: Array | None
 ) -> Array:
     """Heads first: q [b h n d], k, v [b h m d] -> [b h n d].
 
     The derivative is written around `shard_map`, not through it: so what is saved and what is sent stand here, and
     nothing else is.
     """
-    return _forward(plan, q, k, v, q_clip, k_clip, q_from)[0]
+    return _forward(plan, q, k, v, q_ids, k_ids, q_from)[0]
 
 
 def _forward(plan: _Plan, *inputs: Array):
     run = functools.partial(_local_forward, kernel(plan.kernel), plan.split)
-    specs = plan.q, plan.k, plan.k, _clip(plan.q), _clip(plan.k), _clip(plan.q)
+    specs = plan.q, plan.k, plan.k, _ids(plan.q), _ids(plan.k), _ids(plan.q)
     # What is saved after an exchange has more tokens of fewer heads; as it is read with these specs again, it may be
     # called an array of such a shape.
     saved_specs = *specs, P(*plan.q[:3])
@@ -142,7 +142,7 @@ def _forward(plan: _Plan, *inputs: Array):
 def _backward(plan: _Plan, residuals, do: Array):
     *saved, out = residuals
     run = functools.partial(_local_backward, kernel(plan.kernel), plan.split, plan.sum)
-    clips = _clip(plan.q), _clip(plan.k), _clip(plan.q)
+    clips = _ids(plan.q), _ids(plan.k), _ids(plan.q)
     specs = (plan.q, plan.k, plan.k, *clips, P(*plan.q[:3])), plan.q, plan.q
     dq, dk, dv = _on_devices(plan, run, specs, (plan.q, plan.k, plan.k))(tuple(saved), out, do)
     return dq, dk, dv, None, None, None
@@ -151,19 +151,19 @@ def _backward(plan: _Plan, residuals, do: Array):
 _attend.defvjp(_forward, _backward)
 
 
-def _local_forward(kernel, split, q, k, v, q_clip, k_clip, q_from):
+def _local_forward(kernel, split, q, k, v, q_ids, k_ids, q_from):
     if split is not None:
-        return sequence.forward(kernel, split, q, k, v, q_clip, k_clip, q_from)
-    out, lse = kernel.forward(q, k, v, q_clip, k_clip, q_from)
-    return out.astype(q.dtype), (q, k, v, q_clip, k_clip, q_from, lse)
+        return sequence.forward(kernel, split, q, k, v, q_ids, k_ids, q_from)
+    out, lse = kernel.forward(q, k, v, q_ids, k_ids, q_from)
+    return out.astype(q.dtype), (q, k, v, q_ids, k_ids, q_from, lse)
 
 
 def _local_backward(kernel, split, sum_over, saved, out, do):
     delta = delta_of(out, do)
     if split is not None:
         return sequence.backward(kernel, split, saved, delta, do)
-    q, k, v, q_clip, k_clip, q_from, lse = saved
-    dq, dk, dv = kernel.backward(q, k, v, q_clip, k_clip, lse, delta, do, q_from)
+    q, k, v, q_ids, k_ids, q_from, lse = saved
+    dq, dk, dv = kernel.backward(q, k, v, q_ids, k_ids, lse, delta, do, q_from)
     if sum_over:
         dk, dv = jax.lax.psum((dk, dv), sum_over)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
@@ -177,6 +177,6 @@ def _on_devices(plan: _Plan, function, in_specs, out_specs):
     )
 
 
-def _clip(spec: P) -> P:
+def _ids(spec: P) -> P:
     """Of clip ids [b n], beside queries or keys [b h n d]."""
     return P(spec[0], spec[2])

@@ -2,19 +2,19 @@
 
 A kernel is a module with two functions, on arrays with heads first:
 
-    forward(q, k, v, q_clip, k_clip, q_from=None) -> (out, lse)
-    backward(q, k, v, q_clip, k_clip, lse, delta, do, q_from=None) -> (dq, dk, dv)
+    forward(q, k, v, q_ids, k_ids, q_from=None) -> (out, lse)
+    backward(q, k, v, q_ids, k_ids, lse, delta, do, q_from=None) -> (dq, dk, dv)
 
-q, do: [b h n d]; k, v: [b h m d]; q_clip: int32 [b n]; k_clip: int32 [b m]; out: [b h n d], float32 or q's type;
+q, do: [b h n d]; k, v: [b h m d]; q_ids: int32 [b n]; k_ids: int32 [b m]; out: [b h n d], float32 or q's type;
 lse: float32 [b h n], log of the sum of exp(score) over the keys of the query's clip (Dao et al. 2022);
 delta: float32 [b h n], sum of out * do over d. Gradients come in the types of q, k and v, or in float32.
 
 The backward needs no more than `lse` and `delta` of the whole row, so keys may lie anywhere: it is exact for
 any part of them, and the parts' gradients add up. That is what ring attention stands on.
 
-q_from: int32 [b n], or None. With it a query reads the keys whose k_clip lies from its q_from to its q_clip: so are
+q_from: int32 [b n], or None. With it a query reads the keys whose k_ids lies from its q_from to its q_ids: so are
 frames told that do not read later ones, by numbers that grow from clip to clip and, within a clip, from frame to
-frame (`numbered`). Without it a query reads the keys of its q_clip.
+frame (`numbered`). Without it a query reads the keys of its q_ids.
 
 A query whose clip has no key reads zeros and passes on no gradient: its `lse` is `MASKED`.
 """
@@ -31,14 +31,14 @@ TIMES = 1 << 16  # times of a clip are below
 Q_PADDING, K_PADDING = -1, -2  # clips of tokens that a kernel adds: they meet neither each other nor any token
 
 
-def numbered(clip: Array, time: Array) -> Array:
+def numbered(segment_ids: Array, time: Array) -> Array:
     """One number for a clip and a time in it, 0 to TIMES - 1: int32; clips from 0 to 32767."""
-    return (clip.astype(jnp.int32) * TIMES + time.astype(jnp.int32)).astype(jnp.int32)
+    return (segment_ids.astype(jnp.int32) * TIMES + time.astype(jnp.int32)).astype(jnp.int32)
 
 
-def reads(q_clip: Array, k_clip: Array, q_from: Array | None) -> Array:
+def reads(q_ids: Array, k_ids: Array, q_from: Array | None) -> Array:
     """Whether queries read keys: bool, of arrays that broadcast against each other."""
-    return q_clip == k_clip if q_from is None else (q_from <= k_clip) & (k_clip <= q_clip)
+    return q_ids == k_ids if q_from is None else (q_from <= k_ids) & (k_ids <= q_ids)
 
 
 def safe_lse(lse: Array) -> Array:

@@ -62,11 +62,11 @@ class Split:
             return x
         return jax.lax.all_to_all(x, self.axis, give, take, tiled=True, axis_index_groups=self.groups())
 
-    def group_clips(self, clip: Array | None) -> Array | None:
+    def group_ids(self, ids: Array | None) -> Array | None:
         """Clip ids of the group's tokens: `[b n] -> [b n*group]`."""
-        if self.group == 1 or clip is None:
-            return clip
-        return jax.lax.all_gather(clip, self.axis, axis=1, tiled=True, axis_index_groups=self.groups())
+        if self.group == 1 or ids is None:
+            return ids
+        return jax.lax.all_gather(ids, self.axis, axis=1, tiled=True, axis_index_groups=self.groups())
 
 
 def make_split(way: str, axis: tuple[str, ...], size: int, heads: int) -> Split:
@@ -86,48 +86,48 @@ def make_split(way: str, axis: tuple[str, ...], size: int, heads: int) -> Split:
 
 
 def forward(
-    kernel: ModuleType, split: Split, q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array,
+    kernel: ModuleType, split: Split, q: Array, k: Array, v: Array, q_ids: Array, k_ids: Array,
     q_from: Array | None,
 ) -> tuple[Array, tuple[Array | None, ...]]:  # fmt: skip
     """A device's tokens `[b h n d]`, clips `[b n]` -> their output `[b h n d]`, and what the backward wants."""
     q, k, v = (split.tokens_of_heads(x) for x in (q, k, v))
-    q_clip, k_clip, q_from = (split.group_clips(clip) for clip in (q_clip, k_clip, q_from))
-    out, lse = _ring_forward(kernel, split, q, k, v, q_clip, k_clip, q_from)
-    return split.heads_of_tokens(out.astype(q.dtype)), (q, k, v, q_clip, k_clip, q_from, lse)
+    q_ids, k_ids, q_from = (split.group_ids(ids) for ids in (q_ids, k_ids, q_from))
+    out, lse = _ring_forward(kernel, split, q, k, v, q_ids, k_ids, q_from)
+    return split.heads_of_tokens(out.astype(q.dtype)), (q, k, v, q_ids, k_ids, q_from, lse)
 
 
 def backward(
     kernel: ModuleType, split: Split, saved: tuple[Array | None, ...], delta: Array, do: Array
 ) -> tuple[Array, Array, Array]:
     """Gradients of q, k and v, each `[b h n d]` in its type."""
-    q, k, v, q_clip, k_clip, q_from, lse = saved
+    q, k, v, q_ids, k_ids, q_from, lse = saved
     delta, do = split.tokens_of_heads(delta), split.tokens_of_heads(do)
-    grads = _ring_backward(kernel, split, (q, q_clip, q_from, lse, delta, do), (k, v, k_clip))
+    grads = _ring_backward(kernel, split, (q, q_ids, q_from, lse, delta, do), (k, v, k_ids))
     return tuple(split.heads_of_tokens(g.astype(x.dtype)) for g, x in zip(grads, (q, k, v)))
 
 
-def _ring_forward(kernel, split, q, k, v, q_clip, k_clip, q_from) -> tuple[Array, Array]:
+def _ring_forward(kernel, split, q, k, v, q_ids, k_ids, q_from) -> tuple[Array, Array]:
     if split.ring == 1:
-        return kernel.forward(q, k, v, q_clip, k_clip, q_from)
+        return kernel.forward(q, k, v, q_ids, k_ids, q_from)
 
     def step(carry, _):
         keys, out, lse = carry
-        k, v, k_clip = keys
+        k, v, k_ids = keys
         coming = split.onward(keys)  # asked for first: it travels while this part is computed
-        more = kernel.forward(q, k, v, q_clip, k_clip, q_from)
+        more = kernel.forward(q, k, v, q_ids, k_ids, q_from)
         return (coming, *merge(out, lse, *more)), None
 
-    start = (k, v, k_clip), jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], MASKED)
-    ((k, v, k_clip), out, lse), _ = jax.lax.scan(step, start, length=split.ring - 1)
-    return merge(out, lse, *kernel.forward(q, k, v, q_clip, k_clip, q_from))
+    start = (k, v, k_ids), jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], MASKED)
+    ((k, v, k_ids), out, lse), _ = jax.lax.scan(step, start, length=split.ring - 1)
+    return merge(out, lse, *kernel.forward(q, k, v, q_ids, k_ids, q_from))
 
 
 def _ring_backward(kernel, split, queries, keys) -> list[Array]:
-    k, v, k_clip = keys
+    k, v, k_ids = keys
 
     def part(queries):
-        q, q_clip, q_from, lse, delta, do = queries
-        grads = kernel.backward(q, k, v, q_clip, k_clip, lse, delta, do, q_from)
+        q, q_ids, q_from, lse, delta, do = queries
+        grads = kernel.backward(q, k, v, q_ids, k_ids, lse, delta, do, q_from)
         return [g.astype(jnp.float32) for g in grads]
 
     if split.ring == 1:

@@ -34,13 +34,13 @@ TABLE_ENTRIES = 64 * 1024
 
 
 def forward(
-    q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array, q_from: Array | None = None
+    q: Array, k: Array, v: Array, q_ids: Array, k_ids: Array, q_from: Array | None = None
 ) -> tuple[Array, Array]:
     """Output, in q's type, and log-sum-exp: see vdit/nn/attention/kernel.py."""
     n, d = q.shape[2:]
     if q_from is not None:
-        k, v, k_clip, _ = _in_order(k, v, k_clip)
-    rows = _padded(q, k, v, _marks(q_clip, k_clip, q_from))
+        k, v, k_ids, _ = _in_order(k, v, k_ids)
+    rows = _padded(q, k, v, _marks(q_ids, k_ids, q_from))
     blocks = splash.BlockSizes(
         block_q=_block(rows[0].shape[2], Q_BLOCK),
         block_kv=(block := _block(rows[1].shape[2], K_BLOCK)),
@@ -65,14 +65,14 @@ def forward(
 
 
 def backward(
-    q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array, lse: Array, delta: Array, do: Array,
+    q: Array, k: Array, v: Array, q_ids: Array, k_ids: Array, lse: Array, delta: Array, do: Array,
     q_from: Array | None = None,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """Gradients of q, k and v, in their types: see vdit/nn/attention/kernel.py."""
     (n, d), m = q.shape[2:], k.shape[2]
     if q_from is not None:
-        k, v, k_clip, place = _in_order(k, v, k_clip)
-    rows = _padded(q, k, v, _marks(q_clip, k_clip, q_from))
+        k, v, k_ids, place = _in_order(k, v, k_ids)
+    rows = _padded(q, k, v, _marks(q_ids, k_ids, q_from))
     lse, delta, do = (pad_tokens(x, _multiple(n), 2) for x in (safe_lse(lse), delta, do.astype(q.dtype)))
     q_block = _block(rows[0].shape[2], Q_BLOCK_BACKWARD)
     k_block = _block(rows[1].shape[2], K_BLOCK_BACKWARD)
@@ -115,27 +115,27 @@ def _not_after(last: Array, key: Array) -> Array:
     return key <= last
 
 
-def _marks(q_clip: Array, k_clip: Array, q_from: Array | None) -> _Marks:
+def _marks(q_ids: Array, k_ids: Array, q_from: Array | None) -> _Marks:
     """Of whole rows; with `q_from`, of keys in order."""
     if q_from is None:
-        return _Marks(splash.SegmentIds(q_clip, k_clip))
-    last = jax.vmap(functools.partial(jnp.searchsorted, side="right"))(k_clip, q_clip).astype(jnp.int32) - 1
-    return _Marks(splash.SegmentIds(q_clip // TIMES, k_clip // TIMES), last)
+        return _Marks(splash.SegmentIds(q_ids, k_ids))
+    last = jax.vmap(functools.partial(jnp.searchsorted, side="right"))(k_ids, q_ids).astype(jnp.int32) - 1
+    return _Marks(splash.SegmentIds(q_ids // TIMES, k_ids // TIMES), last)
 
 
-def _in_order(k: Array, v: Array, k_clip: Array) -> tuple[Array, Array, Array, Array]:
+def _in_order(k: Array, v: Array, k_ids: Array) -> tuple[Array, Array, Array, Array]:
     """Keys, values and their clips in the order of clips and times, and where each key went, int [b m]."""
-    order = jnp.argsort(k_clip, axis=1)
+    order = jnp.argsort(k_ids, axis=1)
     k, v = (jnp.take_along_axis(x, order[:, None, :, None], 2) for x in (k, v))
-    return k, v, jnp.take_along_axis(k_clip, order, 1), jnp.argsort(order, axis=1)
+    return k, v, jnp.take_along_axis(k_ids, order, 1), jnp.argsort(order, axis=1)
 
 
 def _padded(q: Array, k: Array, v: Array, marks: _Marks) -> tuple[Array, Array, Array, _Marks]:
     q = (q * q.shape[-1] ** -0.5).astype(q.dtype)  # the kernel does not scale
     n, m = _multiple(q.shape[2]), _multiple(k.shape[2])
     q, k, v = pad_tokens(q, n, 2), pad_tokens(k, m, 2), pad_tokens(v, m, 2)
-    (q_clip, k_clip), last = marks
-    segments = splash.SegmentIds(pad_tokens(q_clip, n, 1, Q_PADDING), pad_tokens(k_clip, m, 1, K_PADDING))
+    (q_ids, k_ids), last = marks
+    segments = splash.SegmentIds(pad_tokens(q_ids, n, 1, Q_PADDING), pad_tokens(k_ids, m, 1, K_PADDING))
     return q, k, v, _Marks(segments, None if last is None else pad_tokens(last, n, 1, -1))
 
 
@@ -156,9 +156,9 @@ def _blocks_to_visit(marks: _Marks, q_block: int, k_block: int, *, next_query: b
     block that is passed over stands the one visited before it along the kernel's inner loop (over queries if
     `next_query`, else over keys), so that nothing is fetched.
     """
-    ranges = lambda clip, block: (f(clip.reshape(-1, block), 1) for f in (jnp.min, jnp.max))  # noqa: E731
-    (q_clip, k_clip), last = marks
-    (q_low, q_high), (k_low, k_high) = ranges(q_clip, q_block), ranges(k_clip, k_block)
+    ranges = lambda ids, block: (f(ids.reshape(-1, block), 1) for f in (jnp.min, jnp.max))  # noqa: E731
+    (q_ids, k_ids), last = marks
+    (q_low, q_high), (k_low, k_high) = ranges(q_ids, q_block), ranges(k_ids, k_block)
     if q_low.size * k_low.size > TABLE_ENTRIES:
         return mask_info.MaskInfo(None, None, None, None, last)
     visit = (q_low[:, None] <= k_high) & (k_low <= q_high[:, None])

@@ -28,41 +28,41 @@ LOG2E = math.log2(math.e)  # a GPU has exp2, and makes exp of it
 
 
 def forward(
-    q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array, q_from: Array | None = None
+    q: Array, k: Array, v: Array, q_ids: Array, k_ids: Array, q_from: Array | None = None
 ) -> tuple[Array, Array]:
     """Output, in q's type, and log-sum-exp: see vdit/nn/attention/kernel.py."""
     n, d = q.shape[2:]
-    blocks, (q, k, v, q_clips, k_clip) = _padded(q, k, v, q_clip, k_clip, q_from)
-    visits = _blocks_to_visit(q_clips, (k_clip,), *blocks)
+    blocks, (q, k, v, q_bounds, k_ids) = _padded(q, k, v, q_ids, k_ids, q_from)
+    visits = _blocks_to_visit(q_bounds, (k_ids,), *blocks)
     query, keys = _block_of(q.shape, blocks[0]), _all_of(k.shape)
     out, lse = pl.pallas_call(
         functools.partial(_forward_kernel, block=blocks[1], scale=d**-0.5 * LOG2E),
         grid=(q.shape[2] // blocks[0], *q.shape[:2]),
-        in_specs=[*_scalars(2), query.values, keys.values, keys.values, (query.clip,) * len(q_clips), keys.clip],
+        in_specs=[*_scalars(2), query.values, keys.values, keys.values, (query.ids,) * len(q_bounds), keys.ids],
         out_specs=[query.values, query.number],
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct(q.shape[:3], jnp.float32)],
         **_options("attention_forward"),
-    )(*visits, q, k, v, q_clips, k_clip)
+    )(*visits, q, k, v, q_bounds, k_ids)
     return out[:, :, :n, :d], lse[:, :, :n]
 
 
 def backward(
-    q: Array, k: Array, v: Array, q_clip: Array, k_clip: Array, lse: Array, delta: Array, do: Array,
+    q: Array, k: Array, v: Array, q_ids: Array, k_ids: Array, lse: Array, delta: Array, do: Array,
     q_from: Array | None = None,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """Gradients of q, k and v, in their types: see vdit/nn/attention/kernel.py."""
     (n, d), m = q.shape[2:], k.shape[2]
-    blocks, (q, k, v, q_clips, k_clip) = _padded(q, k, v, q_clip, k_clip, q_from, backward=True)
+    blocks, (q, k, v, q_bounds, k_ids) = _padded(q, k, v, q_ids, k_ids, q_from, backward=True)
     do = _pad_head(pad_tokens(do.astype(q.dtype), blocks[0], 2))
     lse, delta = (pad_tokens(x, blocks[0], 2) for x in (safe_lse(lse) * LOG2E, delta))
-    arrays = q, k, v, q_clips, k_clip, lse, delta, do
+    arrays = q, k, v, q_bounds, k_ids, lse, delta, do
 
     def call(kernel, name, visits, query, keys, out, like):
         return pl.pallas_call(
             functools.partial(kernel, scale=d**-0.5 * LOG2E),
             grid=(visits[0].shape[1], *q.shape[:2]),
             in_specs=[
-                *_scalars(2), query.values, keys.values, keys.values, (query.clip,) * len(q_clips), keys.clip,
+                *_scalars(2), query.values, keys.values, keys.values, (query.ids,) * len(q_bounds), keys.ids,
                 query.number, query.number, query.values,
             ],
             out_specs=[out.values] * len(like),
@@ -72,22 +72,22 @@ def backward(
 
     part, whole = _block_of(q.shape, blocks[0]), _all_of(k.shape)
     dq_kernel = functools.partial(_dq_kernel, block=blocks[1])
-    visits = _blocks_to_visit(q_clips, (k_clip,), *blocks)
+    visits = _blocks_to_visit(q_bounds, (k_ids,), *blocks)
     (dq,) = call(dq_kernel, "attention_dq", visits, part, whole, part, [q])
     part, whole = _block_of(k.shape, blocks[1]), _all_of(q.shape)
     dkv_kernel = functools.partial(_dkv_kernel, block=blocks[0])
-    visits = _blocks_to_visit((k_clip,), q_clips, *reversed(blocks))
+    visits = _blocks_to_visit((k_ids,), q_bounds, *reversed(blocks))
     dk, dv = call(dkv_kernel, "attention_dkv", visits, whole, part, part, [k, v])
     return dq[:, :, :n, :d], dk[:, :, :m, :d], dv[:, :, :m, :d]
 
 
-def _forward_kernel(first, end, q, k, v, q_clips, k_clip, out, lse, *, block: int, scale: float):
-    queries, clips = q[...], [x[...] for x in q_clips]
+def _forward_kernel(first, end, q, k, v, q_bounds, k_ids, out, lse, *, block: int, scale: float):
+    queries, clips = q[...], [x[...] for x in q_bounds]
 
     def step(i, carry):
         acc, top, total = carry
         here = pl.ds(i * block, block)
-        scores = _scores(queries, k[here, :], clips, k_clip[here], scale)
+        scores = _scores(queries, k[here, :], clips, k_ids[here], scale)
         new = jnp.maximum(top, jnp.max(scores, 1))
         e, shrink = jnp.exp2(scores - new[:, None]), jnp.exp2(top - new)
         acc = acc * shrink[:, None] + _product(e.astype(v.dtype), v[here, :])
@@ -102,14 +102,14 @@ def _forward_kernel(first, end, q, k, v, q_clips, k_clip, out, lse, *, block: in
     lse[...] = jnp.where(some, (top + jnp.log2(total)) / LOG2E, MASKED)
 
 
-def _dq_kernel(first, end, q, k, v, q_clips, k_clip, lse, delta, do, dq, *, block: int, scale: float):
+def _dq_kernel(first, end, q, k, v, q_bounds, k_ids, lse, delta, do, dq, *, block: int, scale: float):
     queries, sums, deltas, dos = (x[...] for x in (q, lse, delta, do))
-    clips = [x[...] for x in q_clips]
+    clips = [x[...] for x in q_bounds]
 
     def step(i, acc):
         here = pl.ds(i * block, block)
         keys = k[here, :]
-        p = jnp.exp2(_scores(queries, keys, clips, k_clip[here], scale) - sums[:, None])
+        p = jnp.exp2(_scores(queries, keys, clips, k_ids[here], scale) - sums[:, None])
         ds = p * (_product(dos, v[here, :].T) - deltas[:, None])
         return acc + _product(ds.astype(keys.dtype), keys)
 
@@ -117,14 +117,14 @@ def _dq_kernel(first, end, q, k, v, q_clips, k_clip, lse, delta, do, dq, *, bloc
     dq[...] = (acc * (scale / LOG2E)).astype(dq.dtype)
 
 
-def _dkv_kernel(first, end, q, k, v, q_clips, k_clip, lse, delta, do, dk, dv, *, block: int, scale: float):
-    keys, values, clips = k[...], v[...], k_clip[...]
+def _dkv_kernel(first, end, q, k, v, q_bounds, k_ids, lse, delta, do, dk, dv, *, block: int, scale: float):
+    keys, values, clips = k[...], v[...], k_ids[...]
 
     def step(i, carry):
         dk, dv = carry
         here = pl.ds(i * block, block)
         queries, dos = q[here, :], do[here, :]
-        scores = _scores(queries, keys, [x[here] for x in q_clips], clips, scale)
+        scores = _scores(queries, keys, [x[here] for x in q_bounds], clips, scale)
         p = jnp.exp2(scores - lse[here][:, None])
         ds = p * (_product(dos, values.T) - delta[here][:, None])
         return dk + _product(ds.astype(queries.dtype).T, queries), dv + _product(p.astype(dos.dtype).T, dos)
@@ -135,9 +135,9 @@ def _dkv_kernel(first, end, q, k, v, q_clips, k_clip, lse, delta, do, dk, dv, *,
     dv[...] = acc_v.astype(dv.dtype)
 
 
-def _scores(q, k, q_clips, k_clip, scale):
-    q_clip, q_from = (*(x[:, None] for x in q_clips), None)[:2]
-    return jnp.where(reads(q_clip, k_clip[None, :], q_from), _product(q, k.T) * scale, MASKED)
+def _scores(q, k, q_bounds, k_ids, scale):
+    q_ids, q_from = (*(x[:, None] for x in q_bounds), None)[:2]
+    return jnp.where(reads(q_ids, k_ids[None, :], q_from), _product(q, k.T) * scale, MASKED)
 
 
 def _product(a, b):
@@ -149,7 +149,7 @@ class _Tokens(NamedTuple):
 
     values: pl.BlockSpec
     number: pl.BlockSpec
-    clip: pl.BlockSpec
+    ids: pl.BlockSpec
 
 
 def _block_of(shape: tuple[int, ...], size: int) -> _Tokens:
@@ -182,14 +182,14 @@ def _options(name: str) -> dict[str, object]:
     }
 
 
-def _padded(q, k, v, q_clip, k_clip, q_from, backward: bool = False):
-    """Block sizes, and arrays with tokens and heads that they divide; (q_clip, q_from), or (q_clip,), as one."""
+def _padded(q, k, v, q_ids, k_ids, q_from, backward: bool = False):
+    """Block sizes, and arrays with tokens and heads that they divide; (q_ids, q_from), or (q_ids,), as one."""
     halves = int(q.dtype.itemsize > 2) + int(backward)
     q_block, k_block = Q_BLOCK >> halves, K_BLOCK >> int(q.dtype.itemsize > 2)
     q = _pad_head(pad_tokens(q, q_block, 2))
     k, v = (_pad_head(pad_tokens(x, k_block, 2)) for x in (k, v))
-    q_clips = tuple(pad_tokens(x, q_block, 1, Q_PADDING) for x in (q_clip, q_from) if x is not None)
-    return (q_block, k_block), (q, k, v, q_clips, pad_tokens(k_clip, k_block, 1, K_PADDING))
+    q_bounds = tuple(pad_tokens(x, q_block, 1, Q_PADDING) for x in (q_ids, q_from) if x is not None)
+    return (q_block, k_block), (q, k, v, q_bounds, pad_tokens(k_ids, k_block, 1, K_PADDING))
 
 
 def _pad_head(x: Array) -> Array:
