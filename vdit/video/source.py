@@ -73,6 +73,33 @@ class Shown:
     frame: av.VideoFrame
 
 
+@contextlib.contextmanager
+def open_container(path: str | Path | bytes) -> Iterator[av.container.InputContainer]:
+    """A file as libav opens it, by the rules of this module; VideoError where it cannot be."""
+    name = name_of(path)
+    with contextlib.ExitStack() as closing:
+        file = closing.enter_context(_opened(path, name))
+        if kind := names_other_files(file):
+            raise VideoError(
+                f"{name}: is a playlist ({kind}), which names other files; they are never opened: give the video itself"
+            )
+        try:
+            container = closing.enter_context(av.open(
+                _Unnamed(file),
+                metadata_errors="replace",
+                options={"protocol_whitelist": "none", "format_whitelist": _FORMATS},
+                timeout=_TIMEOUT_S,
+            ))  # fmt: skip
+        except av.ArgumentError as error:
+            raise VideoError(
+                f"{name}: of a format that is not read, or its header is damaged: give a whole .mp4, .mov, .webm, "
+                ".mkv, .gif or the like"
+            ) from error
+        except (av.FFmpegError, OSError, UnicodeError) as error:
+            raise VideoError(f"{name}: not a video that can be opened: {_reason(error)}") from error
+        yield container
+
+
 class Source:
     """A video file while it is open; a context manager.
 
@@ -98,26 +125,7 @@ class Source:
 
     def _open(self) -> None:
         with contextlib.ExitStack() as closing:
-            file = closing.enter_context(_opened(self._path, self.name))
-            if kind := names_other_files(file):
-                raise VideoError(
-                    f"{self.name}: is a playlist ({kind}), which names other files; they are never opened: give the "
-                    "video itself"
-                )
-            try:
-                self._container = closing.enter_context(av.open(
-                    _Unnamed(file),
-                    metadata_errors="replace",
-                    options={"protocol_whitelist": "none", "format_whitelist": _FORMATS},
-                    timeout=_TIMEOUT_S,
-                ))  # fmt: skip
-            except av.ArgumentError as error:
-                raise VideoError(
-                    f"{self.name}: of a format that is not read, or its header is damaged: give a whole .mp4, .mov, "
-                    ".webm, .mkv, .gif or the like"
-                ) from error
-            except (av.FFmpegError, OSError, UnicodeError) as error:
-                raise VideoError(f"{self.name}: not a video that can be opened: {_reason(error)}") from error
+            self._container = closing.enter_context(open_container(self._path))
             self._choose_stream()
             self._closing = closing.pop_all()
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from PIL import Image
 from vdit.errors import ShapeError, VideoError, reason
 from vdit.outputs import check_output, files_given, note_written, write_whole
 from vdit.types import check_pixels
+from vdit.video.sound import SoundPart, add_sound
 
 _BT709, _LIMITED, _FULL = 1, 1, 2
 _EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
@@ -57,9 +58,18 @@ _FORMATS = {
 
 
 def write_video(
-    path: str | Path, frames: np.ndarray | Iterable[np.ndarray], fps: float | Fraction = 24
+    path: str | Path,
+    frames: np.ndarray | Iterable[np.ndarray],
+    fps: float | Fraction = 24,
+    *,
+    sound: Callable[[], Sequence[SoundPart]] | None = None,
 ) -> None:
     """Writes frames [t h w 3] (uint8, or float in [-1, 1]) to a .mp4, .webm, .gif or .mkv file.
+
+    Args:
+        frames: an array, or an iterable of frames or of arrays of them, which are encoded as they come.
+        fps: frames per second.
+        sound: called once all frames have come; gives the file's sound, in step with them (vdit.video.sound).
 
     The folder must exist. An existing file is replaced when the new one is complete. But a file that this process has
     read (read_video, read_input, ...) and did not write is never replaced: OutputError; give another name.
@@ -71,7 +81,7 @@ def write_video(
         raise VideoError(f"{path}: folder {path.parent} does not exist")
     check_output(path, given=files_given())
     try:
-        write_whole(path, lambda part: _encode(str(part), str(path), kind, _frames(frames), rate), replace=True)
+        write_whole(path, lambda part: _write(part, path, kind, _frames(frames), rate, sound), replace=True)
     except av.FFmpegError as error:
         raise VideoError(f"{path}: cannot be encoded: {reason(error)}") from error
     note_written(path)
@@ -153,6 +163,21 @@ def _as_uint8(frame: np.ndarray, index: int) -> np.ndarray:
     except ShapeError as error:
         raise VideoError(str(error)) from None
     return np.round(np.clip(frame * 127.5 + 127.5, 0, 255)).astype(np.uint8)
+
+
+def _write(
+    part: Path, path: Path, kind: str, frames: Iterator[np.ndarray], rate: Fraction,
+    sound: Callable[[], Sequence[SoundPart]] | None,
+) -> None:  # fmt: skip
+    """Fills `part`, which will be `path`."""
+    if sound is None or kind == "gif":
+        _encode(str(part), str(path), kind, frames, rate)
+        return
+    with tempfile.TemporaryDirectory(prefix=".vdit-", dir=part.parent) as folder:
+        silent = Path(folder) / f"silent.{kind}"
+        _encode(str(silent), str(path), kind, frames, rate)
+        if not add_sound(silent, part, sound()):
+            silent.replace(part)
 
 
 def _encode(target: str, name: str, kind: str, frames: Iterator[np.ndarray], rate: Fraction) -> None:
