@@ -98,7 +98,8 @@ def _kind(path: str | Path) -> _Kind | None:
             return None
         context = container.streams.audio[0].codec_context
         if context is None or not context.sample_rate:
-            warnings.warn(f"{path}: its sound is of a kind that is not decoded, and is left out", VditWarning, stacklevel=4)
+            line = f"{path}: its sound is of a kind that is not decoded, and is left out"
+            warnings.warn(line, VditWarning, stacklevel=4)
             return None
         return _Kind(context.codec.canonical_name, context.sample_rate, context.channels)
 
