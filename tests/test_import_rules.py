@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "errors": set(),
     "reprs": set(),
     "types": {"errors", "reprs"},
-    "config": {"errors", "paths"},
+    "config": {"errors", "paths", "registry"},
     "paths": {"errors"},
     "outputs": {"errors"},
     "registry": {"errors"},

@@ -21,8 +21,8 @@ import jax
 import numpy as np
 
 import vdit
-from vdit.data.cuts import Cut, apply_cut, cover, fit_size
-from vdit.data.folder import FileFootage, FolderLibrary
+from vdit.data.cuts import ClipSpec, apply_cut, cover, fit_size
+from vdit.data.folder import FileHandle, FolderDataset
 from vdit.data.latents import LatentStore
 from vdit.data.pipeline import row_iterator, row_use
 from vdit.errors import ConfigError, VditError
@@ -35,7 +35,7 @@ from vdit.train.workspace import Workspace
 CURVES = {"vae": ("reconstruction", "psnr", "kl", "discriminator"), "dit": ("loss", "grad_norm")}
 
 
-def shown(footage: FileFootage, experiment: Experiment, frames: int, area: int) -> tuple[np.ndarray, float]:
+def shown(footage: FileHandle, experiment: Experiment, frames: int, area: int) -> tuple[np.ndarray, float]:
     """(uint8 [t h w 3], fps): a clip from its start, fitted to `area` pixels as in training."""
     data = experiment.data
     rates = [rate for rate in data.fps if rate <= footage.fps * 1.01] or [min(data.fps)]
@@ -46,7 +46,7 @@ def shown(footage: FileFootage, experiment: Experiment, frames: int, area: int) 
     size = fit_size(footage.height, footage.width, min(area, footage.height * footage.width), data.size_multiple)
     resize = cover(footage.height, footage.width, size)
     offset = tuple((r - s) // 2 for r, s in zip(resize, size))
-    cut = Cut(start=0.0, fps=fps, frames=min(frames, fits), resize=resize, offset=offset, size=size)
+    cut = ClipSpec(start=0.0, fps=fps, frames=min(frames, fits), resize=resize, offset=offset, size=size)
     return apply_cut(footage, cut).video, fps
 
 
@@ -155,7 +155,7 @@ def report(
     if experiment.data.source != "folder":
         raise ConfigError(f"{run} was trained on data.source={experiment.data.source!r}: this report is for folders")
     frames = 1 + (frames - 1) // experiment.data.frame_multiple * experiment.data.frame_multiple
-    library = FolderLibrary(data or experiment.data.path, experiment.data.captions)
+    library = FolderDataset(data or experiment.data.path, experiment.data.captions)
     footage = [library.open(i, np.random.default_rng(0)) for i in range(len(library))]
     captions = {one.id: one.captions[0] for one in footage}
     began = time.time()

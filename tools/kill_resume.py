@@ -42,7 +42,7 @@ from killed_run import seen  # noqa: E402
 
 KEEP = 2
 DEADLINE = 120.0  # seconds that a child may take for anything
-AGAIN = 75
+EX_TEMPFAIL = 75
 # What the name of a file event may hold for a child to die at it; "" is any event.
 EVENTS = ("", "", "sha256.json", "commit_success", ".deleting", "_METADATA", "os.rename", "host_", "os.mkdir", "-tmp")
 PHASES = ("starting", "opening", "restoring", "compiling", "training", "saving", "sealing", "deleting", "ending")
@@ -206,14 +206,14 @@ class Run:
         for host, code in enumerate(codes):
             # Before Python can handle signals, and when all is done and saved, SIGTERM is what it is to any process.
             bare = {-signal.SIGTERM} if phase == "starting" or now[-1:] == [self._args.steps] else set()
-            allowed = {AGAIN, 0} | (killed | bare if host in victims else set())
+            allowed = {EX_TEMPFAIL, 0} | (killed | bare if host in victims else set())
             if host not in victims and self.phase(host) == "ending":
                 allowed.add(-signal.SIGABRT)  # by jax: it was done, and waited for the other to be
             if code not in allowed:
                 raise Wrong(f"host {host} ended with {code}, killed were {victims} in {phase}:\n{self.log(host)}")
-            if code == AGAIN and not any(line.startswith("vdit: ") for line in self.log(host).splitlines()):
+            if code == EX_TEMPFAIL and not any(line.startswith("vdit: ") for line in self.log(host).splitlines()):
                 raise Wrong(f"host {host} ended without a reason:\n{self.log(host)}")
-        if set(codes) == {AGAIN} and phase == "training" and signals == (signal.SIGTERM,):
+        if set(codes) == {EX_TEMPFAIL} and phase == "training" and signals == (signal.SIGTERM,):
             step = json.loads((self.directory / "metrics.jsonl").read_text().splitlines()[-1])["step"]
             if now[-1:] != [step]:
                 raise Wrong(f"SIGTERM after step {step} left the checkpoints {now}:\n{self.log()}")

@@ -132,7 +132,7 @@ def run(options: dict, phase: Phase, together) -> bool:
     from vdit.experiment.training import OptimizerConfig, TrainConfig
     from vdit.train.loop import start, train
     from vdit.train.metrics import JsonLines
-    from vdit.train.monitor import Watch
+    from vdit.train.monitor import RunMonitor
     from vdit.train.state import plan_state
     from vdit.train.step import make_train_step
 
@@ -144,7 +144,7 @@ def run(options: dict, phase: Phase, together) -> bool:
         optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=5, schedule="cosine"),
     )  # fmt: skip
     phase("opening")
-    watch = Watch(directory / "hosts", place=together.place, peers=together.peers, stop=together.stop)
+    watch = RunMonitor(directory / "hosts", place=together.place, peers=together.peers, stop=together.stop)
     with watch, RunLock(directory), Checkpointer(directory / "checkpoints") as checkpointer:
         plan = plan_state(init, config, mesh=make_mesh(MeshConfig(fsdp=hosts)))
         data = Numbers(hosts, host, options["pause"], phase)

@@ -18,8 +18,8 @@ import jax
 import numpy as np
 
 import vdit
-from vdit.samplers import Remembering, Sampler
-from vdit.sampling.reuse import Reuse
+from vdit.samplers import Sampler, StatefulDenoiser
+from vdit.sampling.reuse import BlockCache
 from vdit.sampling.sample import draw
 
 
@@ -37,7 +37,7 @@ class Counted:
             jax.debug.callback(lambda change: self.changes.append(float(change)), kept.change)
             return output, memory
 
-        return self.inner.sample(Remembering(ask=ask, memory=denoise.memory), x, **options)
+        return self.inner.sample(StatefulDenoiser(ask=ask, memory=denoise.memory), x, **options)
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def main() -> None:
     methods = {None: plain}
     for threshold in options.thresholds:
         watched = Counted(plain.sampler)
-        methods[threshold] = dataclasses.replace(plain, sampler=watched, reuse=Reuse(threshold=threshold))
+        methods[threshold] = dataclasses.replace(plain, sampler=watched, reuse=BlockCache(threshold=threshold))
 
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
 

@@ -122,9 +122,9 @@ def install_command(extra: str) -> str:
 
 
 # Exit codes of `vdit`. Launchers start again on AGAIN (sysexits' EX_TEMPFAIL), never on MEND.
-DONE = 0
-MEND = 2
-AGAIN = 75
+EX_OK = 0
+EX_USAGE = 2
+EX_TEMPFAIL = 75
 INTERRUPTED = 130
 
 # No room: by the system's number, how C++ libraries word it, what to say of it, and the fix.

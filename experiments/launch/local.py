@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-AGAIN = 75  # exit code of vdit: start the same command again
+EX_TEMPFAIL = 75  # exit code of vdit: start the same command again
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, keeper.pass_on)
     for attempt in range(options.restarts + 1):
         code = keeper.run()
-        if code == 0 or keeper.stopped or not (code == AGAIN or code < 0):
+        if code == 0 or keeper.stopped or not (code == EX_TEMPFAIL or code < 0):
             break
         if attempt < options.restarts:
             say(f"starting again ({attempt + 1} of at most {options.restarts} times)")
@@ -97,7 +97,7 @@ class Keeper:
         for number in order:
             say(f"process {number} ended: {in_words(self._processes[number].returncode)}")
         codes = [self._processes[number].returncode for number in order]
-        final = [code for code in codes if code != AGAIN and code > 0]  # these are not started again
+        final = [code for code in codes if code != EX_TEMPFAIL and code > 0]  # these are not started again
         return next(iter(final), next((code for code in codes if code != 0), 0))
 
     def pass_on(self, number: int, frame: object) -> None:
@@ -152,7 +152,7 @@ def in_words(code: int) -> str:
     """"exit code 75 (start again)", "killed by SIGKILL"."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    words = {0: "done", AGAIN: "start again", 2: "something to be fixed", 1: "a fault", 130: "Ctrl-C"}
+    words = {0: "done", EX_TEMPFAIL: "start again", 2: "something to be fixed", 1: "a fault", 130: "Ctrl-C"}
     return f"exit code {code}" + (f" ({words[code]})" if code in words else "")
 
 

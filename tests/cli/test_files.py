@@ -10,7 +10,7 @@ import vdit
 from vdit.cli import sample
 from vdit.cli.main import main, parse
 from vdit.cli.manifest import NAME, Manifest, digests, state_of
-from vdit.cli.prompts import Wish
+from vdit.cli.prompts import PromptSpec
 
 FRAMES = np.zeros((5, 32, 32, 3), np.uint8)
 
@@ -115,7 +115,7 @@ def test_videos_of_other_parts_of_a_model_are_other_videos(tmp_path, monkeypatch
     found = set()
     for parts in ([], ["a.vae"], ["b.vae"], ["a.vae", "b.vae"]):
         options, _ = parse(["sample", "--model", ".", "a dog", *(f"--parts={part}" for part in parts)])
-        request = sample.Request(number=0, wish=Wish(prompt="a dog"), seed=0, several=False)
+        request = sample.Request(number=0, wish=PromptSpec(prompt="a dog"), seed=0, several=False)
         found.update(digests(sample._depends(options, ".", [request])))
     assert len(found) == 4
 

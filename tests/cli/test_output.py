@@ -10,7 +10,7 @@ from PIL import Image
 
 from vdit.cli import output, sample
 from vdit.cli.parser import Parser, UsageError, duration
-from vdit.cli.prompts import Wish
+from vdit.cli.prompts import PromptSpec
 from vdit.errors import OutputError
 from vdit.video.read import read_video
 
@@ -69,7 +69,11 @@ def jobs(wishes, *arguments):
 def test_each_prompt_and_seed_has_a_file(tmp_path):
     """The seed is in every automatic name, so that another seed makes another file."""
     image = duration("1")
-    wishes = [Wish(prompt="A dog!"), Wish(prompt="cat", seed=7), Wish(prompt="cat", frames=image, out="b/c.png")]
+    wishes = [
+        PromptSpec(prompt="A dog!"),
+        PromptSpec(prompt="cat", seed=7),
+        PromptSpec(prompt="cat", frames=image, out="b/c.png"),
+    ]
     names = [str(job.target.path.relative_to(tmp_path)) for job in jobs(wishes, "--out", str(tmp_path))]
     assert names == ["000-a-dog-seed0.mp4", "001-cat-seed7.mp4", "b/c.png"]
     made = jobs(wishes, "--out", str(tmp_path), "--count", "2")
@@ -110,7 +114,7 @@ def test_lines_of_one_shape_are_made_together_and_compile_once(tmp_path):
     """Whatever their order, all batches of a shape are as long, follow each other, and have one negative prompt."""
     rng = np.random.default_rng(0)
     wishes = [
-        Wish(prompt=str(k), frames=duration(str(rng.choice([1, 5, 9]))), size=(32, 32 * int(rng.integers(1, 3))),
+        PromptSpec(prompt=str(k), frames=duration(str(rng.choice([1, 5, 9]))), size=(32, 32 * int(rng.integers(1, 3))),
              negative=str(rng.choice(["", "bad"])))
         for k in range(40)
     ]  # fmt: skip
@@ -128,23 +132,23 @@ def test_lines_of_one_shape_are_made_together_and_compile_once(tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "wishes", "named"), [
-    (("--out", "x.mp4", "--count", "2"), [Wish(prompt="a")], "one file for 2 videos"),
-    (("--out", "x.mp4"), [Wish(prompt="a", out="b.mp4")], "is a file, and .* names b.mp4"),
-    ((), [Wish(prompt="a", out="b.avi")], "out b.avi: ends in '.avi'"),
-    ((), [Wish(prompt="a", out="b.png", frames=duration("5"))], "out b.png: is an image"),
-    (("--out", "x.gif", "--fps", "60"), [Wish(prompt="a")], "at most 50 frames a second"),
-    (("--out", "run/old.mp4"), [Wish(prompt="a")], "run, which was given"),
-    (("--out", "x.mp4/y.mp4", "--prompts", "x.mp4"), [Wish(prompt="a")], "x.mp4 is a file"),
-    (("--out", "x.mp4", "--image", "link.mp4"), [Wish(prompt="a")], "x.mp4: was given"),
-    (("--out", "x.mp4", "--lora", "x.mp4:0.5"), [Wish(prompt="a")], "x.mp4: was given"),
-    (("--out", "x.mp4/y"), [Wish(prompt="a")], "x.mp4 is a file"),
-    ((), [Wish(prompt="a", out="c.mp4")] * 2, "names c.mp4 twice"),
-    ((), [Wish(prompt="a", out="c.mp4"), Wish(prompt="b", out="./C.mp4")], "twice .as c.mp4"),
-    ((), [Wish(prompt="a", out="c.mp4/d.mp4"), Wish(prompt="b", out="c.mp4")], "c.mp4/d.mp4, in a folder"),
-    ((), [Wish(prompt="a", out=f"{'n' * 300}.mp4")], "304 bytes"),
-    (("--out", "."), [Wish(prompt="a", out="x.mp4/d.mp4")], "x.mp4 is a file"),
-    (("--out", "."), [Wish(prompt="a", out="x.mp4")], "x.mp4: is in . already"),
-    (("--out", "inside"), [Wish(prompt="a", out="away/d.mp4")], "link out of the folder"),
+    (("--out", "x.mp4", "--count", "2"), [PromptSpec(prompt="a")], "one file for 2 videos"),
+    (("--out", "x.mp4"), [PromptSpec(prompt="a", out="b.mp4")], "is a file, and .* names b.mp4"),
+    ((), [PromptSpec(prompt="a", out="b.avi")], "out b.avi: ends in '.avi'"),
+    ((), [PromptSpec(prompt="a", out="b.png", frames=duration("5"))], "out b.png: is an image"),
+    (("--out", "x.gif", "--fps", "60"), [PromptSpec(prompt="a")], "at most 50 frames a second"),
+    (("--out", "run/old.mp4"), [PromptSpec(prompt="a")], "run, which was given"),
+    (("--out", "x.mp4/y.mp4", "--prompts", "x.mp4"), [PromptSpec(prompt="a")], "x.mp4 is a file"),
+    (("--out", "x.mp4", "--image", "link.mp4"), [PromptSpec(prompt="a")], "x.mp4: was given"),
+    (("--out", "x.mp4", "--lora", "x.mp4:0.5"), [PromptSpec(prompt="a")], "x.mp4: was given"),
+    (("--out", "x.mp4/y"), [PromptSpec(prompt="a")], "x.mp4 is a file"),
+    ((), [PromptSpec(prompt="a", out="c.mp4")] * 2, "names c.mp4 twice"),
+    ((), [PromptSpec(prompt="a", out="c.mp4"), PromptSpec(prompt="b", out="./C.mp4")], "twice .as c.mp4"),
+    ((), [PromptSpec(prompt="a", out="c.mp4/d.mp4"), PromptSpec(prompt="b", out="c.mp4")], "c.mp4/d.mp4, in a folder"),
+    ((), [PromptSpec(prompt="a", out=f"{'n' * 300}.mp4")], "304 bytes"),
+    (("--out", "."), [PromptSpec(prompt="a", out="x.mp4/d.mp4")], "x.mp4 is a file"),
+    (("--out", "."), [PromptSpec(prompt="a", out="x.mp4")], "x.mp4: is in . already"),
+    (("--out", "inside"), [PromptSpec(prompt="a", out="away/d.mp4")], "link out of the folder"),
 ])  # fmt: skip
 def test_files_that_cannot_be_written_are_told_before_anything_is_loaded(
     tmp_path, monkeypatch, arguments, wishes, named

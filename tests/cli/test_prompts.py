@@ -5,11 +5,13 @@ import json
 import pytest
 
 from vdit.cli.parser import duration
-from vdit.cli.prompts import Wish, read_wishes
+from vdit.cli.prompts import PromptSpec, read_wishes
 from vdit.errors import TextError
 
 WANTED = ["a red circle", 'a "blue" cross, moving']
-FULL = Wish(prompt="a dog, runs", negative="blurred", seed=7, frames=duration("33"), size=(64, 96), out="b/dog.mp4")
+FULL = PromptSpec(
+    prompt="a dog, runs", negative="blurred", seed=7, frames=duration("33"), size=(64, 96), out="b/dog.mp4"
+)
 
 
 @pytest.mark.parametrize(("name", "text"), [
@@ -20,7 +22,7 @@ FULL = Wish(prompt="a dog, runs", negative="blurred", seed=7, frames=duration("3
 ])  # fmt: skip
 def test_the_same_prompts(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding="utf-8-sig")
-    assert read_wishes(tmp_path / name) == [Wish(prompt=prompt) for prompt in WANTED]
+    assert read_wishes(tmp_path / name) == [PromptSpec(prompt=prompt) for prompt in WANTED]
 
 
 @pytest.mark.parametrize(("name", "text"), [
@@ -32,7 +34,7 @@ def test_the_same_prompts(tmp_path, name, text):
 ])  # fmt: skip
 def test_a_line_may_say_more(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    assert read_wishes(tmp_path / name) == [FULL, Wish(prompt="a")]
+    assert read_wishes(tmp_path / name) == [FULL, PromptSpec(prompt="a")]
 
 
 @pytest.mark.parametrize(("name", "data", "named"), [

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vdit.data import Clips, DataConfig, LatentStore, encode_clips, group_actions, row_iterator, write_latents
-from vdit.data.cuts import Shot
-from vdit.data.packing import RowLimits, TokenClip, build_rows
+from vdit.data.cuts import DecodedClip
+from vdit.data.packing import PackItem, RowShape, build_rows
 from vdit.errors import ConfigError, DataError, ShapeError
 
 
@@ -40,7 +40,8 @@ class Steered:
         video = np.full((frames, *size, 3), self.item, np.uint8)
         video[:, :, 0] = 255  # the mirror image has it on the other side
         actions = actions_of(self.item, frames, self.numbers)
-        return Shot(video=video, captions=(f"{self.item}",), actions=None if self.item in self.without else actions)
+        actions = None if self.item in self.without else actions
+        return DecodedClip(video=video, captions=(f"{self.item}",), actions=actions)
 
 
 def actions_of(item, frames, width=2):
@@ -168,7 +169,7 @@ def test_actions_that_do_not_belong_to_the_frames_are_refused():
 
         def read(self, **view):
             shot = super().read(**view)
-            return Shot(video=shot.video, captions=shot.captions, actions=shot.actions[1:])
+            return DecodedClip(video=shot.video, captions=shot.captions, actions=shot.actions[1:])
 
     with pytest.raises(DataError, match=r"actions of shape \(\d+, 2\) for"):
         Clips(Short(), config_of())[0]
@@ -176,9 +177,9 @@ def test_actions_that_do_not_belong_to_the_frames_are_refused():
 
 def test_clips_with_and_without_actions_do_not_share_a_batch():
     def clip(action):
-        return TokenClip(values=np.zeros((2, 1)), grid=(2, 1, 1), text=np.ones(1, np.int32), action=action)
+        return PackItem(values=np.zeros((2, 1)), grid=(2, 1, 1), text=np.ones(1, np.int32), action=action)
 
-    limits = RowLimits(tokens=4, text=4, slots=4, clips=2)
+    limits = RowShape(tokens=4, text=4, slots=4, clips=2)
     for other in (None, np.zeros((2, 3), np.float32)):
         with pytest.raises(DataError, match="all clips of a batch"):
             build_rows([[clip(np.zeros((2, 2), np.float32)), clip(other)]], limits)

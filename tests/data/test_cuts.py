@@ -8,7 +8,7 @@ import pytest
 from vdit.data.clips import Clips
 from vdit.data.config import DataConfig
 from vdit.data.cuts import draw_crop, draw_cut, fit_size, may_flip
-from vdit.data.tfds_library import ArrayFootage
+from vdit.data.tfds_library import ArrayHandle
 from vdit.errors import ConfigError, DataError
 
 SHAPES = [(720, 1280), (1280, 720), (480, 640), (288, 352), (332, 800), (480, 480), (2160, 3840)]
@@ -45,7 +45,7 @@ def film(frames=40, height=90, width=160, fps=10.0, caption="a dog runs"):
     """Frame number in red, row in green, column in blue."""
     t, y, x = np.indices((frames, height, width))
     video = np.stack([t, y, x], -1).astype(np.uint8)
-    return ArrayFootage(video=video, captions=(caption,), id="film", fps=fps)
+    return ArrayHandle(video=video, captions=(caption,), id="film", fps=fps)
 
 
 CONFIG = DataConfig(areas=(48 * 48, 64 * 64, 400 * 400), frames=(1, 9, 17, 81), fps=(5.0, 10.0, 30.0))

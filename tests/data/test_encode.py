@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.data.test_folder import write_film
-from vdit.data import Clips, DataConfig, LatentStore, WorldLibrary, encode_clips, open_source
+from vdit.data import Clips, DataConfig, LatentStore, WorldDataset, encode_clips, open_source
 from vdit.data.changes import Changes, find_changes, look_at_videos, read_record
 from vdit.data.sources import Source
 from vdit.errors import ConfigError, DataError
@@ -32,7 +32,7 @@ def halve(video):
 
 def test_clips_are_encoded_in_order_with_what_is_known_of_them(tmp_path):
     config = DataConfig(areas=(32 * 32, 48 * 48), frames=(1, 9), aspects=(1.0, 1.5), world_count=5, threads=2)
-    source, seen = Clips(WorldLibrary.of(config, seed=0), config, seed=3), []
+    source, seen = Clips(WorldDataset.of(config, seed=0), config, seed=3), []
     index = encode_clips(source, halve, tmp_path / "out", samples=8, vae="v",
                          progress=lambda done, total: seen.append((done, total)))
     assert seen == [(i, 8) for i in range(1, 9)]

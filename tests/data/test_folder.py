@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.data_paths import shared_data
-from vdit.data import DataConfig, FolderLibrary, open_source
+from vdit.data import DataConfig, FolderDataset, open_source
 from vdit.data.captions import read_captions
 from vdit.errors import ConfigError, DataError
 
@@ -65,9 +65,9 @@ def test_a_captions_file_that_is_wrong_is_refused_with_its_line(folder, text, me
 
 def test_missing_folders_and_captions_files_are_named(folder):
     with pytest.raises(DataError, match="is not a folder"):
-        FolderLibrary(folder / "none")
+        FolderDataset(folder / "none")
     with pytest.raises(DataError, match=r"'other.csv' is neither"):
-        FolderLibrary(folder, "other.csv")
+        FolderDataset(folder, "other.csv")
     with pytest.raises(ConfigError, match=r"needs data.path"):
         open_source(DataConfig(source="folder"))
 
@@ -94,7 +94,7 @@ def test_a_file_that_breaks_later_is_replaced_by_the_next(folder):
 def test_a_folder_of_broken_files_only_is_refused(tmp_path):
     (tmp_path / "x.mp4").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"no video that can be read \(tried 1\); for one, x.mp4"):
-        FolderLibrary(tmp_path)
+        FolderDataset(tmp_path)
 
 
 def test_excluded_files_are_left_out(folder):

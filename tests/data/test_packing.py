@@ -11,11 +11,11 @@ import pytest
 
 from vdit.data.config import DataConfig
 from vdit.data.packer import PackedRows
-from vdit.data.packing import RowLimits, TokenClip, build_rows, check_fits, choose
+from vdit.data.packing import PackItem, RowShape, build_rows, check_fits, choose
 from vdit.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMITS = RowLimits(tokens=100, text=40, slots=24, clips=12)
+LIMITS = RowShape(tokens=100, text=40, slots=24, clips=12)
 
 
 def clips_of(count, seed=0, width=2):
@@ -27,7 +27,7 @@ def clips_of(count, seed=0, width=2):
         n = int(np.prod(grid))
         values = np.arange(token, token + n, dtype=np.float32)[:, None].repeat(width, 1)
         text = 1000 * i + np.arange(int(rng.integers(1, 9)), dtype=np.int32)
-        clips.append(TokenClip(values=values, grid=grid, text=text, label=i + 1, place=i, name=f"c{i}"))
+        clips.append(PackItem(values=values, grid=grid, text=text, label=i + 1, place=i, name=f"c{i}"))
         token += n
     return clips
 
@@ -102,7 +102,7 @@ def test_a_row_is_as_full_as_the_best_subset_that_holds_the_first_clip(seed):
 
 
 def test_a_clip_that_no_row_holds_is_refused_with_its_sizes():
-    clip = TokenClip(values=np.zeros((120, 2)), grid=(2, 6, 10), text=np.ones(3, np.int32), name="long.mp4")
+    clip = PackItem(values=np.zeros((120, 2)), grid=(2, 6, 10), text=np.ones(3, np.int32), name="long.mp4")
     message = r"'long.mp4' has 120 tokens \(2 x 6 x 10\).*row holds 100.*row_tokens to 120"
     with pytest.raises(DataError, match=message):
         check_fits(clip, LIMITS)
@@ -124,5 +124,5 @@ def bench():
 def test_rows_of_a_realistic_mix_are_over_98_percent_useful(bench, row_tokens):
     config = DataConfig(row_tokens=row_tokens, row_text=row_tokens // 4, row_slots=512, row_clips=128)
     clips = bench.mix(700, row_tokens, width=1)
-    useful, _, _ = bench.ours(clips, RowLimits.of(config), config)
+    useful, _, _ = bench.ours(clips, RowShape.of(config), config)
     assert useful > 0.98

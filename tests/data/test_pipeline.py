@@ -13,7 +13,7 @@ from vdit.data import DataConfig, LatentStore, row_iterator, row_use, useful, vi
 from vdit.data.clips import Clips
 from vdit.data.sources import Source
 from vdit.data.streams import Order
-from vdit.data.worlds import WorldLibrary
+from vdit.data.worlds import WorldDataset
 from vdit.errors import ConfigError, DataError
 
 PATCH = (1, 2, 2)
@@ -203,7 +203,7 @@ def test_a_source_that_is_all_broken_raises_instead_of_looping():
 def worlds():
     config = DataConfig(areas=(32 * 32, 48 * 48), frames=(1, 5), aspects=(1.0, 1.5), world_count=20,
                         threads=2)
-    return Clips(WorldLibrary.of(config, seed=0), config, seed=7)
+    return Clips(WorldDataset.of(config, seed=0), config, seed=7)
 
 
 def test_rows_refuse_videos_and_name_the_mend(worlds):
@@ -231,11 +231,11 @@ def test_iterators_that_live_to_the_end_make_no_noise():
     """Python takes the names of a module away before it takes away what the module holds."""
     code = """if True:
         from vdit.data import packer, pipeline
-        from vdit.data.packing import RowLimits
+        from vdit.data.packing import RowShape
 
         order = pipeline.Order(items=4, seed=0, streams=1).dataset()
         read = {"threads": 1, "read_ahead": 2, "identity": {}}
-        limits = RowLimits(tokens=4, text=4, slots=4, clips=4)
+        limits = RowShape(tokens=4, text=4, slots=4, clips=4)
         pipeline.kept = pipeline.VideoBatches(order, lambda *_: {}, rows=range(1), batch_size=1, **read)
         packer.kept = packer.PackedRows({0: order}, lambda *_: None, limits, rows_each=1, most_tokens=8, most_clips=8,
                                         **read)

@@ -8,7 +8,7 @@ from jax.scipy.stats import norm
 
 from vdit.diffusion import DDPM, DiffusionConfig, diffusion_loss, target
 from vdit.diffusion.variance import BIN, binned_log_likelihood, bound_terms, gaussian_kl, posterior_tables
-from vdit.samplers.base import lay_out, posterior
+from vdit.samplers.base import discretize, posterior
 
 SCHEDULE = DDPM(steps=50)
 LEVELS = np.arange(50, -1, -1) / 50
@@ -35,7 +35,7 @@ def test_binned_likelihoods_sum_to_one_and_keep_their_digits_in_the_tail():
 
 def test_posterior_tables_are_bayes_rule_and_the_samplers_own():
     tables = posterior_tables(SCHEDULE)
-    steps = posterior(lay_out(SCHEDULE, "noise", LEVELS))
+    steps = posterior(discretize(SCHEDULE, "noise", LEVELS))
     np.testing.assert_allclose(tables["from_x0"][::-1], steps.from_x0, rtol=1e-9)
     np.testing.assert_allclose(tables["from_x"][::-1], steps.from_x, atol=1e-12)
     np.testing.assert_allclose(np.exp(tables["log_small"])[:0:-1], steps.variance[:-1], rtol=1e-9)

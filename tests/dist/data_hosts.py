@@ -16,7 +16,7 @@ from vdit.data import DataConfig, LatentStore, row_iterator, write_latents
 from vdit.dist.mesh import MeshConfig, make_mesh
 from vdit.dist.multihost import initialize
 from vdit.dist.process_shard import host_share
-from vdit.dist.sync import first_does, wait_for_all
+from vdit.dist.sync import on_primary_host, wait_for_all
 from vdit.errors import TextError, VditError
 from vdit.quickstart.config import experiment as quickstart_experiment
 from vdit.train.stages import Logging, run
@@ -91,14 +91,14 @@ def encode(folder):
     workspace = Workspace(folder)
     run(LATENTS, workspace, stages=("latents", "tokenizer"), logging=Logging(tensorboard=False))
     made = []
-    first_does(lambda: made.append("once"), "a turn")
+    on_primary_host(lambda: made.append("once"), "a turn")
     wait_for_all("all")
 
     def fail():
         raise TextError("no captions: give some")
 
     try:
-        first_does(fail, "a turn that fails")
+        on_primary_host(fail, "a turn that fails")
     except VditError as error:
         return {"made": made, "error": type(error).__name__, "said": str(error)}
 

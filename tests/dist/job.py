@@ -125,7 +125,7 @@ def losses(folder: Path) -> dict[int, float]:
 
 def saved_steps(folder: Path) -> list[int]:
     """Steps whose checkpoint is complete."""
-    folders = (seal.parent.name for seal in (folder / "dit").glob("*/sha256.json"))
+    folders = (sums.parent.name for sums in (folder / "dit").glob("*/sha256.json"))
     return sorted(int(name) for name in folders if name.isdigit())
 
 

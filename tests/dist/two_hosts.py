@@ -8,7 +8,7 @@ import jax
 from tests.train import toy
 from vdit.checkpoint import Checkpointer
 from vdit.dist.mesh import MeshConfig, make_mesh
-from vdit.dist.multihost import initialize, is_first
+from vdit.dist.multihost import initialize, is_primary_host
 from vdit.train.loop import start, train
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
@@ -55,7 +55,7 @@ def main(directory):
     state = part(directory, 4, losses).state
     kernel = state.params["up"]["kernel"]
     held = kernel.addressable_shards[0].data.shape
-    answer = {"losses": losses.values, "held": held, "first": is_first()}
+    answer = {"losses": losses.values, "held": held, "first": is_primary_host()}
     print("ANSWER " + json.dumps(answer), flush=True)
 
 

@@ -12,7 +12,7 @@ import vdit
 from tests.generate import tiny
 from vdit.errors import ConfigError, ShapeError
 from vdit.generate.simulating import Simulator
-from vdit.models.dit.past import Past
+from vdit.models.dit.past import KVCache
 from vdit.nn.rope import rotate, rotations
 from vdit.sampling.canvas import Canvas
 from vdit.sampling.causal import Continuation, Memory, keeps
@@ -222,7 +222,7 @@ def test_positions_that_are_counted_anew_keep_their_distances(causal):
     place = np.stack([[2, 2, 3, 3, 4, 4], [0, 1] * 3, [3] * 6], axis=-1)[None]
     turned = lambda place: np.asarray(rotate(raw, *rotations(place, dit.head_dim)))  # noqa: E731
     for at, by in ((4, 0), (5, 2)):
-        past = Past(
+        past = KVCache(
             keys=turned(place)[:, None], values=raw[:, None], time=place[..., 0], segment_ids=np.ones((1, 6), int)
         )
         memory = go_on._counted_anew(Memory(past=past, text=None, at=np.int32(at)))

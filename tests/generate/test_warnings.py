@@ -7,7 +7,7 @@ import pytest
 from tests.generate import tiny
 from vdit.cli import sample
 from vdit.cli.parser import Parser, duration
-from vdit.cli.prompts import Wish
+from vdit.cli.prompts import PromptSpec
 from vdit.errors import VditWarning
 from vdit.generate.filling import window_of
 from vdit.generate.generator import Generator
@@ -68,5 +68,5 @@ def test_a_seed_that_no_prompt_takes():
     sample.add_arguments(parser)
     options = parser.parse_args(["run", "--seed", "5"])
     with pytest.warns(VditWarning, match="--seed has no effect on 1 of 2 prompts"):
-        requests = sample._requests(options, [Wish(prompt="a", seed=7), Wish(prompt="b")])
+        requests = sample._requests(options, [PromptSpec(prompt="a", seed=7), PromptSpec(prompt="b")])
     assert [request.seed for request in requests] == [7, 5]

@@ -10,7 +10,7 @@ import pytest
 from jax.experimental import pallas as pl
 
 from vdit.config import load_config
-from vdit.data.packing import RowLimits, empty_rows
+from vdit.data.packing import RowShape, empty_rows
 from vdit.nn.attention import splash
 from vdit.plan.inputs import abstract_rows
 from vdit.plan.kernels import kernel_bytes
@@ -49,7 +49,7 @@ def test_planned_rows_are_those_that_the_packer_makes(actions):
         data=dataclasses.replace(experiment.data, actions=actions),
         dit=dataclasses.replace(experiment.dit, action_width=width),
     )
-    real = empty_rows(3, experiment.dit.token_values, RowLimits.of(experiment.data), actions=width)
+    real = empty_rows(3, experiment.dit.token_values, RowShape.of(experiment.data), actions=width)
     planned = abstract_rows(experiment, rows=3)
     assert jax.tree.map(lambda x: (x.shape, str(x.dtype)), real) == jax.tree.map(
         lambda x: (x.shape, str(x.dtype)), planned

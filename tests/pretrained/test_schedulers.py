@@ -18,7 +18,7 @@ from vdit.errors import WeightsError
 from vdit.pretrained.scheduler import Scheduling, scheduler_config, scheduler_json, usual_scheduling
 from vdit.pretrained.scheduler_options import IDLE, OPTIONS
 from vdit.samplers import Grid, GridOptions
-from vdit.samplers.base import lay_out
+from vdit.samplers.base import discretize
 
 KEY = jax.random.key(7)
 SHAPE = (2, 3, 4)  # ours [b n c]; theirs [b c n]
@@ -203,7 +203,7 @@ def test_whole_times_are_exact_in_float32_for_every_shift_and_number_of_steps(na
         scheduler = getattr(diffusers, name)(**options | {"flow_shift": shift})
         for steps in range(20, 51):
             grid = Grid(steps=steps, **dataclasses.asdict(scheduling.grid))
-            told.append(lay_out(schedule, "velocity", grid).t)
+            told.append(discretize(schedule, "velocity", grid).t)
             scheduler.set_timesteps(steps)
             wanted.append(scheduler.timesteps.numpy())
     times = jax.jit(Flow(whole_time=True).time)(jnp.asarray(np.concatenate(told), jnp.float32))

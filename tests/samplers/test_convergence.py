@@ -14,7 +14,7 @@ from jax.scipy.stats import norm
 from vdit.diffusion import DDPM, Flow
 from vdit.diffusion.predictions import from_clean_and_noise
 from vdit.samplers import Grid, make
-from vdit.samplers.base import lay_out, posterior
+from vdit.samplers.base import discretize, posterior
 
 SCHEDULES = {"flow": Flow(), "linear": DDPM(), "cosine": DDPM(beta_schedule="cosine")}
 SPANS = {"flow": (0.95, 0.08), "linear": (0.8, 0.12), "cosine": (0.9, 0.1)}
@@ -198,7 +198,7 @@ def test_ddpm_with_the_exact_learned_variance_is_exact_in_four_steps(kind):
     """Gaussian data make every reverse step Gaussian: with its true variance, few steps are enough."""
     schedule, (_, mean, std) = SCHEDULES[kind], GAUSSIAN[0]
     levels = np.array([1.0, 0.7, 0.4, 0.15, 0.05])
-    problem = lay_out(schedule, "sample", levels)
+    problem = discretize(schedule, "sample", levels)
     step = posterior(problem)
     data_variance = 1.0 / (1.0 / std**2 + (problem.alpha / problem.sigma) ** 2)
     share = np.log((step.variance + step.from_x0**2 * data_variance) / step.variance)

@@ -7,7 +7,7 @@ import pytest
 
 from vdit.diffusion import DDPM, Flow
 from vdit.errors import ConfigError
-from vdit.samplers import SAMPLERS, Grid, Remembering, make
+from vdit.samplers import SAMPLERS, Grid, StatefulDenoiser, make
 
 KEY = jax.random.key(0)
 
@@ -57,7 +57,7 @@ def test_what_a_denoiser_remembers_is_carried_from_call_to_call(name):
         right = (done == count) & (left == calls - 1 - done)
         return jnp.where(right, towards(0.3)(x, t), jnp.nan), (count + 1, trace.at[count].set(t))
 
-    remembering = Remembering(ask=ask, memory=(jnp.int32(0), jnp.zeros(calls)))
+    remembering = StatefulDenoiser(ask=ask, memory=(jnp.int32(0), jnp.zeros(calls)))
     np.testing.assert_array_equal(run(name, x, remembering, steps), run(name, x, towards(0.3), steps))
 
 

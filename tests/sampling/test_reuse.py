@@ -15,11 +15,11 @@ from vdit.errors import ConfigError
 from vdit.models.dit import DiT
 from vdit.models.dit.reuse import Residuals, Reusing, pass_over
 from vdit.models.network import LOW
-from vdit.samplers import Remembering
+from vdit.samplers import StatefulDenoiser
 from vdit.samplers.grid import Grid
 from vdit.sampling.canvas import Canvas, blank, canvas_tokens, dense_rows
 from vdit.sampling.generate import fill
-from vdit.sampling.reuse import Reuse, remembering
+from vdit.sampling.reuse import BlockCache, remembering
 
 DEEP = dataclasses.replace(NETWORK, dit=dataclasses.replace(NETWORK.dit, depth=3))
 
@@ -37,7 +37,7 @@ class Watched:
             jax.debug.callback(lambda change: self.changes.append(float(change)), memory[0].change, ordered=True)
             return output, memory
 
-        return self.inner.sample(Remembering(ask=ask, memory=denoise.memory), x, **options)
+        return self.inner.sample(StatefulDenoiser(ask=ask, memory=denoise.memory), x, **options)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def run(params, how, network=DEEP):
 def test_threshold_0_gives_the_same_bits(params):
     plain = method(grid=Grid(steps=8))
     np.testing.assert_array_equal(
-        run(params, dataclasses.replace(plain, reuse=Reuse(threshold=0.0))), run(params, plain)
+        run(params, dataclasses.replace(plain, reuse=BlockCache(threshold=0.0))), run(params, plain)
     )
 
 
@@ -114,7 +114,7 @@ def test_error_and_blocks_passed_over_grow_with_the_threshold(params):
     errors, counts = [], []
     for threshold in (0.03, 0.08, 1e9):
         changes = []
-        watched = dataclasses.replace(how, sampler=Watched(how.sampler, changes), reuse=Reuse(threshold=threshold))
+        watched = dataclasses.replace(how, sampler=Watched(how.sampler, changes), reuse=BlockCache(threshold=threshold))
         errors.append(np.abs(run(params, watched) - want).mean() / np.abs(want).mean())
         counts.append(changes.count(0.0))
         assert len(changes) == 16
@@ -127,14 +127,14 @@ def test_error_and_blocks_passed_over_grow_with_the_threshold(params):
 def test_every_call_of_a_sampler_of_two_a_step_may_pass_over(params):
     changes = []
     how = method(sampler=Watched(samplers.make("heun"), changes), grid=Grid(steps=6), guidance=Guidance())
-    run(params, dataclasses.replace(how, reuse=Reuse(threshold=1e9, first=2, last=3)))
+    run(params, dataclasses.replace(how, reuse=BlockCache(threshold=1e9, first=2, last=3)))
     assert [change == 0 for change in changes] == [True] * 2 + [False] * 6 + [True] * 3
 
 
 def test_what_is_known_stays_and_does_not_count(params):
     """Known tokens change little: were they to count, of nine frames of which eight are known much would be missed."""
     latents = 10 * np.random.default_rng(0).normal(size=(1, 9, *SHAPE[1:])).astype(np.float32)
-    how = method(sampler=Watched(samplers.make("euler"), []), grid=Grid(steps=4), reuse=Reuse(threshold=1e9))
+    how = method(sampler=Watched(samplers.make("euler"), []), grid=Grid(steps=4), reuse=BlockCache(threshold=1e9))
     found, sample = [], program(how)
     for known in (0, 8):
         how.sampler.changes.clear()
@@ -147,7 +147,7 @@ def test_what_is_known_stays_and_does_not_count(params):
 
 def test_two_transformers_keep_their_residuals_apart(params):
     """The first call of the second one runs all of its blocks."""
-    how = method(sampler=Watched(samplers.make("euler"), []), grid=Grid(steps=8), reuse=Reuse(threshold=1e9))
+    how = method(sampler=Watched(samplers.make("euler"), []), grid=Grid(steps=8), reuse=BlockCache(threshold=1e9))
     both = params | {LOW: jax.tree.map(lambda x: 0.5 * x, params["dit"])}
     run(both, how, dataclasses.replace(DEEP, boundary=500.0))
     # Levels 1, 0.875 ... 0.5, and then those below.
@@ -209,7 +209,7 @@ def test_another_transformer_begins_anew():
     kept = Residuals(first=jnp.ones(1), rest=jnp.ones(1), change=jnp.float32(np.inf))
     with jax.disable_jit():
         denoise = remembering(
-            Reuse(threshold=0.1), ask, other, lambda t: jnp.asarray(t >= 0.5), kept=kept, weight=jnp.ones(1)
+            BlockCache(threshold=0.1), ask, other, lambda t: jnp.asarray(t >= 0.5), kept=kept, weight=jnp.ones(1)
         )
         memory = denoise.memory
         for i, t in enumerate((1.0, 0.75, 0.25, 0.0)):
@@ -219,6 +219,6 @@ def test_another_transformer_begins_anew():
 
 def test_what_reuse_cannot_be_is_refused():
     with pytest.raises(ConfigError, match=r"threshold=-0.1"):
-        Reuse(threshold=-0.1)
+        BlockCache(threshold=-0.1)
     with pytest.raises(ConfigError, match=r"last=0"):
-        Reuse(threshold=0.1, last=0)
+        BlockCache(threshold=0.1, last=0)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdit.data.packing import RowLimits, TokenClip, build_rows
+from vdit.data.packing import PackItem, RowShape, build_rows
 from vdit.diffusion import DiffusionConfig, draw_levels
 from vdit.errors import ConfigError
 from vdit.experiment.canvases import KINDS, CanvasConfig, draw_canvases
 
-LIMITS = RowLimits(tokens=260, text=24, slots=40, clips=12)
+LIMITS = RowShape(tokens=260, text=24, slots=40, clips=12)
 GRIDS = ((5, 3, 3), (1, 3, 4), (2, 3, 3), (7, 2, 3), (3, 4, 4), (5, 3, 3))
 
 
@@ -21,7 +21,7 @@ def row():
     """Two rows of clips of many lengths, an image among them, with padding at their ends."""
 
     def clip(grid):
-        return TokenClip(values=np.ones((np.prod(grid), 4), np.float32), grid=grid, text=np.array([1], np.int32))
+        return PackItem(values=np.ones((np.prod(grid), 4), np.float32), grid=grid, text=np.array([1], np.int32))
 
     packed = build_rows([[clip(grid) for grid in GRIDS], [clip(grid) for grid in GRIDS[::-1]]], LIMITS)
     packed = dataclasses.replace(packed, action=np.zeros((2, LIMITS.slots, 3), np.float32))

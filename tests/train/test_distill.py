@@ -13,7 +13,7 @@ import pytest
 
 from tests.train.lora_runs import lora_experiment, make_base, train
 from vdit.checkpoint import find_step, load_params
-from vdit.data.packing import RowLimits, TokenClip, build_rows
+from vdit.data.packing import PackItem, RowShape, build_rows
 from vdit.diffusion import DDPM, DiffusionConfig, Flow, from_clean_and_noise
 from vdit.dist.mesh import make_mesh
 from vdit.errors import ConfigError
@@ -174,10 +174,10 @@ def row():
 
     def clip(grid):
         values = (MEAN + STD * rng.standard_normal((np.prod(grid), 16))).astype(np.float32)
-        return TokenClip(values=values, grid=grid, text=np.array([1], np.int32))
+        return PackItem(values=values, grid=grid, text=np.array([1], np.int32))
 
     groups = [[clip((5, 2, 2)), clip((3, 3, 2)), clip((1, 4, 4))] for _ in range(4)]
-    rows = jax.tree.map(jnp.asarray, build_rows(groups, RowLimits(tokens=64, text=8, slots=24, clips=6)))
+    rows = jax.tree.map(jnp.asarray, build_rows(groups, RowShape(tokens=64, text=8, slots=24, clips=6)))
     return dataclasses.replace(rows, label=jnp.where(jnp.arange(6) < 3, 1, rows.label))
 
 

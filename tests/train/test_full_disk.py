@@ -20,7 +20,7 @@ from vdit.errors import DataError, VideoError
 from vdit.train import metrics
 from vdit.train.loop import train
 from vdit.train.metrics import read_json_lines
-from vdit.train.monitor import Watch
+from vdit.train.monitor import RunMonitor
 from vdit.train.reporting import Logging, make_writers
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
@@ -56,7 +56,7 @@ def test_records_go_on_once_there_is_room_and_say_what_they_lack(tmp_path, monke
     now = [0.0]
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
     space = Workspace(tmp_path)
-    with Watch() as watch:
+    with RunMonitor() as watch:
         writers = make_writers("dit", space, Logging(watch=watch), 0)
         for steps, limit in (((1, 2, 3), contextlib.nullcontext), ((4, 5, 6), full), ((7, 8), contextlib.nullcontext)):
             now[0] += 100
@@ -89,7 +89,7 @@ def test_training_goes_on_without_what_is_not_the_checkpoint(tmp_path, capsys):
             if at == 9:
                 limit.close()
 
-    with limit, Watch(space.logs / "hosts") as watch:
+    with limit, RunMonitor(space.logs / "hosts") as watch:
         writers = make_writers("dit", space, Logging(watch=watch), 0)
         result = train(step.plan.create(jax.random.key(0)), step, toy.source(), writers=writers, hooks=(Fill(),),
                        watch=watch, console=Console(file=io.StringIO()))  # fmt: skip

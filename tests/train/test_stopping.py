@@ -13,7 +13,7 @@ import pytest
 from vdit.checkpoint import Checkpointer
 from vdit.errors import Preempted
 from vdit.train.resuming import outlook
-from vdit.train.stopping import Stop
+from vdit.train.stopping import PreemptionHandler
 from vdit.train.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,14 +29,14 @@ def signalled(number):
 @pytest.mark.parametrize(("number", "error"), ENDS)
 def test_where_nothing_is_to_be_saved_a_signal_ends_at_once(number, error):
     before = signal.getsignal(number)
-    with pytest.raises(error), Stop():
+    with pytest.raises(error), PreemptionHandler():
         signalled(number)
     assert signal.getsignal(number) is before
 
 
 @pytest.mark.parametrize(("number", "error"), ENDS)
 def test_in_the_loop_it_is_noted_and_ends_the_run_after_the_step(number, error):
-    with Stop() as stop:
+    with PreemptionHandler() as stop:
         assert not stop.reached()
         with stop.deferred():
             os.kill(os.getpid(), number)
@@ -48,14 +48,14 @@ def test_in_the_loop_it_is_noted_and_ends_the_run_after_the_step(number, error):
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_save():
-    with Stop() as stop, stop.deferred():
+    with PreemptionHandler() as stop, stop.deferred():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signalled(signal.SIGINT)
 
 
 def test_where_hosts_meet_and_part_signals_interrupt_nothing():
-    with Stop() as stop:
+    with PreemptionHandler() as stop:
         with stop.held():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
@@ -67,8 +67,8 @@ def test_where_hosts_meet_and_part_signals_interrupt_nothing():
 
 HELD = """
 import ctypes, sys
-from vdit.train.stopping import Stop
-with Stop() as stop:
+from vdit.train.stopping import PreemptionHandler
+with PreemptionHandler() as stop:
     stop.last_words = lambda name: print("last words", flush=True)
     stop.outlook = lambda: "this is what comes next"
     mutex = ctypes.create_string_buffer(64)

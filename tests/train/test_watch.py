@@ -13,10 +13,10 @@ from rich.console import Console
 from tests.train import toy
 from vdit.dist.mesh import make_mesh
 from vdit.errors import ConfigError
-from vdit.train.clock import KINDS, Clock
-from vdit.train.hang import Stall
+from vdit.train.clock import KINDS, StepTimer
+from vdit.train.hang import HangDetector
 from vdit.train.loop import train
-from vdit.train.monitor import Watch
+from vdit.train.monitor import RunMonitor
 from vdit.train.profile import Profiler, parse_steps
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
@@ -35,7 +35,7 @@ def run(step, watch, data=None, **more):
 def test_all_time_is_booked_once(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    clock = Clock()
+    clock = StepTimer()
     for kind, seconds in (("compute", 3.0), ("input", 1.0), ("compute", 2.0)):
         now[0] += seconds
         clock.book(kind)
@@ -69,7 +69,7 @@ def test_a_slow_reader_shows_as_time_waiting_for_data(step):
 
     fast, slow = Recorder(), Recorder()
     for recorder, data in ((fast, toy.source()), (slow, Slow())):
-        with Watch() as watch:
+        with RunMonitor() as watch:
             run(step, watch, data, writers=(recorder,))
     for recorder in (fast, slow):
         for at in range(2, 12):
@@ -81,13 +81,13 @@ def test_a_slow_reader_shows_as_time_waiting_for_data(step):
 
 
 def test_the_log_tells_where_a_run_stood_and_why_it_ended(step, tmp_path):
-    with Watch(tmp_path) as watch:
+    with RunMonitor(tmp_path) as watch:
         run(step, watch)
     log = (tmp_path / "host_0.log").read_text()
     assert "train: from step 0 as host 0 of 1; mesh data=1 fsdp=1 sequence=1 tensor=1 of cpu; here devices [0]" in log
     assert "train: left at step 12; input" in log
     assert log.endswith("ended: done\n")
-    with pytest.raises(ZeroDivisionError), Watch(tmp_path):
+    with pytest.raises(ZeroDivisionError), RunMonitor(tmp_path):
         raise ZeroDivisionError("by me")
     assert (tmp_path / "host_0.log").read_text().endswith("ended: ZeroDivisionError: by me\n")
 
@@ -108,7 +108,7 @@ def test_a_reader_that_hangs_is_a_stall_that_shows_the_stacks_of_all_threads(ste
                 time.sleep(0.02)
 
     log = tmp_path / "host_0.log"
-    with Watch(tmp_path) as watch:
+    with RunMonitor(tmp_path) as watch:
         run(step, watch, Hangs())
     text = log.read_text()
     assert "warning: no step finished for" in text
@@ -121,7 +121,7 @@ def test_a_reader_that_hangs_is_a_stall_that_shows_the_stacks_of_all_threads(ste
 
 def test_the_first_step_may_take_its_time_and_so_may_steps_that_are_always_slow():
     calls = []
-    stall = Stall(0.05, lambda seconds, usual: calls.append(seconds), lambda seconds: None)
+    stall = HangDetector(0.05, lambda seconds, usual: calls.append(seconds), lambda seconds: None)
     time.sleep(0.3)
     assert not calls, "nothing has been compiled yet"
     for _ in range(3):
@@ -149,7 +149,7 @@ def test_a_trace_of_the_steps_that_were_asked_for(step, tmp_path, monkeypatch):
                 os.kill(os.getpid(), signal.SIGUSR1)
 
     profiler = Profiler(tmp_path / "traces", steps=(3, 4), ask=tmp_path / "ask")
-    with Watch(tmp_path, profiler=profiler) as watch:
+    with RunMonitor(tmp_path, profiler=profiler) as watch:
         run(step, watch, hooks=(Notes(),))
     assert events == [("start", str(tmp_path / "traces")), ("stop",)] * 3
     after = dict(seen)
@@ -162,7 +162,7 @@ def test_a_trace_of_the_steps_that_were_asked_for(step, tmp_path, monkeypatch):
 
 def test_a_trace_that_cannot_be_written_costs_a_line(step, tmp_path, capsys):
     (tmp_path / "file").touch()
-    with Watch(profiler=Profiler(tmp_path / "file" / "traces", steps=(3, 4))) as watch:
+    with RunMonitor(profiler=Profiler(tmp_path / "file" / "traces", steps=(3, 4))) as watch:
         result = run(step, watch)
     assert int(result.state.step) == 12
     said = capsys.readouterr().err
@@ -181,7 +181,7 @@ def test_watching_needs_no_main_thread(step):
     results = []
 
     def work():
-        with Watch() as watch:
+        with RunMonitor() as watch:
             results.append(run(step, watch))
 
     thread = threading.Thread(target=work)

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.data_paths import shared_data
 from vdit.data.clips import Clips
 from vdit.data.config import DataConfig
-from vdit.data.folder import FolderLibrary
+from vdit.data.folder import FolderDataset
 from vdit.errors import VideoError
 from vdit.generate.inputs import read_input
 from vdit.video import read as video_io
@@ -41,7 +41,7 @@ def test_the_short_side_of_pixels_grows_and_none_shrinks(stored, aspect, shown):
 def test_an_anamorphic_circle_is_round_wherever_frames_are_read(tmp_path):
     path = shared_data("faults", "sar", "circle_16x9_anamorphic.mp4")
     (tmp_path / "a.mp4").write_bytes(path.read_bytes())
-    footage = FolderLibrary(tmp_path).open(0, None)
+    footage = FolderDataset(tmp_path).open(0, None)
     given = read_input(path, size=(48, 80))
     info = probe(path)
     assert (info.height, info.width) == (footage.height, footage.width) == given.fit.own == (90, 160)
@@ -166,7 +166,7 @@ def test_what_nobody_foresaw_is_an_error_of_that_file_and_ends_no_training(tmp_p
     with pytest.raises(VideoError, match=r"a\.mkv: .*KeyError") as raised:
         read_video(tmp_path / "a.mkv", size=(7, 7))
     assert "\n" not in str(raised.value)
-    training = Clips(FolderLibrary(tmp_path), DataConfig(areas=(256,), frames=(1,), fps=(8.0,)))
+    training = Clips(FolderDataset(tmp_path), DataConfig(areas=(256,), frames=(1,), fps=(8.0,)))
     monkeypatch.setattr(video_io.FrameConverter, "__call__", lambda self, frame: _unless(original, self, frame))
     assert [training[k]["id"] for k in range(2)] == ["b.mkv", "b.mkv"]
     assert list(training.report()) == ["a.mkv"]

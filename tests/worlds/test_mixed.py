@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vdit import worlds
-from vdit.data import Clips, DataConfig, WorldLibrary
+from vdit.data import Clips, DataConfig, WorldDataset
 from vdit.errors import ConfigError
 
 
@@ -68,7 +68,7 @@ def test_unknown_parts_and_options_are_refused(name, options, message):
 def test_the_data_config_mixes_worlds_by_name_and_options():
     config = DataConfig(world="moving+occluder", world_count=9, areas=(32 * 32,), frames=(5,),
                         world_options=("subset=train", "occluder.sizes=(0.09,0.1)"))
-    library = WorldLibrary.of(config, seed=0)
+    library = WorldDataset.of(config, seed=0)
     assert library.world.parts[0].subset == "train"
     assert library.world.parts[1].sizes == (0.09, 0.1)
     samples = [Clips(library, config)[i] for i in range(9)]

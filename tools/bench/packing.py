@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from vdit.data import DataConfig, RowLimits, TokenClip
+from vdit.data import DataConfig, PackItem, RowShape
 from vdit.data.cuts import fit_size
 from vdit.data.packer import PackedRows
 
@@ -39,7 +39,7 @@ def draw_grid(rng: np.random.Generator, limit: int) -> tuple[int, int, int]:
             return grid
 
 
-def mix(count: int, limit: int, width: int, seed: int = 0) -> list[TokenClip]:
+def mix(count: int, limit: int, width: int, seed: int = 0) -> list[PackItem]:
     """`count` clips of the mix; values share memory, so the cost of reading is left out."""
     rng = np.random.default_rng(seed)
     clips = []
@@ -47,11 +47,11 @@ def mix(count: int, limit: int, width: int, seed: int = 0) -> list[TokenClip]:
         grid = draw_grid(rng, limit)
         values = np.broadcast_to(np.float16(1), (math.prod(grid), width))
         text = np.ones(int(rng.integers(8, 121)), np.int32)
-        clips.append(TokenClip(values=values, grid=grid, text=text, place=i))
+        clips.append(PackItem(values=values, grid=grid, text=text, place=i))
     return clips
 
 
-def ours(clips: list[TokenClip], limits: RowLimits, config: DataConfig) -> tuple[float, float, float]:
+def ours(clips: list[PackItem], limits: RowShape, config: DataConfig) -> tuple[float, float, float]:
     """(useful share, share in the worst row, clips a second) of the rows of a long stream."""
     rows = PackedRows({0: grain.MapDataset.range(len(clips))}, lambda index, place: clips[index], limits, rows_each=1,
                       most_tokens=config.look_ahead(), most_clips=config.buffer_clips, threads=0, read_ahead=0,
@@ -65,7 +65,7 @@ def ours(clips: list[TokenClip], limits: RowLimits, config: DataConfig) -> tuple
     return float(np.mean(shares)), min(shares), packed / (time.process_time() - start)
 
 
-def grains(clips: list[TokenClip], limits: RowLimits, packer: type) -> float:
+def grains(clips: list[PackItem], limits: RowShape, packer: type) -> float:
     """Useful share of one of grain's packers with 8 open rows."""
     def items() -> grain.IterDataset:
         stream = grain.MapDataset.range(len(clips))
@@ -87,7 +87,7 @@ def main() -> None:
     print("row tokens  text  clips/row |  useful  worst row | grain first-fit  best-fit | padded | clips/min")
     for tokens in args.row_tokens:
         config = DataConfig(row_tokens=tokens, row_text=tokens // 4, row_slots=512, row_clips=128)
-        limits = RowLimits.of(config)
+        limits = RowShape.of(config)
         mean = np.mean([len(clip.values) for clip in mix(500, tokens, 1)])
         clips = mix(int(args.rows * tokens / mean) + config.buffer_clips, tokens, args.width)
         useful, worst, speed = ours(clips, limits, config)

@@ -33,7 +33,7 @@ from tools.fuzz.common import Wrong, main
 from vdit.diffusion import make_schedule
 from vdit.pretrained import original_folder
 from vdit.pretrained.model import PublicModel, open_model
-from vdit.samplers.base import lay_out
+from vdit.samplers.base import discretize
 from vdit.samplers.grid import Grid, GridOptions
 from vdit.train.workspace import open_tokenizer
 
@@ -87,7 +87,7 @@ def _use(folder: Path) -> str:
         raise Wrong("statistics of latents that divide by zero")
     sample = experiment.sample
     grid = Grid(steps=sample.steps, **dataclasses.asdict(sample.grid or GridOptions()))
-    lay_out(make_schedule(experiment.diffusion), experiment.diffusion.prediction, grid)
+    discretize(make_schedule(experiment.diffusion), experiment.diffusion.prediction, grid)
     return experiment.name
 
 

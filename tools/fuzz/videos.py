@@ -25,7 +25,7 @@ from tests.data_paths import DATA
 from tools.fuzz.common import Wrong, main
 from vdit.data.clips import Clips
 from vdit.data.config import DataConfig
-from vdit.data.folder import FolderLibrary
+from vdit.data.folder import FolderDataset
 from vdit.generate.inputs import read_input
 from vdit.generate.masks import read_mask
 from vdit.video.read import encode_bytes, iter_frames, probe
@@ -160,7 +160,7 @@ def make(seed: int, folder: Path) -> tuple[str, Callable[[], object]]:
 def _read(path: Path, way: int) -> object:
     if way == 0:  # as training does
         config = DataConfig(areas=(32 * 32,), frames=(1, 5), fps=(8.0, 12.0))
-        return Clips(FolderLibrary(path.parent), config)[0]["video"].shape
+        return Clips(FolderDataset(path.parent), config)[0]["video"].shape
     if way == 1:  # as a command does
         return read_input(path, size=(32, 32), fps=8.0).note, read_input(path, size=(32, 32), last=5).note
     if way == 2:  # as a mask of the video

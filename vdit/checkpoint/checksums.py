@@ -80,7 +80,7 @@ def write_manifest(folder: Path, found: Iterable[dict[str, str | None]] = ()) ->
     write_whole(folder / MANIFEST, json.dumps(listed | {MANIFEST: _own(listed)}, indent=1))
 
 
-def is_sealed(folder: Path) -> bool:
+def is_finalized(folder: Path) -> bool:
     """Whether the step has a manifest; whether the manifest is right is another question."""
     return (folder / MANIFEST).exists()
 

@@ -13,7 +13,7 @@ from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint._src.futures import synchronization
 
 from vdit.checkpoint.agree import PATIENCE, Exchange, on_first, this_host
-from vdit.checkpoint.checksums import is_sealed, my_sums, write_manifest
+from vdit.checkpoint.checksums import is_finalized, my_sums, write_manifest
 from vdit.checkpoint.files import (
     META,
     File,
@@ -241,7 +241,7 @@ class _Save:
         """Deletes what is older than the newest `keep` sealed steps."""
         directory = self._folder.parent
         steps = steps_in(directory)
-        sealed = [step for step in steps if is_sealed(directory / str(step))]
+        sealed = [step for step in steps if is_finalized(directory / str(step))]
         for step in steps[: steps.index(sealed[-self._keep])] if len(sealed) > self._keep else ():
             try:
                 remove_step(directory / str(step))

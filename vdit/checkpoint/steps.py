@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from vdit.checkpoint.agree import Exchange, on_first
-from vdit.checkpoint.checksums import damage, is_sealed, my_sums, write_manifest
+from vdit.checkpoint.checksums import damage, is_finalized, my_sums, write_manifest
 from vdit.checkpoint.files import Warn, say, set_aside, steps_in
 from vdit.checkpoint.trees import unreadable
 from vdit.errors import CheckpointError
@@ -43,7 +43,7 @@ def find_step(
         speaks = not together or jax.process_index() == 0
         if bad and speaks:
             warn(f"{directory}: {_named(bad)}; step {found.name} is used instead")
-        if not is_sealed(found) and speaks:
+        if not is_finalized(found) and speaks:
             warn(f"{found}: has no sums of its files, as when its save was cut short; it is used as it is")
         return found
     raise CheckpointError(f"{directory}: holds no complete checkpoint; train until the first save")
@@ -61,13 +61,13 @@ def repair(directory: Path, warn: Warn) -> Path | None:
     if bad:
         names = on_first(lambda: [set_aside(directory / str(step)) for step, _ in bad])
         warn(f"{directory}: {_named(bad)}; set aside as {', '.join(names)}; going on from step {found.name}")
-    if found is not None and not on_first(lambda: is_sealed(found)):
-        seal(found)
+    if found is not None and not on_first(lambda: is_finalized(found)):
+        finalize(found)
         warn(f"{found}: its save was cut short before the sums of its files were written; all could be read: sealed")
     return found
 
 
-def seal(folder: Path) -> None:
+def finalize(folder: Path) -> None:
     """Writes the sums of a step's files; all hosts call it at once, each reads its share."""
     exchange = Exchange()
     exchange.agree(my_sums(folder, exchange), lambda found: write_manifest(folder, found))
@@ -102,7 +102,7 @@ def _newest(directory: Path, steps: list[int], *, together: bool) -> tuple[Path 
 
 
 def _problem(folder: Path, *, together: bool) -> str | None:
-    if _first(lambda: is_sealed(folder), together=together):
+    if _first(lambda: is_finalized(folder), together=together):
         problems = damage(folder, together=together)
     else:
         exchange = Exchange(alone=not together)

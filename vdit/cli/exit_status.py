@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from vdit.errors import AGAIN, INTERRUPTED, MEND, HostsError, Preempted, VditError, no_room, reason
+from vdit.errors import EX_TEMPFAIL, EX_USAGE, INTERRUPTED, HostsError, Preempted, VditError, no_room, reason
 from vdit.reprs import shown_bytes
 
 # How jax words it, with the bytes that were wanted.
@@ -25,18 +25,18 @@ def ending(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, KeyboardInterrupt):
         return _line(str(error) or "interrupted"), INTERRUPTED
     if isinstance(error, Preempted):
-        return _line(str(error) or "stopped by SIGTERM"), AGAIN
+        return _line(str(error) or "stopped by SIGTERM"), EX_TEMPFAIL
     if isinstance(error, HostsError):
-        return _line(str(error)), AGAIN
+        return _line(str(error)), EX_TEMPFAIL
     if isinstance(error, VditError):
-        return _line(str(error)), MEND
+        return _line(str(error)), EX_USAGE
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
-        return _line(_out_of_memory(error)), MEND
+        return _line(_out_of_memory(error)), EX_USAGE
     if isinstance(error, OSError) and error.filename is not None:
         words = reason(error) if no_room(error) else error.strerror
-        return _line(f"{error.filename}: {words}"), MEND
+        return _line(f"{error.filename}: {words}"), EX_USAGE
     if isinstance(error, OSError) and no_room(error):
-        return _line(reason(error)), MEND
+        return _line(reason(error)), EX_USAGE
     return None
 
 

@@ -16,20 +16,20 @@ import jax
 
 import vdit
 from vdit.cli.exit_status import ending
-from vdit.dist.heartbeat import Peers, Place, peer_is_gone
+from vdit.dist.heartbeat import Heartbeat, HostStatus, peer_is_gone
 from vdit.dist.multihost import initialize, leave
 from vdit.dist.target import available_devices
-from vdit.errors import AGAIN, INTERRUPTED
-from vdit.train.stopping import Stop
+from vdit.errors import EX_TEMPFAIL, INTERRUPTED
+from vdit.train.stopping import PreemptionHandler
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Together:
     """This process among others. peers: None where it is alone."""
 
-    peers: Peers | None
-    place: Place
-    stop: Stop
+    peers: Heartbeat | None
+    place: HostStatus
+    stop: PreemptionHandler
 
 
 @contextlib.contextmanager
@@ -39,7 +39,7 @@ def joined(about: Mapping[str, str], *, wait: float | None = None) -> Iterator[T
     about: what must be the same on all. wait: see vdit.dist.multihost.initialize. An error on this host is told to the
     others, and ends the process here and now: jax's own end would wait minutes for hosts that wait for this one.
     """
-    place, stop, peers = Place(), Stop(), None
+    place, stop, peers = HostStatus(), PreemptionHandler(), None
     with stop, contextlib.ExitStack() as calm:
         try:
             # A signal while jax starts is kept until the others can be told of it.
@@ -47,7 +47,7 @@ def joined(about: Mapping[str, str], *, wait: float | None = None) -> Iterator[T
             peers = initialize(about=about | {"the code of vdit": _code()}, wait=wait, place=place, met=met)
             if peers is not None:
                 stop.take_over()
-                stop.last_words = lambda name: peers.fail(f"was stopped by {name}", AGAIN)
+                stop.last_words = lambda name: peers.fail(f"was stopped by {name}", EX_TEMPFAIL)
             calm.close()
             stop.check()
             available_devices()  # refused here, before any work
@@ -64,13 +64,13 @@ def joined(about: Mapping[str, str], *, wait: float | None = None) -> Iterator[T
             leave(peers)
 
 
-def _end(error: BaseException, peers: Peers | None) -> None:
+def _end(error: BaseException, peers: Heartbeat | None) -> None:
     known = ending(error)
-    line, code = known or (f"{type(error).__name__}: {error}", AGAIN if peer_is_gone(error) else 1)
+    line, code = known or (f"{type(error).__name__}: {error}", EX_TEMPFAIL if peer_is_gone(error) else 1)
     if peers is None:
         pass  # they cannot be told yet, and find out
-    elif code in (AGAIN, INTERRUPTED):
-        peers.fail(f"ended: {line}", AGAIN)
+    elif code in (EX_TEMPFAIL, INTERRUPTED):
+        peers.fail(f"ended: {line}", EX_TEMPFAIL)
     else:
         peers.fail(f"ended with an error: {line} ({'fix that first' if known else 'see its log'})", code)
     if known is None or "--traceback" in sys.argv:

@@ -30,7 +30,7 @@ from vdit.cli import (
 )
 from vdit.cli.exit_status import ending, heard_interrupts, outlived_output
 from vdit.cli.parser import Parser, UsageError, nearest, refuse_unknown, take_overrides
-from vdit.errors import DONE, MEND, VditWarning
+from vdit.errors import EX_OK, EX_USAGE, VditWarning
 
 COMMANDS = {
     "quickstart": quickstart,
@@ -82,7 +82,7 @@ def entry() -> None:
     minutes at times.
     """
     code = main()
-    if code != DONE:
+    if code != EX_OK:
         os._exit(code)
     sys.exit(code)
 
@@ -158,7 +158,7 @@ def _run(arguments: list[str]) -> int:
     options, overrides = parse(arguments)
     if options.command is None:
         _parser().print_help()
-        return MEND
+        return EX_USAGE
     return options.run(options, overrides)
 
 

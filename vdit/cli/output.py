@@ -247,10 +247,10 @@ def write(target: Target, video, fps: float) -> Path:
     """
     import numpy as np
 
-    from vdit.dist.multihost import is_first
+    from vdit.dist.multihost import is_primary_host
     from vdit.video.read import write_image, write_video
 
-    if not is_first():
+    if not is_primary_host():
         return target.path
     video = np.asarray(video)
 
@@ -281,9 +281,9 @@ def put(target: Target, write: Callable[[Path], None]) -> Path:
 
 def say(line: str) -> None:
     """To the person who waits, on stderr: stdout is for names of files. On several hosts the first alone says it."""
-    from vdit.dist.multihost import is_first
+    from vdit.dist.multihost import is_primary_host
 
-    if is_first():
+    if is_primary_host():
         print(line, flush=True, file=sys.stderr)
 
 

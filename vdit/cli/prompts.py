@@ -23,7 +23,7 @@ COLUMNS = {name: (name,) for name in OTHERS} | {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wish:
+class PromptSpec:
     """A prompt, and what it wants; None is as the command says. size: (height, width). out: a name in its folder."""
 
     prompt: str
@@ -34,7 +34,7 @@ class Wish:
     out: str | None = None
 
 
-def read_wishes(path: str | Path) -> list[Wish]:
+def read_wishes(path: str | Path) -> list[PromptSpec]:
     """What a prompts file asks for.
 
     Args:
@@ -48,7 +48,7 @@ def read_wishes(path: str | Path) -> list[Wish]:
     if path.suffix.lower() not in (".txt", *TABLES):
         raise TextError(f"prompts file {path} ends in {path.suffix!r}: write .txt, .jsonl or .csv")
     if path.suffix.lower() == ".txt":
-        wishes = [Wish(prompt=line) for _, line in read_lines(path, error=TextError)]
+        wishes = [PromptSpec(prompt=line) for _, line in read_lines(path, error=TextError)]
     else:
         records = read_table(path, columns=COLUMNS, needs="prompt", error=TextError, alone="prompt")
         wishes = [_wish(record.fields, record.where) for record in records]
@@ -57,7 +57,7 @@ def read_wishes(path: str | Path) -> list[Wish]:
     return wishes
 
 
-def _wish(record: dict[str, Any], where: str) -> Wish:
+def _wish(record: dict[str, Any], where: str) -> PromptSpec:
     prompt = record.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise TextError(f'{where}: has no text under "prompt", "caption" or "text"')
@@ -67,7 +67,7 @@ def _wish(record: dict[str, Any], where: str) -> Wish:
         if name not in COLUMNS:
             hint = nearest(name, OTHERS)
             raise TextError(f"{where}: field {name!r} is unknown{hint} (fields: prompt, {', '.join(OTHERS)})")
-    return Wish(
+    return PromptSpec(
         prompt=prompt.strip(),
         negative=_text(record, "negative", where),
         seed=_seed(record, where),

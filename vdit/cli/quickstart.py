@@ -44,14 +44,14 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from vdit.cli.status import Status
     from vdit.dist.target import available_devices
     from vdit.quickstart.run import quickstart
-    from vdit.train.stopping import Stop
+    from vdit.train.stopping import PreemptionHandler
 
     keep_compiled()
     available_devices()  # refused here, before any work
     words = ["vdit", "quickstart", options.workdir, "--prompts", str(options.prompts), "--batch", str(options.batch)]
     command = shlex.join([*words, *(f"--cfg.{override}" for override in overrides)])
     # Stop: also after training, where a call of the compiler can hold a signal up for a minute.
-    with Stop(), Status("quickstart", console=Console()) as status:
+    with PreemptionHandler(), Status("quickstart", console=Console()) as status:
         made = quickstart(options.workdir, chosen, count=options.prompts, batch=options.batch, command=command)
         status.wrote(made.page)
         status.next = f'vdit sample {shlex.quote(options.workdir)} "a red circle moves to the left" --out sample.mp4'

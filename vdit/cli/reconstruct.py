@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from vdit.cli.parser import RATE, Duration, UsageError, at_least, length
-from vdit.errors import MEND, VditError
+from vdit.errors import EX_USAGE, VditError
 from vdit.outputs import check_output, numbered, write_whole
 
 SUMMARY = "pass video files through a run's VAE and back, and measure what is lost"
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     area = options.area or max(Workspace(options.run_folder).experiment().data.areas)
     pairs = [(file, target) for file, target in zip(files, targets) if _is_video(file)]
     if not pairs:
-        return MEND
+        return EX_USAGE
     with Status("reconstruct") as status:
         out.mkdir(parents=True, exist_ok=True)
         status.tell("model", f"the VAE of {options.run_folder}")
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
             text = json.dumps({"mean": mean, "files": rows}, indent=1) + "\n"
             write_whole(out / "reconstruct.json", lambda part: part.write_text(text), replace=False)
         status.next = f'vdit sample {shlex.quote(options.run_folder)} "a prompt" --out sample.mp4'
-    return MEND if len(rows) < len(files) else 0
+    return EX_USAGE if len(rows) < len(files) else 0
 
 
 def _is_video(file: Path) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from vdit.cli import output
 from vdit.cli.manifest import NAME, Manifest, digests, state_of
 from vdit.cli.parser import RATE, Duration, UsageError, at_least, length, size
-from vdit.cli.prompts import Wish, read_wishes
+from vdit.cli.prompts import PromptSpec, read_wishes
 from vdit.cli.status import Status, following, numbers, shown_method
 from vdit.errors import OutputError, Preempted, VditWarning
 from vdit.outputs import check_output
@@ -72,7 +72,7 @@ class Request:
     """One video that is asked for. number: of its prompt, from 0. several: whether the prompt has several seeds."""
 
     number: int
-    wish: Wish
+    wish: PromptSpec
     seed: int
     several: bool
 
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     folder, texts = output.split_model(options)
     output.check_texts(options, texts)
-    wishes = [*(Wish(prompt=text) for text in texts), *(read_wishes(options.file) if options.file else ())]
+    wishes = [*(PromptSpec(prompt=text) for text in texts), *(read_wishes(options.file) if options.file else ())]
     if not wishes:
         rule = "nothing to sample: give a PROMPT, or --prompts FILE (see vdit sample --help)"
         raise UsageError(f"{output.no_run(options, folder)}{rule}")
@@ -127,7 +127,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _requests(options: argparse.Namespace, wishes: Sequence[Wish]) -> list[Request]:
+def _requests(options: argparse.Namespace, wishes: Sequence[PromptSpec]) -> list[Request]:
     """Each prompt with each of its seeds. A line's own seed stands alone, or is the first of --count."""
     requests, seeds = [], output.seeds_of(options)
     own = sum(wish.seed is not None for wish in wishes)
@@ -153,11 +153,11 @@ def _depends(options: argparse.Namespace, folder: str, requests: Sequence[Reques
     ]  # fmt: skip
 
 
-def _frames(options: argparse.Namespace, wish: Wish) -> Duration | None:
+def _frames(options: argparse.Namespace, wish: PromptSpec) -> Duration | None:
     return options.frames if wish.frames is None else wish.frames
 
 
-def _frames_known(options: argparse.Namespace, wish: Wish) -> int | None:
+def _frames_known(options: argparse.Namespace, wish: PromptSpec) -> int | None:
     """Frames, where they can be told before the model is there."""
     time = _frames(options, wish)
     return None if time is None or time.seconds else time.frames(1)
@@ -248,7 +248,7 @@ def _sample(
     status: Status,
 ) -> None:  # fmt: skip
     """Makes the videos; adds each to `made` when its file is there."""
-    from vdit.dist.multihost import is_first
+    from vdit.dist.multihost import is_primary_host
     from vdit.generate.fit import Fit
     from vdit.generate.images import read_image
     from vdit.generate.noise import noise_of
@@ -287,7 +287,7 @@ def _sample(
                 status.wrote(path)
                 if job.frames > 1 and not status.next:
                     status.next = following(options, "extend", path, job.prompt, "--after 2s --out longer.mp4")
-                if manifest is not None and is_first():
+                if manifest is not None and is_primary_host():
                     manifest.add(job.id, path, _about(job, options, fps))
                 made.append(job)
             display.update(len(made), {})

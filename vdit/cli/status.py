@@ -173,9 +173,9 @@ class Status:
 
     def speaks(self) -> bool:
         """Whether this host is the one that tells."""
-        from vdit.dist.multihost import is_first
+        from vdit.dist.multihost import is_primary_host
 
-        return not self._devices or is_first()
+        return not self._devices or is_primary_host()
 
     def _print(self, line: str) -> None:
         if not self.speaks():

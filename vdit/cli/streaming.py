@@ -62,12 +62,12 @@ def write(
     holds what was made; a second Ctrl-C leaves no file (`interrupts`: for pieces that ask about it themselves). On
     several hosts the first alone writes, and all of them make.
     """
-    from vdit.dist.multihost import is_first
+    from vdit.dist.multihost import is_primary_host
     from vdit.video.read import write_video
 
     with Interrupts() if interrupts is None else interrupts as interrupts:
         pieces = _shown(pieces, display, interrupts)
-        if is_first():
+        if is_primary_host():
             status.wrote(output.put(target, lambda part: write_video(part, pieces, fps=fps)))
         else:
             for _ in pieces:

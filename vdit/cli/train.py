@@ -131,21 +131,21 @@ def _tell(experiment, space, stages, status) -> None:
 def _train(experiment, space, stages, options, together, profile_steps, status) -> None:
     import jax
 
-    from vdit.dist.multihost import is_first
+    from vdit.dist.multihost import is_primary_host
     from vdit.train import stages as training
-    from vdit.train.monitor import Watch
+    from vdit.train.monitor import RunMonitor
     from vdit.train.profile import ASK, Profiler
 
     wandb = {"project": options.wandb, "name": space.root.name} if options.wandb else None
     traces = space.logs / "profile" / f"host_{jax.process_index()}"
-    profiler = Profiler(traces, steps=profile_steps, ask=space.root / ASK if is_first() else None)
+    profiler = Profiler(traces, steps=profile_steps, ask=space.root / ASK if is_primary_host() else None)
     parts = {"place": together.place, "peers": together.peers, "stop": together.stop, "profiler": profiler}
     training.check_run(experiment, space, stages)
     status.begin()
-    with Watch(space.logs / "hosts", **parts) as watch:
+    with RunMonitor(space.logs / "hosts", **parts) as watch:
         logging = training.Logging(tensorboard=not options.no_tensorboard, wandb=wandb, watch=watch)
         training.run(experiment, space, stages=stages, logging=logging, strict=options.strict)
-    if "dit" in stages and is_first() and experiment.lora is not None:
+    if "dit" in stages and is_primary_host() and experiment.lora is not None:
         from vdit.pretrained.lora_write import write_run
 
         print(f"LoRA, for diffusers and ComfyUI too: {write_run(space.root)}")

@@ -8,13 +8,13 @@ import numpy as np
 
 from vdit.data.actions import check_actions
 from vdit.data.config import DataConfig
-from vdit.data.cuts import Cut, Footage, apply_cut, draw_crop, draw_cut, may_flip
+from vdit.data.cuts import ClipSpec, VideoHandle, apply_cut, draw_crop, draw_cut, may_flip
 from vdit.data.sources import DataSummary, Sample, Source, draws
 
 CUT_DRAW, CROP_DRAW, FLIP_DRAW = 2, 3, 4  # see sources.draws
 
 
-class Library(Protocol):
+class VideoDataset(Protocol):
     """Videos by number. `broken` maps names to reasons, for those left out when it was opened.
 
     summary: what was found and what of it is used; None where every video is used as it is.
@@ -27,7 +27,7 @@ class Library(Protocol):
 
     def name(self, item: int) -> str: ...
 
-    def open(self, item: int, rng: np.random.Generator) -> Footage:
+    def open(self, item: int, rng: np.random.Generator) -> VideoHandle:
         """The video; rng is for libraries whose videos have no size of their own."""
 
 
@@ -38,7 +38,7 @@ class Clips(Source):
     frame; see vdit.data.cuts for how sizes and times are drawn.
     """
 
-    def __init__(self, library: Library, config: DataConfig, *, seed: int = 0):
+    def __init__(self, library: VideoDataset, config: DataConfig, *, seed: int = 0):
         super().__init__()
         self.library = library
         self.config = config
@@ -79,7 +79,7 @@ class Clips(Source):
 
         return self.first_readable(index, read)
 
-    def _sample(self, footage: Footage, cut: Cut, index: int) -> Sample:
+    def _sample(self, footage: VideoHandle, cut: ClipSpec, index: int) -> Sample:
         shot = apply_cut(footage, cut)
         video, chance = shot.video, self.config.hflip
         # A mirror image would need other actions; which, only the world knows.

@@ -26,7 +26,7 @@ SIDED = re.compile(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cut:
+class ClipSpec:
     """frames frames from `start` seconds on at `fps`; the whole picture resized to `resize` (h, w), then
     the window of `size` (h, w) at `offset` (y, x)."""
 
@@ -40,7 +40,7 @@ class Cut:
 
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shot:
+class DecodedClip:
     """What a cut shows. video: uint8 [t h w 3]; captions: the first is the short one; actions: float32 [t a] or
     None, what is done in each frame (vdit.data.actions)."""
 
@@ -49,7 +49,7 @@ class Shot:
     actions: np.ndarray | None = None
 
 
-class Footage(Protocol):
+class VideoHandle(Protocol):
     """One video that can be cut. width and height as displayed.
 
     elastic: it can be rendered at any size, frame rate and duration (worlds); nothing limits the draw.
@@ -63,7 +63,7 @@ class Footage(Protocol):
     seconds: float
     elastic: bool
 
-    def read(self, *, start: float, fps: float, frames: int, size: tuple[int, int]) -> Shot:
+    def read(self, *, start: float, fps: float, frames: int, size: tuple[int, int]) -> DecodedClip:
         """`frames` frames at `fps` from `start` seconds on, the whole picture resized to size (h, w)."""
 
 
@@ -101,7 +101,7 @@ def cover(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
     return max(size[0], round(height * scale)), max(size[1], round(width * scale))
 
 
-def draw_cut(footage: Footage, config: DataConfig, rng: np.random.Generator) -> Cut:
+def draw_cut(footage: VideoHandle, config: DataConfig, rng: np.random.Generator) -> ClipSpec:
     """A cut of the whole picture, resized to cover the size that fit_size gives and trimmed to it."""
     fps, frames, start = _draw_time(footage, config, rng)
     height, width = footage.height, footage.width
@@ -114,11 +114,11 @@ def draw_cut(footage: Footage, config: DataConfig, rng: np.random.Generator) -> 
     size = fit_size(height, width, area, config.size_multiple)
     resize = size if footage.elastic else cover(height, width, size)
     offset = tuple((r - s) // 2 for r, s in zip(resize, size))
-    return Cut(start=start, fps=fps, frames=frames, resize=resize, offset=offset, size=size)
+    return ClipSpec(start=start, fps=fps, frames=frames, resize=resize, offset=offset, size=size)
 
 
-def draw_crop(footage: Footage, config: DataConfig, rng: np.random.Generator, *, size: tuple[int, int],
-              frames: int) -> Cut:
+def draw_crop(footage: VideoHandle, config: DataConfig, rng: np.random.Generator, *, size: tuple[int, int],
+              frames: int) -> ClipSpec:
     """A random window of `size` (h, w) and `frames` from the picture at one of the areas it allows.
 
     A video too short for every frame rate of the config gives its own frames one by one.
@@ -139,27 +139,27 @@ def draw_crop(footage: Footage, config: DataConfig, rng: np.random.Generator, *,
     if resize[0] < size[0] or resize[1] < size[1]:
         resize = cover(height, width, size)
     offset = tuple(int(rng.integers(0, r - s + 1)) for r, s in zip(resize, size))
-    return Cut(start=start, fps=fps, frames=frames, resize=resize, offset=offset, size=size)
+    return ClipSpec(start=start, fps=fps, frames=frames, resize=resize, offset=offset, size=size)
 
 
-def _rates(footage: Footage, config: DataConfig) -> list[float]:
+def _rates(footage: VideoHandle, config: DataConfig) -> list[float]:
     """The frame rates to draw from: one above the video's own would only repeat frames, so it is taken
     only when all are above."""
     rates = [rate for rate in config.fps if footage.elastic or rate <= footage.fps * 1.01]
     return rates or [min(config.fps)]
 
 
-def _span(footage: Footage) -> float:
+def _span(footage: VideoHandle) -> float:
     """Seconds from the first frame to the last, and a hair more for durations that files round down."""
     return math.inf if footage.elastic else max(0.0, footage.seconds - 1 / footage.fps) + SLACK
 
 
-def _draw_start(footage: Footage, span: float, length: float, rng: np.random.Generator) -> float:
+def _draw_start(footage: VideoHandle, span: float, length: float, rng: np.random.Generator) -> float:
     room = 0.0 if footage.elastic else max(0.0, span - SLACK - length)
     return float(rng.uniform(0.0, room)) if room else 0.0
 
 
-def _draw_time(footage: Footage, config: DataConfig, rng: np.random.Generator) -> tuple[float, int, float]:
+def _draw_time(footage: VideoHandle, config: DataConfig, rng: np.random.Generator) -> tuple[float, int, float]:
     """(fps, frames, start) that the footage has room for."""
     fps = float(rng.choice(_rates(footage, config)))
     span = _span(footage)
@@ -172,7 +172,7 @@ def _draw_time(footage: Footage, config: DataConfig, rng: np.random.Generator) -
     return fps, frames, _draw_start(footage, span, (frames - 1) / fps, rng)
 
 
-def apply_cut(footage: Footage, cut: Cut) -> Shot:
+def apply_cut(footage: VideoHandle, cut: ClipSpec) -> DecodedClip:
     """The shot that the cut asks for; raises DataError when the footage gives fewer frames."""
     shot = footage.read(start=cut.start, fps=cut.fps, frames=cut.frames, size=cut.resize)
     expected = (cut.frames, *cut.resize, 3)

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from vdit.data.captions import Entry, plain_name, read_captions
-from vdit.data.cuts import Shot
+from vdit.data.cuts import DecodedClip
 from vdit.data.sources import DataSummary
 from vdit.errors import DataError, VideoError
 from vdit.video import read as video_io
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FileFootage:
+class FileHandle:
     """One video file."""
 
     path: Path
@@ -31,12 +31,12 @@ class FileFootage:
     seconds: float
     elastic: bool = False
 
-    def read(self, *, start: float, fps: float, frames: int, size: tuple[int, int]) -> Shot:
+    def read(self, *, start: float, fps: float, frames: int, size: tuple[int, int]) -> DecodedClip:
         clip = video_io.read_video(self.path, start=start, fps=fps, max_frames=frames, size=size)
-        return Shot(video=clip.frames, captions=self.captions)
+        return DecodedClip(video=clip.frames, captions=self.captions)
 
 
-class FolderLibrary:
+class FolderDataset:
     """The video files of a folder that can be opened; the others are in `broken`, with the reason.
 
     path: the folder. captions: see DataConfig.captions. exclude: ids (files, as the captions file names
@@ -71,7 +71,7 @@ class FolderLibrary:
             notes=tuple(listing.notes),
         )
 
-    def _probe(self, entry: Entry) -> FileFootage | str:
+    def _probe(self, entry: Entry) -> FileHandle | str:
         """The video, or why it cannot be read."""
         path = self.path / entry.file
         try:
@@ -81,7 +81,7 @@ class FolderLibrary:
             fps, seconds = _timing(path, info)
         except VideoError as error:
             return str(error).removeprefix(f"{path}: ")
-        return FileFootage(path=path, id=entry.file, captions=entry.captions, label=entry.label,
+        return FileHandle(path=path, id=entry.file, captions=entry.captions, label=entry.label,
                            height=info.height, width=info.width, fps=fps, seconds=seconds)
 
     def __len__(self) -> int:
@@ -90,7 +90,7 @@ class FolderLibrary:
     def name(self, item: int) -> str:
         return self._videos[item].id
 
-    def open(self, item: int, rng: np.random.Generator) -> FileFootage:
+    def open(self, item: int, rng: np.random.Generator) -> FileHandle:
         return self._videos[item]
 
 

@@ -20,15 +20,15 @@ def open_source(config: DataConfig, *, seed: int = 0, exclude: Collection[str] =
     if config.source == "latents":
         return LatentStore(config.path)
     if config.source == "folder":
-        from vdit.data.folder import FolderLibrary
+        from vdit.data.folder import FolderDataset
 
-        library = FolderLibrary(config.path, config.captions, exclude=exclude, threads=config.threads)
+        library = FolderDataset(config.path, config.captions, exclude=exclude, threads=config.threads)
     elif config.source == "tfds":
-        from vdit.data.tfds_library import TfdsLibrary
+        from vdit.data.tfds_library import TfdsDataset
 
-        library = TfdsLibrary.of(config)
+        library = TfdsDataset.of(config)
     else:
-        from vdit.data.worlds import WorldLibrary
+        from vdit.data.worlds import WorldDataset
 
-        library = WorldLibrary.of(config, seed=seed)
+        library = WorldDataset.of(config, seed=seed)
     return Clips(library, config, seed=seed)

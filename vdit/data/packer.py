@@ -10,7 +10,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from vdit.data.packing import RowLimits, TokenClip, build_rows, check_fits, choose
+from vdit.data.packing import PackItem, RowShape, build_rows, check_fits, choose
 from vdit.data.streams import Reader, close_readers, make_place, make_pool, read_place
 from vdit.types import Row
 
@@ -21,10 +21,10 @@ class Stream:
     most_tokens, most_clips: bounds of the look-ahead.
     """
 
-    def __init__(self, reader: Reader[TokenClip], limits: RowLimits, *, most_tokens: int, most_clips: int):
+    def __init__(self, reader: Reader[PackItem], limits: RowShape, *, most_tokens: int, most_clips: int):
         self.reader = reader
         self._limits, self._most_tokens, self._most_clips = limits, most_tokens, most_clips
-        self._waiting: list[TokenClip] = []
+        self._waiting: list[PackItem] = []
         self._tokens = 0
         self._ended = False
 
@@ -42,7 +42,7 @@ class Stream:
         self._tokens += len(clip.values)
         return True
 
-    def take_row(self) -> list[TokenClip]:
+    def take_row(self) -> list[PackItem]:
         """The clips of the next row; none when the stream has ended."""
         if not self._waiting:
             return []
@@ -58,7 +58,7 @@ class Stream:
         """Where the reader is, and which clips wait: a few numbers, whatever the clips' size."""
         return {"next": self.reader.place, "waiting": [int(clip.place) for clip in self._waiting]}
 
-    def move(self, place: int, waiting: list[TokenClip]) -> None:
+    def move(self, place: int, waiting: list[PackItem]) -> None:
         """Goes on from a place, with the clips that waited there."""
         self.reader.move(place)
         self._waiting, self._tokens, self._ended = waiting, sum(len(clip.values) for clip in waiting), False
@@ -78,8 +78,8 @@ class PackedRows(grain.DatasetIterator):
     identity: what must be equal for a saved place to mean the same clips.
     """
 
-    def __init__(self, orders: Mapping[int, grain.MapDataset], read: Callable[[int, int], TokenClip],
-                 limits: RowLimits, *, rows_each: int, most_tokens: int, most_clips: int, threads: int,
+    def __init__(self, orders: Mapping[int, grain.MapDataset], read: Callable[[int, int], PackItem],
+                 limits: RowShape, *, rows_each: int, most_tokens: int, most_clips: int, threads: int,
                  read_ahead: int, identity: dict[str, Any]):
         super().__init__()
         self._pool = make_pool(threads)
@@ -99,7 +99,7 @@ class PackedRows(grain.DatasetIterator):
         # The last batches of a finite pass keep their shape: what is missing is rows of padding.
         return build_rows(rows, self._limits)
 
-    def _round(self) -> list[list[TokenClip]]:
+    def _round(self) -> list[list[PackItem]]:
         """One row of each stream."""
         # In turns, so that the readers of all streams work at the same time.
         hungry = list(self._streams.values())

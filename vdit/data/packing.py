@@ -22,7 +22,7 @@ from vdit.types import Row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RowLimits:
+class RowShape:
     """The shape of one row: tokens n, text tokens m, noise levels k, clips s."""
 
     tokens: int
@@ -31,18 +31,18 @@ class RowLimits:
     clips: int
 
     def each(self) -> tuple[int, int, int, int]:
-        """The four limits, in the order of TokenClip.needs."""
+        """The four limits, in the order of PackItem.needs."""
         return self.tokens, self.text, self.slots, self.clips
 
     @staticmethod
-    def of(config: DataConfig) -> RowLimits:
-        return RowLimits(tokens=config.row_tokens, text=config.row_text,
+    def of(config: DataConfig) -> RowShape:
+        return RowShape(tokens=config.row_tokens, text=config.row_text,
                          slots=config.row_slots, clips=config.row_clips)
 
 
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenClip:
+class PackItem:
     """One clip, ready to be packed.
 
     values: float [n p], patchified latents, n = the product of grid.
@@ -68,7 +68,7 @@ class TokenClip:
         return len(self.values), len(self.text), self.grid[0], 1
 
 
-def check_fits(clip: TokenClip, limits: RowLimits) -> None:
+def check_fits(clip: PackItem, limits: RowShape) -> None:
     """Raises DataError when no row can hold the clip."""
     tokens, text, slots, _ = clip.needs
     t, h, w = clip.grid
@@ -122,7 +122,7 @@ def choose(needs: np.ndarray, limits: Sequence[int]) -> list[int]:
     return [0, *reversed(picked)]
 
 
-def empty_rows(count: int, width: int, limits: RowLimits, *, actions: int = 0) -> Row:
+def empty_rows(count: int, width: int, limits: RowShape, *, actions: int = 0) -> Row:
     """`count` rows of padding for tokens of `width` values, and `actions` numbers a slot (0: none)."""
     n, m = limits.tokens, limits.text
 
@@ -135,7 +135,7 @@ def empty_rows(count: int, width: int, limits: RowLimits, *, actions: int = 0) -
                action=np.zeros((count, limits.slots, actions), np.float32) if actions else None)
 
 
-def build_rows(groups: Sequence[Sequence[TokenClip]], limits: RowLimits) -> Row:
+def build_rows(groups: Sequence[Sequence[PackItem]], limits: RowShape) -> Row:
     """One row [b ...] for each group of clips; groups may be empty, but not all of them.
 
     All clips have actions of one width, or none has.
@@ -147,7 +147,7 @@ def build_rows(groups: Sequence[Sequence[TokenClip]], limits: RowLimits) -> Row:
         n = m = k = 0
         for number, clip in enumerate(group, start=1):
             tokens, text, slots, _ = clip.needs
-            total = RowLimits(tokens=n + tokens, text=m + text, slots=k + slots, clips=number)
+            total = RowShape(tokens=n + tokens, text=m + text, slots=k + slots, clips=number)
             if any(have > most for have, most in zip(total.each(), limits.each())):
                 raise DataError(f"clip {clip.name!r} overflows row {b}: {total} against {limits}")
             if _action_width(clip) != actions:
@@ -169,5 +169,5 @@ def build_rows(groups: Sequence[Sequence[TokenClip]], limits: RowLimits) -> Row:
     return rows
 
 
-def _action_width(clip: TokenClip) -> int:
+def _action_width(clip: PackItem) -> int:
     return 0 if clip.action is None else clip.action.shape[-1]

@@ -15,7 +15,7 @@ from vdit.data.actions import check_actions, group_actions
 from vdit.data.clips import Clips
 from vdit.data.config import DataConfig
 from vdit.data.packer import PackedRows
-from vdit.data.packing import RowLimits, TokenClip
+from vdit.data.packing import PackItem, RowShape
 from vdit.data.patches import Patch, patchify, token_grid
 from vdit.data.sources import Sample, Source, draws
 from vdit.data.streams import (
@@ -45,7 +45,7 @@ class Tokenizer(Protocol):
 
 
 class ToTokenClip:
-    """Sample with a latent -> TokenClip: normalise, patchify, choose a caption, tokenise it, group its actions.
+    """Sample with a latent -> PackItem: normalise, patchify, choose a caption, tokenise it, group its actions.
 
     stride: video frames that a latent frame stands for, all but the first, which stands for one.
     truncated: captions cut to the tokenizer's max_length (or the row's text) so far.
@@ -67,7 +67,7 @@ class ToTokenClip:
         self.truncated = 0
         self._lock = threading.Lock()
 
-    def __call__(self, index: int, place: int) -> TokenClip:
+    def __call__(self, index: int, place: int) -> PackItem:
         sample = self.source[index]
         if "latent" not in sample:
             raise DataError(f"{type(self.source).__name__} gives videos, packed rows are made of latents: "
@@ -76,7 +76,7 @@ class ToTokenClip:
         if self.mean is not None:
             latent = normalise(latent.astype(np.float32), {"mean": self.mean, "std": self.std})
         grid = token_grid(latent.shape, self.patch)
-        return TokenClip(values=patchify(latent, self.patch), grid=grid, text=self._text(sample, index),
+        return PackItem(values=patchify(latent, self.patch), grid=grid, text=self._text(sample, index),
                          label=int(sample.get("label", 0)), action=self._action(sample, grid[0]), place=place,
                          name=str(sample.get("id", index)))
 
@@ -125,7 +125,7 @@ def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch
     order = Order(items=len(source), seed=seed, streams=streams, epochs=config.epochs)
     convert = ToTokenClip(source, tokenizer, tuple(patch), config, seed=seed, stride=stride,
                           mean=mean, std=std)
-    limits = RowLimits.of(config)
+    limits = RowShape.of(config)
     tokens = config.look_ahead()
     identity = order.identity() | dataclasses.asdict(limits) | {
         "patch": list(patch), "batch_rows": batch_rows, "look_ahead": tokens,

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from vdit.data.config import DataConfig
-from vdit.data.cuts import Shot, resize_video
+from vdit.data.cuts import DecodedClip, resize_video
 from vdit.errors import DataError, install_command
 from vdit.reprs import short_repr
 
 
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ArrayFootage:
+class ArrayHandle:
     """A video that is in memory. video: uint8 [t h w 3]."""
 
     video: np.ndarray
@@ -38,14 +38,14 @@ class ArrayFootage:
     def seconds(self) -> float:
         return len(self.video) / self.fps
 
-    def read(self, *, start: float, fps: float, frames: int, size: tuple[int, int]) -> Shot:
+    def read(self, *, start: float, fps: float, frames: int, size: tuple[int, int]) -> DecodedClip:
         """Frame k is the one on screen at start + k / fps."""
         index = np.floor((start + np.arange(frames) / fps) * self.fps + 1e-3).astype(int)
-        return Shot(video=resize_video(self.video[index[index < len(self.video)]], size),
+        return DecodedClip(video=resize_video(self.video[index[index < len(self.video)]], size),
                     captions=self.captions)
 
 
-class TfdsLibrary:
+class TfdsDataset:
     """Videos of a prepared TFDS data set: a directory of one version, or a name as tfds.load takes it."""
 
     def __init__(self, path: str, *, split: str = "train", video: str = "video", caption: str = "caption",
@@ -67,8 +67,8 @@ class TfdsLibrary:
                                 "means none)")
 
     @staticmethod
-    def of(config: DataConfig) -> TfdsLibrary:
-        return TfdsLibrary(config.path, split=config.split, video=config.video_feature,
+    def of(config: DataConfig) -> TfdsDataset:
+        return TfdsDataset(config.path, split=config.split, video=config.video_feature,
                            caption=config.caption_feature, label=config.label_feature,
                            fps=config.fps_feature, default_fps=config.default_fps)
 
@@ -78,13 +78,13 @@ class TfdsLibrary:
     def name(self, item: int) -> str:
         return f"{self.split}[{item}]"
 
-    def open(self, item: int, rng: np.random.Generator) -> ArrayFootage:
+    def open(self, item: int, rng: np.random.Generator) -> ArrayHandle:
         example = self._example(item)
         video = np.asarray(example[self._video])
         if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8 or not len(video):
             raise DataError(f"TFDS data set {self.path!r}, {self.name(item)}: {self._video!r} is "
                             f"{video.dtype} {video.shape}, expected uint8 [t h w 3]")
-        return ArrayFootage(
+        return ArrayHandle(
             video=video, id=self.name(item),
             captions=_texts(example[self._caption]) if self._caption else ("",),
             fps=float(example[self._fps]) if self._fps else self._default_fps,

@@ -9,7 +9,7 @@ import numpy as np
 
 import vdit.worlds
 from vdit.data.config import DataConfig
-from vdit.data.cuts import Shot
+from vdit.data.cuts import DecodedClip
 from vdit.worlds import World
 
 # Worlds are drawn at the size asked for; this only stands for an aspect ratio.
@@ -17,7 +17,7 @@ NOMINAL = 720
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WorldFootage:
+class WorldHandle:
     """One scene, rendered when it is read."""
 
     world: World
@@ -30,12 +30,12 @@ class WorldFootage:
     seconds: float = math.inf
     elastic: bool = True
 
-    def read(self, *, start: float, fps: float, frames: int, size: tuple[int, int]) -> Shot:
+    def read(self, *, start: float, fps: float, frames: int, size: tuple[int, int]) -> DecodedClip:
         scene = self.world.render(self.item, size=size, frames=frames, fps=fps)
-        return Shot(video=scene.video, captions=(scene.caption, scene.detailed), actions=scene.actions)
+        return DecodedClip(video=scene.video, captions=(scene.caption, scene.detailed), actions=scene.actions)
 
 
-class WorldLibrary:
+class WorldDataset:
     """The scenes of a world; each takes one of `aspects` (width / height)."""
 
     def __init__(self, world: World, *, aspects: tuple[float, ...] = (1.0,)):
@@ -45,10 +45,10 @@ class WorldLibrary:
         self.summary = None
 
     @staticmethod
-    def of(config: DataConfig, *, seed: int) -> WorldLibrary:
+    def of(config: DataConfig, *, seed: int) -> WorldDataset:
         options = config.world_arguments()
         world = vdit.worlds.make(config.world, seed=seed, count=config.world_count, **options)
-        return WorldLibrary(world, aspects=config.aspects)
+        return WorldDataset(world, aspects=config.aspects)
 
     def __len__(self) -> int:
         return len(self.world)
@@ -56,8 +56,8 @@ class WorldLibrary:
     def name(self, item: int) -> str:
         return f"{self.world.name}[{item}]"
 
-    def open(self, item: int, rng: np.random.Generator) -> WorldFootage:
+    def open(self, item: int, rng: np.random.Generator) -> WorldHandle:
         aspect = float(rng.choice(self.aspects))
-        return WorldFootage(world=self.world, item=item, id=self.name(item), fps=self.world.fps,
+        return WorldHandle(world=self.world, item=item, id=self.name(item), fps=self.world.fps,
                             height=round(NOMINAL / math.sqrt(aspect)),
                             width=round(NOMINAL * math.sqrt(aspect)))

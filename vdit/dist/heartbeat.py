@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vdit.dist.rendezvous import split_address
-from vdit.errors import AGAIN, MEND
+from vdit.errors import EX_TEMPFAIL, EX_USAGE
 
 _BEATS, _MAIL, _READ, _NAMES = "vdit/beat/", "vdit/mail/", "vdit/read/", "vdit/name/"
 _LEFT = "left"
@@ -38,7 +38,7 @@ _FAREWELL = 5.0  # seconds: how long the first host, which holds the service, wa
 
 
 @dataclasses.dataclass(kw_only=True)
-class Place:
+class HostStatus:
     """Where a host stands. Plain assignments keep it, so that a step pays nothing for being watched.
 
     phase: what it does ("training", "waiting for data", ...). step: the last one begun. saved: gives the step of the
@@ -59,14 +59,14 @@ class Place:
         return {name: getattr(self, name) for name in ("phase", "step", "seconds", "waited")}
 
 
-class Peers:
+class Heartbeat:
     """The other hosts of a run. client: jax's of its coordination service, which process 0 holds at `coordinator`,
     host:port. heartbeat: seconds of silence until a host counts as lost. write: where the line goes that says why
     this process ends, beside stderr.
     """
 
     def __init__(
-        self, client: Any, coordinator: str, process_id: int, processes: int, *, heartbeat: float, place: Place
+        self, client: Any, coordinator: str, process_id: int, processes: int, *, heartbeat: float, place: HostStatus
     ):
         self._client, self._id, self._count, self._heartbeat = client, process_id, processes, heartbeat
         self._coordinator = split_address(coordinator)
@@ -86,12 +86,12 @@ class Peers:
         for thread in self._threads:
             thread.start()
 
-    def places(self) -> dict[int, Place]:
+    def places(self) -> dict[int, HostStatus]:
         """Every host's place, as last heard."""
         found = {}
         for key, value in self._client.key_value_dir_get(_BEATS):
             told = {"phase": "left"} if value == _LEFT else json.loads(value)["place"]
-            found[int(key.rpartition("/")[2])] = Place(**told)
+            found[int(key.rpartition("/")[2])] = HostStatus(**told)
         return dict(sorted(found.items()))
 
     def fail(self, what: str, code: int) -> None:
@@ -102,7 +102,7 @@ class Peers:
         what must be mended first.
         """
         self.write(f"this host {what}")
-        if code != MEND and peer_is_gone(what):
+        if code != EX_USAGE and peer_is_gone(what):
             time.sleep(self._heartbeat + 3 * self.interval)
         with self._ending:
             self._tell(f"{self._who(self._id)} {what}", code)
@@ -167,8 +167,8 @@ class Peers:
             elif value != _LEFT and now - self._beats[host][1] > self._heartbeat:
                 text = f"{self._who(host)} was lost (no heartbeat for {self._heartbeat:g} s)"
                 with self._ending:
-                    self._tell(text, AGAIN, lost=host)
-                self._end(text, AGAIN)
+                    self._tell(text, EX_TEMPFAIL, lost=host)
+                self._end(text, EX_TEMPFAIL)
 
     def _tell(self, text: str, code: int, *, lost: int | None = None) -> None:
         """Gives all others the notice, the first host last: the service, which it holds, goes with it."""
@@ -190,7 +190,7 @@ class Peers:
 
     def _first_is_gone(self, why: str) -> None:
         if not self._leaving.is_set():
-            self._end(f"host 0, which holds the coordination service, was lost ({why})", AGAIN)
+            self._end(f"host 0, which holds the coordination service, was lost ({why})", EX_TEMPFAIL)
 
     def _end(self, text: str, code: int) -> None:
         """Says why, and ends the process; its other threads may be in calls that never come back."""
@@ -199,7 +199,7 @@ class Peers:
             with contextlib.suppress(Exception):
                 saved = self.place.saved()
             line = f"{text} at step {self.place.step} ({self.place.phase})"
-            if code == AGAIN:
+            if code == EX_TEMPFAIL:
                 line += ": start the same command again"
                 line += "" if saved is None else f"; it goes on from step {saved}"
             with contextlib.suppress(Exception):

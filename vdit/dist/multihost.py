@@ -16,9 +16,9 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 
 import vdit
-from vdit.dist.heartbeat import Peers, Place
+from vdit.dist.heartbeat import Heartbeat, HostStatus
 from vdit.dist.rendezvous import roll_call
-from vdit.errors import AGAIN, ConfigError, HostsError
+from vdit.errors import EX_TEMPFAIL, ConfigError, HostsError
 
 # Set by the launcher of the job. The first three are read by vdit; the others say that jax itself
 # can find its peers (TPU pods, Slurm, Open MPI).
@@ -68,9 +68,9 @@ def initialize(
     cluster: bool = False,
     about: Mapping[str, str] | None = None,
     wait: float | None = None,
-    place: Place | None = None,
+    place: HostStatus | None = None,
     met: Callable[[], object] = lambda: None,
-) -> Peers | None:
+) -> Heartbeat | None:
     """Joins the other hosts, if there are any; must run before jax touches a device.
 
     With `config`, or with the VDIT_* variables, those say who the peers are; with `cluster` (or VDIT_CLUSTER=1), or
@@ -105,15 +105,15 @@ def initialize(
             shutdown_timeout_seconds=_SHUTDOWN,
         )
     client = distributed.global_state.client
-    peers = Peers(
-        client, config.coordinator, config.process_id, config.processes, heartbeat=heartbeat, place=place or Place()
+    peers = Heartbeat(
+        client, config.coordinator, config.process_id, config.processes, heartbeat=heartbeat, place=place or HostStatus()
     )
     peers.start()
     atexit.register(peers.leave)  # runs before jax's own shutdown, which was registered earlier
     return peers
 
 
-def leave(peers: Peers | None) -> None:
+def leave(peers: Heartbeat | None) -> None:
     """Ends a run in good order: waits for the other hosts, so that none takes this one for lost."""
     if peers is not None:
         peers.leave()
@@ -127,7 +127,7 @@ def _ends_after(seconds: float) -> Iterator[float]:
     def end() -> None:
         line = f"a host was lost while jax started (waited {seconds:g} s): start the same command again"
         print(f"vdit: {line}", file=sys.stderr, flush=True)
-        os._exit(AGAIN)
+        os._exit(EX_TEMPFAIL)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True
@@ -138,7 +138,7 @@ def _ends_after(seconds: float) -> Iterator[float]:
         timer.cancel()
 
 
-def is_first() -> bool:
+def is_primary_host() -> bool:
     """Whether this process writes what is written once: logs, metrics, reports."""
     return jax.process_index() == 0
 

@@ -63,7 +63,7 @@ def partition_spec(names: Names, shape: Sequence[int], axis_sizes: dict[str, int
         while size % math.prod(axis_sizes[axis] for axis in used):
             used.pop()
         if used != wanted:
-            ways = math.prod(axis_sizes[axis] for axis in wanted)
+            num_shards = math.prod(axis_sizes[axis] for axis in wanted)
             notes.append(f"{name} of size {size} is not divisible by {'*'.join(wanted)}={ways}")
         taken.update(used)
         entries.append(tuple(used) or None)
@@ -129,7 +129,7 @@ def batch_ways(mesh: Mesh) -> int:
     return math.prod(mesh.shape.get(axis, 1) for axis in RULES["batch"])
 
 
-def ways(name: str) -> int:
+def num_shards(name: str) -> int:
     """Over how many devices of the mesh in context a dimension is shared out that they divide."""
     sizes = _auto_axes()
     return math.prod(sizes.get(axis, 1) for axis in RULES[name])
@@ -145,7 +145,7 @@ def constrain(x: Array, names: Names) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gathered(parameter: Array, names: Names) -> Array:
+def all_gather_param(parameter: Array, names: Names) -> Array:
     """A parameter as a product takes it: whole over the mesh axes of the batch, split over the others.
 
     Says what is meant by fsdp: gather the weights before use, and share out their gradient's sum after. Left to
@@ -155,14 +155,14 @@ def gathered(parameter: Array, names: Names) -> Array:
 
 
 def _gathered_forward(parameter: Array, names: Names) -> tuple[Array, None]:
-    return gathered(parameter, names), None
+    return all_gather_param(parameter, names), None
 
 
 def _gathered_backward(names: Names, _: None, gradient: Array) -> tuple[Array]:
     return (constrain(gradient, names),)
 
 
-gathered.defvjp(_gathered_forward, _gathered_backward)
+all_gather_param.defvjp(_gathered_forward, _gathered_backward)
 
 
 def look_up(table: Array, ids: Array) -> Array:

@@ -28,7 +28,7 @@ def wait_for_all(name: str, *, seconds: float = PATIENCE) -> None:
         raise _lost(name, error) from None
 
 
-def first_does(work: Callable[[], object], name: str, *, seconds: float = PATIENCE) -> None:
+def on_primary_host(work: Callable[[], object], name: str, *, seconds: float = PATIENCE) -> None:
     """The first host does the work, once; the others return when it is done.
 
     What it raises of vdit's errors is raised on all: on the others as a VditError with the same words.

@@ -20,7 +20,7 @@ from vdit.models.vision import CLIPVisionConfig
 from vdit.reprs import short_repr
 from vdit.samplers.grid import Grid, GridOptions
 from vdit.sampling.method import Method
-from vdit.sampling.reuse import Reuse
+from vdit.sampling.reuse import BlockCache
 from vdit.seeds import check_seed
 
 
@@ -242,5 +242,5 @@ def sample_method(experiment: Experiment, **changes: Any) -> Method:
         known=sample.known or ("clean" if experiment.canvases.gives else "noised"),
         known_level=sample.known_level,
         context_guidance=sample.context_guidance,
-        reuse=Reuse(threshold=sample.reuse) if sample.reuse else None,
+        reuse=BlockCache(threshold=sample.reuse) if sample.reuse else None,
     )

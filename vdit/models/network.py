@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from vdit.errors import ConfigError
 from vdit.models.dit.config import DiTConfig
 from vdit.models.dit.model import DiT
-from vdit.models.dit.past import Past
+from vdit.models.dit.past import KVCache
 from vdit.models.dit.reuse import Residuals, Reusing
 from vdit.models.text.config import TextConfig
 from vdit.models.text.encoder import make_encoder
@@ -97,10 +97,10 @@ class Network:
         condition: Array | None = None,
         image: Array | None = None,
         expert: str = HIGH,
-        past: Past | None = None,
+        past: KVCache | None = None,
         keep: bool = False,
         reuse: Reusing | None = None,
-    ) -> Array | tuple[Array, Past] | tuple[Array, Residuals]:
+    ) -> Array | tuple[Array, KVCache] | tuple[Array, Residuals]:
         """Predict for noisy `row.values` at slot times `time` [b k]: float32 [b n p] (2p with variance).
 
         text: encoded captions, if they are at hand already (sampling encodes them once).

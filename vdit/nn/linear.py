@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vdit.dist.rules import gathered
+from vdit.dist.rules import all_gather_param
 from vdit.dist.target import platform
 from vdit.types import Array
 
@@ -65,7 +65,7 @@ class Linear(nn.Module):
         x = x.astype(self.dtype)
         if kernel.dtype.itemsize > jnp.dtype(self.dtype).itemsize:
             kernel = kernel.astype(self.dtype)  # the narrower of the two travels
-        y = matmul(x, gathered(kernel, self.kernel_axes).astype(self.dtype))
+        y = matmul(x, all_gather_param(kernel, self.kernel_axes).astype(self.dtype))
         if self.has_variable("params", "kernel_scale"):
             y = (y * self.get_variable("params", "kernel_scale")).astype(self.dtype)
         if self.has_variable("params", "lora_a"):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from vdit.dist.rules import batch_shardings, batch_ways, replicated, ways
+from vdit.dist.rules import batch_shardings, batch_ways, num_shards, replicated
 from vdit.dist.target import platform_of
 from vdit.errors import ConfigError
 from vdit.experiment.experiment import Experiment, sample_method
@@ -143,7 +143,7 @@ def decode_program(experiment: Experiment, mesh: Mesh) -> Program:
     config, sample, count = experiment.vae, experiment.sample, batch_ways(mesh)
     t, h, w, c = config.latent_shape(sample.frames, *sample.size)
     with jax.set_mesh(mesh):
-        shared = ways("time")
+        shared = num_shards("time")
     frames = min(t, -(-DECODE_FRAMES // shared) * shared)
     latents = jax.ShapeDtypeStruct((count, frames, h, w, c), jnp.float32)
     init = lambda key: VAE(config).init(key, jnp.zeros((1, 1, *[config.spatial_stride] * 2, 3)))["params"]  # noqa: E731

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 
 from vdit.errors import ConfigError
-from vdit.samplers.base import Denoise, Project, Remembering, Sampler
+from vdit.samplers.base import Denoise, Project, Sampler, StatefulDenoiser
 from vdit.samplers.consistency import Consistency
 from vdit.samplers.ddim import DDIM
 from vdit.samplers.ddpm import DDPM
@@ -60,9 +60,9 @@ __all__ = [
     "GridOptions",
     "Heun",
     "Project",
-    "Remembering",
     "Resample",
     "Sampler",
+    "StatefulDenoiser",
     "UniPC",
     "make",
 ]

@@ -32,7 +32,7 @@ Project = Callable[[Array, Array], Array]
 
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Remembering:
+class StatefulDenoiser:
     """A denoiser that remembers something from call to call.
 
     ask(x, t, memory, done, left) -> (prediction, memory), as a Denoise; done, left: int32 [], how many calls there
@@ -49,7 +49,7 @@ class Sampler(Protocol):
 
     def sample(
         self,
-        denoise: Denoise | Remembering,
+        denoise: Denoise | StatefulDenoiser,
         x: Array,
         *,
         schedule: Schedule,
@@ -105,7 +105,7 @@ class Problem(NamedTuple):
         return here, there
 
 
-def lay_out(schedule: Schedule, prediction: Prediction, grid: Grid | np.ndarray | int) -> Problem:
+def discretize(schedule: Schedule, prediction: Prediction, grid: Grid | np.ndarray | int) -> Problem:
     """The levels of a run, checked against what the prediction can tell there."""
     levels = resolve(grid, schedule)
     alpha, sigma = schedule.alpha(levels), schedule.sigma(levels)
@@ -160,12 +160,12 @@ def run_steps(
     return jax.lax.scan(body, carry, (rows, keys))[0]
 
 
-def walk(
+def scan_steps(
     step: Callable[[Any, Estimate, dict[str, Array], Array | None], Any],
     carry: Any,
     columns: dict[str, np.ndarray],
     *,
-    denoise: Denoise | Remembering,
+    denoise: Denoise | StatefulDenoiser,
     prediction: Prediction,
     dtype: jnp.dtype,
     at: Callable[[Any], Array] = lambda carry: carry,
@@ -177,7 +177,7 @@ def walk(
     clip: as in `estimate`.
     """
     ask, memory, calls = lambda x, t, *_: (denoise(x, t), None), None, len(columns["t"])
-    if isinstance(denoise, Remembering):
+    if isinstance(denoise, StatefulDenoiser):
         ask, memory = denoise.ask, denoise.memory
 
     def call(state, row, step_key):

@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 
-from vdit.samplers.base import lay_out, need_key, projected, walk, working
+from vdit.samplers.base import discretize, need_key, projected, scan_steps, working
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Consistency:
     def sample(self, denoise, x, *, schedule, prediction, grid, key=None, project=None):
         """See vdit.samplers.base.Sampler."""
         key = need_key(key, "consistency")
-        problem = lay_out(schedule, prediction, grid)
+        problem = discretize(schedule, prediction, grid)
 
         def step(x, says, row, step_key):
             x = row["alpha_next"] * says.x0 + row["sigma_next"] * jax.random.normal(step_key, x.shape, x.dtype)
@@ -29,4 +29,4 @@ class Consistency:
 
         x = working(x)
         asked = {"denoise": denoise, "prediction": prediction}
-        return walk(step, x, problem.columns(), dtype=x.dtype, key=key, **asked)
+        return scan_steps(step, x, problem.columns(), dtype=x.dtype, key=key, **asked)

@@ -12,11 +12,11 @@ from vdit.errors import ConfigError
 from vdit.samplers.base import (
     Problem,
     check_clip,
-    lay_out,
+    discretize,
     need_key,
     posterior,
     projected,
-    walk,
+    scan_steps,
     working,
 )
 
@@ -42,7 +42,7 @@ class DDIM:
 
     def sample(self, denoise, x, *, schedule, prediction, grid, key=None, project=None):
         """See vdit.samplers.base.Sampler."""
-        problem = lay_out(schedule, prediction, grid)
+        problem = discretize(schedule, prediction, grid)
         if self.even_stride:
             problem = _evenly(problem, schedule)
         if self.eta:
@@ -61,7 +61,7 @@ class DDIM:
 
         x = working(x)
         asked = {"denoise": denoise, "prediction": prediction, "clip": self.clip}
-        return walk(step, x, columns, dtype=x.dtype, key=key, **asked)
+        return scan_steps(step, x, columns, dtype=x.dtype, key=key, **asked)
 
 
 def _evenly(problem: Problem, schedule: Schedule) -> Problem:

@@ -13,11 +13,11 @@ from vdit.diffusion.variance import interpolate_log_variance
 from vdit.errors import ConfigError
 from vdit.samplers.base import (
     check_clip,
-    lay_out,
+    discretize,
     need_key,
     posterior,
     projected,
-    walk,
+    scan_steps,
     working,
 )
 
@@ -42,7 +42,7 @@ class DDPM:
 
     def sample(self, denoise, x, *, schedule, prediction, grid, key=None, project=None):
         """See vdit.samplers.base.Sampler."""
-        problem = lay_out(schedule, prediction, grid)
+        problem = discretize(schedule, prediction, grid)
         key = need_key(key, "ddpm")
         step_posterior = posterior(problem)
         noisy = problem.sigma_next > 0
@@ -63,7 +63,7 @@ class DDPM:
 
         x = working(x)
         asked = {"denoise": denoise, "prediction": prediction, "clip": self.clip}
-        return walk(step, x, columns, dtype=x.dtype, key=key, **asked)
+        return scan_steps(step, x, columns, dtype=x.dtype, key=key, **asked)
 
     def _log_variance(self, raw, row):
         if self.variance == "learned" and raw is None:

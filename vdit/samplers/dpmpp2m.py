@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdit.errors import ConfigError
-from vdit.samplers.base import Problem, lay_out, projected, walk, working
+from vdit.samplers.base import Problem, discretize, projected, scan_steps, working
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class DPMpp2M:
 
     def sample(self, denoise, x, *, schedule, prediction, grid, key=None, project=None):
         """See vdit.samplers.base.Sampler."""
-        problem = lay_out(schedule, prediction, grid)
+        problem = discretize(schedule, prediction, grid)
 
         def step(carry, says, row, key):
             x, x0_before = carry
@@ -52,7 +52,7 @@ class DPMpp2M:
         x = working(x)
         columns = problem.columns() | self._columns(problem)
         asked = {"denoise": denoise, "prediction": prediction, "at": lambda carry: carry[0]}
-        return walk(step, (x, jnp.zeros_like(x)), columns, dtype=x.dtype, **asked)[0]
+        return scan_steps(step, (x, jnp.zeros_like(x)), columns, dtype=x.dtype, **asked)[0]
 
     def _columns(self, problem: Problem) -> dict[str, np.ndarray]:
         """Weights float64 [n] of x, of this step's x_0 and of the one before in x at the next level."""

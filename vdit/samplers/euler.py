@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from vdit.samplers.base import lay_out, projected, straight_frame, walk, working
+from vdit.samplers.base import discretize, projected, scan_steps, straight_frame, working
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -13,7 +13,7 @@ class Euler:
 
     def sample(self, denoise, x, *, schedule, prediction, grid, key=None, project=None):
         """See vdit.samplers.base.Sampler."""
-        problem = lay_out(schedule, prediction, grid)
+        problem = discretize(schedule, prediction, grid)
 
         def step(x, says, row, key):
             x = row["keep"] * x + row["move"] * (says.noise - says.x0)
@@ -21,4 +21,4 @@ class Euler:
 
         x = working(x)
         columns = problem.columns() | straight_frame(problem)
-        return walk(step, x, columns, denoise=denoise, prediction=prediction, dtype=x.dtype)
+        return scan_steps(step, x, columns, denoise=denoise, prediction=prediction, dtype=x.dtype)

@@ -15,10 +15,10 @@ from vdit.errors import ConfigError
 from vdit.samplers.base import (
     Problem,
     check_clip,
-    lay_out,
+    discretize,
     projected,
+    scan_steps,
     straight_frame,
-    walk,
     working,
 )
 
@@ -42,7 +42,7 @@ class Heun:
 
     def sample(self, denoise, x, *, schedule, prediction, grid, key=None, project=None):
         """See vdit.samplers.base.Sampler."""
-        problem = lay_out(schedule, prediction, grid)
+        problem = discretize(schedule, prediction, grid)
         frame = straight_frame(problem) if self.frame == "straight" else _exploding_frame(problem)
 
         def slope(x, says, row):
@@ -62,7 +62,7 @@ class Heun:
         x = working(x)
         columns = _calls(problem.columns() | frame)
         asked = {"denoise": denoise, "prediction": prediction, "at": lambda carry: carry[1], "clip": self.clip}
-        return walk(call, (x, x, jnp.zeros_like(x)), columns, dtype=x.dtype, **asked)[1]
+        return scan_steps(call, (x, x, jnp.zeros_like(x)), columns, dtype=x.dtype, **asked)[1]
 
 
 def _calls(steps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

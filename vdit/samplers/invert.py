@@ -9,7 +9,7 @@ import numpy as np
 from vdit.diffusion.config import Prediction
 from vdit.diffusion.schedules import Schedule
 from vdit.errors import ConfigError
-from vdit.samplers.base import Denoise, Project, estimate, lay_out, projected, run_steps, straight_frame, working
+from vdit.samplers.base import Denoise, Project, discretize, estimate, projected, run_steps, straight_frame, working
 from vdit.samplers.grid import Grid
 from vdit.types import Array
 
@@ -33,7 +33,7 @@ def invert(
     """
     if iterations < 1:
         raise ConfigError(f"iterations={iterations} of inversion: give 1 or more")
-    problem = lay_out(schedule, prediction, grid)
+    problem = discretize(schedule, prediction, grid)
     columns = {name: column[::-1] for name, column in (problem.columns() | straight_frame(problem)).items()}
 
     def step(y, row, key):

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from vdit.errors import ConfigError
-from vdit.samplers.base import Problem, lay_out, need_key, projected, straight_frame, walk, working
+from vdit.samplers.base import Problem, discretize, need_key, projected, scan_steps, straight_frame, working
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Resample:
     def sample(self, denoise, x, *, schedule, prediction, grid, key=None, project=None):
         """See vdit.samplers.base.Sampler."""
         key = need_key(key, "resample")
-        problem = lay_out(schedule, prediction, grid)
+        problem = discretize(schedule, prediction, grid)
 
         def step(x, says, row, step_key):
             x = row["keep"] * x + row["move"] * (says.noise - says.x0)
@@ -39,7 +39,7 @@ class Resample:
 
         x = working(x)
         columns = _repeated(problem, self.times)
-        return walk(step, x, columns, denoise=denoise, prediction=prediction, dtype=x.dtype, key=key)
+        return scan_steps(step, x, columns, denoise=denoise, prediction=prediction, dtype=x.dtype, key=key)
 
 
 def _repeated(problem: Problem, times: int) -> dict[str, np.ndarray]:

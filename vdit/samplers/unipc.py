@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdit.errors import ConfigError
-from vdit.samplers.base import Problem, lay_out, projected, walk, working
+from vdit.samplers.base import Problem, discretize, projected, scan_steps, working
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class UniPC:
 
     def sample(self, denoise, x, *, schedule, prediction, grid, key=None, project=None):
         """See vdit.samplers.base.Sampler."""
-        problem = lay_out(schedule, prediction, grid)
+        problem = discretize(schedule, prediction, grid)
         columns = problem.columns() | self._columns(problem)
 
         def step(carry, says, row, key):
@@ -61,7 +61,7 @@ class UniPC:
         x = working(x)
         blank = jnp.zeros_like(x)
         asked = {"denoise": denoise, "prediction": prediction, "at": lambda carry: carry[0]}
-        return walk(step, (x, blank, (blank,) * self.order), columns, dtype=x.dtype, **asked)[0]
+        return scan_steps(step, (x, blank, (blank,) * self.order), columns, dtype=x.dtype, **asked)[0]
 
     def _columns(self, problem: Problem) -> dict[str, np.ndarray]:
         """Weights, float64, at step i.

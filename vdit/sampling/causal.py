@@ -20,7 +20,7 @@ from vdit.data.patches import unpatchify
 from vdit.diffusion import add_noise, guide
 from vdit.dist.rules import replicated
 from vdit.errors import ConfigError
-from vdit.models.dit.past import Past
+from vdit.models.dit.past import KVCache
 from vdit.models.network import Network
 from vdit.nn.compiling import compiler_options
 from vdit.nn.rope import MAX_POSITION, rotate, rotations
@@ -62,7 +62,7 @@ class Memory:
     text: the encoded prompts, [r m e], None without. at: int32 [], the position in time of the next frame of tokens.
     """
 
-    past: Past
+    past: KVCache
     text: Array | None
     at: Array
 
@@ -90,7 +90,7 @@ class Continuation:
         shape = (dit.depth, rows, tokens * self.capacity, dit.heads, dit.head_dim)
         marks = jnp.zeros(shape[1:3], jnp.int32)
         zeros = jnp.zeros(shape, dit.dtype)
-        past = Past(keys=zeros, values=zeros, time=marks, segment_ids=marks)
+        past = KVCache(keys=zeros, values=zeros, time=marks, segment_ids=marks)
         return Memory(past=past, text=self.network.encode_text(params, row), at=jnp.int32(0))
 
     def remember(
@@ -112,7 +112,7 @@ class Continuation:
         newest = lambda x, y, axis: jax.lax.slice_in_dim(  # noqa: E731
             jnp.concatenate([x, y], axis), y.shape[axis], count + y.shape[axis], axis=axis
         )
-        past = Past(
+        past = KVCache(
             keys=newest(past.keys, more.keys, 2), values=newest(past.values, more.values, 2),
             time=newest(past.time, more.time, 1), segment_ids=newest(past.segment_ids, more.segment_ids, 1),
         )  # fmt: skip
@@ -154,7 +154,7 @@ class Continuation:
         def predict(x: Array, t: Array, count: int) -> tuple[Array, ...]:
             """The network's word on the first `count` rows: [1 n p] of each."""
             asked, text = jax.tree.map(lambda leaf: leaf[:count], (row, memory.text))
-            past = Past(
+            past = KVCache(
                 keys=memory.past.keys[:, :count], values=memory.past.values[:, :count],
                 time=memory.past.time[:count], segment_ids=memory.past.segment_ids[:count],
             )  # fmt: skip

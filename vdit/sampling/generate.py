@@ -12,7 +12,7 @@ from vdit.diffusion import Guidance, add_noise, guide
 from vdit.dist.rules import constrain
 from vdit.models.dit.reuse import Residuals, Reusing
 from vdit.models.network import HIGH, LOW, Network
-from vdit.samplers.base import Denoise, Remembering
+from vdit.samplers.base import Denoise, StatefulDenoiser
 from vdit.samplers.grid import resolve
 from vdit.samplers.invert import invert
 from vdit.sampling.canvas import Canvas, CanvasTokens, Prompts, canvas_tokens
@@ -138,7 +138,7 @@ class _Held:
         return self(self.noise, float(resolve(self.method.grid, self.method.schedule)[0]))
 
 
-def _denoiser(network: Network, params: PyTree, scene: Scene, method: Method) -> Denoise | Remembering:
+def _denoiser(network: Network, params: PyTree, scene: Scene, method: Method) -> Denoise | StatefulDenoiser:
     """denoise(x [b n p], t []): guided, by the transformer that is responsible for the level."""
     if method.reuse is not None:
         return _remembering(network, params, scene, method)
@@ -165,7 +165,7 @@ def _guided(
     return guide(pair, guidance, single=single) if guidance.needed else single
 
 
-def _remembering(network: Network, params: PyTree, scene: Scene, method: Method) -> Remembering:
+def _remembering(network: Network, params: PyTree, scene: Scene, method: Method) -> StatefulDenoiser:
     """The same with all rows asked at every level, so that what is kept of them is of one size."""
     row, count = scene.row, method.rows - (method.context_guidance != 1.0)
 

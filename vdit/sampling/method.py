@@ -11,7 +11,7 @@ from vdit.errors import ConfigError
 from vdit.reprs import short_repr
 from vdit.samplers.base import Sampler
 from vdit.samplers.grid import Grid
-from vdit.sampling.reuse import Reuse
+from vdit.sampling.reuse import BlockCache
 from vdit.sampling.structure import Structure
 
 
@@ -44,7 +44,7 @@ class Method:
     known_level: float = 0.0
     context_guidance: float = 1.0
     structure: Structure | None = None
-    reuse: Reuse | None = None
+    reuse: BlockCache | None = None
 
     def __post_init__(self) -> None:
         if self.known not in ("clean", "noised"):

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 
 from vdit.errors import ConfigError
 from vdit.models.dit.reuse import Residuals, Reusing
-from vdit.samplers.base import Remembering
+from vdit.samplers.base import StatefulDenoiser
 from vdit.types import Array, PyTree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reuse:
+class BlockCache:
     """When blocks are passed over (vdit/models/dit/reuse.py): faster, and not quite the same video.
 
     threshold: how much of what the first block adds may change, summed over calls, before all blocks run again: 0 never
@@ -44,8 +44,8 @@ Ask = Callable[[Array, Array, Reusing], tuple[Array, Residuals]]
 
 
 def remembering(
-    reuse: Reuse, high: Ask, low: Ask, is_high: Callable[[Array], Array], *, kept: Residuals, weight: Array
-) -> Remembering:
+    reuse: BlockCache, high: Ask, low: Ask, is_high: Callable[[Array], Array], *, kept: Residuals, weight: Array
+) -> StatefulDenoiser:
     """A denoiser that remembers residuals, of two transformers or one (then high is low).
 
     is_high(t): which of them is asked. kept, weight: as in Reusing; kept before the first call.
@@ -60,4 +60,4 @@ def remembering(
         output, kept = high(x, t, call) if low is high else jax.lax.cond(now_high, high, low, x, t, call)
         return output, (kept, now_high)
 
-    return Remembering(ask=ask, memory=(kept, jnp.bool_(True)))
+    return StatefulDenoiser(ask=ask, memory=(kept, jnp.bool_(True)))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vdit.data.patches import patchify
-from vdit.dist.rules import constrain, ways
+from vdit.dist.rules import constrain, num_shards
 from vdit.models.network import Network
 from vdit.reprs import short_repr
 from vdit.sampling.canvas import Canvas, CanvasTokens, Prompts, dense_rows
@@ -102,7 +102,7 @@ def _lay_out(scene: Scene) -> Scene:
     A video's own number of tokens seldom does, and tokens that do not divide are shared out by no device.
     """
     row, axes = scene.row, Row.AXES
-    extra = -row.values.shape[1] % ways("tokens")
+    extra = -row.values.shape[1] % num_shards("tokens")
 
     def laid(x: Array | None, names: tuple[str | None, ...]) -> Array | None:
         if x is None:

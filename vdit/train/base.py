@@ -32,7 +32,7 @@ _MAY_DIFFER = ("dtype", "remat", "sequence_parallel", "tokenizer", "max_length",
 
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Beginning:
+class InitState:
     """What a run of the DiT's training begins with.
 
     init: key -> the parameters that are trained, in boxes. params: their values to begin with, or None for those
@@ -44,14 +44,14 @@ class Beginning:
     frozen: PyTree | None = None
 
 
-def begin(experiment: Experiment, mesh: Mesh, *, resumed: bool = False) -> Beginning:
+def begin(experiment: Experiment, mesh: Mesh, *, resumed: bool = False) -> InitState:
     """Loads the base, if there is one, and takes apart what of it is trained.
 
     With `lora` that is new factors only. Without, it is the base itself, but for encoders that came trained (T5,
     image encoders). resumed: a checkpoint holds what is trained, so the base's is let go.
     """
     if experiment.start_from is None:
-        return Beginning(init=experiment.network.init)
+        return InitState(init=experiment.network.init)
     if experiment.expert_boundary is not None:
         raise ConfigError(
             f"expert_boundary={experiment.expert_boundary}: two experts are not trained from a base here: "
@@ -64,14 +64,14 @@ def begin(experiment: Experiment, mesh: Mesh, *, resumed: bool = False) -> Begin
         factor = scales(jax.eval_shape(factors, jax.random.key(0)), experiment.lora.scale)
         for name in list(base):  # one network at a time: they need not all be there in both forms
             base[name] = _held(base.pop(name), experiment.lora.weights)
-        return Beginning(init=factors, frozen=join(base, jax.device_put(factor, replicated(mesh))))
+        return InitState(init=factors, frozen=join(base, jax.device_put(factor, replicated(mesh))))
     trained = [key for key in base if key == "dit" or (key == "text" and experiment.text.t5 is None)]
     rest = {key: base.pop(key) for key in list(base) if key not in trained}
     if experiment.distill is not None:
         rest = rest | {TEACHER: rest | base}
         # A copy: the student's parameters are given up to each step, the teacher's are not.
         base = None if resumed else jax.tree.map(jnp.copy, base)
-    return Beginning(
+    return InitState(
         init=lambda key: {name: value for name, value in init(key).items() if name in trained},
         params=None if resumed else base,
         frozen=rest or None,

@@ -7,7 +7,7 @@ import time
 KINDS = ("input", "compute", "checkpoint", "sample", "other")
 
 
-class Clock:
+class StepTimer:
     """Books all wall time to one of `KINDS`, so that its shares add up to one.
 
     input: the devices stood idle for want of a batch. compute: they worked, a batch being read meanwhile or not.

@@ -17,8 +17,8 @@ from vdit.data.changes import RECORD, Changes, Record, digest_of, find_changes, 
 from vdit.data.encode import Former, encode_clips
 from vdit.data.latents import LatentStore
 from vdit.data.parts import write_json
-from vdit.dist.multihost import is_first
-from vdit.dist.sync import PATIENCE, first_does, wait_for_all
+from vdit.dist.multihost import is_primary_host
+from vdit.dist.sync import PATIENCE, on_primary_host, wait_for_all
 from vdit.errors import ConfigError, DataError
 from vdit.experiment.experiment import Experiment
 from vdit.models.vae.statistics import MIN_STD, constant_channels
@@ -56,7 +56,7 @@ def encode_latents(experiment: Experiment, workspace: Workspace, logging: Loggin
     # What a transformer was trained with stays: it would make other colours by other statistics.
     kept = brings(experiment, "statistics.json") or (last_step(workspace.dit) is not None and workspace.statistics())
     if not kept:
-        first_does(lambda: workspace.save_statistics(index["mean"], index["std"]), "statistics.json")
+        on_primary_host(lambda: workspace.save_statistics(index["mean"], index["std"]), "statistics.json")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,8 @@ def _encode_changes(
             f"(--cfg.dit_train.steps=N) train it on these"
         )
     elif experiment.text.tokenizer is None and not brings(experiment, "tokenizer.model"):
-        first_does(lambda: workspace.tokenizer.unlink(missing_ok=True), "tokenizer.model")  # it is of the old captions
+        # The tokenizer is of the old captions.
+        on_primary_host(lambda: workspace.tokenizer.unlink(missing_ok=True), "tokenizer.model")
 
 
 def _check_identity(index: dict[str, Any], workspace: Workspace, identities: list[str]) -> None:
@@ -150,7 +151,7 @@ def _encode(
     plain = {"mean": np.zeros(channels, np.float32), "std": np.ones(channels, np.float32)}
     vae = VideoVAE(config=experiment.vae, params=params, statistics=plain)
     samples = experiment.latents.samples or len(source)
-    display = make_display("latents", samples, 0, console=logging.console) if is_first() else None
+    display = make_display("latents", samples, 0, console=logging.console) if is_primary_host() else None
 
     def show(done: int, total: int) -> None:
         if display is not None:  # a host knows of its own share only, and shows the whole as far as that

@@ -11,7 +11,7 @@ from collections.abc import Callable
 _SLOW = 10  # times the usual step is a stall, where that is more than the limit
 
 
-class Stall:
+class HangDetector:
     """A thread that calls `stalled(seconds since the last step, the usual seconds)` when steps cease to come.
 
     limit: at least so many seconds must have passed, and ten times what a step usually takes. It is called once more

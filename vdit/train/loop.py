@@ -22,15 +22,15 @@ import numpy as np
 from rich.console import Console
 
 from vdit.checkpoint import Checkpointer, DataIterator
-from vdit.checkpoint.checksums import is_sealed
+from vdit.checkpoint.checksums import is_finalized
 from vdit.checkpoint.files import steps_in
-from vdit.dist.multihost import is_first
+from vdit.dist.multihost import is_primary_host
 from vdit.errors import NumericsError, TrainingError
 from vdit.experiment.training import TrainConfig
 from vdit.reprs import short_repr
 from vdit.train.diagnosis import origin_of_nan
 from vdit.train.metrics import Speed, Writer, write_all
-from vdit.train.monitor import Watch
+from vdit.train.monitor import RunMonitor
 from vdit.train.prefetch import Feed
 from vdit.train.progress import Display, make_display
 from vdit.train.state import StatePlan, TrainState
@@ -106,7 +106,7 @@ def train(
     flops_per_step: float | None = None,
     peak_flops: float | None = None,
     console: Console | None = None,
-    watch: Watch | None = None,
+    watch: RunMonitor | None = None,
 ) -> TrainResult:
     """Trains from `state` to `config.steps`; saves, logs and samples on the way, and saves at the end.
 
@@ -117,12 +117,12 @@ def train(
     step is done, at once. watch: entered already; None makes one for this call.
     """
     with contextlib.ExitStack() as inside:
-        watch = inside.enter_context(Watch()) if watch is None else watch
+        watch = inside.enter_context(RunMonitor()) if watch is None else watch
         config = train_step.plan.config
         step = int(state.step)
         speed = Speed(flops_per_step=flops_per_step, peak_flops=peak_flops)
-        writers = tuple(writers) if is_first() else ()
-        display = make_display(name, config.steps, step, console=console) if is_first() else None
+        writers = tuple(writers) if is_primary_host() else ()
+        display = make_display(name, config.steps, step, console=console) if is_primary_host() else None
         if display is not None:
             inside.callback(display.close)
         for writer in writers:
@@ -138,7 +138,7 @@ def train(
 
 def _steps(
     state: TrainState, step: int, train_step: TrainStep, data: Iterator[PyTree], checkpointer: Checkpointer | None,
-    writers: Sequence[Writer], hooks: Sequence[Hook], speed: Speed, log: _Log, watch: Watch,
+    writers: Sequence[Writer], hooks: Sequence[Hook], speed: Speed, log: _Log, watch: RunMonitor,
 ) -> TrainState:  # fmt: skip
     """The loop itself, up to the last step or the one to stop at."""
     config, stop, clock = train_step.plan.config, watch.stop, watch.clock
@@ -204,7 +204,7 @@ def _last_saved(checkpointer: Checkpointer | None) -> Callable[[], int | None]:
 
     def look() -> int | None:
         folder = checkpointer.directory
-        return max((step for step in steps_in(folder) if is_sealed(folder / str(step))), default=None)
+        return max((step for step in steps_in(folder) if is_finalized(folder / str(step))), default=None)
 
     return look if checkpointer is not None else lambda: None
 
@@ -227,7 +227,8 @@ class _Log:
     """Holds the metrics of one step back until the next step has been dispatched."""
 
     def __init__(
-        self, *, config: TrainConfig, writers: Sequence[Writer], speed: Speed, display: Display | None, watch: Watch
+        self, *, config: TrainConfig, writers: Sequence[Writer], speed: Speed, display: Display | None,
+        watch: RunMonitor,
     ):
         self._config, self._writers, self._speed, self._display = config, writers, speed, display
         self._watch, self._since = watch, 0

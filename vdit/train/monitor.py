@@ -17,19 +17,19 @@ import jax
 from jax.sharding import Mesh
 
 import vdit
-from vdit.dist.heartbeat import Peers, Place
+from vdit.dist.heartbeat import Heartbeat, HostStatus
 from vdit.dist.process_shard import host_share
 from vdit.errors import reason
-from vdit.train.clock import Clock
-from vdit.train.hang import Stall
+from vdit.train.clock import StepTimer
+from vdit.train.hang import HangDetector
 from vdit.train.profile import Profiler
-from vdit.train.stopping import Stop
+from vdit.train.stopping import PreemptionHandler
 from vdit.types import PyTree
 
 _NOTE_EVERY = 60.0  # seconds between lines about steps in a host's log
 
 
-class Watch:
+class RunMonitor:
     """Watches one process of a run; a context manager around all of its stages.
 
     folder: of this run's host logs (host_<i>.log); None for none. place: what the other hosts see of this one. peers:
@@ -40,25 +40,25 @@ class Watch:
         self,
         folder: Path | None = None,
         *,
-        place: Place | None = None,
-        peers: Peers | None = None,
-        stop: Stop | None = None,
+        place: HostStatus | None = None,
+        peers: Heartbeat | None = None,
+        stop: PreemptionHandler | None = None,
         profiler: Profiler | None = None,
     ):
-        self.place = place or Place()
-        self.stop = stop or Stop()
+        self.place = place or HostStatus()
+        self.stop = stop or PreemptionHandler()
         self.profiler = profiler or Profiler(None)
         self.peers, self._folder = peers, folder
-        self.clock = Clock()
+        self.clock = StepTimer()
         self._own_stop = stop is None
         self._file = None
         self._log_lost = False
         self._lock = threading.Lock()
         self._noted = -float("inf")
-        self._stall: Stall | None = None
+        self._stall: HangDetector | None = None
         self._inside = contextlib.ExitStack()
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> RunMonitor:
         if self._folder is not None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ class Watch:
     ) -> Iterator[None]:
         """Around a loop. stall: seconds without a step that are worth a report. saved: step of the last save."""
         self.place.step, self.place.saved = step, saved
-        self.clock = Clock()
+        self.clock = StepTimer()
         self.at("compiling the first step")
         axes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
         share = host_share(mesh)
@@ -124,7 +124,7 @@ class Watch:
             f"{mesh.devices.flat[0].device_kind}; here devices {[device.id for device in mesh.local_devices]}, "
             f"data share {share.index} of {share.count}"
         )
-        self._stall = Stall(stall, self._stalled, self._moves_again)
+        self._stall = HangDetector(stall, self._stalled, self._moves_again)
         try:
             yield
         finally:

@@ -10,13 +10,13 @@ from rich.console import Console
 from vdit.data.latents import LatentStore
 from vdit.data.open import open_source
 from vdit.data.sources import DataSummary, Source
-from vdit.dist.multihost import is_first
+from vdit.dist.multihost import is_primary_host
 from vdit.errors import DataError, one_line
 from vdit.experiment.experiment import Experiment
 from vdit.models.text import Tokenizer
 from vdit.reprs import short_repr
 from vdit.train.metrics import JsonLines, ResilientWriter, TensorBoard, WandB, Writer
-from vdit.train.monitor import Watch
+from vdit.train.monitor import RunMonitor
 from vdit.train.workspace import Workspace
 
 CAPTIONS_COUNTED = 10_000  # clips whose captions are looked at for their length
@@ -33,17 +33,17 @@ class Logging:
     tensorboard: bool = True
     wandb: dict | None = None
     console: Console | None = None
-    watch: Watch | None = None
+    watch: RunMonitor | None = None
 
     def say(self, text: str) -> None:
         """A line for the user, from the first host."""
-        if is_first():
+        if is_primary_host():
             (self.console or Console()).print(text, markup=False, soft_wrap=True)
 
 
 def make_writers(stage: str, workspace: Workspace, logging: Logging, step: int) -> list[Writer]:
     """The first host's, of a stage that goes on from `step`; the others have none. Their failures end no run."""
-    if not is_first():
+    if not is_primary_host():
         return []
     lines, events = workspace.logs / f"{stage}.jsonl", workspace.logs / stage
     openers = {str(lines): lambda after: JsonLines(lines, resume_step=after)}
@@ -107,7 +107,7 @@ class TrainingVideos:
 
 def report_cut_captions(store: LatentStore, tokenizer: Tokenizer, limit: int, logging: Logging) -> None:
     """How many captions are longer than the model reads, once, before training; of the first CAPTIONS_COUNTED clips."""
-    if not is_first():
+    if not is_primary_host():
         return
     clips = min(len(store), CAPTIONS_COUNTED)
     lengths = {text: 0 for i in range(clips) for text in store[i]["captions"]}

@@ -10,7 +10,7 @@ import jax
 from vdit import config as config_tools
 from vdit.checkpoint import Checkpointer, check_config, find_step, load_meta, load_progress, say_once
 from vdit.checkpoint.agree import on_first
-from vdit.checkpoint.checksums import is_sealed
+from vdit.checkpoint.checksums import is_finalized
 from vdit.checkpoint.files import steps_in
 from vdit.errors import CheckpointError, TrainingError
 from vdit.experiment.experiment import Experiment
@@ -54,7 +54,7 @@ def outlook(stage: str, workspace: Workspace) -> str:
     kept = ""
     folder = {"vae": workspace.vae, "dit": workspace.dit}.get(stage)
     if folder is not None and folder.is_dir():
-        saved = [step for step in steps_in(folder) if is_sealed(folder / str(step))]
+        saved = [step for step in steps_in(folder) if is_finalized(folder / str(step))]
         kept = f"goes on from step {max(saved)} of stage {stage}" if saved else ""
     elif stage == "latents" and any(workspace.root.glob(f".{workspace.latents.name}.*.writing/part-*.json")):
         kept = "goes on with the latents"

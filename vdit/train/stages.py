@@ -29,9 +29,9 @@ from vdit.data.captions import read_captions
 from vdit.data.latents import LatentStore
 from vdit.data.pipeline import row_iterator, video_batches
 from vdit.dist.mesh import make_mesh
-from vdit.dist.multihost import is_first
+from vdit.dist.multihost import is_primary_host
 from vdit.dist.process_shard import host_share
-from vdit.dist.sync import first_does, wait_for_all
+from vdit.dist.sync import on_primary_host, wait_for_all
 from vdit.dist.target import platform_of
 from vdit.errors import ConfigError, DataError, TextError, reason
 from vdit.experiment.experiment import Experiment
@@ -46,7 +46,7 @@ from vdit.train.denoising import DenoisingLoss
 from vdit.train.distill import DistillLoss
 from vdit.train.encoding import encode_latents
 from vdit.train.loop import TrainResult, start, train
-from vdit.train.monitor import Watch
+from vdit.train.monitor import RunMonitor
 from vdit.train.reporting import Logging, TrainingVideos, make_writers, report_cut_captions
 from vdit.train.resuming import is_complete, last_step, outlook
 from vdit.train.sampling import sample_hook
@@ -75,10 +75,10 @@ def run(
     with contextlib.ExitStack() as inside:
         if logging.watch is None:
             check_run(experiment, workspace, stages)
-            watch = inside.enter_context(Watch(workspace.logs / "hosts"))
+            watch = inside.enter_context(RunMonitor(workspace.logs / "hosts"))
             logging = dataclasses.replace(logging, watch=watch)
         inside.enter_context(RunLock(workspace.root))
-        first_does(lambda: _begin_folder(experiment, workspace), "experiment.json")
+        on_primary_host(lambda: _begin_folder(experiment, workspace), "experiment.json")
         adopt(experiment, workspace)
         wait_for_all("start_from")
         videos = TrainingVideos(experiment, logging, strict=strict)
@@ -87,7 +87,7 @@ def run(
         for stage in STAGES:
             if stage in stages:
                 experiment = _run_stage(stage, experiment, workspace, logging, videos)
-        first_does(lambda: workspace.save_experiment(experiment), "experiment.json")
+        on_primary_host(lambda: workspace.save_experiment(experiment), "experiment.json")
         logging.watch.stop.outlook = lambda: ""
     return experiment
 
@@ -126,7 +126,7 @@ def _run_stage(
     elif stage == "dit":
         experiment = with_tokenizer(experiment, workspace)
         worked = train_dit(experiment, workspace, logging) is not None
-    if is_first() and (worked or _stamp(result.get(stage)) != before):
+    if is_primary_host() and (worked or _stamp(result.get(stage)) != before):
         try:
             workspace.add_cost(stage, time.perf_counter() - began, peak_memory())
         except (OSError, DataError) as error:
@@ -195,7 +195,7 @@ def train_vae(
 
 def train_tokenizer(experiment: Experiment, workspace: Workspace) -> Experiment:
     """Give the run its tokenizer: the experiment's own model, or one trained from the captions."""
-    first_does(lambda: _make_tokenizer(experiment, workspace), "tokenizer.model")
+    on_primary_host(lambda: _make_tokenizer(experiment, workspace), "tokenizer.model")
     return with_tokenizer(experiment, workspace)
 
 
@@ -230,7 +230,7 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
     if is_complete(workspace.dit, config, experiment):
         return None
     # Now that it is known to be this run's: who samples while it is trained needs the vocabulary that was settled.
-    first_does(lambda: workspace.save_experiment(experiment), "experiment.json")
+    on_primary_host(lambda: workspace.save_experiment(experiment), "experiment.json")
     store = LatentStore(workspace.latents)
     tokenizer = workspace.open_tokenizer(experiment)
     if experiment.network.uses_text and last_step(workspace.dit) is None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental.multihost_utils import reached_preemption_sync_point
 
-from vdit.errors import AGAIN, INTERRUPTED, Preempted
+from vdit.errors import EX_TEMPFAIL, INTERRUPTED, Preempted
 
 # Seconds that the main thread has to act on a signal where nothing is to be saved: alone, and to tell other hosts.
 _GRACE, _GRACE_AMONG_HOSTS = 1.0, 5.0
@@ -27,7 +27,7 @@ _LOOK = 1.5  # seconds in which jax notices a signal, for sure
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stop:
+class PreemptionHandler:
     """Whether the run is to stop, and why. A context manager: the signals are its own while it is entered.
 
     Several hosts stop at one step by jax's preemption service: it hears of SIGTERM on any host, and names a step that
@@ -54,7 +54,7 @@ class Stop:
         """The signal that asked this process to stop."""
         return None if self._asked is None else signal.Signals(self._asked).name
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> PreemptionHandler:
         if threading.current_thread() is not threading.main_thread():
             return self  # signals reach the main thread only
         # With several hosts and nobody who took over jax's handler (see `take_over`), SIGTERM stays jax's.
@@ -172,5 +172,5 @@ class Stop:
             if asked is not None and self._pipe is not None and not self._deferring:
                 self.last_words(signal.Signals(asked).name)
                 print(f"vdit: {self._end_of(asked)}", file=sys.stderr, flush=True)
-                os._exit(INTERRUPTED if asked == signal.SIGINT else AGAIN)
+                os._exit(INTERRUPTED if asked == signal.SIGINT else EX_TEMPFAIL)
         os.close(pipe)

@@ -10,7 +10,7 @@ from vdit.dist.rules import constrain
 from vdit.errors import ConfigError, ShapeError
 from vdit.models.dit.blocks import ACTIVATION, OF_FRAMES, Block, modulate, take_frames, whole_columns
 from vdit.models.dit.config import DiTConfig
-from vdit.models.dit.past import STACKED, Past, reading
+from vdit.models.dit.past import STACKED, KVCache, reading
 from vdit.models.dit.reuse import Residuals, Reusing, pass_over
 from vdit.nn.attention import SAVED
 from vdit.nn.embedding import Embed, sincos_position, sinusoid
@@ -47,10 +47,10 @@ class DiT(nn.Module):
         condition: Array | None = None,
         image: Array | None = None,
         image_segment_ids: Array | None = None,
-        past: Past | None = None,
+        past: KVCache | None = None,
         keep: bool = False,
         reuse: Reusing | None = None,
-    ) -> Array | tuple[Array, Past] | tuple[Array, Residuals]:
+    ) -> Array | tuple[Array, KVCache] | tuple[Array, Residuals]:
         """Denoise rows of tokens; shapes as in vdit.types.Row.
 
         values: [b n p]; time: float [b k], the noise level of each slot in 0..1000 (schedule.time);
@@ -104,7 +104,7 @@ class DiT(nn.Module):
         if not keep:
             return out
         keys, values = (constrain(y, STACKED) for y in made)
-        return out, Past(keys=keys, values=values, time=position[..., 0], segment_ids=segment_ids)
+        return out, KVCache(keys=keys, values=values, time=position[..., 0], segment_ids=segment_ids)
 
     def _condition(self, time, frame_segment_ids, text, text_segment_ids, label, action) -> Array:
         """Embedding of noise level, class, action and pooled caption for each slot: float32 [b k d]."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vdit.dist.rules import constrain, ways
+from vdit.dist.rules import constrain, num_shards
 from vdit.reprs import short_repr
 from vdit.types import Array
 
@@ -20,7 +20,7 @@ MARKS = ("batch", "tokens")
 @jax.tree_util.register_dataclass
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Past:
+class KVCache:
     """Tokens whose frames are finished, as the tokens of later frames read them.
 
     keys, values: [L b m heads head_dim], of each layer, in the model's type; keys are normed and rotated already.
@@ -32,9 +32,9 @@ class Past:
     time: Array
     segment_ids: Array
 
-    def then(self, more: Past) -> Past:
+    def then(self, more: KVCache) -> KVCache:
         """This and later tokens of the same rows: [L b m ...], [L b n ...] -> [L b m+n ...], in any order."""
-        return Past(
+        return KVCache(
             keys=beside(self.keys, more.keys, STACKED),
             values=beside(self.values, more.values, STACKED),
             time=beside(self.time, more.time, MARKS),
@@ -51,7 +51,7 @@ class Reading(NamedTuple):
     k_time: Array | None = None
 
 
-def reading(segment_ids: Array, time: Array | None, past: Past | None) -> Reading:
+def reading(segment_ids: Array, time: Array | None, past: KVCache | None) -> Reading:
     """Tokens read their clip; with times, what is not later of it, and of the past."""
     if past is None:
         return Reading(segment_ids, segment_ids, time, time)
@@ -64,7 +64,7 @@ def beside(x: Array, more: Array, names: tuple[str | None, ...]) -> Array:
     Which token is which is told by marks that lie alike, so their order is free: where devices share tokens out, each
     puts its own side by side, and nothing is sent.
     """
-    axis, shares = names.index("tokens"), ways("tokens")
+    axis, shares = names.index("tokens"), num_shards("tokens")
     x, more = constrain(x, names), constrain(more, names)
     if shares == 1 or x.shape[axis] % shares or more.shape[axis] % shares:
         return jnp.concatenate([x, more], axis)
