@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import json
 import os
 import statistics
@@ -106,10 +107,11 @@ def prepare_sample() -> list[str]:
 
 
 def hook_backbone(seen: Callable[[], None]) -> None:
-    try:
-        from vdit.models.dit import model
-    except ImportError:
-        from vdit.dit import model
+    import vdit
+
+    # Not by trying: an editable install of another checkout would find what is absent in this tree.
+    folder = "vdit.models.dit.model" if (Path(vdit.__file__).parent / "models").is_dir() else "vdit.dit.model"
+    model = importlib.import_module(folder)
     call = model.DiT.__call__
 
     def hooked(self, *arguments, **options):
