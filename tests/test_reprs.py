@@ -9,7 +9,7 @@ import flax.linen as nn
 import numpy as np
 
 import vdit
-from tests.generate import tiny
+from tests import tiny
 from vdit import reprs
 from vdit.reprs import shown_bytes
 from vdit.sampling.canvas import Canvas, canvas_tokens

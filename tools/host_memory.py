@@ -21,7 +21,7 @@ from unittest import mock
 import numpy as np
 
 import vdit
-from tests.generate import tiny
+from tests import tiny
 from vdit.cli import reconstruct
 from vdit.generate.host_memory import needed_memory
 from vdit.generate.inputs import read_input

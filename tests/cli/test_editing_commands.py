@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import vdit
-from tests.generate import tiny
+from tests import tiny
 from vdit.cli.main import main
 from vdit.generate.inputs import read_input
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import vdit
-from tests.generate import tiny
+from tests import tiny
 from vdit.cli import actions, streaming, terminal_image
 from vdit.cli.main import main
 from vdit.cli.output import Target

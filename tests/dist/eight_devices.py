@@ -13,7 +13,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 
-from tests.train import toy
+from tests import tiny
 from vdit.checkpoint import load_params, load_trees
 from vdit.dist.mesh import MeshConfig, make_mesh
 from vdit.dist.rules import constrain
@@ -32,7 +32,7 @@ TOKENS = 4
 def batches(count):
     rng = np.random.default_rng(0)
     for _ in range(count):
-        x = rng.standard_normal((8, TOKENS, toy.WIDTH)).astype(np.float32)
+        x = rng.standard_normal((8, TOKENS, tiny.WIDTH)).astype(np.float32)
         mask = (rng.random((8, TOKENS)) < 0.7).astype(np.float32)
         yield {"x": x, "y": np.roll(x, 1, axis=-1) ** 2, "mask": mask}
 
@@ -45,9 +45,9 @@ def run(mesh, *, accumulation=1):
         batch = dict(batch)
         batch["x"] = constrain(batch["x"], ("batch", "tokens", "embed"))
         jax.debug.inspect_array_sharding(batch["x"], callback=lambda s: seen.update(x=s))
-        return toy.quiet_loss_fn(params, batch, key, step)
+        return tiny.quiet_loss_fn(params, batch, key, step)
 
-    plan = plan_state(toy.init, toy.config(accumulation=accumulation), mesh=mesh)
+    plan = plan_state(tiny.init_params, tiny.train_config(accumulation=accumulation), mesh=mesh)
     step = make_train_step(loss_fn, plan)
     state = plan.create(jax.random.key(0))
     feed = Feed(batches(3), step, remaining=3)
@@ -61,7 +61,7 @@ def run(mesh, *, accumulation=1):
     out_state, _ = compiled.output_shardings
     shapes = jax.tree.map(lambda leaf, place: place.shard_shape(leaf.shape), plan.abstract, out_state)
     held = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data.shape, state)
-    shape = (8 // accumulation, TOKENS, toy.WIDTH)
+    shape = (8 // accumulation, TOKENS, tiny.WIDTH)
     return {
         "losses": losses,
         "up": np.asarray(state.params["up"]["kernel"]).tolist(),
@@ -86,7 +86,7 @@ def local_shapes(shapes):
 
 def restored(directory):
     """A checkpoint of one device, restored onto 8: its parameters, and where they lie."""
-    plan = plan_state(toy.init, toy.config(), mesh=make_mesh(MeshConfig(fsdp=8)))
+    plan = plan_state(tiny.init_params, tiny.train_config(), mesh=make_mesh(MeshConfig(fsdp=8)))
     state = TrainState.from_trees(load_trees(directory, plan.abstract.trees()))
     ema = load_params(directory, abstract=plan.abstract.ema)
     return {
@@ -102,7 +102,7 @@ def main(directory):
     results["one"] = run(make_mesh(MeshConfig(), devices=jax.devices()[:1]))
     results["pieces"] = run(make_mesh(MeshConfig(data=2, fsdp=2), devices=jax.devices()[:4]), accumulation=2)
     three = make_mesh(MeshConfig(tensor=3), devices=jax.devices()[:3])
-    uneven = plan_state(toy.init, toy.config(), mesh=three)
+    uneven = plan_state(tiny.init_params, tiny.train_config(), mesh=three)
     spec = uneven.shardings.params["up"]["kernel"].spec
     results["uneven"] = {"report": list(uneven.report), "split": any(axes is not None for axes in spec)}
     results["restored"] = restored(directory)

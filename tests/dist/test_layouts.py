@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.train import toy
+from tests import tiny
 from vdit.checkpoint import Checkpointer
 from vdit.train.state import plan_state
 
@@ -33,7 +33,7 @@ def every_copy(layout):
 
 @pytest.fixture(scope="module")
 def one_device_state():
-    return plan_state(toy.init, toy.config()).create(jax.random.key(3))
+    return plan_state(tiny.init_params, tiny.train_config()).create(jax.random.key(3))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.train import toy
+from tests import tiny
 from vdit.checkpoint import load_meta
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
@@ -46,9 +46,9 @@ def answers(tmp_path_factory):
 def test_two_hosts_train_as_one_across_a_restart(answers):
     _, (first, second) = answers
     state_losses = []
-    plan = plan_state(toy.init, toy.config(steps=4))
-    step = make_train_step(toy.loss_fn, plan)
-    state, data = plan.create(jax.random.key(0)), toy.source()
+    plan = plan_state(tiny.init_params, tiny.train_config(steps=4))
+    step = make_train_step(tiny.loss_fn, plan)
+    state, data = plan.create(jax.random.key(0)), tiny.batches()
     for _ in range(4):
         state, metrics = step(state, next(data))
         state_losses.append(float(metrics["loss"]))

@@ -5,7 +5,7 @@ import sys
 
 import jax
 
-from tests.train import toy
+from tests import tiny
 from vdit.checkpoint import Checkpointer
 from vdit.dist.mesh import MeshConfig, make_mesh
 from vdit.dist.multihost import initialize, is_primary_host
@@ -18,7 +18,7 @@ class Share:
     """This host's half of each batch, and its place."""
 
     def __init__(self):
-        self._batches = toy.source()
+        self._batches = tiny.batches()
         self.get_state, self.set_state = self._batches.get_state, self._batches.set_state
 
     def __next__(self):
@@ -40,11 +40,11 @@ class Losses:
 
 
 def part(directory, steps, losses):
-    plan = plan_state(toy.init, toy.config(steps=steps, save_every=2), mesh=make_mesh(MeshConfig(fsdp=2)))
+    plan = plan_state(tiny.init_params, tiny.train_config(steps=steps, save_every=2), mesh=make_mesh(MeshConfig(fsdp=2)))
     data = Share()
     with Checkpointer(directory, meta={"hosts": jax.process_count()}) as checkpointer:
         state = start(plan, jax.random.key(0), checkpointer, data)
-        step = make_train_step(toy.loss_fn, plan)
+        step = make_train_step(tiny.loss_fn, plan)
         return train(state, step, data, checkpointer=checkpointer, writers=(losses,))
 
 

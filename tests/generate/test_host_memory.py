@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests import tiny
 from tests.data_paths import shared_data
-from tests.generate import tiny
 from vdit.cli import reconstruct
 from vdit.cli.main import main
 from vdit.errors import ShapeError

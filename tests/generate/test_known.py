@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import vdit
-from tests.generate import tiny
+from tests import tiny
 from vdit.errors import VditWarning
 from vdit.experiment.canvases import CanvasConfig
 from vdit.experiment.experiment import sample_method

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import vdit
-from tests.generate import tiny
+from tests import tiny
 from vdit.errors import ConfigError, ShapeError
 from vdit.generate import Generator, making
 from vdit.models.vision import CLIPVisionConfig, clip_pixels

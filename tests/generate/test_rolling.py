@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import vdit
-from tests.generate import tiny
+from tests import tiny
 from vdit.errors import ConfigError, ShapeError
 from vdit.generate import generator as generating
 

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from tests.generate import tiny
+from tests import tiny
 from vdit.cli import sample
 from vdit.cli.parser import Parser, duration
 from vdit.cli.prompts import PromptSpec

@@ -14,7 +14,7 @@ from tests.nn.test_linear import dequantise, sqnr
 from tests.pretrained.load import empty, fill
 from tests.pretrained.reference import enliven
 from tests.pretrained.test_wan import IMAGE, SMALL, inputs_for, run, run_ours
-from tests.train.lora_runs import lora_experiment, make_base
+from tests.tiny import lora_experiment, make_base
 from vdit.checkpoint import Checkpointer
 from vdit.dist.mesh import make_mesh
 from vdit.errors import WeightsError

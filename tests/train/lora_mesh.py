@@ -14,7 +14,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 
-from tests.train.lora_runs import lora_experiment, make_latents
+from tests.tiny import lora_experiment, make_latents
 from vdit.data.latents import LatentStore
 from vdit.data.pipeline import row_iterator
 from vdit.dist.mesh import MeshConfig, make_mesh

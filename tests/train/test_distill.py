@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.train.lora_runs import lora_experiment, make_base, train
+from tests.tiny import lora_experiment, make_base, train
 from vdit.checkpoint import find_step, load_params
 from vdit.data.packing import PackItem, RowShape, build_rows
 from vdit.diffusion import DDPM, DiffusionConfig, Flow, from_clean_and_noise

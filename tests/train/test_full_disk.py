@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tests.train import toy
+from tests import tiny
 from vdit.cli import output
 from vdit.cli.exit_status import ending
 from vdit.data.latents import write_latents
@@ -77,7 +77,7 @@ def test_records_go_on_once_there_is_room_and_say_what_they_lack(tmp_path, monke
 
 
 def test_training_goes_on_without_what_is_not_the_checkpoint(tmp_path, capsys):
-    step = make_train_step(toy.loss_fn, plan_state(toy.init, toy.config()))
+    step = make_train_step(tiny.loss_fn, plan_state(tiny.init_params, tiny.train_config()))
     space, limit = Workspace(tmp_path), contextlib.ExitStack()
 
     class Fill:
@@ -91,7 +91,7 @@ def test_training_goes_on_without_what_is_not_the_checkpoint(tmp_path, capsys):
 
     with limit, RunMonitor(space.logs / "hosts") as watch:
         writers = make_writers("dit", space, Logging(watch=watch), 0)
-        result = train(step.plan.create(jax.random.key(0)), step, toy.source(), writers=writers, hooks=(Fill(),),
+        result = train(step.plan.create(jax.random.key(0)), step, tiny.batches(), writers=writers, hooks=(Fill(),),
                        watch=watch, console=Console(file=io.StringIO()))  # fmt: skip
         watch.note("there is room again")
         for writer in writers:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tests.train import toy
+from tests import tiny
 from vdit.checkpoint import Checkpointer
 from vdit.errors import ConfigError, DataError
 from vdit.train import progress
@@ -23,7 +23,7 @@ from vdit.train.step import make_train_step
 
 @pytest.fixture(scope="module")
 def step():
-    return make_train_step(toy.loss_fn, plan_state(toy.init, toy.config()))
+    return make_train_step(tiny.loss_fn, plan_state(tiny.init_params, tiny.train_config()))
 
 
 @pytest.fixture
@@ -52,14 +52,14 @@ class Recorder:
 
 
 def run(step, directory, quiet, data=None, keep=3, **more):
-    data = toy.source() if data is None else data
+    data = tiny.batches() if data is None else data
     with Checkpointer(directory, keep=keep) as checkpointer:
         state = start(step.plan, jax.random.key(0), checkpointer, data)
         return train(state, step, data, checkpointer=checkpointer, console=quiet, **more)
 
 
 def test_the_saved_place_is_after_the_last_batch_used_not_the_one_fetched_ahead(step):
-    data, reference = toy.source(), toy.source()
+    data, reference = tiny.batches(), tiny.batches()
     feed = Feed(data, step, remaining=3)
     for ahead in (True, True, False):
         batch, place = feed.take()
@@ -99,7 +99,7 @@ def test_metrics_come_in_order_and_before_the_samples_of_the_same_step(step, qui
     hook = SampleHook(every=5, draw=lambda at, state: {"samples": np.zeros((2, 3, 4, 4, 3))}, fps=4.0)
     state = step.plan.create(jax.random.key(0))
     options = {"writers": (recorder,), "hooks": (hook,), "console": quiet, "flops_per_step": 1e3}
-    result = train(state, step, toy.source(), **options)
+    result = train(state, step, tiny.batches(), **options)
     scalars = [event[1] for event in recorder.events if event[0] == "scalars"]
     assert scalars == list(range(1, 13))
     for at in (5, 10):
@@ -128,7 +128,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(step, tmp_path, quiet):
 
 
 def test_data_that_ends_too_soon_is_named(step, quiet):
-    batches = iter([toy.batch_of(8, 0), toy.batch_of(8, 8)])
+    batches = iter([tiny.batch_of(8, 0), tiny.batch_of(8, 8)])
     with pytest.raises(DataError, match="ended after 2 batches, 10 more are needed"):
         train(step.plan.create(jax.random.key(0)), step, batches, console=quiet)
 
@@ -140,7 +140,7 @@ def test_a_batch_of_the_wrong_size_is_named(step):
 
 def test_a_finished_run_has_nothing_left_to_do(step, tmp_path, quiet):
     run(step, tmp_path, quiet)
-    data = toy.source()
+    data = tiny.batches()
     result = run(step, tmp_path, quiet, data=data)
     assert int(result.state.step) == 12
     assert result.metrics == {}
@@ -190,7 +190,7 @@ def test_the_time_left_is_measured_without_compilation(monkeypatch, terminal):
 
 
 def test_a_batch_that_the_devices_cannot_share_is_named(step, monkeypatch):
-    feed = Feed(toy.source(), step, remaining=1)
+    feed = Feed(tiny.batches(), step, remaining=1)
     monkeypatch.setattr(feed, "_ways", 3)
     with pytest.raises(ConfigError, match=r"batch_size=8 must be a multiple .* = 1 \* 3"):
         feed.take()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from tests.train.lora_runs import STEPS, lora_experiment, make_base, train
+from tests.tiny import STEPS, lora_experiment, make_base, train
 from vdit.checkpoint import find_step, load_meta, load_params, load_trees
 from vdit.checkpoint.checksums import write_manifest
 from vdit.dist.mesh import make_mesh

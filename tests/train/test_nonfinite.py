@@ -9,8 +9,7 @@ import pytest
 from rich.console import Console
 
 import vdit
-from tests.generate import tiny
-from tests.train import toy
+from tests import tiny
 from vdit import config as config_tools
 from vdit.checkpoint import Checkpointer, load_params
 from vdit.cli import output
@@ -24,7 +23,7 @@ from vdit.train.step import make_train_step
 
 def overflows_from(step):
     def loss_fn(params, batch, key, at):
-        loss, metrics = toy.loss_fn(params, batch, key, at)
+        loss, metrics = tiny.loss_fn(params, batch, key, at)
         return loss * jnp.where(at >= step - 1, jnp.inf, 1.0), metrics
 
     return loss_fn
@@ -44,10 +43,10 @@ class Recorder:
         pass
 
 
-def run(loss_fn=toy.loss_fn, spoil_state=lambda state: state, spoil_batch=lambda batch: batch, **more):
-    step = make_train_step(loss_fn, plan_state(toy.init, toy.config(max_nonfinite=3)))
+def run(loss_fn=tiny.loss_fn, spoil_state=lambda state: state, spoil_batch=lambda batch: batch, **more):
+    step = make_train_step(loss_fn, plan_state(tiny.init_params, tiny.train_config(max_nonfinite=3)))
     state = spoil_state(step.plan.create(jax.random.key(0)))
-    return train(state, step, map(spoil_batch, toy.source()), console=Console(file=io.StringIO()), **more)
+    return train(state, step, map(spoil_batch, tiny.batches()), console=Console(file=io.StringIO()), **more)
 
 
 def spoilt_params(state):
@@ -78,10 +77,10 @@ def test_a_run_that_skipped_its_last_steps_is_saved_and_not_taken_for_complete(t
     with pytest.raises(TrainingError), Checkpointer(tmp_path / "vae", meta=meta) as checkpointer:
         run(overflows_from(11), checkpointer=checkpointer)
     assert sorted(entry.name for entry in (tmp_path / "vae").iterdir()) == ["12", "8"]
-    vae_train = toy.config()
+    vae_train = tiny.train_config()
     with pytest.raises(TrainingError, match=r"the last 2 of 12 steps were skipped.*--cfg\.vae_train\.steps=112"):
         is_complete(tmp_path / "vae", vae_train, whole)
-    assert not is_complete(tmp_path / "vae", toy.config(steps=20), whole)
+    assert not is_complete(tmp_path / "vae", tiny.train_config(steps=20), whole)
 
 
 def test_samples_that_are_nan_are_told_and_not_shown(capsys):

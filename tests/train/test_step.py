@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.train import toy
+from tests import tiny
 from vdit.errors import ConfigError
 from vdit.experiment.training import OptimizerConfig, TrainConfig
 from vdit.train.loop import Feed
@@ -37,18 +37,18 @@ def leaves_of(tree):
 
 def poisoned(params, batch, key, step):
     """The toy's loss, not a number where the batch says so; also tells what the key draws."""
-    loss, metrics = toy.quiet_loss_fn(params, batch, key, step)
+    loss, metrics = tiny.quiet_loss_fn(params, batch, key, step)
     return loss + jnp.where(batch["bad"].any(), jnp.nan, 0.0), metrics | {"draw": jax.random.uniform(key)}
 
 
 @pytest.fixture(scope="module")
 def three_batches():
-    return [with_bad(toy.batch_of(8, start), False) for start in (0, 8, 16)]
+    return [with_bad(tiny.batch_of(8, start), False) for start in (0, 8, 16)]
 
 
 @pytest.fixture(scope="module")
 def step():
-    return make_train_step(poisoned, plan_state(toy.init, toy.config()))
+    return make_train_step(poisoned, plan_state(tiny.init_params, tiny.train_config()))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def whole(step, three_batches):
 def test_pieces_of_a_batch_make_the_step_of_the_whole(whole, three_batches):
     weights = np.concatenate([batch["mask"].reshape(4, -1).sum(axis=1) for batch in three_batches])
     assert set(weights) == {0, 1, 2}, "the pieces must weigh differently, and one be all padding"
-    pieces = make_train_step(toy.quiet_loss_fn, plan_state(toy.init, toy.config(accumulation=4)))
+    pieces = make_train_step(tiny.quiet_loss_fn, plan_state(tiny.init_params, tiny.train_config(accumulation=4)))
     state, metrics = steps_of(pieces, [{k: v for k, v in b.items() if k != "bad"} for b in three_batches])
     for got, want in zip(metrics, whole[1]):
         for name in ("loss", "grad_norm", "tokens", "weight"):
@@ -82,7 +82,7 @@ def test_the_average_forgets_its_start_and_follows_the_parameters(step, three_ba
 
 
 def test_the_average_warms_up_to_its_decay():
-    config = toy.config(ema_decay=0.9)
+    config = tiny.train_config(ema_decay=0.9)
     assert float(ema_decay(config, jnp.asarray(0))) == pytest.approx(0.1)
     assert float(ema_decay(config, jnp.asarray(1000))) == pytest.approx(0.9)
     cold = dataclasses.replace(config, ema_warmup=False)
@@ -90,8 +90,8 @@ def test_the_average_warms_up_to_its_decay():
 
 
 def test_without_an_average_none_is_kept():
-    plan = plan_state(toy.init, toy.config(ema_decay=None))
-    state, _ = jax.eval_shape(make_train_step(toy.loss_fn, plan).jitted, plan.abstract, toy.batch_of())
+    plan = plan_state(tiny.init_params, tiny.train_config(ema_decay=None))
+    state, _ = jax.eval_shape(make_train_step(tiny.loss_fn, plan).jitted, plan.abstract, tiny.batch_of())
     assert state.ema is None
     assert "ema" not in state.trees()
 
@@ -114,10 +114,11 @@ def test_steps_that_are_not_finite_change_nothing_but_the_counters(step, three_b
 
 def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is(three_batches):
     def steep(params, batch, key, step):
-        loss, metrics = toy.quiet_loss_fn(params, batch, key, step)
+        loss, metrics = tiny.quiet_loss_fn(params, batch, key, step)
         return loss + jnp.sqrt(jnp.sum(params["up"]["bias"] ** 2)), metrics  # slope of 0/0 at the zero bias
 
-    state, metrics = steps_of(make_train_step(steep, plan_state(toy.init, toy.config())), three_batches[:1])
+    train_step = make_train_step(steep, plan_state(tiny.init_params, tiny.train_config()))
+    state, metrics = steps_of(train_step, three_batches[:1])
     assert np.isfinite(metrics[0]["loss"])
     assert int(state.skipped) == 1
 
@@ -194,7 +195,7 @@ def test_weight_decay_spares_biases_and_norms_in_a_stack_of_layers_too():
         (lambda: TrainConfig(steps=0, batch_size=1), "steps=0"),
         (lambda: TrainConfig(steps=1, batch_size=6, accumulation=4), "batch_size=6 must be a multiple"),
         (lambda: TrainConfig(steps=1, batch_size=1, ema_decay=1.0), r"ema_decay=1.0: must be in \[0, 1\)"),
-        (lambda: toy.config(optimizer=OptimizerConfig(warmup_steps=99)), "warmup_steps=99: .* at most"),
+        (lambda: tiny.train_config(optimizer=OptimizerConfig(warmup_steps=99)), "warmup_steps=99: .* at most"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(make, words):

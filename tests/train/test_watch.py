@@ -10,7 +10,7 @@ import jax
 import pytest
 from rich.console import Console
 
-from tests.train import toy
+from tests import tiny
 from vdit.dist.mesh import make_mesh
 from vdit.errors import ConfigError
 from vdit.train.clock import KINDS, StepTimer
@@ -24,12 +24,12 @@ from vdit.train.step import make_train_step
 
 @pytest.fixture(scope="module")
 def step():
-    return make_train_step(toy.loss_fn, plan_state(toy.init, toy.config(stall_seconds=0.4)))
+    return make_train_step(tiny.loss_fn, plan_state(tiny.init_params, tiny.train_config(stall_seconds=0.4)))
 
 
 def run(step, watch, data=None, **more):
     state = step.plan.create(jax.random.key(0))
-    return train(state, step, data or toy.source(), console=Console(file=io.StringIO()), watch=watch, **more)
+    return train(state, step, data or tiny.batches(), console=Console(file=io.StringIO()), watch=watch, **more)
 
 
 def test_all_time_is_booked_once(monkeypatch):
@@ -61,14 +61,14 @@ class Recorder:
 def test_a_slow_reader_shows_as_time_waiting_for_data(step):
     class Slow:
         def __init__(self):
-            self._batches = toy.source()
+            self._batches = tiny.batches()
 
         def __next__(self):
             time.sleep(0.05)
             return next(self._batches)
 
     fast, slow = Recorder(), Recorder()
-    for recorder, data in ((fast, toy.source()), (slow, Slow())):
+    for recorder, data in ((fast, tiny.batches()), (slow, Slow())):
         with RunMonitor() as watch:
             run(step, watch, data, writers=(recorder,))
     for recorder in (fast, slow):
@@ -100,7 +100,7 @@ def test_a_reader_that_hangs_is_a_stall_that_shows_the_stacks_of_all_threads(ste
             self.count += 1
             if self.count == 5:
                 self.where_it_hangs()
-            return toy.batch_of(8, self.count)
+            return tiny.batch_of(8, self.count)
 
         def where_it_hangs(self):
             until = time.monotonic() + 20
