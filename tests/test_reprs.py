@@ -13,11 +13,11 @@ from tests import tiny
 from vdit import reprs
 from vdit.reprs import shown_bytes
 from vdit.sampling.canvas import Canvas, canvas_tokens
-from vdit.sampling.given import Given
+from vdit.sampling.programs import Reference
 from vdit.types import Clip
 
 # A field of these may hold arrays, trees of them, or a whole config: the generated repr would print all of it.
-LARGE = {"Array", "ndarray", "PyTree", "Experiment", "Generator", "Network", "Method", "Mapping", "bytes"}
+LARGE = {"Array", "ndarray", "PyTree", "Experiment", "Generator", "Network", "SamplingConfig", "Mapping", "bytes"}
 LARGE |= {"TrainConfig", "TrainState", "VAEConfig", "TextConfig", "DiTConfig", "DataConfig", "Row"}
 LARGE |= {"Canvas", "Schedule"}
 
@@ -48,7 +48,7 @@ def objects():
     yield generator.task(generator.method(), 9, tiny.SIZE)
     yield vdit.Simulator(generator, "a", steps=1)
     yield Clip(frames=np.zeros((9, 64, 96, 3), np.uint8), times=np.arange(9.0), fps=8.0)
-    yield Given(video=np.zeros((1, 5, 16, 16, 3), np.float32), level=np.ones((1, 5, 1, 1), np.float32))
+    yield Reference(video=np.zeros((1, 5, 16, 16, 3), np.float32), level=np.ones((1, 5, 1, 1), np.float32))
     canvas = Canvas(latents=np.zeros((1, 2, 4, 4, 4), np.float32), level=np.ones((1, 2, 1, 1), np.float32))
     yield from (canvas, canvas_tokens(canvas, (1, 2, 2)), generator.tokens(["a"] * 64))
 

@@ -33,7 +33,7 @@ from vdit.models.vae.config import VAEConfig, preset
 from vdit.models.vae.model import VAE
 from vdit.models.vae.video import VideoVAE
 from vdit.nn.linear import Linear
-from vdit.sampling.given import latent_level
+from vdit.sampling.programs import latent_level
 from vdit.train.stages import Logging, run, with_tokenizer
 from vdit.train.state import abstract_params
 from vdit.train.workspace import Workspace

@@ -19,8 +19,8 @@ from vdit.eval.flow import seam
 from vdit.eval.metrics import psnr
 from vdit.eval.shapes import Detection, detect
 from vdit.eval.tracks import count_objects, is_permanent, position_error, track
-from vdit.experiment.experiment import replacing
 from vdit.generate.generator import Generator
+from vdit.sampling.config import replaces_known
 from vdit.worlds import COLOURS, WorldSample
 
 SEED = 7  # of the scenes: training draws its own from the experiment's seed
@@ -258,7 +258,7 @@ def joins(generator: Generator, count: int) -> Measure:
     frames = sample.frames
     part = (frames - 1) // 8 * 4  # frames that are made between, behind or ahead of those that are given
     ways: dict[str, dict] = {"model": {}}
-    if replacing(generator.experiment):
+    if replaces_known(generator.experiment):
         ways["replacement alone"] = {"sampler": sample.sampler}
     rows: dict[str, list[dict]] = {name: [] for name in (*ways, TRUTH)}
     cards = []

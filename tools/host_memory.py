@@ -35,7 +35,7 @@ CASES = ((160, (88, 160)), (320, (88, 160)), (160, (176, 320)), (320, (176, 320)
 
 
 def nothing(task, mesh, params, vae, statistics, prompts, negative, key, noise, given) -> np.ndarray:
-    """In the place of vdit.sampling.sample.draw."""
+    """In the place of vdit.sampling.programs.draw."""
     return np.zeros(given.canvas.latents.shape, np.float32)
 
 

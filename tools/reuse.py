@@ -19,8 +19,8 @@ import numpy as np
 
 import vdit
 from vdit.samplers import Sampler, StatefulDenoiser
-from vdit.sampling.reuse import BlockCache
-from vdit.sampling.sample import draw
+from vdit.sampling.config import BlockCache
+from vdit.sampling.programs import draw
 
 
 @dataclasses.dataclass(frozen=True)

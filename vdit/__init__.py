@@ -27,7 +27,7 @@ _LAZY = {
     "outpaint": "vdit.generate.editing",
     "rollout": "vdit.generate.rolling",
     "Simulator": "vdit.generate.simulating",
-    "Structure": "vdit.sampling.structure",
+    "Structure": "vdit.sampling.config",
     "Generator": "vdit.generate",
     "LoRAFile": "vdit.pretrained.lora_files",
     "load": "vdit.generate",

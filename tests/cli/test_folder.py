@@ -5,7 +5,8 @@ import pytest
 from vdit.cli.train import find_experiment
 from vdit.config import to_json
 from vdit.experiment.canvases import EVERY_TASK
-from vdit.experiment.experiment import Experiment, sample_method
+from vdit.experiment.experiment import Experiment
+from vdit.sampling.config import sampling_config
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def test_a_folder_of_videos_trains_on_canvases_of_every_task(videos):
     experiment = find_experiment(None, videos)
     assert all(share > 0 for share in experiment.canvases.shares())
     assert experiment.canvases.window > 0  # else what is longer than a window is encoded again at each
-    assert sample_method(experiment).known == "clean"
+    assert sampling_config(experiment).known == "clean"
 
 
 @pytest.mark.parametrize("name", ["tfds_video", "clips", "wan_lora"])

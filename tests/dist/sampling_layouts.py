@@ -25,9 +25,9 @@ from vdit.dist.rules import named_shardings
 from vdit.models.dit.config import DiTConfig
 from vdit.samplers.grid import Grid
 from vdit.sampling.canvas import Prompts
-from vdit.sampling.method import Method
+from vdit.sampling.config import SamplingConfig
 from vdit.models.network import Network
-from vdit.sampling.sample import TextToVideo, compiled, draw
+from vdit.sampling.programs import TextToVideo, compiled, draw
 from vdit.models.text import TextConfig
 from vdit.train.state import logical_axes
 from vdit.models.vae.config import preset
@@ -49,7 +49,7 @@ NETWORK = Network(
     dit=DiTConfig(in_channels=5, width=72, depth=2, heads=4, mlp_width=104, patch=(1, 2, 2), time_features=36),
 )
 SCHEDULE = make_schedule(DiffusionConfig())
-METHOD = Method(
+METHOD = SamplingConfig(
     schedule=SCHEDULE,
     prediction=DiffusionConfig().prediction,
     sampler=samplers.make("ddim", eta=1.0),  # draws noise on the way

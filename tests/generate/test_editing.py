@@ -17,9 +17,8 @@ from vdit.models.network import Network
 from vdit.models.vae.model import VAE
 from vdit.models.vae.video import VideoVAE
 from vdit.sampling.canvas import Canvas
-from vdit.sampling.sample import draw
-from vdit.sampling.structure import Structure
-from vdit.sampling.window import FillWindow, Window
+from vdit.sampling.config import Structure
+from vdit.sampling.programs import SampleCanvas, Window, draw
 
 FRAMES = 13  # made in two windows, the model's own, of 9 frames: few programs, and every test uses the same
 BOTH = ["a", "b"]
@@ -83,7 +82,7 @@ def test_low_frequencies_are_the_canvas_while_structure_is_on(generator, level, 
     structure = Structure(factor=2.0, until=until)
     method = dataclasses.replace(generator.method(steps=4), structure=structure)
     method = dataclasses.replace(method, grid=dataclasses.replace(method.grid, start=level))
-    task = FillWindow(network=generator.experiment.network, method=method, output_shape=latents.shape[1:])
+    task = SampleCanvas(network=generator.experiment.network, method=method, output_shape=latents.shape[1:])
     canvas = Canvas(latents=latents, level=np.full((1, 3, 1, 1), level, np.float32))
     words = generator.tokens(["a"])
     models = generator.mesh, generator.params, None, None, words, words

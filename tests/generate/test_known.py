@@ -10,9 +10,9 @@ import vdit
 from tests import tiny
 from vdit.errors import VditWarning
 from vdit.experiment.canvases import CanvasConfig
-from vdit.experiment.experiment import sample_method
 from vdit.generate import generator as generating
 from vdit.samplers import Euler, Heun, Resample
+from vdit.sampling.config import sampling_config
 
 VIDEO = np.random.default_rng(0).integers(0, 256, (9, *tiny.SIZE, 3)).astype(np.uint8)
 MASK = np.zeros(tiny.SIZE, bool)
@@ -94,4 +94,4 @@ def test_repeated_steps_ask_the_network_about_as_often(untrained, sampler, steps
     with pytest.warns(VditWarning):
         method = generator.method(given=True)
     assert method.grid.steps * method.sampler.times == calls
-    assert method.guidance == sample_method(generator.experiment).guidance
+    assert method.guidance == sampling_config(generator.experiment).guidance

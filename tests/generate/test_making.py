@@ -11,7 +11,7 @@ from tests import tiny
 from vdit.errors import ConfigError, ShapeError
 from vdit.generate import Generator, making
 from vdit.models.vision import CLIPVisionConfig, clip_pixels
-from vdit.sampling.given import Given
+from vdit.sampling.programs import Reference
 from vdit.types import Clip
 
 SHAPES = [{"stride": 1}, {"stride": 2}, {"stride": 4}, {"stride": 2, "patch_frames": 2, "window": 15}]
@@ -168,7 +168,7 @@ def test_what_is_given_is_all_that_counts_of_it(generator):
     rng = np.random.default_rng(0)
     video = rng.uniform(-1, 1, (1, 9, *tiny.SIZE, 3)).astype(np.float32)
     level = np.float32([1, 0, 0, 0, 0, 1, 1, 1, 1])[None, :, None, None]
-    make = lambda video: np.asarray(generator("a", given=Given(video=video, level=level), frames=9))  # noqa: E731
+    make = lambda video: np.asarray(generator("a", given=Reference(video=video, level=level), frames=9))  # noqa: E731
     other, unknown = video.copy(), video.copy()
     unknown[:, 5:] = rng.uniform(-1, 1, unknown[:, 5:].shape)
     unknown[:, 0] = rng.uniform(-1, 1, unknown[:, 0].shape)
@@ -297,6 +297,7 @@ def test_guidance_by_context_costs_a_row_only_where_something_is_known(generator
     monkeypatch.setattr("vdit.generate.generator.draw", lambda task, *_: asked.append(task.method.rows))
     given = None
     if level is not None:
-        given = Given(video=np.zeros((1, 1, *tiny.SIZE, 3), np.float32), level=np.full((1, 1, 1, 1), level, np.float32))
+        levels = np.full((1, 1, 1, 1), level, np.float32)
+        given = Reference(video=np.zeros((1, 1, *tiny.SIZE, 3), np.float32), level=levels)
     generator("a", given=given, size=tiny.SIZE, guidance=1.0, context_guidance=2.0)
     assert asked == [rows]

@@ -15,8 +15,8 @@ from vdit.generate.simulating import Simulator
 from vdit.models.dit.past import KVCache
 from vdit.nn.rope import rotate, rotations
 from vdit.sampling.canvas import Canvas
-from vdit.sampling.causal import Continuation, Memory, keeps
-from vdit.sampling.generate import fill
+from vdit.sampling.denoise import fill
+from vdit.sampling.kv import Continuation, Memory, keeps
 
 RIGHT, DOWN = (1.0, 0.0), (0.0, 1.0)
 

@@ -12,7 +12,7 @@ from vdit.errors import VditWarning
 from vdit.generate.filling import window_of
 from vdit.generate.generator import Generator
 from vdit.generate.rolling import rollout
-from vdit.sampling.grouping import Grouping
+from vdit.sampling.canvas import Grouping
 from vdit.sampling.rollout import Slide
 
 

@@ -11,10 +11,10 @@ import pytest
 from tests.conftest import TINY
 from vdit.config import apply_overrides
 from vdit.eval.shapes import detect
-from vdit.experiment.experiment import sample_method
 from vdit.quickstart import config
 from vdit.quickstart.clock import Clock, expected_seconds
 from vdit.quickstart.score import PARTS, chance, derangement, hits, shares
+from vdit.sampling.config import sampling_config
 from vdit.train.progress import clock_face
 from vdit.worlds.moving import combinations, subset
 
@@ -31,7 +31,7 @@ def test_nothing_held_out_is_trained_on():
 def test_its_model_is_told_what_is_given():
     """So that animate, extend, loop, connect, inpaint and rollout, which its page and README show, need not guess."""
     experiment = config.experiment()
-    assert sample_method(experiment).known == "clean"
+    assert sampling_config(experiment).known == "clean"
     assert all(share > 0 for share in experiment.canvases.shares())
     assert experiment.canvases.window > 0
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from vdit.errors import ShapeError
-from vdit.sampling.animate import animate
-from vdit.sampling.grouping import Grouping
+from vdit.generate.known import animate
+from vdit.sampling.canvas import Grouping
 
 FOURS = Grouping(first=1, step=4)
 

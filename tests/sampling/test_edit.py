@@ -6,12 +6,22 @@ import numpy as np
 import pytest
 
 from vdit.errors import ConfigError, ShapeError
+from vdit.generate.known import (
+    Frame,
+    check_mask,
+    check_strength,
+    edge_levels,
+    edit,
+    grown,
+    inpaint,
+    nearest_shown,
+    size_of_aspect,
+    smooth_fill,
+)
 from vdit.generate.windows import latent_windows
 from vdit.models.vae.config import VAEConfig
-from vdit.sampling.edit import check_mask, check_strength, edit, grown
-from vdit.sampling.given import latent_level
-from vdit.sampling.inpaint import Frame, edge_levels, inpaint, nearest_shown, size_of_aspect, smooth_fill
-from vdit.sampling.structure import Structure
+from vdit.sampling.config import Structure
+from vdit.sampling.programs import latent_level
 
 VAE = VAEConfig(channel_mults=(1,), spatial_down=(), temporal_down=(), patch=4, patch_frames=4)
 

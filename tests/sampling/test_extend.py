@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from vdit.errors import ShapeError
-from vdit.sampling.extend import backward, backward_windows, forward, forward_windows
-from vdit.sampling.grouping import Grouping
+from vdit.generate.known import backward, backward_windows, forward, forward_windows
+from vdit.sampling.canvas import Grouping
 
 GROUPINGS = [Grouping(first=1, step=1), Grouping(first=1, step=2), Grouping(first=1, step=4), Grouping(first=5, step=8)]
 

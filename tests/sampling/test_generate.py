@@ -18,9 +18,9 @@ from vdit.models.text import TextConfig
 from vdit.models.vae.config import preset
 from vdit.samplers.grid import Grid
 from vdit.sampling.canvas import Canvas, Prompts, blank
-from vdit.sampling.generate import fill
-from vdit.sampling.method import Method
-from vdit.sampling.sample import TextToVideo, compiled
+from vdit.sampling.config import SamplingConfig
+from vdit.sampling.denoise import fill
+from vdit.sampling.programs import TextToVideo, compiled
 
 NETWORK = Network(
     text=TextConfig(vocab_size=16, max_length=6, width=16, depth=1, heads=2),
@@ -30,7 +30,7 @@ SHAPE = (3, 4, 2, 4)
 
 
 def method(**changes):
-    base = Method(
+    base = SamplingConfig(
         schedule=Flow(), prediction="velocity", sampler=samplers.make("euler"), grid=Grid(steps=3),
         guidance=Guidance(scale=3.0),
     )  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 from vdit.errors import ShapeError
 from vdit.models.dit.config import DiTConfig
 from vdit.models.vae.config import VAEConfig
-from vdit.sampling.grouping import Grouping
+from vdit.sampling.canvas import Grouping
 
 
 def grouping(stride, patch):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vdit.sampling.loop import loop
+from vdit.generate.known import loop
 
 
 def test_a_loops_passage_leads_from_the_last_frame_to_the_first():

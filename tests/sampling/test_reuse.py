@@ -18,8 +18,8 @@ from vdit.models.network import LOW
 from vdit.samplers import StatefulDenoiser
 from vdit.samplers.grid import Grid
 from vdit.sampling.canvas import Canvas, blank, canvas_tokens, dense_rows
-from vdit.sampling.generate import fill
-from vdit.sampling.reuse import BlockCache, remembering
+from vdit.sampling.config import BlockCache, remembering
+from vdit.sampling.denoise import fill
 
 DEEP = dataclasses.replace(NETWORK, dit=dataclasses.replace(NETWORK.dit, depth=3))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vdit.errors import ConfigError, ShapeError
-from vdit.sampling.grouping import Grouping
+from vdit.sampling.canvas import Grouping
 from vdit.sampling.rollout import Script, Slide, beginning, going_on
 
 EACH_ALONE, FOURS, PAIRS = Grouping(first=1, step=1), Grouping(first=1, step=4), Grouping(first=3, step=4)

@@ -18,12 +18,13 @@ from vdit.diffusion import DDPM, DiffusionConfig, Flow, from_clean_and_noise
 from vdit.dist.mesh import make_mesh
 from vdit.errors import ConfigError
 from vdit.experiment.canvases import CanvasConfig, DrawnCanvas
-from vdit.experiment.experiment import Experiment, sample_method
+from vdit.experiment.experiment import Experiment
 from vdit.experiment.training import DistillConfig, LoRAConfig
 from vdit.models.dit.config import DiTConfig
 from vdit.models.vae.config import preset
 from vdit.sampling.canvas import Canvas, tokenize
-from vdit.sampling.generate import fill
+from vdit.sampling.config import sampling_config
+from vdit.sampling.denoise import fill
 from vdit.train.base import begin, starting_params, trained_params
 from vdit.train.distill import TEACHER, DistillLoss, consistency_gap, pseudo_huber, step_down
 from vdit.train.resuming import last_step
@@ -294,7 +295,7 @@ def test_a_run_distils_resumes_bit_for_bit_and_samples_in_two_steps(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, teacher, starting_params(experiment, mesh))
     prompts = tokenize(whole.open_tokenizer(experiment), ["a red disc"], length=8)
     canvas = Canvas(latents=jnp.zeros((1, 3, 4, 4, 4)), level=jnp.array([0.0, 1.0, 1.0]).reshape(1, 3, 1, 1))
-    method = sample_method(experiment)
+    method = sampling_config(experiment)
     sample = jax.jit(lambda params: fill(experiment.network, params, canvas, prompts, prompts, KEY, method))
     made = sample(trained_params(experiment, whole, mesh))
     assert np.isfinite(made).all()

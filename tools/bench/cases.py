@@ -27,8 +27,8 @@ from vdit.pretrained import t5, wan, wan_vae
 from vdit.pretrained.model import one_device
 from vdit.samplers import Grid, make
 from vdit.sampling.canvas import Canvas, Prompts, blank, canvas_tokens, dense_rows
-from vdit.sampling.generate import fill
-from vdit.sampling.method import Method
+from vdit.sampling.config import SamplingConfig
+from vdit.sampling.denoise import fill
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
 from vdit.types import Array, PyTree, Row
@@ -350,7 +350,7 @@ class Sampling(Case):
     def ours(self) -> Run:
         network = _Captioned(text=t5_text(t5_preset("umt5-xxl", layers=1, vocab_size=8)), dit=self.config)
         params = {"dit": self.params(wan.diffusers_rules(self.config), lambda key: network.init(key)["dit"])}
-        method = Method(
+        method = SamplingConfig(
             schedule=Flow(shift=3.0, whole_time=True),
             prediction="velocity",
             sampler=make("unipc"),

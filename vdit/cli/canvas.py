@@ -223,7 +223,7 @@ def tell(
 
     Returns how much work it is, for Status.progress.
     """
-    from vdit.experiment.experiment import replacing, resampling, sample_method
+    from vdit.sampling.config import replaces_known, resampling, sampling_config
 
     new = "" if made is None or made == frames else f", {made} of them new"
     status.tell("prompt", f"{words.prompt!r}: {frames} frames{new}, {frames / fps:.4g} s at {fps:.4g} fps")
@@ -236,9 +236,9 @@ def tell(
     asked = {name: value for name in names if (value := getattr(options, name)) is not None}
     # As Generator.method has it. A rollout is given the end of what it has made.
     given = options.command == "rollout" or (words.inputs and _work(options) != "edit")
-    if given and replacing(experiment) and "sampler" not in asked:
+    if given and replaces_known(experiment) and "sampler" not in asked:
         asked |= resampling(experiment, asked.get("steps"))
-    method = sample_method(experiment, **asked)
+    method = sampling_config(experiment, **asked)
     status.tell("with", shown_method(method, asked | {"negative": options.negative}))
     return (frames if made is None else made) * len(many) * height * width * method.grid.steps * method.rows
 

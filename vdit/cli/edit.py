@@ -124,10 +124,10 @@ def _strength(text: str) -> tuple[float, ...]:
 
 
 def _structure(text: str | None):
-    """"4" or "4@0.5" -> vdit.sampling.structure.Structure."""
+    """"4" or "4@0.5" -> vdit.sampling.config.Structure."""
     if text is None:
         return None
-    from vdit.sampling.structure import Structure
+    from vdit.sampling.config import Structure
 
     factor, at, until = text.partition("@")
     try:

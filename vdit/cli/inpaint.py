@@ -80,7 +80,7 @@ def _sizes(
     up to rounding; the video is not scaled up.
     """
     from vdit.generate.inputs import common_size
-    from vdit.sampling.inpaint import size_of_aspect
+    from vdit.generate.known import size_of_aspect
 
     multiple, inner = generator.experiment.size_multiple, canvas.asked_size(options)
     if inner is None:

@@ -292,7 +292,7 @@ def shown_model(folder: str | Path, experiment) -> str:
 
 
 def shown_method(method, asked: dict) -> str:
-    """How videos are sampled, in words. method: a vdit.sampling.method.Method. asked: options of the command."""
+    """How videos are sampled, in words. method: a vdit.sampling.SamplingConfig. asked: options of the command."""
     from vdit.samplers import SAMPLERS
 
     names = {kind: name for name, kind in SAMPLERS.items()}

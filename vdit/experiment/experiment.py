@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
-from vdit import samplers
 from vdit.data.config import DataConfig
-from vdit.diffusion import DiffusionConfig, Guidance, make_schedule
+from vdit.diffusion import DiffusionConfig
 from vdit.dist.mesh import MeshConfig
 from vdit.errors import ConfigError
 from vdit.experiment.canvases import CanvasConfig
@@ -18,9 +17,7 @@ from vdit.models.text.config import TextConfig
 from vdit.models.vae.config import DiscriminatorConfig, VAEConfig, VAELossConfig
 from vdit.models.vision import CLIPVisionConfig
 from vdit.reprs import short_repr
-from vdit.samplers.grid import Grid, GridOptions
-from vdit.sampling.method import Method
-from vdit.sampling.reuse import BlockCache
+from vdit.samplers.grid import GridOptions
 from vdit.seeds import check_seed
 
 
@@ -61,9 +58,9 @@ class SampleConfig:
         for the kind of diffusion. Both belong to `sampler`: asking for another one leaves them out.
     guidance: scale of classifier-free guidance, 1 for none; interval, rescale: see vdit.diffusion.Guidance.
     low_guidance: its scale for the second transformer of a model that has two; None is `guidance`.
-    known, known_level, context_guidance: how what a user gives is told and followed (vdit.sampling.method.Method);
+    known, known_level, context_guidance: how what a user gives is told and followed (vdit.sampling.SamplingConfig);
         known=None is "clean" for models trained with canvases (Experiment.canvases), else "noised".
-    reuse: threshold under which blocks are passed over between steps, for speed (vdit.sampling.reuse); 0 for never.
+    reuse: threshold under which blocks are passed over between steps, for speed (vdit.sampling.config); 0 for never.
     """
 
     prompts: tuple[str, ...] = ()
@@ -198,49 +195,3 @@ class Experiment:
     def network(self) -> Network:
         text = None if self.dit.text == "none" else self.text
         return Network(text=text, dit=self.dit, vision=self.vision, boundary=self.expert_boundary)
-
-
-def replacing(experiment: Experiment) -> bool:
-    """Whether what a user gives is put back at the running noise, the model having never seen any beside noise."""
-    known = experiment.sample.known or ("clean" if experiment.canvases.gives else "noised")
-    return known == "noised" and not experiment.dit.condition_channels
-
-
-def resampling(experiment: Experiment, steps: int | None = None) -> dict[str, Any]:
-    """Changes for `sample_method` with which replacement joins what is made and what is given better.
-
-    The network is asked about as often as the experiment's own sampler asks it in that many steps. Models of few steps
-    keep their own sampler.
-
-    Args:
-        steps: None is as in the experiment's `sample`.
-    """
-    sample = experiment.sample
-    if sample.sampler not in ("euler", "heun", "dpmpp2m", "unipc"):
-        return {}
-    calls = (sample.steps if steps is None else steps) * (2 if sample.sampler == "heun" else 1)
-    return {"sampler": "resample", "grid": sample.grid, "steps": max(1, round(calls / samplers.Resample().times))}
-
-
-def sample_method(experiment: Experiment, **changes: Any) -> Method:
-    """How the experiment samples (`experiment.sample`), with changes to single fields."""
-    if changes.get("sampler", experiment.sample.sampler) != experiment.sample.sampler:
-        changes = {"sampler_options": (), "grid": None} | changes
-    if "guidance" in changes:
-        changes = {"low_guidance": None} | changes
-    sample = dataclasses.replace(experiment.sample, **changes)
-    grid = sample.grid or GridOptions(ceiling=1.0 if experiment.diffusion.kind == "flow" else 0.999)
-    more = {"interval": tuple(sample.interval), "rescale": sample.rescale}
-    low = None if sample.low_guidance is None else Guidance(scale=sample.low_guidance, **more)
-    return Method(
-        schedule=make_schedule(experiment.diffusion),
-        prediction=experiment.diffusion.prediction,
-        sampler=samplers.make(sample.sampler, **dict(sample.sampler_options)),
-        grid=Grid(steps=sample.steps, **dataclasses.asdict(grid)),
-        guidance=Guidance(scale=sample.guidance, **more),
-        low_guidance=low,
-        known=sample.known or ("clean" if experiment.canvases.gives else "noised"),
-        known_level=sample.known_level,
-        context_guidance=sample.context_guidance,
-        reuse=BlockCache(threshold=sample.reuse) if sample.reuse else None,
-    )

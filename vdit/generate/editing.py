@@ -28,15 +28,14 @@ from typing import Literal, Unpack
 import numpy as np
 
 from vdit.errors import ConfigError, ShapeError
+from vdit.generate import known as editing
+from vdit.generate import known as inpainting
 from vdit.generate.filling import Prompts, Sampling, Video, given_frames, texts_of
 from vdit.generate.generator import Generator
 from vdit.generate.keep import keep_given
 from vdit.generate.windows import Begin, Remake, check_size
-from vdit.sampling import edit as editing
-from vdit.sampling import inpaint as inpainting
-from vdit.sampling.given import Given
-from vdit.sampling.method import Method
-from vdit.sampling.structure import Structure
+from vdit.sampling.config import SamplingConfig, Structure
+from vdit.sampling.programs import Reference
 from vdit.types import Array
 
 # On 24 clips of rendered worlds 1.6 to 2.3 dB better inside the mask than 1, and among the best of 0.4 to 1.
@@ -83,7 +82,7 @@ def edit(
         sampling = {"sampler": "euler"} | sampling
     wide = None if mask is None else editing.grown(mask, grow)
 
-    def begin(first: int, stop: int) -> Given:
+    def begin(first: int, stop: int) -> Reference:
         frames = _frames(first, stop, whole.shape[1])
         where = None if wide is None else wide[frames]
         return editing.edit(whole[:, frames], strength=levels[frames], mask=where)
@@ -134,7 +133,7 @@ def inpaint(
     filled = inpainting.nearest_shown(wide)
     levels = inpainting.edge_levels(wide, edge=edge, stride=stride, side=side)
 
-    def begin(first: int, stop: int) -> Given:
+    def begin(first: int, stop: int) -> Reference:
         frames = _frames(first, stop, whole.shape[1])
         near = filled[frames]
         return inpainting.inpaint(whole[:, near], wide[near], levels[frames])
@@ -205,7 +204,7 @@ def _made(
     sampling = dict(sampling)
     negative = sampling.pop("negative", "")
 
-    def method(known: bool) -> Method:
+    def method(known: bool) -> SamplingConfig:
         method = dataclasses.replace(generator.method(given=known, **sampling), structure=structure)
         if start == 1.0:
             return method

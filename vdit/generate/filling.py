@@ -14,8 +14,8 @@ from vdit.generate.generator import Generator
 from vdit.generate.inputs import same_rate
 from vdit.generate.keep import keep_given
 from vdit.models.vision import clip_pixels
-from vdit.sampling.given import Given
-from vdit.sampling.grouping import Grouping
+from vdit.sampling.canvas import Grouping
+from vdit.sampling.programs import Reference
 from vdit.types import Array, Clip, check_pixels
 
 Prompts = str | Sequence[str]
@@ -105,7 +105,7 @@ def usual_passage(generator: Generator, window: int | None = None) -> int:
 def fill(
     generator: Generator,
     prompts: Prompts,
-    given: Given,
+    given: Reference,
     *,
     frames: int,
     seed: int,
@@ -129,7 +129,7 @@ def fill(
     return put_back(generator(prompts, given=given, frames=frames, seed=seed, **sampling), given, kept)
 
 
-def put_back(made: Array, given: Given, kept: Array | None = None) -> np.ndarray:
+def put_back(made: Array, given: Reference, kept: Array | None = None) -> np.ndarray:
     """float32 [b t h w 3]: what was made, with what was given of it (see `fill`; vdit.generate.keep)."""
     known = np.asarray(given.level) == 0 if kept is None else np.asarray(kept)[None, :, None, None]
     pick = lambda x, i: x[i if len(x) > 1 else 0]  # noqa: E731

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vdit.errors import ConfigError, NumericsError, ShapeError, VditWarning
-from vdit.experiment.experiment import Experiment, replacing, resampling, sample_method
+from vdit.experiment.experiment import Experiment
 from vdit.finite import nonfinite_names
 from vdit.generate.images import as_bytes, fit_images
 from vdit.models.text import Tokenizer, warn_of_cuts
@@ -25,10 +25,8 @@ from vdit.models.vae.video import VideoVAE
 from vdit.models.vision import clip_pixels
 from vdit.reprs import short_repr
 from vdit.sampling.canvas import Prompts, tokenize
-from vdit.sampling.given import FromVideo, Given
-from vdit.sampling.method import Method
-from vdit.sampling.sample import TextToVideo, draw
-from vdit.sampling.window import FillWindow, Window
+from vdit.sampling.config import SamplingConfig, replaces_known, resampling, sampling_config
+from vdit.sampling.programs import FromVideo, Reference, SampleCanvas, TextToVideo, Window, draw
 from vdit.seeds import key_of
 from vdit.types import Array, PyTree
 
@@ -61,7 +59,7 @@ class Generator:
         prompts: str | Sequence[str],
         *,
         image: Array | None = None,
-        given: Given | None = None,
+        given: Reference | None = None,
         frames: int | None = None,
         size: tuple[int, int] | None = None,
         seed: int = 0,
@@ -84,22 +82,22 @@ class Generator:
 
         image: the first frame, uint8 or float in [-1, 1], [h w 3] for all prompts or [b h w 3], one for each;
             scaled to cover `size`, and cut around its middle.
-        given: what is given of the videos, for one of them or for all prompts (vdit.sampling.given; the functions of
+        given: what is given of the videos, for one of them or for all prompts (vdit.sampling.programs; the functions of
             vdit.generate.making build it). Latents come from what is given, and the video is decoded from them: what
             was
             given is not put back pixel for pixel. Where no level is 1, sampling begins at the largest.
         frames: 1 + a multiple of the VAE's stride in time; 1 makes images. size: (height, width) in
         pixels, multiples of VAE stride x patch. What is None is as in the experiment's `sample`.
         guidance: scale, 1 for none; low_guidance: that of a model's second transformer, None for the same.
-        known_level, context_guidance: see vdit.sampling.method.Method.
+        known_level, context_guidance: see vdit.sampling.config.SamplingConfig.
         reuse: threshold under which the network's blocks are passed over between steps; 0 for never
-        (vdit.sampling.reuse).
+        (vdit.sampling.config).
         seed: from 0 to 2**64 - 1; the same seed, prompts and sizes give the same videos. negative: guided away from.
         noise: float32 [b t' h' w' c], the latents to start from instead of those that `seed` draws.
         latents: give the normalised latents float32 [b t' h' w' c], not the videos.
         Compiles once for each combination of number of prompts, frames, size, steps and method.
         On several hosts all call it with the same arguments, and each gets all of the videos
-        (vdit.sampling.sample.draw).
+        (vdit.sampling.programs.draw).
         Raises ShapeError for sizes that the model cannot make, ConfigError for unknown samplers, NumericsError where
         numbers overflowed on the way.
         """
@@ -130,15 +128,15 @@ class Generator:
 
     def fill(
         self,
-        task: TextToVideo | FillWindow,
+        task: TextToVideo | SampleCanvas,
         prompts: tuple[Prompts, Prompts],
         key: Array,
         noise: Array | None = None,
-        given: Given | Window | None = None,
+        given: Reference | Window | None = None,
     ) -> Array:
-        """What a task makes on the generator's mesh (vdit.sampling.sample.draw). prompts: those wanted and those
+        """What a task makes on the generator's mesh (vdit.sampling.programs.draw). prompts: those wanted and those
         not."""
-        vae = (None, None) if isinstance(task, FillWindow) else (self.vae.params, self.vae.statistics)
+        vae = (None, None) if isinstance(task, SampleCanvas) else (self.vae.params, self.vae.statistics)
         made = draw(task, self.mesh, self.params, *vae, *prompts, key, noise, given)
         if self.drawn is not None:
             jax.block_until_ready(made)
@@ -147,7 +145,7 @@ class Generator:
 
     def task(
         self,
-        method: Method,
+        method: SamplingConfig,
         frames: int | None,
         size: tuple[int, int] | None,
         *,
@@ -170,7 +168,7 @@ class Generator:
             decode=decode,
         )
 
-    def method(self, *, given: bool = False, **changes: Any) -> Method:
+    def method(self, *, given: bool = False, **changes: Any) -> SamplingConfig:
         """How videos are sampled: as the experiment does, but for `changes` that are not None (see __call__).
 
         Args:
@@ -178,13 +176,13 @@ class Generator:
                 with steps repeated, unless a sampler is named, and VditWarning says so.
         """
         changes = {k: v for k, v in changes.items() if v is not None}
-        if given and replacing(self.experiment):
+        if given and replaces_known(self.experiment):
             warnings.warn(_NOT_TRAINED, VditWarning, stacklevel=3)
             if "sampler" not in changes:
                 changes |= resampling(self.experiment, changes.get("steps"))
-        return sample_method(self.experiment, **changes)
+        return sampling_config(self.experiment, **changes)
 
-    def check_negative(self, negative: str, method: Method) -> None:
+    def check_negative(self, negative: str, method: SamplingConfig) -> None:
         """A VditWarning where a prompt to guide away from has no effect."""
         if negative and not method.guided:
             name = negative if len(negative) <= 30 else f"{negative[:30]}..."
@@ -200,7 +198,7 @@ class Generator:
         warn_of_cuts(self.tokenizer, dict.fromkeys(prompts), limit=limit)
         return tokenize(self.tokenizer, list(prompts), length=limit)
 
-    def _first_frame(self, image: Array, size: tuple[int, int], count: int) -> Given:
+    def _first_frame(self, image: Array, size: tuple[int, int], count: int) -> Reference:
         images = as_bytes(image)
         if len(images) not in (1, count):
             raise ShapeError(f"{len(images)} images for {count} prompts: give one for all, or one for each")
@@ -210,7 +208,7 @@ class Generator:
             pixels = spread(np.stack([clip_pixels(frame, self.experiment.vision) for frame in images]))
         frames = np.float32(spread(fit_images(images, size))) / 127.5 - 1.0
         level = np.zeros((count, 1, 1, 1), np.float32)
-        return Given(video=frames[:, None], level=level, pixels=pixels)
+        return Reference(video=frames[:, None], level=level, pixels=pixels)
 
     def _noise(self, noise: Array, task: TextToVideo, count: int) -> Array:
         if np.shape(noise) != (count, *task.latent_shape):
@@ -221,16 +219,16 @@ class Generator:
         return noise
 
 
-def _new_frames(task: TextToVideo | FillWindow, given: Given | Window | None, stride: int) -> int:
+def _new_frames(task: TextToVideo | SampleCanvas, given: Reference | Window | None, stride: int) -> int:
     """Frames of a canvas that are not known before it is filled; stride: frames that a latent frame stands for."""
     if given is None:
         return task.frames
-    level = np.asarray(given.level if isinstance(given, Given) else given.canvas.level)
+    level = np.asarray(given.level if isinstance(given, Reference) else given.canvas.level)
     new = int(level.any(axis=(0, 2, 3)).sum())
-    return task.frames - level.shape[1] + new if isinstance(given, Given) else new * stride
+    return task.frames - level.shape[1] + new if isinstance(given, Reference) else new * stride
 
 
-def _for_each(given: Given, count: int) -> Given:
+def _for_each(given: Reference, count: int) -> Reference:
     """What is given of one video or of `count`, for `count` videos."""
 
     def spread(x: Array) -> Array:
@@ -241,7 +239,7 @@ def _for_each(given: Given, count: int) -> Given:
     return jax.tree.map(spread, given)
 
 
-def _suited(method: Method, given: Given | None) -> Method:
+def _suited(method: SamplingConfig, given: Reference | None) -> SamplingConfig:
     """The method from the noise level on at which the given videos begin: 1 where anything is to be made anew.
 
     Guidance by what is known is left out where nothing is: it would cost a row and change nothing.

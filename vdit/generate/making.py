@@ -23,12 +23,12 @@ from typing import Unpack
 import numpy as np
 
 from vdit.errors import ConfigError, ShapeError
+from vdit.generate import known as animating
 from vdit.generate.filling import Prompts, Sampling, Video, frames_of, given_frames, grouping_of
 from vdit.generate.generator import Generator
 from vdit.generate.images import as_bytes, fit_images
 from vdit.generate.pieces import Pieces, joined
 from vdit.models.vision import clip_pixels
-from vdit.sampling import animate as animating
 from vdit.types import Array
 
 
@@ -148,7 +148,7 @@ def connect(
 
     frames: a multiple of the frames that are made at once (ShapeError names the nearest); None for about half the
         window. With blend: for how many frames both run at once, so that the result is as much shorter than both.
-    strength: with blend, how freely its middle is made anew, above 0 and below 1 (vdit.sampling.connect.blend).
+    strength: with blend, how freely its middle is made anew, above 0 and below 1 (vdit.generate.known.blend).
     """
     ahead, behind = given_frames(generator, first, "first"), given_frames(generator, second, "second")
     if ahead.shape[2:] != behind.shape[2:]:

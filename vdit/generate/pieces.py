@@ -7,6 +7,9 @@ import dataclasses
 import numpy as np
 
 from vdit.errors import ConfigError, ShapeError
+from vdit.generate import known as connecting
+from vdit.generate import known as extending
+from vdit.generate import known as looping
 from vdit.generate.filling import (
     Prompts,
     Sampling,
@@ -20,11 +23,8 @@ from vdit.generate.filling import (
 from vdit.generate.generator import Generator
 from vdit.generate.windows import Remake
 from vdit.reprs import short_repr
-from vdit.sampling import connect as connecting
-from vdit.sampling import extend as extending
-from vdit.sampling import loop as looping
-from vdit.sampling.given import Given
-from vdit.sampling.grouping import Grouping
+from vdit.sampling.canvas import Grouping
+from vdit.sampling.programs import Reference
 from vdit.seeds import check_seed, child_seed
 
 
@@ -71,7 +71,7 @@ class Pieces:
         self.grouping.check_passage(name, frames)
         return frames
 
-    def fill(self, given: Given, frames: int, **kept) -> np.ndarray:
+    def fill(self, given: Reference, frames: int, **kept) -> np.ndarray:
         """vdit.generate.filling.fill"""
         return fill(
             self.generator, self.prompts, given, frames=frames, seed=self.next_seed(), sampling=self.sampling, **kept
@@ -103,10 +103,10 @@ class Pieces:
         """`forward` by windows that slide in latents: nothing that was made is encoded again, so nothing wears off."""
         tail, size = video[:, -known:], video.shape[2:4]
 
-        def begin(first: int, stop: int) -> Given:
+        def begin(first: int, stop: int) -> Reference:
             number = np.arange(first, stop)
             level = np.broadcast_to(np.float32(number >= known)[:, None, None], (len(tail), len(number), 1, 1))
-            return Given(video=tail[:, np.minimum(number, known - 1)], level=level)
+            return Reference(video=tail[:, np.minimum(number, known - 1)], level=level)
 
         sampling = dict(self.sampling)
         negative = sampling.pop("negative", "")

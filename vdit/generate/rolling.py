@@ -21,12 +21,11 @@ from vdit.generate.filling import Sampling, Video, frames_of, given_frames, grou
 from vdit.generate.generator import Generator
 from vdit.generate.images import as_bytes, fit_images
 from vdit.generate.keep import keep_given
-from vdit.sampling.canvas import Canvas, Prompts
-from vdit.sampling.causal import Continuation, Continue, check_keep, continued
-from vdit.sampling.grouping import Grouping
-from vdit.sampling.method import Method
+from vdit.sampling.canvas import Canvas, Grouping, Prompts
+from vdit.sampling.config import SamplingConfig
+from vdit.sampling.kv import Continuation, Continue, check_keep, continued
+from vdit.sampling.programs import SampleCanvas, Window
 from vdit.sampling.rollout import Script, Slide, beginning, going_on
-from vdit.sampling.window import FillWindow, Window
 from vdit.seeds import check_seed, key_of
 from vdit.types import Array
 
@@ -61,7 +60,7 @@ def rollout(
         once); None is about half.
     anchor: the beginning of the video stays known to all windows, as if it came just before what they know. Colours
         and background drift less, but the scene cannot change much.
-    keep: keep what was computed of finished frames (vdit.sampling.causal), as causal models can; None: where it is
+    keep: keep what was computed of finished frames (vdit.sampling.kv), as causal models can; None: where it is
         possible. It costs less, and frames know of more than the window holds.
     seed, sampling: see vdit.generate.Generator. A video of one window is the one that the generator makes by this seed.
     Four programs are compiled, whatever the length: the first window and the later ones, and the decoder for each.
@@ -131,7 +130,7 @@ class _Roll:
     """One rollout. slide: None where all is made at once. given: float32 [t h w 3] or None."""
 
     generator: Generator
-    method: Method
+    method: SamplingConfig
     script: Script
     negative: str
     fps: float
@@ -233,7 +232,7 @@ class _Roll:
 
     def _filled(self, canvas: Canvas, words: tuple[Prompts, Prompts], index: int) -> np.ndarray:
         generator = self.generator
-        task = FillWindow(
+        task = SampleCanvas(
             network=generator.experiment.network, method=self.method, output_shape=canvas.latents.shape[1:]
         )
         given, key = Window(canvas=canvas), self._key(index)

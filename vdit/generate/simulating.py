@@ -20,10 +20,10 @@ from vdit.errors import ConfigError, ShapeError
 from vdit.generate.filling import Sampling, Video, frames_of, given_frames, grouping_of, window_of
 from vdit.generate.generator import Generator
 from vdit.generate.images import as_bytes, fit_images
-from vdit.sampling.causal import check_keep
+from vdit.sampling.kv import check_keep
+from vdit.sampling.programs import SampleCanvas, Window
 from vdit.sampling.rollout import Slide, beginning
 from vdit.sampling.simulate import CanvasStep, CausalStep, World, compiled
-from vdit.sampling.window import FillWindow, Window
 from vdit.seeds import key_of
 from vdit.types import Array
 
@@ -44,7 +44,7 @@ class Simulator:
     actions: float32 [t a], what was done in the frames of `start` (vdit.data.actions); None for nothing.
     context: frames that are known at most; then the oldest are forgotten at each step. None: as many as fit into
         `window` beside the new ones; window None: the longest video that the model was trained on or is sampled at.
-    keep: keep what was computed of finished frames (vdit.sampling.causal), as causal models can; None: where it is
+    keep: keep what was computed of finished frames (vdit.sampling.kv), as causal models can; None: where it is
         possible. The same frames but for rounding, until the first are forgotten.
     seed: the same seed, start and actions give the same frames. sampling: steps, guidance, ...: see
         vdit.generate.Generator. Few steps make it quick.
@@ -181,7 +181,7 @@ class Simulator:
         generator, dit = self._generator, self._generator.experiment.dit
         nothing = np.zeros((1, 0, *self._step.cell), np.float32)
         canvas = beginning(nothing, 1, patch=dit.patch[0], action_width=dit.action_width)
-        task = FillWindow(network=self._step.network, method=self._method, output_shape=canvas.latents.shape[1:])
+        task = SampleCanvas(network=self._step.network, method=self._method, output_shape=canvas.latents.shape[1:])
         made = generator.fill(task, (self._words, self._negative), self._key, None, Window(canvas=canvas))
         return to_host(made), canvas.action
 

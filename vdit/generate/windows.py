@@ -19,13 +19,12 @@ from vdit.generate.filling import grouping_of, window_of
 from vdit.generate.generator import Generator
 from vdit.reprs import short_repr
 from vdit.sampling.canvas import Canvas, Prompts
-from vdit.sampling.given import Given, latent_level
-from vdit.sampling.method import Method
-from vdit.sampling.window import FillWindow, Window
+from vdit.sampling.config import SamplingConfig
+from vdit.sampling.programs import Reference, SampleCanvas, Window, latent_level
 from vdit.seeds import child_seed, key_of
 from vdit.types import Array
 
-Begin = Callable[[int, int], Given]
+Begin = Callable[[int, int], Reference]
 
 
 def latent_windows(count: int, window: int, overlap: int) -> list[tuple[int, int, int]]:
@@ -56,7 +55,7 @@ def check_size(generator: Generator, size: tuple[int, int]) -> None:
 class Remake:
     """A video made again for each prompt.
 
-    begin: (first, stop) -> Given of those frames of the video, of b = 1 or one for each prompt; of frames after its
+    begin: (first, stop) -> Reference of those frames of the video, of b = 1 or one for each prompt; of frames after its
         last one too, where the last repeats.
     source: what the video shows, for inversion; None for noise that is drawn.
     window: frames of the longest canvas; overlap: how many of them are known from the one before, about. None: what
@@ -65,7 +64,7 @@ class Remake:
     """
 
     generator: Generator
-    method: Method
+    method: SamplingConfig
     prompts: list[str]
     begin: Begin
     frames: int
@@ -160,7 +159,7 @@ class Remake:
 
     def _filled(self, index: int, start: int, stop: int, canvas: Canvas, shown: np.ndarray) -> np.ndarray:
         generator, count = self.generator, len(self.prompts)
-        task = FillWindow(
+        task = SampleCanvas(
             network=generator.experiment.network, method=self.method, output_shape=canvas.latents.shape[1:]
         )
         given = Window(canvas=canvas)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from vdit.dist.rules import batch_shardings, batch_ways, num_shards, replicated
 from vdit.dist.target import platform_of
 from vdit.errors import ConfigError
-from vdit.experiment.experiment import Experiment, sample_method
+from vdit.experiment.experiment import Experiment
 from vdit.models.vae import split
 from vdit.models.vae.model import VAE
 from vdit.nn.compiling import compiler_options
@@ -30,7 +30,8 @@ from vdit.plan.inputs import (
     held,
     placed,
 )
-from vdit.sampling.sample import TextToVideo, compiled
+from vdit.sampling.config import sampling_config
+from vdit.sampling.programs import TextToVideo, compiled
 from vdit.train.denoising import DenoisingLoss
 from vdit.train.flops import count_flops, jaxpr_flops
 from vdit.train.state import abstract_params, plan_state
@@ -112,7 +113,7 @@ def sample_program(experiment: Experiment, mesh: Mesh) -> Program:
     task = TextToVideo(
         network=experiment.network,
         vae=experiment.vae,
-        method=sample_method(experiment),
+        method=sampling_config(experiment),
         frames=sample.frames,
         size=sample.size,
         decode=False,

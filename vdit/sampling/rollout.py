@@ -14,14 +14,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from vdit.errors import ConfigError, ShapeError, VditWarning
-from vdit.sampling.canvas import Canvas
-from vdit.sampling.grouping import Grouping
+from vdit.sampling.canvas import Canvas, Grouping
 from vdit.types import Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slide:
-    """How the canvas slides, counted in groups: frames that are made at once (vdit.sampling.grouping.Grouping).
+    """How the canvas slides, counted in groups: frames that are made at once (vdit.sampling.canvas.Grouping).
 
     window: groups of the first canvas. context: how many groups a later canvas knows.
     first: Canvas.first of later canvases: 1, and 0 where all groups are alike, the first one of a video too.

@@ -21,9 +21,9 @@ from vdit.models.vae.statistics import denormalise
 from vdit.nn.compiling import compiler_options
 from vdit.reprs import short_repr
 from vdit.sampling.canvas import Canvas, Prompts
-from vdit.sampling.causal import Continuation, Memory
-from vdit.sampling.generate import fill
-from vdit.sampling.method import Method
+from vdit.sampling.config import SamplingConfig
+from vdit.sampling.denoise import fill
+from vdit.sampling.kv import Continuation, Memory
 from vdit.types import Array, PyTree
 
 
@@ -56,7 +56,7 @@ class Step:
 
     network: Network
     vae: VAEConfig
-    method: Method
+    method: SamplingConfig
     context: int
     first: int
     cell: tuple[int, int, int]

@@ -7,11 +7,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vdit.checkpoint import load_params
-from vdit.experiment.experiment import Experiment, sample_method
+from vdit.experiment.experiment import Experiment
 from vdit.models.text import Tokenizer
 from vdit.nn.lora import join
 from vdit.sampling.canvas import tokenize
-from vdit.sampling.sample import TextToVideo, draw
+from vdit.sampling.config import sampling_config
+from vdit.sampling.programs import TextToVideo, draw
 from vdit.seeds import key_of
 from vdit.train.loop import SampleHook
 from vdit.train.workspace import Workspace
@@ -29,7 +30,7 @@ def sample_hook(
     task = TextToVideo(
         network=experiment.network,
         vae=experiment.vae,
-        method=sample_method(experiment),
+        method=sampling_config(experiment),
         frames=sample.frames,
         size=sample.size,
     )

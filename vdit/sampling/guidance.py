@@ -13,7 +13,7 @@ from vdit.dist.rules import constrain, num_shards
 from vdit.models.network import Network
 from vdit.reprs import short_repr
 from vdit.sampling.canvas import Canvas, CanvasTokens, Prompts, dense_rows
-from vdit.sampling.method import Method
+from vdit.sampling.config import SamplingConfig
 from vdit.types import Array, PyTree, Row
 
 RUNNING = -1.0  # stands for the level that sampling is at, where slots may have levels of their own
@@ -22,7 +22,7 @@ RUNNING = -1.0  # stands for the level that sampling is at, where slots may have
 @jax.tree_util.register_dataclass
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scene:
+class GuidanceBatch:
     """What the network is told beside x and the level; a video's rows lie side by side: wanted, negative, contextless.
 
     told: float32 [b k], the level of each slot, or RUNNING. hidden: bool [b n 1] and noise [b n p], tokens that are
@@ -38,10 +38,10 @@ class Scene:
     text: Array | None = None
 
 
-def scene_of(
+def guidance_batch(
     network: Network, params: PyTree, canvas: Canvas, tokens: CanvasTokens, prompts: Prompts, negative: Prompts,
-    noise: Array, method: Method,
-) -> Scene:  # fmt: skip
+    noise: Array, method: SamplingConfig,
+) -> GuidanceBatch:  # fmt: skip
     """What the network is told of a canvas, its text encoded, where the mesh in context wants it. noise: [b n p]."""
     scenes = _scenes(network, canvas, tokens, prompts, negative, noise, method)
     scene = _lay_out(jax.tree.map(interleave, *scenes) if len(scenes) > 1 else scenes[0])
@@ -50,13 +50,13 @@ def scene_of(
 
 def _scenes(
     network: Network, canvas: Canvas, tokens: CanvasTokens, prompts: Prompts, negative: Prompts, noise: Array,
-    method: Method,
-) -> list[Scene]:  # fmt: skip
+    method: SamplingConfig,
+) -> list[GuidanceBatch]:  # fmt: skip
     """The rows of each video, as scenes of the same shapes."""
     known = tokens.known if method.known == "clean" else jnp.zeros_like(tokens.known)
     contextless = method.context_guidance != 1.0
     hidden = (tokens.level == 0)[..., None] if contextless else None
-    wanted = Scene(
+    wanted = GuidanceBatch(
         row=_rows(network, canvas, tokens, prompts),
         told=jnp.where(known, jnp.float32(method.known_level), RUNNING),
         condition=None if canvas.condition is None else patchify(canvas.condition, network.dit.patch),
@@ -89,14 +89,14 @@ def apart(x: Array, rows: int) -> list[Array]:
     return [parts[:, i] for i in range(rows)]
 
 
-def choose(scene: Scene, rows: int, wanted: Sequence[int]) -> Scene:
+def choose(scene: GuidanceBatch, rows: int, wanted: Sequence[int]) -> GuidanceBatch:
     """Some of each video's rows."""
     if len(wanted) == rows:
         return scene
     return jax.tree.map(lambda leaf: interleave(*(apart(leaf, rows)[i] for i in wanted)), scene)
 
 
-def _lay_out(scene: Scene) -> Scene:
+def _lay_out(scene: GuidanceBatch) -> GuidanceBatch:
     """The scene where the mesh in context wants it, with padding up to tokens that it divides.
 
     A video's own number of tokens seldom does, and tokens that do not divide are shared out by no device.

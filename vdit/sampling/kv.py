@@ -26,11 +26,11 @@ from vdit.nn.compiling import compiler_options
 from vdit.nn.rope import MAX_POSITION, rotate, rotations
 from vdit.reprs import short_repr
 from vdit.sampling.canvas import Canvas, Prompts, canvas_tokens, dense_rows
-from vdit.sampling.method import Method
+from vdit.sampling.config import SamplingConfig
 from vdit.types import Array, PyTree, Row
 
 
-def keeps(network: Network, method: Method) -> bool:
+def keeps(network: Network, method: SamplingConfig) -> bool:
     """Whether what was computed of finished frames can be used again.
 
     Not where positions are more than distances, where what is known is told in another way than by its level, or where
@@ -42,7 +42,7 @@ def keeps(network: Network, method: Method) -> bool:
     return one and network.dit.causal and network.dit.position == "rope"
 
 
-def check_keep(keep: bool | None, network: Network, method: Method) -> bool:
+def check_keep(keep: bool | None, network: Network, method: SamplingConfig) -> bool:
     """Whether it is kept: as asked for, or None for where it can be. ConfigError where it cannot."""
     can = keeps(network, method)
     if keep and not can:
@@ -76,7 +76,7 @@ class Continuation:
     """
 
     network: Network
-    method: Method
+    method: SamplingConfig
     capacity: int
     limit: int = MAX_POSITION
 

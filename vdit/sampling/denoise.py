@@ -16,9 +16,8 @@ from vdit.samplers.base import Denoise, StatefulDenoiser
 from vdit.samplers.grid import resolve
 from vdit.samplers.invert import invert
 from vdit.sampling.canvas import Canvas, CanvasTokens, Prompts, canvas_tokens
-from vdit.sampling.method import Method
-from vdit.sampling.reuse import remembering
-from vdit.sampling.scene import RUNNING, Scene, apart, choose, interleave, pad, scene_of
+from vdit.sampling.config import SamplingConfig, remembering
+from vdit.sampling.guidance import RUNNING, GuidanceBatch, apart, choose, guidance_batch, interleave, pad
 from vdit.types import Array, PyTree, Row
 
 
@@ -29,7 +28,7 @@ def fill(
     prompts: Prompts,
     negative: Prompts,
     key: Array,
-    method: Method,
+    method: SamplingConfig,
     *,
     noise: Array | None = None,
 ) -> Array:
@@ -46,7 +45,7 @@ def fill(
         noise = patchify(noise.astype(jnp.float32), network.dit.patch)
     levels = _latent_levels(canvas, tokens, network.dit.patch)
     held = _Held(tokens=tokens, levels=levels, noise=noise, method=method, patch=network.dit.patch)
-    scene = scene_of(network, params, canvas, tokens, prompts, negative, noise, method)
+    scene = guidance_batch(network, params, canvas, tokens, prompts, negative, noise, method)
     x = method.sampler.sample(
         _denoiser(network, params, scene, method),
         constrain(held.start(), Row.AXES["values"]),
@@ -68,11 +67,11 @@ def _latent_levels(canvas: Canvas, tokens: CanvasTokens, patch: tuple[int, int, 
 
 
 def noise_of(
-    network: Network, params: PyTree, canvas: Canvas, prompts: Prompts, key: Array, method: Method
+    network: Network, params: PyTree, canvas: Canvas, prompts: Prompts, key: Array, method: SamplingConfig
 ) -> Array:
     """The noise from which the model, told what the canvas shows, would make it: float32 [b t h w c].
 
-    prompts: what it shows. Given to `fill` as its noise, sampling begins at the grid's first level where the inverted
+    prompts: what it shows. With this as the noise of `fill`, sampling begins at the first level where the inverted
     latents lie, so with these prompts, Euler's method and no guidance it comes back to the canvas. Where that is known,
     beside the noise of which models are told, the noise is drawn from `key`. Traceable.
     """
@@ -81,7 +80,7 @@ def noise_of(
         reuse=None,
     )
     tokens = canvas_tokens(canvas, network.dit.patch)
-    scene = scene_of(network, params, canvas, tokens, prompts, prompts, tokens.values, method)
+    scene = guidance_batch(network, params, canvas, tokens, prompts, prompts, tokens.values, method)
     known = (tokens.level == 0)[..., None] if method.known == "clean" else jnp.zeros((), bool)
     x = invert(
         _denoiser(network, params, scene, method),
@@ -108,7 +107,7 @@ class _Held:
     tokens: CanvasTokens
     levels: Array
     noise: Array
-    method: Method
+    method: SamplingConfig
     patch: tuple[int, int, int]
 
     def __call__(self, x: Array, t: Array | float) -> Array:
@@ -138,7 +137,9 @@ class _Held:
         return self(self.noise, float(resolve(self.method.grid, self.method.schedule)[0]))
 
 
-def _denoiser(network: Network, params: PyTree, scene: Scene, method: Method) -> Denoise | StatefulDenoiser:
+def _denoiser(
+    network: Network, params: PyTree, scene: GuidanceBatch, method: SamplingConfig
+) -> Denoise | StatefulDenoiser:
     """denoise(x [b n p], t []): guided, by the transformer that is responsible for the level."""
     if method.reuse is not None:
         return _remembering(network, params, scene, method)
@@ -154,7 +155,7 @@ def _denoiser(network: Network, params: PyTree, scene: Scene, method: Method) ->
 
 
 def _guided(
-    network: Network, params: PyTree, scene: Scene, method: Method, expert: str, guidance: Guidance
+    network: Network, params: PyTree, scene: GuidanceBatch, method: SamplingConfig, expert: str, guidance: Guidance
 ) -> Denoise:
     def single(x: Array, t: Array) -> Array:
         return _predict(network, params, scene, method, expert, x, t, 1)[0][0]
@@ -165,7 +166,7 @@ def _guided(
     return guide(pair, guidance, single=single) if guidance.needed else single
 
 
-def _remembering(network: Network, params: PyTree, scene: Scene, method: Method) -> StatefulDenoiser:
+def _remembering(network: Network, params: PyTree, scene: GuidanceBatch, method: SamplingConfig) -> StatefulDenoiser:
     """The same with all rows asked at every level, so that what is kept of them is of one size."""
     row, count = scene.row, method.rows - (method.context_guidance != 1.0)
 
@@ -187,8 +188,8 @@ def _remembering(network: Network, params: PyTree, scene: Scene, method: Method)
 
 
 def _predict(
-    network: Network, params: PyTree, scene: Scene, method: Method, expert: str, x: Array, t: Array, count: int,
-    reuse: Reusing | None = None,
+    network: Network, params: PyTree, scene: GuidanceBatch, method: SamplingConfig, expert: str, x: Array, t: Array,
+    count: int, reuse: Reusing | None = None,
 ) -> tuple[tuple[Array, ...], Residuals | None]:  # fmt: skip
     """The network's word on the first `count` rows of each video, each moved away from the one without what is known.
 

@@ -1,0 +1,208 @@
+"""How a canvas is sampled: schedule, sampler, guidance, and what the network is told of the known."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdit import samplers
+from vdit.diffusion import Guidance, make_schedule
+from vdit.diffusion.schedules import Schedule
+from vdit.errors import ConfigError
+from vdit.experiment.experiment import Experiment
+from vdit.models.dit.reuse import Residuals, Reusing
+from vdit.reprs import short_repr
+from vdit.samplers.base import Sampler, StatefulDenoiser
+from vdit.samplers.grid import Grid, GridOptions
+from vdit.types import Array, PyTree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Structure:
+    """While sampling is above the level `until`, low frequencies are those of the canvas, noised to the level (ILVR,
+    Choi et al. 2021).
+
+    factor: how much smaller a picture of them would be: 1 is everything, larger keeps less. In latents, of which each
+        is some pixels already.
+    until: 0 keeps them to the end, 1 never.
+    """
+
+    factor: float = 4.0
+    until: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not self.factor >= 1.0:
+            raise ConfigError(f"structure factor={self.factor}: give 1 (everything is kept) or more")
+        if not 0.0 <= self.until <= 1.0:
+            raise ConfigError(f"structure until={self.until}: a noise level, give 0 to 1")
+
+    def low(self, x: Array) -> Array:
+        """Low frequencies of [... h w c]: a projection, so what is low already stays as it is.
+
+        The lowest cosines along h and w (DCT-II); ILVR shrinks and enlarges instead, which is no projection.
+        """
+        height, width = (jnp.asarray(_lowest(n, self.factor), x.dtype) for n in x.shape[-3:-1])
+        return jnp.einsum("yh,xw,...hwc->...yxc", height, width, x, precision="highest")
+
+
+@functools.lru_cache(maxsize=64)
+def _lowest(n: int, factor: float) -> np.ndarray:
+    """float64 [n n]: the projection of n values onto their first n / factor cosines, the constant at least."""
+    count = max(1, round(n / factor))
+    cosines = np.cos(np.pi * (np.arange(n)[:, None] + 0.5) * np.arange(count) / n)
+    cosines /= np.linalg.norm(cosines, axis=0)
+    return cosines @ cosines.T
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockCache:
+    """When blocks are passed over (vdit/models/dit/reuse.py): faster, and not quite the same video.
+
+    threshold: how much of what the first block adds may change, summed over calls, before all blocks run again: 0 never
+        passes over, 0.05 to 0.2 are usual. tools/reuse.py measures time and error on a model.
+    first, last: so many calls of the network at the beginning and the end of sampling run all blocks.
+    """
+
+    threshold: float
+    first: int = 1
+    last: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.threshold >= 0:
+            raise ConfigError(f"reuse.threshold={self.threshold}: a relative change, give 0 or more")
+        for name in ("first", "last"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"reuse.{name}={getattr(self, name)}: calls that run all blocks, give 1 or more")
+
+    def limit(self, done: Array, left: Array) -> Array:
+        """Below which change blocks are passed over: float32 []; done, left: calls before and after this one."""
+        free = (done >= self.first) & (left >= self.last)
+        return jnp.where(free, jnp.float32(self.threshold), 0.0)
+
+
+Ask = Callable[[Array, Array, Reusing], tuple[Array, Residuals]]
+
+
+def remembering(
+    reuse: BlockCache, high: Ask, low: Ask, is_high: Callable[[Array], Array], *, kept: Residuals, weight: Array
+) -> StatefulDenoiser:
+    """A denoiser that remembers residuals, of two transformers or one (then high is low).
+
+    is_high(t): which of them is asked. kept, weight: as in Reusing; kept before the first call.
+    """
+
+    def ask(x: Array, t: Array, memory: PyTree, done: Array, left: Array) -> tuple[Array, PyTree]:
+        kept, was_high = memory
+        now_high = is_high(t)
+        # What another transformer added is of no use.
+        kept = dataclasses.replace(kept, change=jnp.where(now_high == was_high, kept.change, jnp.inf))
+        call = Reusing(kept=kept, limit=reuse.limit(done, left), weight=weight)
+        output, kept = high(x, t, call) if low is high else jax.lax.cond(now_high, high, low, x, t, call)
+        return output, (kept, now_high)
+
+    return StatefulDenoiser(ask=ask, memory=(kept, jnp.bool_(True)))
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How a canvas is filled in; all of it static under jit.
+
+    low_guidance: for the second transformer of a network that has two; None is `guidance`.
+    known: how the network is told what is known. "clean": at noise level 0, beside the noisy rest, as models are
+        trained that draw canvases. "noised": at the running level like the rest, noised to it again at every step
+        (replacement; Song et al. 2021), for models that know one level for all.
+    known_level: the level that known tokens are told and noised to instead of 0 (clean only). A little noise hides
+        the small errors that a long rollout would add up.
+    context_guidance: how strongly to follow what is known: 1 as the model says, more moves away from its prediction
+        without (that frames are pure noise; history guidance, Song et al. 2025). Costs a further row (clean only).
+    structure: low frequencies that are the canvas' while sampling is above a level; then its latents matter at level
+        1 too. None: none are.
+    reuse: when the network's blocks are passed over, for speed. None: never. Guidance then asks both rows at every
+        level, also outside of its interval.
+    """
+
+    schedule: Schedule
+    prediction: str
+    sampler: Sampler
+    grid: Grid
+    guidance: Guidance
+    low_guidance: Guidance | None = None
+    known: Literal["clean", "noised"] = "clean"
+    known_level: float = 0.0
+    context_guidance: float = 1.0
+    structure: Structure | None = None
+    reuse: BlockCache | None = None
+
+    def __post_init__(self) -> None:
+        if self.known not in ("clean", "noised"):
+            raise ConfigError(f"known={self.known!r}: use 'clean' or 'noised'")
+        if not 0.0 <= self.known_level < 1.0:
+            raise ConfigError(f"known_level={self.known_level}: a noise level, give 0 or more and below 1")
+        if self.known == "noised" and (self.known_level or self.context_guidance != 1.0):
+            raise ConfigError(
+                "known_level and context_guidance need a model that is told what is known (known='clean'): "
+                "leave them at 0 and 1"
+            )
+
+    @property
+    def guided(self) -> bool:
+        """Whether the negative prompt is asked about: not where all guidance is 1."""
+        return self.guidance.needed or (self.low_guidance is not None and self.low_guidance.needed)
+
+    @property
+    def rows(self) -> int:
+        """Rows that the network is asked about at once, for each video."""
+        return 1 + self.guided + (self.context_guidance != 1.0)
+
+
+def replaces_known(experiment: Experiment) -> bool:
+    """Whether what a user gives is put back at the running noise, the model having never seen any beside noise."""
+    known = experiment.sample.known or ("clean" if experiment.canvases.gives else "noised")
+    return known == "noised" and not experiment.dit.condition_channels
+
+
+def resampling(experiment: Experiment, steps: int | None = None) -> dict[str, Any]:
+    """Changes for `sampling_config` with which replacement joins what is made and what is given better.
+
+    The network is asked about as often as the experiment's own sampler asks it in that many steps. Models of few steps
+    keep their own sampler.
+
+    Args:
+        steps: None is as in the experiment's `sample`.
+    """
+    sample = experiment.sample
+    if sample.sampler not in ("euler", "heun", "dpmpp2m", "unipc"):
+        return {}
+    calls = (sample.steps if steps is None else steps) * (2 if sample.sampler == "heun" else 1)
+    return {"sampler": "resample", "grid": sample.grid, "steps": max(1, round(calls / samplers.Resample().times))}
+
+
+def sampling_config(experiment: Experiment, **changes: Any) -> SamplingConfig:
+    """How the experiment samples (`experiment.sample`), with changes to single fields."""
+    if changes.get("sampler", experiment.sample.sampler) != experiment.sample.sampler:
+        changes = {"sampler_options": (), "grid": None} | changes
+    if "guidance" in changes:
+        changes = {"low_guidance": None} | changes
+    sample = dataclasses.replace(experiment.sample, **changes)
+    grid = sample.grid or GridOptions(ceiling=1.0 if experiment.diffusion.kind == "flow" else 0.999)
+    more = {"interval": tuple(sample.interval), "rescale": sample.rescale}
+    low = None if sample.low_guidance is None else Guidance(scale=sample.low_guidance, **more)
+    return SamplingConfig(
+        schedule=make_schedule(experiment.diffusion),
+        prediction=experiment.diffusion.prediction,
+        sampler=samplers.make(sample.sampler, **dict(sample.sampler_options)),
+        grid=Grid(steps=sample.steps, **dataclasses.asdict(grid)),
+        guidance=Guidance(scale=sample.guidance, **more),
+        low_guidance=low,
+        known=sample.known or ("clean" if experiment.canvases.gives else "noised"),
+        known_level=sample.known_level,
+        context_guidance=sample.context_guidance,
+        reuse=BlockCache(threshold=sample.reuse) if sample.reuse else None,
+    )

@@ -1,0 +1,289 @@
+"""What is compiled: from prompts to whole videos, around what a user gives, or to the latents of one canvas."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from vdit.dist.fetch import to_host
+from vdit.dist.rules import batch_shardings, batch_ways
+from vdit.errors import ConfigError, ShapeError
+from vdit.models.network import Network
+from vdit.models.vae import split
+from vdit.models.vae.config import VAEConfig
+from vdit.models.vae.statistics import denormalise, normalise
+from vdit.nn.compiling import compiler_options
+from vdit.reprs import short_repr
+from vdit.sampling.canvas import Canvas, Prompts, blank
+from vdit.sampling.config import SamplingConfig
+from vdit.sampling.denoise import fill, noise_of
+from vdit.types import Array, PyTree
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextToVideo:
+    """From prompts to videos of one size: a pure function, to be jitted once for each of its values.
+
+    frames: 1 + a multiple of the VAE's stride in time (times the DiT's patch in time). size: (height, width).
+    decode: False gives the normalised latents and leaves the VAE out.
+    """
+
+    network: Network
+    vae: VAEConfig
+    method: SamplingConfig
+    frames: int
+    size: tuple[int, int]
+    decode: bool = True
+
+    def __post_init__(self) -> None:
+        patch = self.network.dit.patch
+        _check_multiple("height", self.size[0], self.vae.spatial_stride * patch[1])
+        _check_multiple("width", self.size[1], self.vae.spatial_stride * patch[2])
+        stride = self.vae.temporal_stride
+        latent_frames = 1 + (self.frames - 1) // stride
+        if self.frames < 1 or (self.frames - 1) % stride or latent_frames % patch[0]:
+            low = max(1, self.frames - 1) // (stride * patch[0]) * stride * patch[0] + 1 + (patch[0] - 1) * stride
+            raise ShapeError(
+                f"frames={self.frames} must be 1 + a multiple of {stride} (the VAE's stride in time), with latent "
+                f"frames a multiple of the DiT's patch {patch[0]}: use {low} or {low + stride * patch[0]}"
+            )
+
+    @property
+    def output_shape(self) -> tuple[int, int, int, int]:
+        """(t, h, w, 3) of one video, or (t, h, w, c) of its latents."""
+        return (self.frames, *self.size, 3) if self.decode else self.latent_shape
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """(t, h, w, c) of the latents of one video."""
+        return self.vae.latent_shape(self.frames, *self.size)
+
+    def __call__(
+        self,
+        params: PyTree,
+        vae_params: PyTree,
+        statistics: PyTree,
+        prompts: Prompts,
+        negative: Prompts,
+        key: Array,
+        noise: Array | None = None,
+        given: PyTree = None,
+    ) -> Array:
+        """Videos float32 [b t h w 3] in [-1, 1], or latents float32 [b t' h' w' c].
+
+        params: the network's; vae_params: the VAE's; statistics: {"mean": [c], "std": [c]} of its latents.
+        noise: latents to start from, drawn from `key` if None. given: what the task knows of the video.
+        """
+        canvas = self.canvas(params, vae_params, statistics, prompts.ids.shape[0], given)
+        latents = fill(self.network, params, canvas, prompts, negative, key, self.method, noise=noise)
+        if not self.decode:
+            return latents
+        video = split.decode(self.vae, vae_params, denormalise(latents, statistics))
+        return jnp.clip(video.astype(jnp.float32), -1.0, 1.0)
+
+    def canvas(self, params: PyTree, vae_params: PyTree, statistics: PyTree, batch: int, given: PyTree) -> Canvas:
+        """What is known of the videos before they are made: nothing."""
+        del params, vae_params, statistics, given
+        return blank(batch, self.latent_shape, self.network.dit)
+
+
+def draw(
+    task: TextToVideo,
+    mesh: Mesh,
+    params: PyTree,
+    vae_params: PyTree,
+    statistics: PyTree,
+    prompts: Prompts,
+    negative: Prompts,
+    key: Array,
+    noise: Array | None = None,
+    given: PyTree = None,
+) -> Array:
+    """Calls the task on a mesh: [b ...] for prompts of b, the same numbers on every mesh.
+
+    prompts, negative, noise, given: arrays of the host. What the network is asked about at once, a video or with
+    guidance two rows for each, is shared out over data and fsdp: where these do not divide it, further videos are made
+    and thrown away. So one video is best made on a mesh of `sequence` and `tensor`, where nothing is.
+    On several hosts all call this with the same arguments, and each gets all of the videos, as numpy.
+    """
+    count = prompts.ids.shape[0]
+    padded = _rounded(count, batch_ways(mesh), task.method.rows)
+    inputs = jax.tree.map(lambda x: _extend(x, padded), (prompts, negative, noise, given))
+    prompts, negative, noise, given = jax.device_put(inputs, batch_shardings(mesh, inputs, strict=False))
+    shape = jax.ShapeDtypeStruct((padded, *task.output_shape), jnp.float32)
+    with jax.set_mesh(mesh):
+        program = compiled(task, batch_shardings(mesh, shape, strict=False))
+        out = program(params, vae_params, statistics, prompts, negative, key, noise, given)
+    return (to_host(out) if jax.process_count() > 1 else out)[:count]
+
+
+def _rounded(count: int, ways: int, rows: int) -> int:
+    """The least number of videos, from `count` up, whose rows divide by `ways`."""
+    step = ways // math.gcd(ways, rows)
+    return -(-count // step) * step
+
+
+def _extend(x: Array, count: int) -> Array:
+    """x [b ...] with its last entry again and again, up to `count` entries."""
+    x = np.asarray(x)
+    return np.concatenate([x, np.repeat(x[-1:], count - len(x), axis=0)])
+
+
+@functools.lru_cache(maxsize=32)
+def compiled(task: TextToVideo, out_sharding: jax.sharding.Sharding | None = None):
+    """`jax.jit(task)`, the same one for equal tasks, so that nothing compiles twice."""
+    return jax.jit(task, out_shardings=out_sharding, compiler_options=compiler_options())
+
+
+def _check_multiple(name: str, value: int, multiple: int) -> None:
+    if value < 1 or value % multiple:
+        low = max(multiple, value // multiple * multiple)
+        raise ShapeError(
+            f"{name}={value} must be a multiple of {multiple} (VAE stride x DiT patch): use {low} or {low + multiple}"
+        )
+
+
+@jax.tree_util.register_dataclass
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reference:
+    """video: float32 [b s h w 3] in [-1, 1], the first s frames of the video to be made; s is 1 + a multiple of the
+        VAE's stride in time. Nothing is given of later frames. What is not given holds something near: the nearest
+        frame that is, or colours from around, since the VAE mixes a little of it into its neighbours.
+    level: float32 [b s h w], or [b s 1 1] where whole frames are alike: 0 given, 1 to be made, between: to begin from
+        (vdit.sampling.canvas.Canvas).
+    action: float32 [b k a], what is done in each frame of tokens (vdit.data.actions.group_actions); None without.
+    pixels: float32 [b side side 3], the first frame as the image encoder takes it; None for models without.
+    """
+
+    video: Array
+    level: Array
+    action: Array | None = None
+    pixels: Array | None = None
+
+    @property
+    def known(self) -> np.ndarray:
+        """The pixels that are given: bool [b s h w]."""
+        return np.broadcast_to(np.asarray(self.level) == 0, np.shape(self.video)[:4])
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FromVideo(TextToVideo):
+    """From prompts and what is given to videos; called with given=Reference(...).
+
+    Models with condition channels (Wan 2.1 and 2.2 A14B image-to-video) see whole given frames, with grey for the
+    others, as latents beside the noisy ones, with a mask; others get them as known latents.
+    """
+
+    def canvas(self, params: PyTree, vae_params: PyTree, statistics: PyTree, batch: int, given: Reference) -> Canvas:
+        """The canvas on which that is known which can be: latents all of whose pixels are given."""
+        if given.video.shape[1] > self.frames or given.video.shape[2:4] != self.size:
+            raise ShapeError(
+                f"given frames of shape {given.video.shape} do not fit a video of {self.frames} frames of {self.size}: "
+                "give as many or fewer, of that size"
+            )
+        canvas = blank(batch, self.latent_shape, self.network.dit)
+        if given.action is not None:
+            canvas = dataclasses.replace(canvas, action=given.action)
+        if self.network.dit.condition_channels:
+            return self._conditioned(canvas, params, vae_params, statistics, given)
+        latents = normalise(split.encode(self.vae, vae_params, given.video).mean, statistics)
+        level = latent_level(self.vae, given.level)
+        later = canvas.latents.shape[1] - latents.shape[1]
+        return dataclasses.replace(
+            canvas,
+            latents=jnp.pad(latents, ((0, 0), (0, later), *[(0, 0)] * 3)),
+            level=jnp.pad(level, ((0, 0), (0, later), (0, 0), (0, 0)), constant_values=1.0),
+        )
+
+    def _conditioned(
+        self, canvas: Canvas, params: PyTree, vae_params: PyTree, statistics: PyTree, given: Reference
+    ) -> Canvas:
+        if given.level.shape[2:] != (1, 1):
+            raise ConfigError("this model is told of whole frames: it cannot take a mask within them")
+        later = self.frames - given.video.shape[1]
+        level = jnp.pad(given.level, ((0, 0), (0, later), (0, 0), (0, 0)), constant_values=1.0)
+        video = jnp.pad(given.video, ((0, 0), (0, later), *[(0, 0)] * 3))
+        latents = normalise(
+            split.encode(self.vae, vae_params, jnp.where(level[..., None] == 0, video, 0.0)).mean, statistics
+        )
+        mask = frame_mask(self.vae, level == 0, latents.shape)
+        image = None if given.pixels is None else self.network.encode_image(params, given.pixels)
+        return dataclasses.replace(canvas, condition=jnp.concatenate([mask, latents], axis=-1), image=image)
+
+
+def latent_level(vae: VAEConfig, level: Array) -> Array:
+    """Of pixels [b s h w] or [b s 1 1] -> of latents [b s' h' w'] or [b s' 1 1]: the largest that each stands for."""
+    stride, side = vae.temporal_stride, vae.spatial_stride
+    b, _, h, w = level.shape
+    if (h, w) != (1, 1):
+        level = level.reshape(b, -1, h // side, side, w // side, side).max((3, 5))
+    groups = level[:, 1:].reshape(b, -1, stride, *level.shape[2:]).max(2)
+    return jnp.concatenate([level[:, :1], groups], axis=1).astype(jnp.float32)
+
+
+def frame_mask(vae: VAEConfig, known: Array, shape: tuple[int, ...]) -> Array:
+    """Which frames are given, as Wan's image-to-video models are told: float32 [b t' h' w' stride], 1 for given.
+
+    known: bool [b t 1 1]; shape: of the latents. A channel for each frame that a latent frame stands for; the first
+    stands alone and fills all of its own.
+    """
+    stride = vae.temporal_stride
+    frames = jnp.concatenate([jnp.repeat(known[:, :1], stride, axis=1), known[:, 1:]], axis=1)
+    mask = frames.reshape(shape[0], -1, 1, 1, stride)
+    return jnp.broadcast_to(mask, (*shape[:4], stride)).astype(jnp.float32)
+
+
+@jax.tree_util.register_dataclass
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Window:
+    """canvas: what is to be filled in.
+
+    source: what `shown` shows; None unless the noise is to be that from which the model would make it (inversion).
+    shown: float32 [b t h w c], the latents of the video as it was, everywhere.
+    """
+
+    canvas: Canvas
+    source: Prompts | None = None
+    shown: Array | None = None
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleCanvas:
+    """From prompts and a Window to latents; called as vdit.sampling.programs.TextToVideo, without a VAE.
+
+    output_shape: (t, h, w, c) of the latents of one video.
+    """
+
+    network: Network
+    method: SamplingConfig
+    output_shape: tuple[int, int, int, int]
+
+    def __call__(
+        self,
+        params: PyTree,
+        vae_params: PyTree,
+        statistics: PyTree,
+        prompts: Prompts,
+        negative: Prompts,
+        key: Array,
+        noise: Array | None,
+        given: Window,
+    ) -> Array:
+        """Normalised latents, float32 [b t h w c]; noise: to start from, drawn from `key` if None."""
+        del vae_params, statistics
+        if given.source is not None:
+            shown = dataclasses.replace(given.canvas, latents=given.shown)
+            # Another key than that of the sampler's own noise.
+            noise = noise_of(self.network, params, shown, given.source, jax.random.fold_in(key, 1), self.method)
+        return fill(self.network, params, given.canvas, prompts, negative, key, self.method, noise=noise)
