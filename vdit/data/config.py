@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated
 
+from vdit.data.data_source import DataSource, WorldsSource
 from vdit.errors import ConfigError
+from vdit.registry import OneOf
 from vdit.reprs import short_repr
 
 
@@ -16,14 +17,7 @@ class DataConfig:
     """Where samples come from, the sizes drawn from them, and the shape of a packed row.
 
     Source:
-        source: "folder" (video files), "worlds" (rendered), "latents" (from encode_latents), "tfds".
-        path: the folder, the latents folder, or the TFDS data set's directory or name.
-        captions: captions file of a folder (.jsonl, .csv, or prompt.txt with videos.txt beside it); None looks for
-            the usual ones, then a .txt beside each video (vdit.data.captions).
-        split, video_feature, caption_feature, label_feature, fps_feature: for "tfds" only. An empty
-            feature name means that the data set has none; then `default_fps` is the frame rate.
-        world, world_count, world_options ("key=value" each): for "worlds" only. "moving+occluder" mixes worlds
-            evenly; an option is for each of them that has it, "occluder.hiding=..." for one (vdit.worlds.make).
+        source: any registered data source (vdit.data.data_source): "folder", "worlds", "latents", "tfds".
 
     Sizes (a clip keeps its aspect ratio: see vdit.data.cuts.fit_size):
         areas: pixel budgets, one drawn for each sample among those not above the video's own.
@@ -53,18 +47,7 @@ class DataConfig:
         prefetch: finished batches kept ready.
     """
 
-    source: Literal["folder", "worlds", "latents", "tfds"] = "worlds"
-    path: str = ""
-    captions: str | None = None
-    split: str = "train"
-    video_feature: str = "video"
-    caption_feature: str = "caption"
-    label_feature: str = "label"
-    fps_feature: str = ""
-    default_fps: float = 8.0
-    world: str = "moving"
-    world_count: int = 4096
-    world_options: tuple[str, ...] = ()
+    source: Annotated[DataSource, OneOf("data_source")] = WorldsSource()
 
     areas: tuple[int, ...] = (64 * 64,)
     size_multiple: int = 16
@@ -95,7 +78,7 @@ class DataConfig:
             values = getattr(self, name)
             if not values or min(values) <= 0:
                 raise ConfigError(f"data.{name}={values}: needs at least one value, all above 0")
-        for name in ("size_multiple", "frame_multiple", "world_count", "row_tokens", "row_text",
+        for name in ("size_multiple", "frame_multiple", "row_tokens", "row_text",
                      "row_slots", "row_clips", "buffer_rows", "buffer_tokens", "buffer_clips"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"data.{name}={getattr(self, name)}: must be at least 1")
@@ -114,21 +97,12 @@ class DataConfig:
         if smallest < self.size_multiple**2:
             raise ConfigError(f"data.areas has {smallest}: must be at least data.size_multiple squared, "
                               f"{self.size_multiple**2}")
-        self.world_arguments()
+
+    @property
+    def path(self) -> str | None:
+        """The folder that the source reads, if it reads one."""
+        return getattr(self.source, "path", None) or None
 
     def look_ahead(self) -> int:
         """Tokens that each stream's packer looks ahead over."""
         return min(self.buffer_rows * self.row_tokens, max(self.buffer_tokens, 8 * self.row_tokens))
-
-    def world_arguments(self) -> dict[str, Any]:
-        """`world_options` as keyword arguments: "gravity=9.8" gives {"gravity": 9.8}."""
-        arguments = {}
-        for option in self.world_options:
-            key, equals, value = option.partition("=")
-            if not equals or not all(part.isidentifier() for part in key.split(".")):
-                raise ConfigError(f"data.world_options has {option!r}: write key=value")
-            try:
-                arguments[key] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                arguments[key] = value
-        return arguments

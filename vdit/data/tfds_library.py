@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from vdit.data.config import DataConfig
 from vdit.data.cuts import DecodedClip, resize_video
 from vdit.errors import DataError, install_command
 from vdit.reprs import short_repr
@@ -62,15 +61,9 @@ class TfdsDataset:
         for feature in filter(None, (video, caption, label, fps)):
             if feature not in example:
                 raise DataError(f"TFDS data set {path!r} has no feature {feature!r}, it has "
-                                f"{', '.join(sorted(example))}: set data.video_feature, "
-                                "data.caption_feature, data.label_feature, data.fps_feature (an empty name "
+                                f"{', '.join(sorted(example))}: set data.source.video_feature, "
+                                "data.source.caption_feature, data.source.label_feature, data.source.fps_feature (an empty name "
                                 "means none)")
-
-    @staticmethod
-    def of(config: DataConfig) -> TfdsDataset:
-        return TfdsDataset(config.path, split=config.split, video=config.video_feature,
-                           caption=config.caption_feature, label=config.label_feature,
-                           fps=config.fps_feature, default_fps=config.default_fps)
 
     def __len__(self) -> int:
         return len(self._source)

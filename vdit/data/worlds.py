@@ -7,8 +7,6 @@ import math
 
 import numpy as np
 
-import vdit.worlds
-from vdit.data.config import DataConfig
 from vdit.data.cuts import DecodedClip
 from vdit.worlds import World
 
@@ -43,12 +41,6 @@ class WorldDataset:
         self.aspects = aspects
         self.broken: dict[str, str] = {}
         self.summary = None
-
-    @staticmethod
-    def of(config: DataConfig, *, seed: int) -> WorldDataset:
-        options = config.world_arguments()
-        world = vdit.worlds.make(config.world, seed=seed, count=config.world_count, **options)
-        return WorldDataset(world, aspects=config.aspects)
 
     def __len__(self) -> int:
         return len(self.world)
