@@ -1,7 +1,7 @@
 """Encode videos to latents on disk with the VAE of a run, for instance a data set too large for `vdit train`.
 
     python data_pipelines/encode_latents.py runs/clips latents/clips --samples 100000 \\
-        --data.source=folder --data.path=videos --data.threads=16
+        --data.source=folder --data.source.path=videos --data.threads=16
 
 What is drawn of each video (sizes, durations, frame rates) is as in the run's experiment, changed by
 --data.KEY=VALUE. The result is read by vdit.data.LatentStore. What the run holds out
@@ -25,6 +25,7 @@ from vdit.data import encode_clips, open_source
 from vdit.data.changes import digest_of, look_at_videos
 from vdit.errors import ConfigError, VditError
 from vdit.experiment.experiment import Experiment
+from vdit.experiment.upgrade import upgrade_overrides
 from vdit.generate import load_vae
 from vdit.models.vae.video import VideoVAE
 from vdit.train.encoding import vae_identity
@@ -59,9 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown:
         raise ConfigError(f"{unknown[0]!r} is not understood: settings are given as --data.KEY=VALUE")
     data, seed = experiment.data, experiment.seed
-    data = apply_overrides(data, [text.removeprefix("--data.") for text in rest])
+    overrides = upgrade_overrides(text.removeprefix("--") for text in rest)
+    data = apply_overrides(data, [override.removeprefix("data.") for override in overrides])
     # What the run holds out of its own data stays out; other data has other names.
-    holdout = experiment.holdout if (data.source, data.path) == (experiment.data.source, experiment.data.path) else ()
+    holdout = experiment.holdout if data.source == experiment.data.source else ()
     source = open_source(data, seed=seed, exclude=holdout)
     record = look_at_videos(data, holdout)
     for line in source.summary.lines() if source.summary is not None else ():

@@ -1,6 +1,6 @@
 """Real clips of any size: a VAE, then a text-to-video DiT, on a folder of 27 video files.
 
-    vdit train experiments/clips.py --out runs/clips --cfg.data.path=../shared/data/clips
+    vdit train experiments/clips.py --out runs/clips --cfg.data.source.path=../shared/data/clips
     vdit sample runs/clips "A black bear moves behind a wire fence in a zoo enclosure." --out bear.mp4
     python tools/clips_report.py runs/clips
     python tools/clips_tasks.py runs/clips
@@ -20,6 +20,7 @@ With a perceptual loss, given SqueezeNet 1.1's Keras file (without top):
 """
 
 from vdit.data.config import DataConfig
+from vdit.data.data_source import FolderSource
 from vdit.diffusion import DiffusionConfig
 from vdit.experiment.canvases import CanvasConfig
 from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
@@ -49,8 +50,7 @@ def config() -> Experiment:
     return Experiment(
         name="clips",
         data=DataConfig(
-            source="folder",
-            path="../shared/data/clips",
+            source=FolderSource(path="../shared/data/clips"),
             areas=(96 * 96, 128 * 128, 160 * 160),
             size_multiple=16,
             frames=(1, 9, 17, 33),

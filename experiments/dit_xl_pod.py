@@ -1,7 +1,7 @@
 """DiT-XL for text to video on a pod: parameters sharded by eight, rows of 32k tokens, bf16, remat.
 
     vdit plan experiments/dit_xl_pod.py
-    vdit train experiments/dit_xl_pod.py --workdir /mnt/shared/xl --cfg.data.path=VIDEOS
+    vdit train experiments/dit_xl_pod.py --workdir /mnt/shared/xl --cfg.data.source.path=VIDEOS
 
 Hardware: 16 TPU v6e (4x4), or any multiple of 8 chips; not run yet.
 Expected: by `vdit plan`, at the roofline with nothing overlapped, rows of one clip:
@@ -17,6 +17,7 @@ Smaller: --cfg.dit.width=768 --cfg.dit.depth=12 --cfg.dit.heads=12 is DiT-B.
 """
 
 from vdit.data.config import DataConfig
+from vdit.data.data_source import FolderSource
 from vdit.diffusion import DiffusionConfig
 from vdit.dist.mesh import MeshConfig
 from vdit.experiment.canvases import CanvasConfig
@@ -34,8 +35,7 @@ def config() -> Experiment:
         topology="v6e:4x4",
         mesh=MeshConfig(data=-1, fsdp=8),
         data=DataConfig(
-            source="folder",
-            path="videos",
+            source=FolderSource(path="videos"),
             areas=(192 * 320, 256 * 448, 480 * 832),
             size_multiple=16,
             frames=(1, 17, 33, 65),

@@ -1,6 +1,6 @@
 """Class-conditional images by DDPM with a learned variance, as in the DiT paper, on any labelled TFDS set.
 
-    vdit train experiments/images_class.py --out runs/classes --cfg.data.path=TFDS_FOLDER
+    vdit train experiments/images_class.py --out runs/classes --cfg.data.source.path=TFDS_FOLDER
 
 Hardware: one GPU of 24 GB or more; 8 for the paper's 400k steps. Expected: not measured yet.
 
@@ -9,6 +9,7 @@ prepared with file_format="array_record", which needs no TensorFlow to read.
 """
 
 from vdit.data.config import DataConfig
+from vdit.data.data_source import TfdsSource
 from vdit.diffusion import DiffusionConfig
 from vdit.experiment.experiment import Experiment, SampleConfig, VAETrainConfig
 from vdit.experiment.training import OptimizerConfig, TrainConfig
@@ -21,10 +22,7 @@ def config() -> Experiment:
     return Experiment(
         name="images_class",
         data=DataConfig(
-            source="tfds",
-            path="imagenet_videos",
-            caption_feature="",
-            default_fps=1.0,
+            source=TfdsSource(path="imagenet_videos", caption_feature="", default_fps=1.0),
             areas=(256 * 256,),
             size_multiple=16,
             frames=(1,),

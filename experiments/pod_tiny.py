@@ -1,13 +1,14 @@
 """The smallest pod: a DiT-S of text to video on 8 chips, parameters shared out over 4, rows over 2.
 
     vdit plan experiments/pod_tiny.py
-    vdit train experiments/pod_tiny.py --workdir /mnt/shared/tiny --cfg.data.path=VIDEOS
+    vdit train experiments/pod_tiny.py --workdir /mnt/shared/tiny --cfg.data.source.path=VIDEOS
 
 Hardware: 8 TPU v5e (2x4); not run yet. Expected: by `vdit plan` (a roofline: nothing overlapped, rows of one clip): a
 step of 16 rows of 8,192 tokens takes 1.9 of 15.75 GiB a chip and 0.11 s, MFU 52%, 106 G tokens a day.
 """
 
 from vdit.data.config import DataConfig
+from vdit.data.data_source import FolderSource
 from vdit.diffusion import DiffusionConfig
 from vdit.dist.mesh import MeshConfig
 from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
@@ -24,8 +25,7 @@ def config() -> Experiment:
         topology="v5e:2x4",
         mesh=MeshConfig(data=1, fsdp=4, sequence=2),
         data=DataConfig(
-            source="folder",
-            path="videos",
+            source=FolderSource(path="videos"),
             areas=(96 * 96, 128 * 128, 192 * 192),
             size_multiple=16,
             frames=(1, 17, 33),

@@ -1,7 +1,7 @@
 """A minute of 1080p from a prompt: a DiT of 10 B parameters, each clip one row of 736,440 tokens on 32 chips.
 
     vdit plan experiments/sora_10b_minute.py
-    vdit train experiments/sora_10b_minute.py --workdir /mnt/shared/sora --cfg.data.path=VIDEOS
+    vdit train experiments/sora_10b_minute.py --workdir /mnt/shared/sora --cfg.data.source.path=VIDEOS
 
 Hardware: 512 TPU v5p (8x8x8); not run yet. Expected: by `vdit plan` (a roofline: nothing overlapped, rows of one clip):
 
@@ -16,6 +16,7 @@ shorter or smaller clips fill up rows that a minute of 1080p does not.
 """
 
 from vdit.data.config import DataConfig
+from vdit.data.data_source import FolderSource
 from vdit.diffusion import DiffusionConfig
 from vdit.dist.mesh import MeshConfig
 from vdit.experiment.canvases import CanvasConfig
@@ -33,8 +34,7 @@ def config() -> Experiment:
         topology="v5p:8x8x8",
         mesh=MeshConfig(data=1, fsdp=16, sequence=32),
         data=DataConfig(
-            source="folder",
-            path="videos",
+            source=FolderSource(path="videos"),
             areas=(256 * 448, 480 * 832, 704 * 1280, 1088 * 1920),
             size_multiple=32,
             frames=(1, 121, 481, 1441),

@@ -1,7 +1,7 @@
 """Text to video with 3.4 B parameters: up to five seconds of 720p in a row, shared out over four chips.
 
     vdit plan experiments/t2v_3b_pod.py
-    vdit train experiments/t2v_3b_pod.py --workdir /mnt/shared/t2v --cfg.data.path=VIDEOS
+    vdit train experiments/t2v_3b_pod.py --workdir /mnt/shared/t2v --cfg.data.source.path=VIDEOS
 
 Hardware: 64 TPU v5p (4x4x4); not run yet. Expected: by `vdit plan` (a roofline: nothing overlapped, rows of one clip):
 
@@ -14,6 +14,7 @@ heads (5 of 20 a chip).
 """
 
 from vdit.data.config import DataConfig
+from vdit.data.data_source import FolderSource
 from vdit.diffusion import DiffusionConfig
 from vdit.dist.mesh import MeshConfig
 from vdit.experiment.canvases import CanvasConfig
@@ -31,8 +32,7 @@ def config() -> Experiment:
         topology="v5p:4x4x4",
         mesh=MeshConfig(data=1, fsdp=16, sequence=4),
         data=DataConfig(
-            source="folder",
-            path="videos",
+            source=FolderSource(path="videos"),
             areas=(256 * 448, 480 * 832, 704 * 1280),
             size_multiple=16,
             frames=(1, 33, 65, 121),

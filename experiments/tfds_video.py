@@ -1,7 +1,7 @@
 """Text to video on a TFDS video data set, with v-prediction over a cosine DDPM schedule.
 
-    vdit train experiments/tfds_video.py --out runs/tfds --cfg.data.path=TFDS_FOLDER \\
-        --cfg.data.video_feature=video --cfg.data.caption_feature=caption
+    vdit train experiments/tfds_video.py --out runs/tfds --cfg.data.source.path=TFDS_FOLDER \\
+        --cfg.data.source.video_feature=video --cfg.data.source.caption_feature=caption
 
 Hardware: one GPU of 24 GB or more. Expected: not measured yet.
 
@@ -10,6 +10,7 @@ to read. Its features' names are given by --cfg.data.*_feature; an empty name me
 """
 
 from vdit.data.config import DataConfig
+from vdit.data.data_source import TfdsSource
 from vdit.diffusion import DiffusionConfig
 from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
 from vdit.experiment.training import OptimizerConfig, TrainConfig
@@ -23,10 +24,7 @@ def config() -> Experiment:
     return Experiment(
         name="tfds_video",
         data=DataConfig(
-            source="tfds",
-            path="tfds_videos",
-            label_feature="",
-            default_fps=25.0,
+            source=TfdsSource(path="tfds_videos", label_feature="", default_fps=25.0),
             areas=(96 * 96, 128 * 128),
             size_multiple=16,
             frames=(1, 9, 17),

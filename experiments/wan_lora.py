@@ -1,7 +1,7 @@
 """A LoRA for Wan 2.1 (1.3B) on a folder of videos: a subject, a style or a motion that it does not know.
 
     vdit import Wan2.1-T2V-1.3B-Diffusers runs/wan      # the public weights, once
-    vdit train experiments/wan_lora.py --workdir runs/style --cfg.data.path=my_videos
+    vdit train experiments/wan_lora.py --workdir runs/style --cfg.data.source.path=my_videos
     vdit sample runs/style "a prompt in the words of the captions" --out sample.mp4
 
 Hardware: one GPU of 40 GB or more (the frozen text encoder alone is 11 GB in bfloat16). Expected: not measured yet.
@@ -13,6 +13,7 @@ a lower learning rate: --cfg.lora=none --cfg.dit_train.optimizer.learning_rate=1
 """
 
 from vdit.data.config import DataConfig
+from vdit.data.data_source import FolderSource
 from vdit.diffusion import DiffusionConfig
 from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig
 from vdit.experiment.training import LoRAConfig, OptimizerConfig, TrainConfig
@@ -27,8 +28,7 @@ def config() -> Experiment:
         start_from="runs/wan",
         lora=LoRAConfig(rank=32, weights="bfloat16"),
         data=DataConfig(
-            source="folder",
-            path="videos",
+            source=FolderSource(path="videos"),
             areas=(480 * 832,),
             size_multiple=16,
             frames=(17, 33),

@@ -13,6 +13,7 @@ the same weights make, animate, extend, loop, connect, edit, inpaint and roll ou
 """
 
 from vdit.data.config import DataConfig
+from vdit.data.data_source import WorldsSource
 from vdit.diffusion import DiffusionConfig
 from vdit.experiment.canvases import CanvasConfig
 from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
@@ -27,16 +28,13 @@ def config() -> Experiment:
     return Experiment(
         name="worlds_canvas",
         data=DataConfig(
-            source="worlds",
-            world="moving+occluder+bounce",
-            world_count=12_000,
-            world_options=(
+            source=WorldsSource(world="moving+occluder+bounce", count=12_000, options=(
                 "moving.sizes=(0.18,0.26)",
                 "occluder.sizes=(0.1,0.12)",
                 "occluder.hiding=(0.03,0.06)",
                 "occluder.place=(0.4,0.6)",
                 "bounce.balls=(1,2)",
-            ),
+            )),
             areas=(48 * 48,),
             frames=(1, 17, 33, 33),
             fps=(24.0,),

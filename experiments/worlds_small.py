@@ -6,12 +6,13 @@
 Hardware: one GPU of 24 GB or more. Expected: not measured yet.
 
 Other worlds by override:
-    --cfg.data.world=occluder
-    --cfg.data.world=orbit --cfg.data.fps=12 --cfg.sample.fps=12
-    --cfg.data.world=moving
+    --cfg.data.source.world=occluder
+    --cfg.data.source.world=orbit --cfg.data.fps=12 --cfg.sample.fps=12
+    --cfg.data.source.world=moving
 """
 
 from vdit.data.config import DataConfig
+from vdit.data.data_source import WorldsSource
 from vdit.diffusion import DiffusionConfig
 from vdit.experiment.canvases import CanvasConfig
 from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
@@ -26,9 +27,7 @@ def config() -> Experiment:
     return Experiment(
         name="worlds_small",
         data=DataConfig(
-            source="worlds",
-            world="collide",
-            world_count=20_000,
+            source=WorldsSource(world="collide", count=20_000),
             areas=(64 * 64, 96 * 96),
             size_multiple=16,
             frames=(1, 17, 33),

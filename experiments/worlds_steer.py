@@ -14,6 +14,7 @@ one frame.
 """
 
 from vdit.data.config import DataConfig
+from vdit.data.data_source import WorldsSource
 from vdit.diffusion import DiffusionConfig
 from vdit.experiment.canvases import CanvasConfig
 from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
@@ -28,9 +29,7 @@ def config() -> Experiment:
     return Experiment(
         name="worlds_steer",
         data=DataConfig(
-            source="worlds",
-            world="steer",
-            world_count=4000,
+            source=WorldsSource(world="steer", count=4000),
             areas=(32 * 32,),
             size_multiple=8,
             frames=(17,),

@@ -20,7 +20,7 @@ TINY = (
     "vae_clips.frames=5", "vae_clips.size=(32,32)", "vae_train.steps=2", "vae_train.batch_size=2",
     "vae_train.log_every=1", "vae_train.ema_decay=0.9", "vae_train.optimizer.warmup_steps=0",
     "vae_train.optimizer.learning_rate=0.001", "vae_train.optimizer.final_scale=0",
-    "data.world_count=12", "latents.samples=12", "data.areas=1024", "data.aspects=1.0", "data.frames=(1,5)",
+    "data.source.count=12", "latents.samples=12", "data.areas=1024", "data.aspects=1.0", "data.frames=(1,5)",
     "data.row_tokens=16", "data.row_slots=8", "data.row_clips=4", "data.row_text=96", "data.buffer_rows=4",
     "data.buffer_clips=8", "text.width=16", "text.heads=1", "text.depth=1", "text.max_length=48", "text.vocab_size=300",
     "dit.in_channels=8", "dit.width=16", "dit.depth=1", "dit.heads=1", "dit_train.steps=2", "dit_train.batch_size=1",

@@ -14,6 +14,7 @@ from rich.console import Console
 import vdit
 from vdit.cli.main import main
 from vdit.config import apply_overrides, load_config
+from vdit.data import FolderSource, TfdsSource, WorldsSource
 from vdit.dist.mesh import MeshConfig
 from vdit.experiment.experiment import Experiment
 from vdit.generate import load_vae
@@ -29,6 +30,13 @@ TRAINED = [name for name in NAMES if name not in ("pod_tiny", "t2v_3b_pod", "sor
 STEPS = 2
 VIDEOS = {"wide.mp4": (48, 80), "tall.mp4": (80, 48), "square.mp4": (64, 64), "held_out.mp4": (48, 64)}
 FRAMES = 20
+
+
+def shrunk_source(source, path):
+    """The same source, small: of 12 scenes, or of the data at a path."""
+    if isinstance(source, WorldsSource):
+        return dataclasses.replace(source, count=12)
+    return dataclasses.replace(source, path=path)
 
 
 def shrink(experiment: Experiment, data: str) -> Experiment:
@@ -49,8 +57,7 @@ def shrink(experiment: Experiment, data: str) -> Experiment:
         holdout=("held_out.mp4",) if e.holdout else (),
         data=dataclasses.replace(
             e.data,
-            path=data,
-            world_count=12,
+            source=shrunk_source(e.data.source, data),
             size_multiple=multiple,
             areas=((2 * multiple) ** 2, (3 * multiple) ** 2)[: len(e.data.areas)],
             frames=frames,
@@ -123,7 +130,7 @@ def tfds_folder(path: Path, experiment: Experiment) -> str:
     """A TFDS data set with the features that the experiment's config names."""
     tfds = pytest.importorskip("tensorflow_datasets")
     pytest.importorskip("importlib_resources", reason="tensorflow_datasets needs it to prepare a data set")
-    data = experiment.data
+    data = experiment.data.source
     features = {data.video_feature: tfds.features.Tensor(shape=(None, 48, 64, 3), dtype=np.uint8)}
     if data.caption_feature:
         features[data.caption_feature] = tfds.features.Text()
@@ -156,9 +163,9 @@ def trained(request, tmp_path_factory, folder) -> tuple[Experiment, Path]:
     """A shrunk experiment, trained for two steps."""
     full = load_config(ROOT / "experiments" / f"{request.param}.py")
     data = ""
-    if full.data.source == "folder":
+    if isinstance(full.data.source, FolderSource):
         data = folder
-    elif full.data.source == "tfds":
+    elif isinstance(full.data.source, TfdsSource):
         data = tfds_folder(tmp_path_factory.mktemp("tfds"), full)
     workdir = tmp_path_factory.mktemp(request.param)
     return run(with_base(shrink(full, data), tmp_path_factory), Workspace(workdir), logging=quiet()), workdir

@@ -51,8 +51,8 @@ class Measure:
 def scenes(generator: Generator, world: str, count: int, frames: int = FRAMES) -> list[WorldSample]:
     """Scenes of one of the worlds that the model was trained on, under its options, from a seed of its own."""
     data, sample = generator.experiment.data, generator.experiment.sample
-    prefix = "" if data.world == world else world + "."
-    options = {k.removeprefix(prefix): v for k, v in data.world_arguments().items() if k.startswith(prefix)}
+    prefix = "" if data.source.world == world else world + "."
+    options = {k.removeprefix(prefix): v for k, v in data.source.arguments().items() if k.startswith(prefix)}
     if options.get("subset") == "train":
         options["subset"] = "held_out"
     source = vdit.worlds.make(world, seed=SEED, count=count, size=sample.size, frames=frames, fps=sample.fps, **options)

@@ -70,7 +70,7 @@ def _run(run: str, prompt: str, seconds: int, file: Path) -> tuple[int, float]:
 def simulate(generator: Generator, count: int) -> Measure:
     """8. Whether actions are obeyed, against the world under the same actions, and steps a second."""
     sample, data = generator.experiment.sample, generator.experiment.data
-    world = vdit.worlds.make(data.world, seed=SEED, count=count, size=sample.size, fps=sample.fps)
+    world = vdit.worlds.make(data.source.world, seed=SEED, count=count, size=sample.size, fps=sample.fps)
     random = np.random.default_rng(SEED)
     obeyed: dict[str, list[float]] = {"model": [], TRUTH: [], "stands still": []}
     place: dict[str, list[float]] = {name: [] for name in obeyed}

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 import vdit
+from vdit.data import FolderSource
 from vdit.data.cuts import ClipSpec, apply_cut, cover, fit_size
 from vdit.data.folder import FileHandle, FolderDataset
 from vdit.data.latents import LatentStore
@@ -152,10 +153,10 @@ def report(
     workspace = Workspace(run)
     generator = vdit.load(run)
     experiment = generator.experiment
-    if experiment.data.source != "folder":
-        raise ConfigError(f"{run} was trained on data.source={experiment.data.source!r}: this report is for folders")
+    if not isinstance(experiment.data.source, FolderSource):
+        raise ConfigError(f"{run} was trained on {experiment.data.source!r}: this report is for folders")
     frames = 1 + (frames - 1) // experiment.data.frame_multiple * experiment.data.frame_multiple
-    library = FolderDataset(data or experiment.data.path, experiment.data.captions)
+    library = FolderDataset(data or experiment.data.path, experiment.data.source.captions)
     footage = [library.open(i, np.random.default_rng(0)) for i in range(len(library))]
     captions = {one.id: one.captions[0] for one in footage}
     began = time.time()

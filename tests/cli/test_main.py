@@ -102,7 +102,7 @@ def test_help_starts_nothing_heavy():
     (["quickstart", "--cfg.dit.dept=4"], "nearest: dit.depth"),
     (["quickstart", "--cfg.dit.depth=four"], "'four' is not of type int"),
     (["quickstart", "--cfg.dit.depth"], "needs a value"),
-    (["quickstart", "--cfg.data.world=orbit"], "the world 'moving' only"),
+    (["quickstart", "--cfg.data.source.world=orbit"], "the world 'moving' only"),
     (["quickstart", "--cfg.dit_train.steps=3", "--cfg.dit_train.optimizer.warmup_steps=4"], "warmup_steps"),
 ])  # fmt: skip
 def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, named):

@@ -8,6 +8,7 @@ import pytest
 from vdit.data.clips import Clips
 from vdit.data.config import DataConfig
 from vdit.data.cuts import draw_crop, draw_cut, fit_size, may_flip
+from vdit.data.data_source import WorldsSource
 from vdit.data.tfds_library import ArrayHandle
 from vdit.errors import ConfigError, DataError
 
@@ -145,13 +146,17 @@ def test_captions_that_name_a_side_forbid_mirroring(caption, allowed):
     ({"frames": (1, 16)}, r"frames has 16: each must be 1 \+ 4 \* k, give 17"),
     ({"areas": ()}, "at least one value"), ({"areas": (100,)}, "at least data.size_multiple squared"),
     ({"hflip": 2.0}, "a probability"), ({"row_tokens": 0}, "at least 1"),
-    ({"world_options": ("gravity",)}, "write key=value"),
 ])
 def test_settings_that_cannot_work_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         DataConfig(**changes)
 
 
+def test_a_world_option_without_a_value_is_refused():
+    with pytest.raises(ConfigError, match=r"'gravity'.*write key=value"):
+        WorldsSource(options=("gravity",))
+
+
 def test_world_options_become_arguments():
-    config = DataConfig(world_options=("gravity=9.8", "kind=elastic", "size=(32, 48)"))
-    assert config.world_arguments() == {"gravity": 9.8, "kind": "elastic", "size": (32, 48)}
+    config = DataConfig(source=WorldsSource(options=("gravity=9.8", "kind=elastic", "size=(32, 48)")))
+    assert config.source.arguments() == {"gravity": 9.8, "kind": "elastic", "size": (32, 48)}

@@ -15,7 +15,14 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.data.test_folder import write_film
-from vdit.data import Clips, DataConfig, LatentStore, WorldDataset, encode_clips, open_source
+from vdit.data import (
+    DataConfig,
+    FolderSource,
+    LatentStore,
+    WorldsSource,
+    encode_clips,
+    open_source,
+)
 from vdit.data.changes import Changes, find_changes, look_at_videos, read_record
 from vdit.data.sources import Source
 from vdit.errors import ConfigError, DataError
@@ -31,8 +38,10 @@ def halve(video):
 
 
 def test_clips_are_encoded_in_order_with_what_is_known_of_them(tmp_path):
-    config = DataConfig(areas=(32 * 32, 48 * 48), frames=(1, 9), aspects=(1.0, 1.5), world_count=5, threads=2)
-    source, seen = Clips(WorldDataset.of(config, seed=0), config, seed=3), []
+    config = DataConfig(
+        areas=(32 * 32, 48 * 48), frames=(1, 9), aspects=(1.0, 1.5), source=WorldsSource(count=5), threads=2
+    )
+    source, seen = open_source(config, seed=3), []
     index = encode_clips(source, halve, tmp_path / "out", samples=8, vae="v",
                          progress=lambda done, total: seen.append((done, total)))
     assert seen == [(i, 8) for i in range(1, 9)]
@@ -176,7 +185,7 @@ def test_the_script_leaves_out_what_the_run_holds_out_and_sees_changed_videos(tm
     for name in "abc":
         write_film(films / f"{name}.mp4")
     (films / "b.mp4").write_bytes(b"no film")
-    data = DataConfig(source="folder", path=str(films), areas=(32 * 32,), frames=(1, 5), fps=(6.0,), threads=1)
+    data = DataConfig(source=FolderSource(path=str(films)), areas=(32 * 32,), frames=(1, 5), fps=(6.0,), threads=1)
     experiment = types.SimpleNamespace(data=data, seed=0, holdout=("a.mp4",))
     script = runpy.run_path(str(ROOT / "data_pipelines" / "encode_latents.py"))
     vae = types.SimpleNamespace(encode=halve, params={"w": np.ones(3)})

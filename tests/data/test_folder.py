@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.data_paths import shared_data
-from vdit.data import DataConfig, FolderDataset, open_source
+from vdit.data import DataConfig, FolderDataset, FolderSource, open_source
 from vdit.data.captions import read_captions
 from vdit.errors import ConfigError, DataError
 
@@ -30,7 +30,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-CONFIG = dict(source="folder", areas=(32 * 32, 48 * 64), frames=(1, 9), fps=(6.0, 12.0), threads=2)
+CONFIG = dict(areas=(32 * 32, 48 * 64), frames=(1, 9), fps=(6.0, 12.0), threads=2)
 
 
 def captions_file(folder, text, name="captions.jsonl"):
@@ -68,8 +68,8 @@ def test_missing_folders_and_captions_files_are_named(folder):
         FolderDataset(folder / "none")
     with pytest.raises(DataError, match=r"'other.csv' is neither"):
         FolderDataset(folder, "other.csv")
-    with pytest.raises(ConfigError, match=r"needs data.path"):
-        open_source(DataConfig(source="folder"))
+    with pytest.raises(ConfigError, match=r"needs data.source.path"):
+        open_source(DataConfig(source=FolderSource()))
 
 
 def test_broken_files_are_skipped_counted_and_reported(folder):
@@ -77,7 +77,7 @@ def test_broken_files_are_skipped_counted_and_reported(folder):
     (folder / "text.mp4").write_text("not a video")
     names = ["a.mp4", "b.mp4", "c.mp4", "empty.mp4", "text.mp4", "gone.mp4"]
     captions_file(folder, "\n".join(json.dumps({"file": name, "caption": name}) for name in names))
-    source = open_source(DataConfig(path=str(folder), **CONFIG))
+    source = open_source(DataConfig(source=FolderSource(path=str(folder)), **CONFIG))
     assert len(source) == 3
     assert set(source.report()) == {"empty.mp4", "text.mp4", "gone.mp4"}
     assert "missing" in source.report()["gone.mp4"]
@@ -85,7 +85,7 @@ def test_broken_files_are_skipped_counted_and_reported(folder):
 
 
 def test_a_file_that_breaks_later_is_replaced_by_the_next(folder):
-    source = open_source(DataConfig(path=str(folder), **CONFIG))
+    source = open_source(DataConfig(source=FolderSource(path=str(folder)), **CONFIG))
     (folder / "b.mp4").write_bytes(b"gone bad")
     assert [source[i]["id"] for i in range(3)] == ["a.mp4", "c.mp4", "c.mp4"]
     assert list(source.report()) == ["b.mp4"]
@@ -98,16 +98,16 @@ def test_a_folder_of_broken_files_only_is_refused(tmp_path):
 
 
 def test_excluded_files_are_left_out(folder):
-    source = open_source(DataConfig(path=str(folder), **CONFIG), exclude=("b.mp4",))
+    source = open_source(DataConfig(source=FolderSource(path=str(folder)), **CONFIG), exclude=("b.mp4",))
     assert [source.name(i) for i in range(len(source))] == ["a.mp4", "c.mp4"]
     with pytest.raises(DataError, match="excluded"):
-        open_source(DataConfig(path=str(folder), **CONFIG), exclude=("typo.mp4",))
+        open_source(DataConfig(source=FolderSource(path=str(folder)), **CONFIG), exclude=("typo.mp4",))
 
 
 def test_real_clips_read_at_many_sizes_without_a_skip():
     path = shared_data("clips")
-    config = DataConfig(path=str(path), areas=(64 * 64, 96 * 96), frames=(1, 9, 17), fps=(8.0, 24.0),
-                        source="folder", threads=2)
+    sizes = {"areas": (64 * 64, 96 * 96), "frames": (1, 9, 17), "fps": (8.0, 24.0)}
+    config = DataConfig(source=FolderSource(path=str(path)), threads=2, **sizes)
     source = open_source(config, exclude=("exo_portrait_4k60.mp4", "exo_portrait_bracelet_hevc10.mp4"))
     shapes = set()
     for i in range(0, len(source), 3):

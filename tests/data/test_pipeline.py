@@ -9,11 +9,19 @@ import jax
 import numpy as np
 import pytest
 
-from vdit.data import DataConfig, LatentStore, row_iterator, row_use, useful, video_batches, write_latents
-from vdit.data.clips import Clips
+from vdit.data import (
+    DataConfig,
+    LatentStore,
+    WorldsSource,
+    open_source,
+    row_iterator,
+    row_use,
+    useful,
+    video_batches,
+    write_latents,
+)
 from vdit.data.sources import Source
 from vdit.data.streams import Order
-from vdit.data.worlds import WorldDataset
 from vdit.errors import ConfigError, DataError
 
 PATCH = (1, 2, 2)
@@ -201,9 +209,9 @@ def test_a_source_that_is_all_broken_raises_instead_of_looping():
 
 @pytest.fixture(scope="module")
 def worlds():
-    config = DataConfig(areas=(32 * 32, 48 * 48), frames=(1, 5), aspects=(1.0, 1.5), world_count=20,
+    config = DataConfig(areas=(32 * 32, 48 * 48), frames=(1, 5), aspects=(1.0, 1.5), source=WorldsSource(count=20),
                         threads=2)
-    return Clips(WorldDataset.of(config, seed=0), config, seed=7)
+    return open_source(config, seed=7)
 
 
 def test_rows_refuse_videos_and_name_the_mend(worlds):

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from vdit.data import DataConfig, open_source
+from vdit.data import DataConfig, TfdsSource, open_source
 from vdit.errors import DataError
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -41,10 +41,10 @@ def directory(tmp_path_factory):
 
 
 def config_of(directory, **changes):
-    settings = {"source": "tfds", "path": directory, "video_feature": "clip", "caption_feature": "words",
-                "label_feature": "kind", "fps_feature": "rate",
-                "areas": (32 * 32,), "frames": (5,), "fps": (5.0,)}
-    return DataConfig(**(settings | changes))
+    settings = {"path": directory, "video_feature": "clip", "caption_feature": "words", "label_feature": "kind",
+                "fps_feature": "rate"}  # fmt: skip
+    source = TfdsSource(**(settings | changes))
+    return DataConfig(source=source, areas=(32 * 32,), frames=(5,), fps=(5.0,))
 
 
 def test_videos_captions_labels_and_rates(directory):

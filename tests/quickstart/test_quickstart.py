@@ -21,7 +21,7 @@ from vdit.worlds.moving import combinations, subset
 
 def test_nothing_held_out_is_trained_on():
     experiment = config.experiment()
-    assert experiment.data.world_arguments()["subset"] == "train"
+    assert experiment.data.source.arguments()["subset"] == "train"
     wanted = config.held_out()
     assert len(wanted) == 64
     assert {w[:3] for w in wanted} == set(subset("held_out")) == set(combinations()) - set(subset("train"))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vdit import worlds
-from vdit.data import Clips, DataConfig, WorldDataset
+from vdit.data import Clips, DataConfig, WorldsSource, open_source
 from vdit.errors import ConfigError
 
 
@@ -66,13 +66,14 @@ def test_unknown_parts_and_options_are_refused(name, options, message):
 
 
 def test_the_data_config_mixes_worlds_by_name_and_options():
-    config = DataConfig(world="moving+occluder", world_count=9, areas=(32 * 32,), frames=(5,),
-                        world_options=("subset=train", "occluder.sizes=(0.09,0.1)"))
-    library = WorldDataset.of(config, seed=0)
+    options = ("subset=train", "occluder.sizes=(0.09,0.1)")
+    source = WorldsSource(world="moving+occluder", count=9, options=options)
+    config = DataConfig(source=source, areas=(32 * 32,), frames=(5,))
+    library = open_source(config).library
     assert library.world.parts[0].subset == "train"
     assert library.world.parts[1].sizes == (0.09, 0.1)
     samples = [Clips(library, config)[i] for i in range(9)]
     assert [("wall" in sample["captions"][0]) for sample in samples] == [False, True] * 4 + [False]
     assert samples[3]["id"] == "moving+occluder[3]"
-    with pytest.raises(ConfigError, match=r"world_options has 'a..b=1'"):
-        DataConfig(world_options=("a..b=1",))
+    with pytest.raises(ConfigError, match=r"options has 'a..b=1'"):
+        DataConfig(source=WorldsSource(options=("a..b=1",)))

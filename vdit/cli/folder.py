@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vdit.data.captions import read_captions
 from vdit.data.config import DataConfig
+from vdit.data.data_source import FolderSource
 from vdit.errors import DataError
 from vdit.experiment.canvases import EVERY_TASK, CanvasConfig
 from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
@@ -24,8 +25,7 @@ def folder_experiment(path: str | Path) -> Experiment:
     return Experiment(
         name=Path(path).resolve().name or "folder",
         data=DataConfig(
-            source="folder",
-            path=str(path),
+            source=FolderSource(path=str(path)),
             areas=(64 * 64, 96 * 96, 128 * 128),
             frames=(1, 9, 17),
             fps=(8.0, 12.0),
@@ -56,7 +56,7 @@ def on_folder(experiment: Experiment, path: str | Path, *, begun: bool = False) 
     Args:
         begun: the experiment is that of a run: it keeps to its own canvases too.
     """
-    data = dataclasses.replace(experiment.data, source="folder", path=str(path), captions=None)
+    data = dataclasses.replace(experiment.data, source=FolderSource(path=str(path)))
     silent = experiment.canvases == CanvasConfig() and experiment.start_from is None and not begun
     canvases = EVERY_TASK if silent else experiment.canvases
     return dataclasses.replace(experiment, data=data, holdout=(), canvases=canvases)

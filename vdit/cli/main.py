@@ -29,7 +29,7 @@ from vdit.cli import (
     train,
 )
 from vdit.cli.exit_status import ending, heard_interrupts, outlived_output
-from vdit.cli.parser import Parser, UsageError, nearest, refuse_unknown, take_overrides
+from vdit.cli.parser import Parser, UsageError, nearest, refuse_unknown, take_overrides, take_plugins
 from vdit.errors import EX_OK, EX_USAGE, VditWarning
 
 COMMANDS = {
@@ -155,6 +155,12 @@ def _config_keys() -> list[str]:
 
 
 def _run(arguments: list[str]) -> int:
+    arguments, plugins = take_plugins(arguments)
+    if plugins:
+        from vdit.config import load_plugin
+
+        for plugin in plugins:
+            load_plugin(plugin)
     options, overrides = parse(arguments)
     if options.command is None:
         _parser().print_help()
@@ -166,6 +172,10 @@ def _parser() -> Parser:
     parser = Parser(prog="vdit", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"vdit {vdit.__version__}")
     parser.add_argument("--traceback", action="store_true", help="with an error, show where it was raised")
+    parser.add_argument(
+        "--plugin", action="append", metavar="MODULE", help="import this module or .py file first, for any command: "
+        "backbones, data sources, losses, ... that it registers can be named in configs; may be repeated"
+    )  # fmt: skip
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=Parser)
     for name, module in COMMANDS.items():
         command = commands.add_parser(name, help=module.SUMMARY, description=module.DESCRIPTION, epilog=module.EPILOG)

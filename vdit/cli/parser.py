@@ -55,6 +55,24 @@ def take_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return rest, overrides
 
 
+def take_plugins(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits --plugin=MODULE and --plugin MODULE off: (the other arguments, [module, ...])."""
+    rest, plugins = [], []
+    items = iter(arguments)
+    for item in items:
+        if item == "--":
+            return [*rest, item, *items], plugins
+        name, equals, value = item.partition("=")
+        if name != "--plugin":
+            rest.append(item)
+            continue
+        value = value if equals else next(items, "")
+        if not value or value.startswith("-"):
+            raise UsageError("--plugin needs a value: write --plugin MODULE, or --plugin FILE.py")
+        plugins.append(value)
+    return rest, plugins
+
+
 def refuse_unknown(
     unknown: Sequence[str], parser: argparse.ArgumentParser, keys: Callable[[], Iterable[str]] = tuple
 ) -> None:

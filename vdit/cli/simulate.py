@@ -90,7 +90,7 @@ def _what_is_done(options: argparse.Namespace, generator, fps: float) -> tuple[d
     from vdit.generate.simulating import action_shape
 
     data, (frames, width) = generator.experiment.data, action_shape(generator)
-    keys = actions.world_keys(data.world if data.source == "worlds" else "", width, fps)
+    keys = actions.world_keys(getattr(data.source, "world", ""), width, fps)
     if options.key_map is not None:
         keys = actions.read_key_map(options.key_map, width)
     if options.interactive:

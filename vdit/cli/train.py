@@ -169,7 +169,9 @@ def shipped_experiments() -> dict[str, Path]:
 def with_overrides(experiment, overrides: Sequence[str]):
     """The experiment with --cfg overrides. Where only the steps of a stage are set, a longer warm-up is shortened."""
     from vdit.config import apply_overrides
+    from vdit.experiment.upgrade import upgrade_overrides
 
+    overrides = upgrade_overrides(overrides)
     keys = {override.partition("=")[0].strip(): override.partition("=")[2].strip() for override in overrides}
     more = []
     for stage in ("vae_train", "dit_train"):

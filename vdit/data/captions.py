@@ -80,12 +80,12 @@ def read_captions(folder: str | Path, captions: str | Path | None = None) -> Cap
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder: data.path must name a folder of video files")
+        raise DataError(f"{folder} is not a folder: data.source.path must name a folder of video files")
     files = VideoFiles(folder)
     if captions is not None:
         given = next((path for path in (Path(captions), folder / captions) if os.path.exists(path)), None)
         if given is None:
-            raise DataError(f"captions file {str(captions)!r} is neither here nor in {folder}: check data.captions")
+            raise DataError(f"captions file {str(captions)!r} is neither here nor in {folder}")
         if given.suffix.lower() == ".txt":
             return _from_lists(files, given.with_name(VIDEO_LIST), given)
         return _from_table(files, given)

@@ -18,6 +18,7 @@ from typing import Any
 from vdit import paths
 from vdit.data.captions import Entry, plain_name, read_captions
 from vdit.data.config import DataConfig
+from vdit.data.data_source import FolderSource
 from vdit.errors import DataError
 
 RECORD = "videos.json"  # beside the latents
@@ -61,12 +62,13 @@ def look_at_videos(config: DataConfig, exclude: Collection[str], before: Record 
         config: of the data. exclude: names of videos that are left out.
         before: an earlier record, whose digests are taken over for files that look the same.
     """
-    folder = Path(config.path)
-    if config.source != "folder" or not folder.is_dir():
+    source = config.source
+    if not isinstance(source, FolderSource) or not Path(source.path).is_dir():
         return None
+    folder = Path(source.path)
     known = {} if before is None else before["files"]
     excluded = {plain_name(name, folder) for name in exclude}
-    entries = [entry for entry in read_captions(folder, config.captions).entries if entry.file not in excluded]
+    entries = [entry for entry in read_captions(folder, source.captions).entries if entry.file not in excluded]
     with ThreadPoolExecutor(max(1, config.threads)) as pool:
         files = list(pool.map(lambda entry: _look(folder, entry, known.get(entry.file)), entries))
     return {"files": {entry.file: file for entry, file in zip(entries, files)}}

@@ -23,7 +23,7 @@ from vdit.registry import name_of, register
 from vdit.reprs import short_repr
 
 if TYPE_CHECKING:  # DataConfig holds a source
-    from vdit.data.clips import Library
+    from vdit.data.clips import VideoDataset
     from vdit.data.config import DataConfig
     from vdit.data.sources import Source
 
@@ -58,7 +58,12 @@ class DataSource(Protocol):
         return True
 
 
-def clips_of(dataset: Library, data: DataConfig, *, seed: int) -> Source:
+def open_source(data: DataConfig, *, seed: int = 0, exclude: Collection[str] = ()) -> Source:
+    """The samples of `data.source`. exclude: ids of videos (files of a folder) that are left out."""
+    return data.source.open(data, seed=seed, holdout=exclude)
+
+
+def clips_of(dataset: VideoDataset, data: DataConfig, *, seed: int) -> Source:
     """Cuts clips from a dataset of videos, by the sizes, durations and rates of `data`."""
     from vdit.data.clips import Clips
 
@@ -79,19 +84,19 @@ class FolderSource(DataSource):
     captions: str | None = None
 
     def open(self, data: DataConfig, *, seed: int, holdout: Collection[str] = ()) -> Source:
-        from vdit.data.folder import FolderLibrary
+        from vdit.data.folder import FolderDataset
 
         _check_path(self)
-        library = FolderLibrary(self.path, self.captions, exclude=holdout, threads=data.threads)
-        return clips_of(library, data, seed=seed)
+        dataset = FolderDataset(self.path, self.captions, exclude=holdout, threads=data.threads)
+        return clips_of(dataset, data, seed=seed)
 
     def open_held_out(self, data: DataConfig, *, seed: int, holdout: Collection[str] = ()) -> Source | None:
-        from vdit.data.folder import FolderLibrary
+        from vdit.data.folder import FolderDataset
 
         if not holdout:
             return None
-        library = FolderLibrary(self.path, self.captions, only=holdout, threads=data.threads)
-        return clips_of(library, data, seed=seed)
+        dataset = FolderDataset(self.path, self.captions, only=holdout, threads=data.threads)
+        return clips_of(dataset, data, seed=seed)
 
 
 @register("data_source", "worlds")
@@ -123,11 +128,11 @@ class WorldsSource(DataSource):
 
     def _open(self, data: DataConfig, seed: int, holdout: Collection[str]) -> Source:
         from vdit import worlds
-        from vdit.data.worlds import WorldLibrary
+        from vdit.data.worlds import WorldDataset
 
         _refuse_holdout(self, holdout)
         world = worlds.make(self.world, seed=seed, count=self.count, **self.arguments())
-        return clips_of(WorldLibrary(world, aspects=data.aspects), data, seed=seed)
+        return clips_of(WorldDataset(world, aspects=data.aspects), data, seed=seed)
 
     def arguments(self) -> dict[str, Any]:
         """`options` as keyword arguments: "gravity=9.8" gives {"gravity": 9.8}."""
@@ -183,13 +188,13 @@ class TfdsSource(DataSource):
     default_fps: float = 8.0
 
     def open(self, data: DataConfig, *, seed: int, holdout: Collection[str] = ()) -> Source:
-        from vdit.data.tfds_library import TfdsLibrary
+        from vdit.data.tfds_library import TfdsDataset
 
         _check_path(self)
         _refuse_holdout(self, holdout)
-        library = TfdsLibrary(self.path, split=self.split, video=self.video_feature, caption=self.caption_feature,
+        dataset = TfdsDataset(self.path, split=self.split, video=self.video_feature, caption=self.caption_feature,
                               label=self.label_feature, fps=self.fps_feature, default_fps=self.default_fps)  # fmt: skip
-        return clips_of(library, data, seed=seed)
+        return clips_of(dataset, data, seed=seed)
 
 
 def _check_path(source: Any) -> None:

@@ -44,15 +44,17 @@ class FolderDataset:
     """
 
     def __init__(self, path: str | Path, captions: str | Path | None = None, *,
-                 exclude: Collection[str] = (), threads: int = 4):
+                 exclude: Collection[str] = (), only: Collection[str] | None = None, threads: int = 4):
         self.path = Path(path)
         listing = read_captions(self.path, captions)
         excluded = {plain_name(name, self.path) for name in exclude}
-        unknown = sorted(excluded - {entry.file for entry in listing.entries})
+        wanted = None if only is None else {plain_name(name, self.path) for name in only}
+        unknown = sorted((excluded | (wanted or set())) - {entry.file for entry in listing.entries})
         if unknown:
-            raise DataError(f"{unknown[0]!r} is to be excluded, but {self.path} has no such entry: check the "
+            raise DataError(f"{unknown[0]!r} is held out, but {self.path} has no such entry: check the "
                             "spelling, or nothing is held out")
-        entries = [entry for entry in listing.entries if entry.file not in excluded]
+        entries = [entry for entry in listing.entries
+                   if entry.file not in excluded and (wanted is None or entry.file in wanted)]
         with ThreadPoolExecutor(max(1, threads)) as pool:
             opened = list(pool.map(self._probe, entries))
         self.broken = {entry.file: reason for entry, reason in zip(entries, opened) if isinstance(reason, str)}

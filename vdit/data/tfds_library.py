@@ -61,9 +61,8 @@ class TfdsDataset:
         for feature in filter(None, (video, caption, label, fps)):
             if feature not in example:
                 raise DataError(f"TFDS data set {path!r} has no feature {feature!r}, it has "
-                                f"{', '.join(sorted(example))}: set data.source.video_feature, "
-                                "data.source.caption_feature, data.source.label_feature, data.source.fps_feature (an empty name "
-                                "means none)")
+                                f"{', '.join(sorted(example))}: set video_feature, caption_feature, label_feature "
+                                "and fps_feature of data.source (an empty name means none)")
 
     def __len__(self) -> int:
         return len(self._source)

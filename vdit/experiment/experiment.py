@@ -179,7 +179,7 @@ class Experiment:
 
         Every command takes sample.fps for the rate that the model knows. Latents made elsewhere say no rate here.
         """
-        if self.data.source != "latents" and max(self.data.frames) > 1 and self.sample.fps not in self.data.fps:
+        if self.data.source.has_frame_rate and max(self.data.frames) > 1 and self.sample.fps not in self.data.fps:
             trained = ", ".join(f"{fps:g}" for fps in self.data.fps)
             raise ConfigError(
                 f"sample.fps={self.sample.fps:g}: the model is trained at {trained} frames a second (data.fps), and "

@@ -9,28 +9,19 @@ function in STRUCTURES.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from vdit.errors import VditWarning
+from vdit.registry import KIND
 
 # Old dotted key -> today's. The keys below a renamed one move with it. Keys are looked up in this order.
 RENAMED: dict[str, str] = {
-    "data.areas": "data.pixel_budgets",
-    "data.detailed": "data.long_caption_prob",
-    "data.row_slots": "data.max_frames_per_row",
-    "data.row_text": "data.max_text_per_row",
-    "data.row_clips": "data.max_clips_per_row",
-    "diffusion.whole_time": "diffusion.integer_timesteps",
-    "sample.known": "sample.conditioning",
-    "dit": "backbone",
 }
 
 # Today's dotted key -> what its old values are called now.
 VALUES: dict[str, dict[Any, Any]] = {
-    "sample.conditioning": {"noised": "replacement"},
 }
 
 
@@ -71,8 +62,47 @@ def upgrade_overrides(overrides: Iterable[str]) -> list[str]:
     return new
 
 
+def _data_source(values: dict[str, Any]) -> list[str]:
+    """data.source was a name, with the fields of all sources beside it; it is a choice with its own fields."""
+    data = values.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("source"), str):
+        return []
+    name, fields = data["source"], _SOURCE_FIELDS.get(data["source"], ())
+    source = {KIND: name}
+    for old, now in _SOURCE_KEYS.items():
+        field, value = now.rpartition(".")[2], data.pop(old.rpartition(".")[2], None)
+        if field in fields and value is not None:
+            source[field] = value
+    data["source"] = source
+    return [f"data.source={name!r} and its keys are data.source.*"]
+
+
+_SOURCE_KEYS = {
+    "data.path": "data.source.path",
+    "data.captions": "data.source.captions",
+    "data.split": "data.source.split",
+    "data.video_feature": "data.source.video_feature",
+    "data.caption_feature": "data.source.caption_feature",
+    "data.label_feature": "data.source.label_feature",
+    "data.fps_feature": "data.source.fps_feature",
+    "data.default_fps": "data.source.default_fps",
+    "data.world": "data.source.world",
+    "data.world_count": "data.source.count",
+    "data.world_options": "data.source.options",
+}
+_SOURCE_FIELDS = {
+    "folder": ("path", "captions"),
+    "latents": ("path",),
+    "worlds": ("world", "count", "options"),
+    "tfds": ("path", "split", "video_feature", "caption_feature", "label_feature", "fps_feature", "default_fps"),
+}
+
+# Changes of structure: each changes the values in place, and returns notes.
+STRUCTURES: list[Callable[[dict[str, Any]], list[str]]] = [_data_source]
+
+
 def _key_now(key: str) -> str:
-    for old, now in {**RENAMED, **_SOURCE_KEYS}.items():
+    for old, now in {**_SOURCE_KEYS, **RENAMED}.items():
         if key == old or key.startswith(f"{old}."):
             key = now + key.removeprefix(old)
     return key

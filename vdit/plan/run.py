@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vdit.config import to_dict
+from vdit.config import plugins, to_dict
 from vdit.errors import ConfigError, PlanError
 from vdit.plan.plan import EFFORT, PROGRAMS, Plan
 from vdit.plan.topology import Topology, child_environment, parse_topology
@@ -36,7 +36,7 @@ def plan(
         raise ConfigError(f"effort={effort!r} is unknown: use one of {', '.join(EFFORT)}")
     experiment.mesh.shape(topology.devices)  # refused here, before anything is started
     request = {"experiment": to_dict(experiment), "topology": topology.name, "programs": list(programs),
-               "effort": effort}  # fmt: skip
+               "effort": effort, "plugins": plugins()}  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="vdit-plan-") as folder:
         out, log = Path(folder) / "plan.json", Path(folder) / "log"
         with log.open("w") as errors:

@@ -18,13 +18,15 @@ from vdit.plan.topology import parse_topology
 def main(out: str) -> None:
     """Answers one request."""
     request = json.load(sys.stdin)
-    from vdit.config import from_dict
+    from vdit.config import from_dict, load_plugin
     from vdit.experiment.experiment import Experiment
 
     def progress(text: str) -> None:
         print(text, flush=True)
 
     try:
+        for plugin in request["plugins"]:
+            load_plugin(plugin)
         plan = make_plan(
             from_dict(Experiment, request["experiment"]),
             parse_topology(request["topology"]),

@@ -63,7 +63,7 @@ def expected_seconds(experiment: Experiment, samples: int) -> dict[str, float]:
     calls = samples * sample.steps * (2 if sample.guidance != 1 else 1)
     return {
         "vae": _COMPILE + _PER_PIXEL_TRAINED * experiment.vae_train.steps * experiment.vae_train.batch_size * window,
-        "latents": _COMPILE + _PER_PIXEL_ENCODED * (experiment.latents.samples or data.world_count) * clip,
+        "latents": _COMPILE + _PER_PIXEL_ENCODED * (experiment.latents.samples or data.source.count) * clip,
         "tokenizer": 1.0,
         "dit": _COMPILE + _PER_GFLOP * experiment.dit_train.steps * 3 * gflop(rows),
         "samples": _COMPILE + _PER_GFLOP * calls * gflop(tokens),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vdit.data.config import DataConfig
+from vdit.data.data_source import WorldsSource
 from vdit.diffusion.config import DiffusionConfig
 from vdit.experiment.canvases import CanvasConfig
 from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
@@ -32,10 +33,7 @@ def experiment() -> Experiment:
     return Experiment(
         name="quickstart",
         data=DataConfig(
-            source="worlds",
-            world="moving",
-            world_count=6000,
-            world_options=("subset=train", "sizes=(0.22,0.30)"),
+            source=WorldsSource(world="moving", count=6000, options=("subset=train", "sizes=(0.22,0.30)")),
             areas=(48 * 48, 48 * 48, 48 * 48, 48 * 64),
             frames=(1, 17, 17, 17),
             aspects=(1.0, 1.0, 4 / 3, 3 / 4),
@@ -89,7 +87,7 @@ def experiment() -> Experiment:
 
 def held_out_world(of: Experiment, count: int = 64) -> Moving:
     """Scenes of the combinations that training never shows: see vdit.worlds.moving.subset."""
-    sample, options = of.sample, of.data.world_arguments() | {"subset": "held_out"}
+    sample, options = of.sample, of.data.source.arguments() | {"subset": "held_out"}
     return Moving(
         seed=HELD_OUT_SEED, count=count, size=sample.size, frames=sample.frames, fps=sample.fps, **options
     )

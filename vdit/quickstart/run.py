@@ -109,11 +109,10 @@ def quickstart(
 
 
 def _check(experiment: Experiment, count: int) -> None:
-    if experiment.data.source != "worlds" or experiment.data.world != "moving":
-        raise ConfigError(
-            f"data.source={experiment.data.source!r}, data.world={experiment.data.world!r}: the quickstart measures "
-            "the world 'moving' only; for other data use vdit train"
-        )
+    source = experiment.data.source
+    if getattr(source, "world", None) != "moving":
+        raise ConfigError(f"data.source={source!r}: the quickstart measures the world 'moving' only; "
+                          "for other data use vdit train")  # fmt: skip
     if count < 2:
         raise ConfigError(f"count={count}: must be at least 2, to hold videos against each other's prompts")
 
@@ -126,7 +125,7 @@ class _Guide:
         e = experiment
         self._words = {
             "vae": f"Train a video VAE: {e.vae_train.steps} steps on clips rendered on the fly.",
-            "latents": f"Encode {e.latents.samples or e.data.world_count} clips and images into latents.",
+            "latents": f"Encode {e.latents.samples or e.data.source.count} clips and images into latents.",
             "tokenizer": "Train a tokenizer on their captions.",
             "dit": f"Train a diffusion transformer: {e.dit_train.steps} steps on packed rows of latents.",
             "samples": f"Sample {count} prompts whose combination of colour, shape and direction it never saw.",

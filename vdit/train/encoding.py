@@ -11,9 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from vdit import config as config_tools
 from vdit.checkpoint import load_params
 from vdit.checkpoint.agree import Exchange
 from vdit.data.changes import RECORD, Changes, Record, digest_of, find_changes, look_at_videos, read_record
+from vdit.data.data_source import DataSource, FolderSource, LatentsSource, TfdsSource, WorldsSource
 from vdit.data.encode import Former, encode_clips
 from vdit.data.latents import LatentStore
 from vdit.data.parts import write_json
@@ -23,6 +25,7 @@ from vdit.errors import ConfigError, DataError
 from vdit.experiment.experiment import Experiment
 from vdit.models.vae.statistics import MIN_STD, constant_channels
 from vdit.models.vae.video import VideoVAE
+from vdit.registry import name_of
 from vdit.train.base import brings
 from vdit.train.progress import make_display
 from vdit.train.reporting import Logging, TrainingVideos
@@ -43,7 +46,7 @@ def encode_latents(experiment: Experiment, workspace: Workspace, logging: Loggin
         _encode_changes(experiment, workspace, params, look, logging, videos)
     elif not (workspace.latents / "index.json").exists():
         _encode(experiment, workspace, params, look, logging, videos)
-    elif experiment.data.source == "folder" and look.digest is None:
+    elif isinstance(experiment.data.source, FolderSource) and look.digest is None:
         logging.say(f"latents: {experiment.data.path} is not there any more; its latents are used as they are")
     index = LatentStore(workspace.latents).index
     _check_identity(index, workspace, [_fingerprint(params, experiment)])
@@ -192,7 +195,17 @@ def vae_identity(params: PyTree, more: Any = None) -> str:
 
 def _fingerprint(params: PyTree, experiment: Experiment) -> str:
     """Changes with the VAE's weights and with the choice of clips to encode."""
-    names = ("areas", "size_multiple", "frames", "fps", "aspects", "hflip", "source", "path", "captions",
-             "world", "world_count", "world_options")  # fmt: skip
-    chosen = {name: getattr(experiment.data, name) for name in names}
+    data = experiment.data
+    names = ("areas", "size_multiple", "frames", "fps", "aspects", "hflip")
+    chosen = {name: getattr(data, name) for name in names} | _source_values(data.source)
     return vae_identity(params, [chosen, experiment.seed, experiment.holdout, experiment.latents.samples])
+
+
+def _source_values(source: DataSource) -> dict[str, Any]:
+    """What a data source is, for `_fingerprint`: in the words of vdit 0, whose latents stay good."""
+    values = {"source": name_of("data_source", source)}
+    if isinstance(source, FolderSource | WorldsSource | LatentsSource | TfdsSource):
+        old = {"path": ("path", ""), "captions": ("captions", None), "world": ("world", "moving"),
+               "world_count": ("count", 4096), "world_options": ("options", ())}  # fmt: skip
+        return values | {name: getattr(source, field, default) for name, (field, default) in old.items()}
+    return values | config_tools.to_dict(source)

@@ -7,8 +7,8 @@ import sys
 
 from rich.console import Console
 
+from vdit.data.data_source import open_source
 from vdit.data.latents import LatentStore
-from vdit.data.open import open_source
 from vdit.data.sources import DataSummary, Source
 from vdit.dist.multihost import is_primary_host
 from vdit.errors import DataError, one_line

@@ -15,6 +15,7 @@ from vdit.checkpoint.files import steps_in
 from vdit.errors import CheckpointError, TrainingError
 from vdit.experiment.experiment import Experiment
 from vdit.experiment.training import TrainConfig
+from vdit.experiment.upgrade import upgrade
 from vdit.train.base import check_base, step_identity
 from vdit.train.workspace import EXPERIMENT, FILES, SAMPLED, Workspace
 
@@ -72,7 +73,7 @@ def last_step(folder: Path) -> int | None:
 def as_of_now(saved: dict[str, Any]) -> dict[str, Any]:
     """A saved config with the fields that vdit has got since, at their defaults: what they were before they were."""
     try:
-        return config_tools.to_dict(config_tools.from_dict(Experiment, saved))
+        return config_tools.to_dict(config_tools.from_dict(Experiment, upgrade(saved, quiet=True)))
     except config_tools.ConfigError:
         return saved  # with fields that are no more: the comparison names them
 

@@ -26,6 +26,7 @@ import numpy as np
 from vdit import config as config_tools
 from vdit.checkpoint import Checkpointer, RunLock
 from vdit.data.captions import read_captions
+from vdit.data.data_source import FolderSource
 from vdit.data.latents import LatentStore
 from vdit.data.pipeline import row_iterator, video_batches
 from vdit.dist.mesh import make_mesh
@@ -142,11 +143,13 @@ def _stamp(file: Path | None) -> int | None:
 def _check_captions(experiment: Experiment, workspace: Workspace) -> None:
     """DataError where a tokenizer is to be trained of captions, and the folder of videos has none."""
     data, own = experiment.data, experiment.text.tokenizer is None and experiment.text.t5 is None
-    if data.source != "folder" or not (own and experiment.network.uses_text) or workspace.tokenizer.exists():
+    if not isinstance(data.source, FolderSource) or workspace.tokenizer.exists():
+        return
+    if not (own and experiment.network.uses_text):
         return
     if (workspace.latents / "index.json").exists():  # which have captions of their own; the folder may be gone
         return
-    entries = read_captions(data.path, data.captions).entries
+    entries = read_captions(data.source.path, data.source.captions).entries
     if not any(entry.captioned for entry in entries):
         raise DataError(
             f"none of the {len(entries)} videos in {data.path} has a caption: write captions.csv there, with the "

@@ -15,6 +15,7 @@ from vdit.checkpoint import say_once, sums
 from vdit.config import from_dict, to_dict
 from vdit.errors import CheckpointError, ConfigError, DataError, OutputError, writing
 from vdit.experiment.experiment import Experiment
+from vdit.experiment.upgrade import upgrade
 from vdit.models.text import Tokenizer, make_tokenizer
 from vdit.models.text.labels import LabelTokenizer
 from vdit.models.vae.statistics import check_statistics
@@ -73,7 +74,7 @@ class Workspace:
         """The experiment as it was saved; CheckpointError if the folder holds no run."""
         values, _ = self._read_experiment()
         try:
-            return from_dict(Experiment, values)
+            return from_dict(Experiment, upgrade(values))
         except ConfigError as error:
             raise ConfigError(f"{self.root / EXPERIMENT}: {error}") from None
 

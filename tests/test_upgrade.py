@@ -1,0 +1,76 @@
+"""Configs and command lines of older versions, in today's words."""
+
+import warnings
+
+import pytest
+
+from vdit.config import apply_overrides, describe, from_dict, to_dict
+from vdit.data import DataConfig, FolderSource, LatentsSource, TfdsSource, WorldsSource
+from vdit.errors import VditWarning
+from vdit.experiment.experiment import Experiment
+from vdit.experiment.upgrade import RENAMED, upgrade, upgrade_overrides
+
+# What an older vdit wrote of a data source: the fields of all of them, side by side.
+OLD_FIELDS = {
+    "path": "", "captions": None, "split": "train", "video_feature": "video", "caption_feature": "caption",
+    "label_feature": "label", "fps_feature": "", "default_fps": 8.0, "world": "moving", "world_count": 4096,
+    "world_options": [],
+}  # fmt: skip
+
+
+def old(name, **fields):
+    values = to_dict(Experiment(name="old"))
+    values["data"] |= OLD_FIELDS | {"source": name} | fields
+    return values
+
+
+@pytest.mark.parametrize(("name", "fields", "want"), [
+    ("folder", {"path": "videos", "captions": "c.csv"}, FolderSource(path="videos", captions="c.csv")),
+    ("folder", {"path": "videos"}, FolderSource(path="videos")),
+    ("latents", {"path": "l"}, LatentsSource(path="l")),
+    ("worlds", {"world": "orbit", "world_count": 7, "world_options": ["a=1"]},
+     WorldsSource(world="orbit", count=7, options=("a=1",))),
+    ("tfds", {"path": "t", "split": "test", "fps_feature": "rate"},
+     TfdsSource(path="t", split="test", fps_feature="rate")),
+])
+def test_a_source_that_was_a_name_becomes_a_choice(name, fields, want):
+    values = old(name, **fields)
+    with pytest.warns(VditWarning, match=r"older vdit.*data\.source"):
+        new = upgrade(values)
+    assert from_dict(Experiment, new).data == DataConfig(source=want)
+    assert values["data"]["source"] == name  # what was given is not changed
+
+
+def test_configs_of_today_stay_as_they_are_and_nothing_is_said():
+    values = to_dict(Experiment(name="new", data=DataConfig(source=FolderSource(path="x"))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert upgrade(values) == values
+        assert upgrade_overrides(["data.source.path=x", "name=y"]) == ["data.source.path=x", "name=y"]
+
+
+def test_quiet_says_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        upgrade(old("folder"), quiet=True)
+
+
+def test_unknown_keys_stay_for_the_config_to_refuse():
+    assert upgrade(old("worlds", gone=1), quiet=True)["data"]["gone"] == 1
+
+
+@pytest.mark.parametrize(("was", "key", "value"), [
+    ("data.path=clips", "source.path", "clips"),
+    ("data.captions=c.csv", "source.captions", "c.csv"),
+])
+def test_old_keys_of_the_command_line_are_taken(was, key, value):
+    with pytest.warns(VditWarning, match=f"is data.{key}"):
+        overrides = upgrade_overrides(["data.source=folder", was])
+    data = apply_overrides(Experiment(name="x"), overrides).data
+    assert getattr(data.source, key.rpartition(".")[2]) == value
+
+
+def test_every_renamed_key_leads_to_a_key_of_today():
+    keys = {key for key, _, _ in describe(Experiment(name="x"))}
+    prefixes = keys | {key.rpartition(".")[0] for key in keys}
+    assert {now for now in RENAMED.values() if now not in prefixes} == set()
