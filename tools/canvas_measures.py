@@ -15,10 +15,8 @@ from scipy import ndimage
 
 import vdit
 import vdit.worlds
-from vdit.eval.flow import seam
-from vdit.eval.metrics import psnr
-from vdit.eval.shapes import Detection, detect
-from vdit.eval.tracks import count_objects, is_permanent, position_error, track
+from vdit.eval.detectors import Detection, count_objects, detect, is_permanent, position_error, track
+from vdit.eval.metrics import psnr, seam
 from vdit.generate.generator import Generator
 from vdit.sampling.config import replaces_known
 from vdit.worlds import COLOURS, WorldSample

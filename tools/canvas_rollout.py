@@ -13,7 +13,7 @@ from canvas_measures import SEED, SHARE, TRUTH, Measure, as_bytes, scenes, throu
 
 import vdit
 import vdit.worlds
-from vdit.eval.tracks import colour_drift, count_objects, displacements, share_obeyed, track
+from vdit.eval.detectors import colour_drift, count_objects, displacements, obeyed_fraction, track
 from vdit.generate.generator import Generator
 
 SHORT = 10  # seconds of the rollout that memory is compared with
@@ -89,7 +89,7 @@ def simulate(generator: Generator, count: int) -> Measure:
         wanted = truth.meta["displacement"] * scale
         for name, clip in (("model", video), (TRUTH, through(generator, truth.video)), ("stands still", None)):
             centres = np.repeat(positions[:1] * scale, STEPS + 1, axis=0) if clip is None else track(clip).centres
-            obeyed[name].append(share_obeyed(centres, wanted, within=0.5 * world.step * scale))
+            obeyed[name].append(obeyed_fraction(centres, wanted, within=0.5 * world.step * scale))
             place[name].append(np.linalg.norm(centres[-1] - positions[-1] * scale) / scale)
         cards += [(video, truth.caption), (truth.video, "truth")]
     compiled = np.median(seconds[len(seconds) // 2 :])

@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 import vdit
-from vdit.eval.shapes import detect
+from vdit.eval.detectors import detect
 from vdit.quickstart.config import held_out
 from vdit.quickstart.score import PARTS, hits, shares
 

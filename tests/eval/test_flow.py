@@ -6,7 +6,7 @@ from scipy.ndimage import gaussian_filter, shift
 
 from vdit import worlds
 from vdit.errors import ShapeError
-from vdit.eval.flow import flow, seam, speed
+from vdit.eval.metrics import optical_flow, seam, speed
 from vdit.worlds.draw import COLOURS, SHAPES, canvas, grey, paint, to_uint8
 
 
@@ -20,7 +20,7 @@ def test_a_picture_that_moves_as_a_whole(motion, tolerance):
     picture = texture()
     moved = shift(picture, (motion[1], motion[0], 0), order=3, mode="nearest")
     a, b = picture[20:84, 20:84], moved[20:84, 20:84]
-    inner = flow(a, b)[14:-14, 14:-14]
+    inner = optical_flow(a, b)[14:-14, 14:-14]
     np.testing.assert_allclose(inner.mean((0, 1)), motion, atol=tolerance)
     assert np.quantile(np.abs(inner - motion), 0.95) < 3 * tolerance  # some pixels come from beyond the edge
     assert speed(a, b) == pytest.approx(np.hypot(*motion), rel=0.1)
@@ -38,7 +38,7 @@ def test_rendered_shapes_move_as_the_facts_say(size, blur, noise):
         (step,), centre = np.diff(thing["position"][4:6], axis=0) * scale, thing["position"][4] * scale
         rows, columns = np.indices(size) + 0.5
         inside = np.hypot(columns - centre[0], rows - centre[1]) < thing["size"] * scale
-        found = flow(*video)[inside].mean(0)
+        found = optical_flow(*video)[inside].mean(0)
         along, across = found @ step / (step @ step), found @ step[::-1] / (step @ step)
         assert abs(along - 1) < 0.15
         assert abs(across) < 0.1
@@ -48,7 +48,7 @@ def test_rendered_shapes_move_as_the_facts_say(size, blur, noise):
 
 def test_nothing_moves_where_nothing_is_or_stands_still():
     picture = texture(64)
-    assert np.abs(flow(picture, picture)).max() == 0
+    assert np.abs(optical_flow(picture, picture)).max() == 0
     plain = np.full((48, 48, 3), 100.0)
     random = np.random.default_rng(0)
     assert speed(plain, plain + 1) < 0.01

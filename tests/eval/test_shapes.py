@@ -8,7 +8,7 @@ import pytest
 
 from vdit import worlds
 from vdit.errors import ShapeError
-from vdit.eval.shapes import detect, score
+from vdit.eval.detectors import detect, score
 from vdit.video.read import read_video
 
 HERE = Path(__file__).parent

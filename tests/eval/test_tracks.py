@@ -6,14 +6,14 @@ from scipy.ndimage import gaussian_filter
 
 from vdit import worlds
 from vdit.errors import ShapeError
-from vdit.eval.tracks import (
+from vdit.eval.detectors import (
     Track,
     colour_drift,
     count_objects,
     displacements,
     is_permanent,
+    obeyed_fraction,
     position_error,
-    share_obeyed,
     track,
 )
 
@@ -126,16 +126,16 @@ def test_displacements_are_those_of_the_facts_and_steps_are_obeyed_or_not():
         steps = displacements(found.centres)
         assert not steps[0].any()
         assert np.abs(steps - asked).max() < 0.35
-        assert share_obeyed(found.centres, asked, within=0.5) == 1
+        assert obeyed_fraction(found.centres, asked, within=0.5) == 1
         astray = found.centres.copy()
         astray[5:] += 1.0  # one step of 16 goes a pixel too far
-        assert share_obeyed(astray, asked, within=0.5) == pytest.approx(15 / 16)
+        assert obeyed_fraction(astray, asked, within=0.5) == pytest.approx(15 / 16)
         astray[9] = np.nan  # and neither the step to it nor the one from it can be told
-        assert share_obeyed(astray, asked, within=0.5) == pytest.approx(13 / 16)
+        assert obeyed_fraction(astray, asked, within=0.5) == pytest.approx(13 / 16)
         still = np.broadcast_to(truth[:1], truth.shape)
         expected = (np.abs(asked[1:]) <= 0.5).all(1).mean()
-        assert share_obeyed(still, asked, within=0.5) == expected
-    assert np.isnan(share_obeyed(np.zeros((1, 2)), np.zeros((1, 2)), within=1.0))
+        assert obeyed_fraction(still, asked, within=0.5) == expected
+    assert np.isnan(obeyed_fraction(np.zeros((1, 2)), np.zeros((1, 2)), within=1.0))
 
 
 def test_position_errors_are_distances_and_unknown_where_nothing_is_seen():

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import TINY
 from vdit.config import apply_overrides
-from vdit.eval.shapes import detect
+from vdit.eval.detectors import detect
 from vdit.quickstart import config
 from vdit.quickstart.clock import Clock, expected_seconds
 from vdit.quickstart.score import PARTS, chance, derangement, hits, shares

@@ -7,7 +7,7 @@ import argparse
 import time
 
 from vdit import worlds
-from vdit.eval.shapes import detect
+from vdit.eval.detectors import detect
 
 
 def rate(work, seconds: float) -> tuple[float, float]:

@@ -1,28 +1,54 @@
-"""How close one video is to another: PSNR and SSIM, in numpy.
+"""How close one video is to another (PSNR, SSIM), how fast it moves (optical flow), and how well a loop closes.
 
-Both take uint8 (data range 255) or float in [-1, 1] (data range 2; values beyond are clipped, as they
-would be on screen), of the same shape `[... h w c]`, and score each frame on its own. The score of a
-video is the mean over its frames, as is usual for video autoencoders. A video given as uint8 and the
-same one as float score the same.
+Videos are uint8 (data range 255), or float in [-1, 1] (data range 2; values beyond are clipped, as they would be on
+screen). A video given as uint8 and the same video as float score the same.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
-from vdit.errors import ShapeError
+from vdit.errors import ConfigError, ShapeError, install_command
 
 # The window and constants of Wang et al. 2004, "Image quality assessment".
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03
+_SMALLEST = 8  # pixels of a side
+_FLOW_WINDOW, _FLOW_LEVELS = 21, 5  # pixels of the window in which all moves alike; halvings of the frame
+_TEXTURE = 1e-2  # least eigenvalue of a window's gradients, in OpenCV's unit; noise of 2 (of 0..255) does not reach it
+_FAINT = 1e-4  # added to squared gradients (values of 0..1): what is fainter weighs nothing
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean over frames of the peak signal-to-noise ratio in dB: `[... h w c]` twice -> float."""
+    """Peak signal-to-noise ratio, the mean over frames.
+
+    Args:
+        a: `[... h w c]`, uint8 or float in [-1, 1].
+        b: of the same shape.
+
+    Returns:
+        Decibels; inf for equal videos.
+
+    Raises:
+        ShapeError: the shapes differ, or a type has no known range.
+    """
     return float(np.mean(frame_psnr(a, b)))
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean over frames of the structural similarity: `[... h w c]` twice -> float, 1 for equal videos."""
+    """Structural similarity (Wang et al. 2004), the mean over frames.
+
+    Args:
+        a: `[... h w c]`, uint8 or float in [-1, 1], frames of 11x11 pixels or more.
+        b: of the same shape.
+
+    Returns:
+        1 for equal videos, less for others.
+
+    Raises:
+        ShapeError: the shapes differ, frames are too small, or a type has no known range.
+    """
     return float(np.mean(frame_ssim(a, b)))
 
 
@@ -37,8 +63,8 @@ def frame_psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def frame_ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """SSIM of each frame: `[... h w c] -> float64 [...]`.
 
-    A Gaussian window of 11 x 11 (sigma 1.5) at every place where it fits whole, population covariances;
-    the mean over places and channels. Frames are at least 11 x 11.
+    Uses a Gaussian window of 11 x 11 (sigma 1.5) at every place where it fits whole, and population covariances. The
+    score is the mean over places and channels. Frames are at least 11 x 11.
     """
     a, b = _unit_pair(a, b)
     h, w = a.shape[-3:-1]
@@ -48,6 +74,114 @@ def frame_ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     # One frame at a time: the five filtered maps of a long video would not fit in memory.
     scores = [_ssim(x.astype(np.float64), y.astype(np.float64)) for x, y in frames]
     return np.array(scores).reshape(a.shape[:-3])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seam:
+    """The step from a clip's last frame to its first, beside the steps inside.
+
+    Attributes:
+        pixels: mean absolute difference over that step, in 0..255.
+        inside_pixels: the same of the median step inside the clip.
+        flow: speed over that step, in pixels a frame.
+        inside_flow: the same of the median step inside the clip.
+    """
+
+    pixels: float
+    inside_pixels: float
+    flow: float
+    inside_flow: float
+
+
+def seam(video: np.ndarray) -> Seam:
+    """Measure how a loop goes from its end to its start.
+
+    Flow does not see a jump of more than about a quarter of the frame; the difference of pixels does.
+
+    Args:
+        video: [t h w 3], uint8 or float in [-1, 1], of three frames or more.
+
+    Raises:
+        ShapeError: the clip has another shape, or fewer than three frames.
+        ConfigError: OpenCV is not installed.
+    """
+    frames = pixel_values(video)
+    if len(frames) < 3:
+        raise ShapeError(f"a clip of {len(frames)} frames has no seam to measure: give three frames or more")
+    after = np.roll(frames, -1, axis=0)
+    pixels = np.abs(after - frames).mean((1, 2, 3))
+    speeds = [speed(a, b) for a, b in zip(frames, after)]
+    return Seam(
+        pixels=float(pixels[-1]),
+        inside_pixels=float(np.median(pixels[:-1])),
+        flow=speeds[-1],
+        inside_flow=float(np.median(speeds[:-1])),
+    )
+
+
+def speed(a: np.ndarray, b: np.ndarray) -> float:
+    """How fast the visible content moves from frame a to frame b.
+
+    The mean length of the optical flow. Each pixel weighs as much as it has edges: a plain background weighs nothing.
+    Within 10% of the truth for rendered shapes and textures that move by half a pixel to a twelfth of the short side.
+    Fainter shapes read lower. Noise of 2 (of 0..255) alone reads as 0, of 6 as about a pixel.
+
+    Args:
+        a: frame [h w 3], 0..255.
+        b: the next frame, of the same shape.
+
+    Returns:
+        Pixels a frame.
+    """
+    weight = _edges(np.asarray(a, np.float32) / 255.0)
+    length = np.linalg.norm(optical_flow(a, b), axis=-1)
+    return float((length * weight).sum() / (weight.sum() + _FAINT * weight.size))
+
+
+def optical_flow(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Where each pixel of frame a has gone in frame b.
+
+    OpenCV's Lucas and Kanade (1981) with Bouguet's pyramid (2001) at every pixel, on all three channels. Against the
+    rendered worlds it is nearer to the truth than OpenCV's DIS, whose flow is too short, and than its Farneback, which
+    sees one channel only. 0 where there is too little texture to tell.
+
+    Args:
+        a: frame [h w 3], 0..255.
+        b: another frame of the same shape.
+
+    Returns:
+        float32 [h w 2], (x, y) in pixels.
+
+    Raises:
+        ConfigError: OpenCV is not installed.
+    """
+    cv2 = _opencv()
+    first, second = (np.clip(np.round(frame), 0, 255).astype(np.uint8) for frame in (a, b))
+    height, width = first.shape[:2]
+    rows, columns = np.indices((height, width), np.float32)
+    points = np.stack([columns, rows], -1).reshape(-1, 1, 2)
+    found, known, _ = cv2.calcOpticalFlowPyrLK(
+        first, second, points, None, winSize=(_FLOW_WINDOW, _FLOW_WINDOW), maxLevel=_FLOW_LEVELS,
+        criteria=(cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 30, 0.01), minEigThreshold=_TEXTURE,
+    )  # fmt: skip
+    return np.where(known[..., None] == 1, found - points, 0).reshape(height, width, 2)
+
+
+def pixel_values(video: np.ndarray) -> np.ndarray:
+    """Convert a video to float32 [t h w 3] of 0..255.
+
+    Args:
+        video: [t h w 3], uint8, or float in [-1, 1]. What is not a number becomes grey.
+
+    Raises:
+        ShapeError: another shape, or a side under 8 pixels.
+    """
+    video = np.asarray(video)
+    if video.ndim != 4 or video.shape[-1] != 3 or min(video.shape[1:3]) < _SMALLEST:
+        raise ShapeError(f"video has shape {video.shape}: give [t h w 3] of {_SMALLEST}x{_SMALLEST} pixels or more")
+    if video.dtype == np.uint8:
+        return video.astype(np.float32)
+    return np.clip(np.nan_to_num(video.astype(np.float32)) * 127.5 + 127.5, 0, 255)
 
 
 def _ssim(a: np.ndarray, b: np.ndarray) -> float:
@@ -90,3 +224,20 @@ def _unit(x: np.ndarray) -> np.ndarray:
     if x.dtype.kind not in "fV":
         raise ShapeError(f"a video of type {x.dtype} has no known range: use uint8, or float in [-1, 1]")
     return (np.clip(x.astype(np.float32), -1, 1) + 1) / 2
+
+
+def _edges(frame: np.ndarray) -> np.ndarray:
+    """How much edge is around each pixel of frame [h w 3] (0..1): squared gradients, float32 [h w]."""
+    cv2 = _opencv()
+    smooth = cv2.GaussianBlur(frame, (0, 0), 0.7)
+    along = [cv2.Sobel(smooth, cv2.CV_32F, dx, 1 - dx, ksize=1) / 2 for dx in (0, 1)]
+    return cv2.GaussianBlur(sum((g**2).sum(-1) for g in along), (0, 0), 3.0)
+
+
+def _opencv():
+    """The module cv2, imported when it is used: it takes a third of a second, and only evaluation needs it."""
+    try:
+        import cv2
+    except ImportError:
+        raise ConfigError(f"optical flow needs OpenCV: {install_command('eval')}") from None
+    return cv2

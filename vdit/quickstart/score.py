@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from vdit.eval.detectors import Detection, detect
 from vdit.eval.metrics import psnr
-from vdit.eval.shapes import Detection, detect
 from vdit.generate import Generator
 from vdit.quickstart.config import Wanted
 

@@ -1,22 +1,9 @@
-"""The bar under a report page that plays all of its videos in step.
+/* Plays all videos of a report page in step.
 
-One clock counts frames: the longest video sets the round, shorter ones start again within it by themselves. Only videos
-in sight are decoded. A video runs by itself between two looks of the clock, and is put right where it is off by more
-than half a frame; so all of them show the same frame whatever the browser does. When paused, each stands in the middle
-of a frame, where rounding cannot show its neighbour.
-"""
-
-BAR = """<div class="player" role="toolbar" aria-label="all videos">
-<button id="play" title="play or pause all videos (space)">pause</button>
-<button id="back" title="one frame back (left arrow)">&#9664;</button>
-<button id="next" title="one frame on (right arrow)">&#9654;</button>
-<input id="at" type="range" min="0" value="0" step="1" aria-label="frame">
-<output id="shown"></output>
-<select id="speed" aria-label="speed"><option value="0.25">0.25x</option><option value="0.5">0.5x</option>
-<option value="1" selected>1x</option><option value="2">2x</option></select>
-</div>"""
-
-SCRIPT = """
+   One clock counts frames. The longest video sets the length of a round; shorter videos repeat within it. Only videos in
+   sight are decoded. Between two ticks of the clock a video runs by itself; it is moved when it is off by more than half
+   a frame, so all videos show the same frame in every browser. When paused, each stands in the middle of a frame, where
+   rounding cannot show its neighbour. */
 (() => {
   const all = [...document.querySelectorAll("video")], seen = new Set(all);
   const [play, back, next, at, shown, speed] = ["play", "back", "next", "at", "shown", "speed"]
@@ -90,4 +77,3 @@ SCRIPT = """
   });
   requestAnimationFrame(tick);
 })();
-"""
