@@ -15,6 +15,7 @@ from vdit.errors import ConfigError, WeightsError
 from vdit.experiment.experiment import Experiment, SampleConfig
 from vdit.models.dit.config import DiTConfig
 from vdit.models.text import T5Config, TextConfig, load_t5_tokenizer, t5_text
+from vdit.models.text.t5_tokenizer import MODEL_NAMES
 from vdit.models.vae.config import VAEConfig
 from vdit.models.vision import CLIPVisionConfig
 from vdit.pretrained import clip, dit, kl_vae, t5, wan, wan_vae
@@ -29,7 +30,6 @@ INDEX = "model_index.json"
 PIPELINES = ("WanPipeline", "WanImageToVideoPipeline", "DiTPipeline")
 # What a folder may hold that is no network, and that an export gives back as it was.
 EXTRA_FOLDERS = ("scheduler", "tokenizer", "image_processor", "feature_extractor")
-TOKENIZERS = ("spiece.model", "tokenizer.model")
 NETWORKS = {
     "transformer": "dit",
     "transformer_2": "dit_low",
@@ -265,13 +265,13 @@ def with_sentinels(config: T5Config, tokenizer: Path) -> T5Config:
 
 
 def find_tokenizer(folder: Path) -> Path:
-    """The sentencepiece file of a tokenizer's folder."""
-    for name in TOKENIZERS:
+    """The file of a tokenizer's folder: of sentencepiece, else tokenizer.json."""
+    for name in MODEL_NAMES:
         if (folder / name).is_file():
             return folder / name
     raise WeightsError(
-        f"{folder}: has no {' or '.join(TOKENIZERS)}: prompts are read by the model's own sentencepiece file, "
-        "so take the whole folder"
+        f"{folder}: has none of {', '.join(MODEL_NAMES)}: prompts are read by the model's own tokenizer, so take the "
+        "whole folder"
     )
 
 

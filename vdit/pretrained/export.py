@@ -10,6 +10,7 @@ from typing import Any
 from vdit.checkpoint import load_meta, write_manifest
 from vdit.errors import CheckpointError, WeightsError, writing
 from vdit.experiment.experiment import Experiment
+from vdit.models.text.t5_tokenizer import is_json
 from vdit.nn.lora import detach, merge, without_lora
 from vdit.outputs import check_new_folder
 from vdit.paths import read_bytes
@@ -128,11 +129,12 @@ def _small_files(space: Workspace, experiment: Experiment, parts: dict[str, Part
         if experiment.vision is not None:
             index["image_processor"] = ["transformers", "CLIPImageProcessor"]
             files["image_processor/preprocessor_config.json"] = _dump(clip.clip_preprocessor_json(experiment.vision))
-        for name, target in (("tokenizer.model", "spiece.model"), ("tokenizer_config.json", "tokenizer_config.json")):
-            if (space.root / name).is_file():
-                files[f"tokenizer/{target}"] = _small(space.root / name)
-        if "tokenizer/spiece.model" not in files:
+        if not space.tokenizer.is_file():
             raise CheckpointError(f"{space.tokenizer}: is missing, which the exported model needs: restore it")
+        tokenizer = _small(space.tokenizer)
+        files[f"tokenizer/{'tokenizer.json' if is_json(tokenizer) else 'spiece.model'}"] = tokenizer
+        if (settings := space.root / "tokenizer_config.json").is_file():
+            files[f"tokenizer/{settings.name}"] = _small(settings)
     elif experiment.label_names:
         index["id2label"] = {str(i): name for i, name in enumerate(experiment.label_names)}
     files[INDEX] = _dump(index)

@@ -6,8 +6,8 @@
 
 Without parts they are looked for in ComfyUI's own tree (text_encoders or clip, vae, clip_vision beside
 diffusion_models), or else in the file's folder. What a file is for is told by the names and shapes of its tensors. The
-tokenizer is a sentencepiece file (spiece.model, tokenizer.model), or is inside the text encoder's file, where ComfyUI
-puts it. Of Wan 2.2 A14B the file of either expert is given; the other is found beside it by its name.
+tokenizer is a file of its own (spiece.model, tokenizer.model, tokenizer.json), or is inside the text encoder's file,
+where ComfyUI puts it. Of Wan 2.2 A14B the file of either expert is given; the other is found beside it by its name.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from typing import NamedTuple
 from vdit.errors import WeightsError
 from vdit.models.dit.config import DiTConfig
 from vdit.models.text import T5Config, load_t5_tokenizer
+from vdit.models.text.t5_tokenizer import MODEL_NAMES
 from vdit.models.vision import CLIPVisionConfig
 from vdit.pretrained import clip, original_folder, t5, wan, wan_vae
-from vdit.pretrained.diffusers_folder import TOKENIZERS, wan_experiment
+from vdit.pretrained.diffusers_folder import wan_experiment
 from vdit.pretrained.model import Component, PublicModel, open_model
 from vdit.pretrained.scaled_fp8 import open_weights
 from vdit.pretrained.tensors import TensorFiles, listed
@@ -210,7 +211,7 @@ def _candidates(path: Path, whole: TensorFiles, parts: Sequence[str | Path]) -> 
     places += inside
     files = [file for place in places for file in ([place] if place.is_file() else _files(place))]
     files = list({file.resolve(): file for file in reversed(files)}.values())[::-1]  # folders may overlap
-    tokenizers = [file for file in files if file.name in TOKENIZERS or file.suffix == ".model"]
+    tokenizers = [file for file in files if file.name in MODEL_NAMES or file.suffix == ".model"]
     given = [file for file in files if file.suffix in SUFFIXES and not file.samefile(path)]
     found = []
     for file in given:
@@ -267,10 +268,10 @@ def _text(
     elif len(tokenizers) == 1:
         (tokenizer,) = tokenizers
     else:
-        found = f"{len(tokenizers)} files {' or '.join(TOKENIZERS)}"
-        raise WeightsError(f"{path}: {found} beside it, must be one: give umT5's sentencepiece file as a part")
-    pieces = load_t5_tokenizer(tokenizer, extra_ids=0).vocab_size
-    sentinels = text.extra_ids if pieces + text.extra_ids <= text.vocab_size else 0
+        found = f"{len(tokenizers)} files {' or '.join(MODEL_NAMES)}"
+        raise WeightsError(f"{path}: {found} beside it, must be one: give umT5's tokenizer as a part")
+    opened = load_t5_tokenizer(tokenizer, extra_ids=text.extra_ids)
+    sentinels = opened.extra_ids if opened.vocab_size <= text.vocab_size else 0
     rules = t5.original_rules if "blocks.0.attn.q.weight" in files.info else _hugging_face(files)
     component = _component("text", "text_encoder", files, rules(text), (_SPIECE, *t5.UNUSED))
     return dataclasses.replace(text, extra_ids=sentinels), component, tokenizer
@@ -284,5 +285,5 @@ def _written(model: bytes) -> Path:
     """A sentencepiece model as a file, until vdit ends."""
     folder = Path(tempfile.mkdtemp(prefix="vdit-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    (folder / TOKENIZERS[0]).write_bytes(model)
-    return folder / TOKENIZERS[0]
+    (folder / MODEL_NAMES[0]).write_bytes(model)
+    return folder / MODEL_NAMES[0]

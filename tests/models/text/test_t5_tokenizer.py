@@ -12,10 +12,8 @@ import pytest
 import sentencepiece
 
 from vdit.errors import TextError
-from vdit.models.text.clean import clean_prompt
 from vdit.models.text.config import TextConfig, t5_preset, t5_text
-from vdit.models.text.spiece import clusters, read_piece_model
-from vdit.models.text.t5_tokenizer import T5Tokenizer, load_t5_tokenizer, make_tokenizer
+from vdit.models.text.t5_tokenizer import T5Tokenizer, clean_prompt, load_t5_tokenizer, make_tokenizer
 from vdit.models.text.tokenizer import SentencePieceTokenizer, fit_vocabulary
 
 NEGATIVE = "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，JPEG压缩"
@@ -133,13 +131,36 @@ def test_sizes_and_special_ids_are_those_of_transformers(pair):
     assert (ours.vocab_size, ours.eos_id, ours.pad_id) == (len(theirs), theirs.eos_token_id, theirs.pad_token_id)
 
 
+@pytest.fixture(scope="module")
+def json_pair(pair, tmp_path_factory):
+    """(a folder with tokenizer.json alone, as transformers saves one, transformers' tokenizer of it)."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("json")
+    pair[1].save_pretrained(folder)
+    for file in folder.iterdir():
+        if file.suffix == ".model":
+            file.unlink()
+    return folder, transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def test_a_folder_with_tokenizer_json_alone_gives_the_ids_of_transformers(pair, json_pair):
+    folder, theirs = json_pair
+    assert not list(folder.glob("*.model"))
+    raw = load_t5_tokenizer(folder, max_length=1 << 20, pad=False, clean=False)
+    spiece = load_t5_tokenizer(pair[0], max_length=1 << 20, pad=False, clean=False)
+    assert (raw.vocab_size, raw.eos_id, raw.pad_id) == (len(theirs), theirs.eos_token_id, theirs.pad_token_id)
+    for text in [*HARD, *strings(150, seed=4)]:
+        assert raw.encode(text) == theirs(text).input_ids == spiece.encode(text), ascii(text[:60])
+
+
 def test_the_file_reads_as_sentencepiece_reads_it(pair):
-    data = (pair[0] / "spiece.model").read_bytes()
-    ours, theirs = read_piece_model(data), sentencepiece.SentencePieceProcessor(model_proto=data)
+    ours = load_t5_tokenizer(pair[0], extra_ids=0)
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=ours.model)
     ids = list(range(theirs.vocab_size()))
-    assert list(ours.pieces) == theirs.id_to_piece(ids)
-    assert list(ours.scores) == theirs.get_score(ids)
-    assert [kind == 3 for kind in ours.types] == theirs.is_control(ids)
+    assert list(zip(theirs.id_to_piece(ids), theirs.get_score(ids))) == list(ours._pieces.scored)
+    control = {theirs.id_to_piece(i) for i in ids if theirs.is_control(i)}
+    assert control <= set(ours._pieces.special)
 
 
 def test_the_prompt_is_cleaned_as_wan_cleans_it():
@@ -171,12 +192,6 @@ def test_half_a_surrogate_pair_is_text(model):
     assert T5Tokenizer(model=model, pad=False).encode("a\ud800b") == bare.encode("a\ufffdb")
 
 
-def test_clusters_join_to_the_text():
-    for text in HARD + strings(200, seed=3):
-        assert "".join(clusters(text)) == text
-    assert clusters("e\u0301x\r\n\u0301\u0600ab") == ["e\u0301", "x", "\r\n", "\u0301", "\u0600a", "b"]
-
-
 def test_the_config_says_which_tokenizer_it_is(model, tmp_path):
     T5Tokenizer(model=model).save(tmp_path / "tokenizer.model")
     t5 = t5_preset("t5-v1_1-small", extra_ids=7, pad=False)
@@ -200,11 +215,8 @@ def test_it_pickles_and_saves(model, tmp_path):
     assert load_t5_tokenizer(tmp_path / "sub", max_length=16, extra_ids=3) == ours
 
 
-def test_folders_without_a_sentencepiece_file_are_refused(model, tmp_path):
-    with pytest.raises(TextError, match=r"holds neither spiece\.model nor tokenizer\.model"):
-        load_t5_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(TextError, match=r"holds tokenizer\.json, but no spiece\.model nor tokenizer\.model: add"):
+def test_folders_without_a_tokenizer_are_refused(model, tmp_path):
+    with pytest.raises(TextError, match=r"holds none of spiece\.model, tokenizer\.model, tokenizer\.json"):
         load_t5_tokenizer(tmp_path)
     (tmp_path / "spiece.model").write_bytes(model)
     (tmp_path / "tokenizer_config.json").write_text("[1]")
@@ -215,6 +227,57 @@ def test_folders_without_a_sentencepiece_file_are_refused(model, tmp_path):
         load_t5_tokenizer(tmp_path)
     with pytest.raises(TextError, match="cannot be read"):
         load_t5_tokenizer(tmp_path / "missing.model")
+
+
+def as_json(**changes) -> dict:
+    """A small tokenizer.json of a T5, with parts changed."""
+    vocab = [["<pad>", 0], ["</s>", 0], ["<unk>", 0], ["\u2581", -2.0], ["a", -1.5]]
+    model = {"type": "Unigram", "unk_id": 2, "vocab": vocab}
+    return {"model": model, "normalizer": None, "added_tokens": []} | changes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": None},
+        {"model": {"type": "BPE", "vocab": {}, "merges": []}},
+        {"model": {"type": "Unigram", "vocab": [["<pad>", 0], ["</s>", 0]]}},
+        {"model": {"type": "Unigram", "vocab": [["<pad>"]]}},
+        {"model": {"type": "Unigram", "vocab": [["<pad>", "x"]]}},
+        {"model": {"type": "Unigram", "vocab": [[3, 0.0]]}},
+        {"model": {"type": "Unigram", "vocab": []}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": 7}},
+        {"normalizer": [1]},
+        {"added_tokens": [{"id": 77, "content": "<far>"}]},
+        {"added_tokens": [{"content": "<no id>"}]},
+        {"added_tokens": 5},
+    ],
+)
+def test_a_tokenizer_json_of_another_kind_is_one_clear_line(changes, tmp_path):
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(as_json(**changes)))
+    with pytest.raises(TextError, match=r"tokenizer\.json: ") as error:
+        load_t5_tokenizer(file)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_json_runs_no_pattern_of_its_own(tmp_path):
+    """What would hang a regular expression is not used: only pieces, specials and the normaliser's table are read."""
+    hang = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(as_json(pre_tokenizer=hang)))
+    ours = load_t5_tokenizer(tmp_path, pad=False, max_length=1000)
+    assert ours.encode("a" * 60 + "!")[:-2] == [3, *[4] * 60]
+
+
+def test_a_damaged_table_of_the_normaliser_is_a_text_error(tmp_path):
+    import base64
+
+    for table in (b"xx", b"\4\0\0\0abcd", b"\4\0\0\0" + b"\xff" * 4 + b"a\0"):
+        normalizer = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(table).decode()}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(as_json(normalizer=normalizer)))
+        ours = load_t5_tokenizer(tmp_path)
+        with pytest.raises(TextError, match="damaged"):
+            ours.encode("abc \u00e9 \ufb01")
 
 
 def test_models_of_another_kind_are_refused(model, tmp_path):
@@ -248,5 +311,5 @@ def test_the_table_of_a_t5_stays_as_its_weights_have_it(model):
     assert fit_vocabulary(config, T5Tokenizer(model=model)) == config
     small = t5_text(t5_preset("t5-v1_1-small", vocab_size=50))
     with pytest.raises(TextError, match=r"has 300 ids, more than text\.t5\.vocab_size=50"):
-        fit_vocabulary(small, T5Tokenizer(model=model, extra_ids=300 - len(read_piece_model(model).pieces)))
+        fit_vocabulary(small, T5Tokenizer(model=model, extra_ids=300 - T5Tokenizer(model=model, extra_ids=0).vocab_size))
     assert fit_vocabulary(TextConfig(), T5Tokenizer(model=model)).vocab_size > 100

@@ -1,10 +1,9 @@
 """Captions: tokenizers and text encoders."""
 
-from vdit.models.text.clean import clean_prompt
 from vdit.models.text.config import T5Config, TextConfig, t5_preset, t5_text
 from vdit.models.text.encoder import Encoder, TextEncoder, drop_captions, drop_text, make_encoder
 from vdit.models.text.t5 import T5Encoder
-from vdit.models.text.t5_tokenizer import T5Tokenizer, load_t5_tokenizer, make_tokenizer
+from vdit.models.text.t5_tokenizer import T5Tokenizer, clean_prompt, load_t5_tokenizer, make_tokenizer
 from vdit.models.text.tokenizer import (
     SentencePieceTokenizer,
     Tokenizer,

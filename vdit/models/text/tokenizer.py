@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import functools
 import io
+import math
 import unicodedata
 import warnings
 from collections.abc import Iterable
@@ -16,13 +17,15 @@ import sentencepiece
 
 from vdit.errors import TextError, VditWarning, reason
 from vdit.models.text.config import TextConfig
-from vdit.models.text.spiece import count_pieces, read_model_file
 from vdit.outputs import write_whole
+from vdit.paths import MIB, read_bytes
 from vdit.reprs import short_repr
 
 # Unknown, begin, end, and one piece for each byte, so that any text can be encoded.
 SPECIAL_PIECES = 3 + 256
 MIN_ROOM = 4  # pieces besides these, of which half at most are single characters
+MODEL_LIMIT = 8 * MIB  # bytes of a .model file; umT5's has 4.5 MB for 256,000 pieces
+MOST_PIECES = 1 << 20
 
 
 class Tokenizer(Protocol):
@@ -60,7 +63,7 @@ class SentencePieceTokenizer:
         if self.max_length < 1:
             raise TextError(f"max_length {self.max_length} must be at least 1")
         # Before the library sees it, which takes any number of empty pieces.
-        if count_pieces(self.model) != self._processor.vocab_size():
+        if len(parse_model(self.model).pieces) != self._processor.vocab_size():
             raise TextError("not a sentencepiece model: its pieces cannot be counted")
 
     @functools.cached_property
@@ -117,9 +120,40 @@ def write_model(model: bytes, path: str | Path) -> None:
         raise TextError(f"{path}: cannot write the tokenizer: {reason(error)}") from None
 
 
+def parse_model(data: bytes):
+    """Parse a sentencepiece model.
+
+    Args:
+        data: content of a .model file, at most MODEL_LIMIT bytes.
+
+    Returns:
+        The `sentencepiece_model_pb2.ModelProto`, of 1 to MOST_PIECES pieces, each of valid text.
+
+    Raises:
+        TextError: it does not parse as one.
+    """
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    if len(data) > MODEL_LIMIT:
+        raise TextError(f"a sentencepiece model of {len(data)} bytes, at most {MODEL_LIMIT}: give the right file")
+    try:
+        proto.ParseFromString(data)
+        if len(proto.pieces) > MOST_PIECES:
+            raise TextError(f"a sentencepiece model of more than {MOST_PIECES} pieces: give the right file")
+        if not all(math.isfinite(piece.score) for piece in proto.pieces if piece.piece is not None):
+            raise TextError("not a sentencepiece model: the score of a piece is not a number")
+    except (DecodeError, UnicodeDecodeError):
+        raise TextError("not a sentencepiece model: it does not parse as one") from None
+    if not proto.pieces:
+        raise TextError("not a sentencepiece model: it has no pieces")
+    return proto
+
+
 def load_tokenizer(path: str | Path, *, max_length: int = 64) -> SentencePieceTokenizer:
     """Reads a sentencepiece .model file (any name)."""
-    model = read_model_file(path)
+    model = read_bytes(path, limit=MODEL_LIMIT, error=TextError, fix="give the model's sentencepiece file")
     try:
         return SentencePieceTokenizer(model=model, max_length=max_length)
     except TextError as error:
