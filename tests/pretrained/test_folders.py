@@ -15,12 +15,14 @@ from tests.conftest import run_vdit
 from tests.pretrained import public_folders as public
 from vdit.dist.mesh import make_mesh
 from vdit.errors import OutputError, WeightsError
+from vdit.models.text import load_t5_tokenizer
 from vdit.pretrained import dit as dit_maps
 from vdit.pretrained import original_folder, t5, wan, wan_vae
 from vdit.pretrained.importing import import_model
 from vdit.pretrained.model import open_model
 from vdit.pretrained.open import open_tensors
 from vdit.pretrained.plan import flatten
+from vdit.train.workspace import Workspace, open_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +132,27 @@ def test_an_export_with_an_image_encoder_has_what_prepares_its_pixels(torch, tmp
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+def test_a_tokenizer_json_alone_imports_and_comes_out_again(wan_folder, tmp_path):
+    """Newer transformers write no sentencepiece file: prompts have the same ids, here and after an export."""
+    shutil.copytree(wan_folder, tmp_path / "public")
+    want = load_t5_tokenizer(tmp_path / "public" / "tokenizer").encode("a red  dog </s> \u00e9")
+    (tmp_path / "public" / "tokenizer" / "spiece.model").unlink()
+    model = open_model(tmp_path / "public")
+    assert model.tokenizer.name == "tokenizer.json"
+    assert open_tokenizer(model.experiment, model.tokenizer).encode("a red  dog </s> \u00e9") == want
+    import_model(tmp_path / "public", tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / "public")
+    space = Workspace(tmp_path / "model")
+    assert space.open_tokenizer(space.experiment()).encode("a red  dog </s> \u00e9") == want
+    from vdit.cli.main import main
+
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "out")]) == 0
+    assert [file.name for file in (tmp_path / "out" / "tokenizer").iterdir() if "config" not in file.name] == [
+        "tokenizer.json"
+    ]
+    assert load_t5_tokenizer(tmp_path / "out" / "tokenizer").encode("a red  dog </s> \u00e9") == want
+
+
 def original_wan(model: Path, target: Path, torch) -> Path:
     """The weights of a diffusers folder as Wan's own repository lays them out."""
     opened = open_model(model)
@@ -214,6 +237,7 @@ def test_dit_in_its_own_layout(dit_folder, tmp_path, torch, monkeypatch):
     assert (experiment.sample.steps, experiment.sample.size, experiment.first_label) == (250, (16, 16), 0)
 
 
+TOKENIZERS = ("spiece.model", "tokenizer.json")
 BREAKS = {
     "no such folder": (lambda f: shutil.rmtree(f), "is not a folder"),
     "not a model": (lambda f: (f / "model_index.json").unlink(), "no public one known here"),
@@ -228,7 +252,8 @@ BREAKS = {
     "missing shard": (lambda f: min((f / "transformer").glob("*.safetensors")).unlink(), "shards that are not there"),
     "truncated shard": (lambda f: truncate(min((f / "transformer").glob("*.safetensors"))), "truncated"),
     "wrong dtype": (lambda f: to_integers(f / "vae"), "int"),
-    "no sentencepiece": (lambda f: (f / "tokenizer/spiece.model").unlink(), "spiece.model"),
+    "no tokenizer": (lambda f: [(f / "tokenizer" / name).unlink() for name in TOKENIZERS], "tokenizer.json"),
+    "damaged tokenizer": (lambda f: truncate(f / "tokenizer/spiece.model"), "spiece.model"),
     "unknown scheduler": (lambda f: edit(f / "scheduler/scheduler_config.json", _class_name="LCMScheduler"), "LCM"),
     "refused option": (lambda f: edit(f / "scheduler/scheduler_config.json", thresholding=True), "thresholding"),
     "unpaired boundary": (lambda f: edit(f / "model_index.json", boundary_ratio=0.9), "boundary_ratio"),
