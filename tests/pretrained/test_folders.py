@@ -253,7 +253,6 @@ BREAKS = {
     "truncated shard": (lambda f: truncate(min((f / "transformer").glob("*.safetensors"))), "truncated"),
     "wrong dtype": (lambda f: to_integers(f / "vae"), "int"),
     "no tokenizer": (lambda f: [(f / "tokenizer" / name).unlink() for name in TOKENIZERS], "tokenizer.json"),
-    "damaged tokenizer": (lambda f: truncate(f / "tokenizer/spiece.model"), "spiece.model"),
     "unknown scheduler": (lambda f: edit(f / "scheduler/scheduler_config.json", _class_name="LCMScheduler"), "LCM"),
     "refused option": (lambda f: edit(f / "scheduler/scheduler_config.json", thresholding=True), "thresholding"),
     "unpaired boundary": (lambda f: edit(f / "model_index.json", boundary_ratio=0.9), "boundary_ratio"),
