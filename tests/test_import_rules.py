@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SCANNED = ("vdit", "experiments", "data_pipelines")
 
-BASE = {"types", "finite", "config", "errors", "outputs", "paths", "registry", "reprs", "seeds"}
+BASE = {"types", "finite", "config", "errors", "outputs", "paths", "buckets", "hub", "registry", "reprs", "seeds"}
 LAYERS = BASE | {"dist", "nn", "diffusion"}
 SAMPLING = LAYERS | {"samplers", "models", "data"}
 TRAINING = SAMPLING | {"sampling", "experiment", "checkpoint", "video"}
@@ -21,8 +21,10 @@ MAY_IMPORT = {
     "reprs": set(),
     "types": {"errors", "reprs"},
     "config": {"errors", "paths", "registry"},
-    "paths": {"errors"},
-    "outputs": {"errors"},
+    "paths": {"errors", "buckets", "hub"},
+    "buckets": {"errors"},
+    "hub": {"errors"},
+    "outputs": {"errors", "paths", "buckets"},
     "registry": {"errors"},
     "seeds": {"errors", "types"},
     "finite": {"types"},
@@ -56,6 +58,11 @@ ONLY_IN = {
     "orbax": {"checkpoint"},
     "tensorstore": {"checkpoint"},
     "av": {"video"},
+    "etils": {"checkpoint", "paths"},
+    "fsspec": {"buckets"},
+    "gcsfs": {"buckets"},
+    "s3fs": {"buckets"},
+    "huggingface_hub": {"hub"},
     "torch": set(),
     "tensorflow": set(),
     "experiments": set(),

@@ -52,6 +52,15 @@ class OutputError(VditError):
     """A file cannot be written where it is asked for, or would replace something that the user gave."""
 
 
+class BucketError(VditError, OSError):
+    """A bucket is not there, may not be used, or cannot be reached. transient: the same call may succeed later."""
+
+    transient = False
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class DataError(VditError):
     """A data source is empty, malformed, or cannot be resumed as asked."""
 
