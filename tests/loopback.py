@@ -401,8 +401,9 @@ class _BucketHandler(_Handler):
             for key in found
         )
         text += "".join(f"<CommonPrefixes><Prefix>{escape(quote(p))}</Prefix></CommonPrefixes>" for p in prefixes)
-        text = f"<ListBucketResult><Name>{bucket}</Name><EncodingType>url</EncodingType><KeyCount>" \
-               f"{len(found) + len(prefixes)}</KeyCount><IsTruncated>false</IsTruncated>{text}</ListBucketResult>"  # fmt: skip
+        head = f"<Name>{bucket}</Name><EncodingType>url</EncodingType><IsTruncated>false</IsTruncated>"
+        head += f"<KeyCount>{len(found) + len(prefixes)}</KeyCount>"
+        text = f"<ListBucketResult>{head}{text}</ListBucketResult>"
         self.send(200, text.encode(), Content_Type="application/xml")
 
     def _listed(self, bucket: str, prefix: str, delimiter: str) -> tuple[list[str], list[str]]:
@@ -525,7 +526,8 @@ class _HubHandler(_Handler):
             self.send_json({"id": repo, "modelId": repo, "sha": store.commit_of(repo, branch), "siblings": siblings,
                             "private": repo in store.private, "tags": [], "downloads": 0, "likes": 0})  # fmt: skip
         elif action == "tree":
-            self.send_json([{"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+            digest = lambda content: hashlib.sha1(content).hexdigest()  # noqa: E731
+            self.send_json([{"type": "file", "path": name, "size": len(content), "oid": digest(content)}
                             for name, content in sorted(files.items())])  # fmt: skip
         elif action == "resolve":
             if file not in files:
@@ -535,7 +537,8 @@ class _HubHandler(_Handler):
             self.send_range(files[file], X_Repo_Commit=store.commit_of(repo, branch), ETag=etag)
         elif action == "preupload":
             told = json.loads(data)["files"]
-            self.send_json({"files": [{"path": one["path"], "uploadMode": "regular", "shouldIgnore": False} for one in told]})
+            how = {"uploadMode": "regular", "shouldIgnore": False}
+            self.send_json({"files": [{"path": one["path"]} | how for one in told]})
         elif action == "commit":
             for line in filter(None, data.decode().splitlines()):
                 entry = json.loads(line)

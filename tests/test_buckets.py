@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from etils import epath
-from tests.loopback import Buckets
 
+from tests.loopback import Buckets
 from vdit import buckets, paths
 from vdit.errors import BucketError, ConfigError, DataError, OutputError, WeightsError
 
@@ -47,7 +47,8 @@ def test_names_of_buckets_are_told_from_local_ones():
     assert str(paths.path(Path("s3://a-bucket/x"))) == "s3://a-bucket/x"  # pathlib has lost a slash
     assert isinstance(paths.path("runs/x"), Path)
     assert not paths.is_remote("./gs/x")
-    assert paths.is_hub("hf://org/name") and not paths.is_hub("runs/hf")
+    assert paths.is_hub("hf://org/name")
+    assert not paths.is_hub("runs/hf")
 
 
 def test_files_come_back_as_they_were_written(root):
@@ -55,8 +56,10 @@ def test_files_come_back_as_they_were_written(root):
     assert paths.read_json(f"{root}/run/notes/a.json", limit=100) == {"a": 1}
     assert paths.files_below(f"{root}/run") == {"notes/a.json": 8}
     assert paths.names_in(f"{root}/run") == ["notes"]
-    assert paths.is_dir(f"{root}/run/notes") and not paths.is_file(f"{root}/run/notes")
-    assert paths.is_file(f"{root}/run/notes/a.json") and not paths.exists(f"{root}/run/b")
+    assert paths.is_dir(f"{root}/run/notes")
+    assert not paths.is_file(f"{root}/run/notes")
+    assert paths.is_file(f"{root}/run/notes/a.json")
+    assert not paths.exists(f"{root}/run/b")
     assert paths.file_size(f"{root}/run/notes/a.json") == 8
 
 
@@ -82,7 +85,8 @@ def test_a_copy_is_taken_again_when_the_original_changes(root, server):
     url = f"{root}/videos/a.mp4"
     paths.write_atomic(url, b"one")
     first = paths.local_copy(url)
-    assert first.read_bytes() == b"one" and first.suffix == ".mp4"
+    assert first.read_bytes() == b"one"
+    assert first.suffix == ".mp4"
     before = len(server.asked)
     assert paths.local_copy(url) == first
     assert not [what for what in server.asked[before:] if what[0] == "GET" and "mp4" not in what[1]]
@@ -108,7 +112,8 @@ def test_the_cache_holds_its_limit_and_drops_the_least_recently_used(tmp_path):
     assert cache.get("key 0", "file", 40, write) == files[0]  # used: now the younger one
     time.sleep(0.01)
     cache.get("key 2", "file", 40, write)
-    assert files[0].exists() and not files[1].exists()
+    assert files[0].exists()
+    assert not files[1].exists()
     assert cache.used() <= 100
     with pytest.raises(ConfigError, match="101"):
         cache.get("key 3", "file", 101, write)
@@ -146,14 +151,16 @@ def test_a_missing_bucket_is_named(root):
 def test_a_missing_object_is_not_a_missing_bucket(root):
     with pytest.raises(DataError) as caught:
         paths.read_bytes(f"{root}/absent", limit=10)
-    assert f"{root}/absent" in str(caught.value) and "no bucket" not in str(caught.value)
+    assert f"{root}/absent" in str(caught.value)
+    assert "no bucket" not in str(caught.value)
 
 
 def test_a_missing_right_is_named(root, server):
     server.deny = lambda method, key: method in ("PUT", "POST")
     with pytest.raises(BucketError, match="right") as caught:
         paths.write_atomic(f"{root}/a", "x")
-    assert isinstance(caught.value, OSError) and not caught.value.transient
+    assert isinstance(caught.value, OSError)
+    assert not caught.value.transient
     server.deny = lambda method, key: True
     with pytest.raises(DataError, match="right"):
         paths.read_bytes(f"{root}/a", limit=10)

@@ -1,8 +1,8 @@
 """Weights on a hub: names, downloads and uploads, against a server on loopback."""
 
 import pytest
-from tests.loopback import Hub
 
+from tests.loopback import Hub
 from vdit import hub, paths
 from vdit.errors import OutputError, WeightsError
 

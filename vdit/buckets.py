@@ -468,7 +468,8 @@ def _words(url: str, failure: Exception, fix: str) -> tuple[str, bool]:
         return f"{url}: there is no such object in the bucket" + (f"; {fix}" if fix else ""), False
     denied = isinstance(failure, PermissionError) or code in (401, 403) or "Forbidden" in text or "AccessDenied" in text
     if denied or "NoCredentials" in type(failure).__name__ or "DefaultCredentials" in type(failure).__name__:
-        return f"{url}: you have no right to it ({text}): ask for access to bucket {bucket!r}, or log in ({login})", False
+        rule = f"you have no right to it ({text}): ask for access to bucket {bucket!r}, or log in ({login})"
+        return f"{url}: {rule}", False
     if is_transient(failure):
         return f"{url}: the connection to the bucket keeps failing ({text}): start the same command again", True
     return f"{url}: {type(failure).__name__}: {text}" + (f"; {fix}" if fix else ""), False

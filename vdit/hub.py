@@ -17,7 +17,8 @@ from pathlib import Path
 from vdit.errors import BucketError, OutputError, VditError, WeightsError, install_command
 
 # Formats of other frameworks, and pictures of a model's page.
-_IGNORED = ["*.onnx*", "*.msgpack", "*.h5", "*.ot", "*.tflite", "*.mlmodel", "*.gguf", "*.png", "*.jpg", "*.gif", "*.mp4"]
+_IGNORED = ["*.onnx*", "*.msgpack", "*.h5", "*.ot", "*.tflite", "*.mlmodel", "*.gguf"]
+_IGNORED += ["*.png", "*.jpg", "*.gif", "*.mp4"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
