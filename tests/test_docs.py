@@ -68,7 +68,8 @@ def test_a_how_to_runs(page, tmp_path, compile_cache, tiny_run):
             continue
         if language not in ("python", "bash"):
             continue
-        lines = commands(text) if language == "bash" else [["python", "-c", "import sys; sys.path.append('.')\n" + text]]
+        (tmp_path / "block.py").write_text(f"import sys; sys.path.append('.')\n{text}")
+        lines = commands(text) if language == "bash" else [["python", "block.py"]]
         for program, *words in lines:
             start = {"vdit": [sys.executable, "-m", "vdit.cli.main"], "python": [sys.executable]}[program]
             if program == "vdit" and words[0] == "train":
