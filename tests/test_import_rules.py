@@ -11,13 +11,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SCANNED = ("vdit", "experiments", "data_pipelines")
 
-BASE = {"types", "finite", "config", "errors", "outputs", "paths", "buckets", "hub", "registry", "reprs", "seeds"}
+BASE = {"types", "finite", "config", "errors", "lazy", "outputs", "paths", "buckets", "hub", "registry", "reprs", "seeds"}
 LAYERS = BASE | {"dist", "nn", "diffusion"}
 SAMPLING = LAYERS | {"samplers", "models", "data"}
 TRAINING = SAMPLING | {"sampling", "experiment", "checkpoint", "video"}
 # What each part of vdit may import of vdit.
 MAY_IMPORT = {
     "errors": set(),
+    "lazy": set(),
     "reprs": set(),
     "types": {"errors", "reprs"},
     "config": {"errors", "paths", "registry"},

@@ -1,12 +1,11 @@
-"""Sources of samples, packing, and the iterators that training loops take."""
+"""Sources of samples, packing, and the iterators that training loops take.
 
-from __future__ import annotations
+Imported on first use: who needs only patches or the config does not wait for grain.
+"""
 
-import importlib
-from typing import Any
+from vdit.lazy import exports
 
-# Imported on first use: who needs only patches or the config does not wait for grain.
-_HOME = {
+_HOMES = {
     "Clips": "clips",
     "DataConfig": "config",
     "DataSource": "data_source",
@@ -39,11 +38,5 @@ _HOME = {
     "video_batches": "pipeline",
     "write_latents": "latents",
 }
-
-__all__ = [*_HOME]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__all__ = [*_HOMES]
+__getattr__, __dir__ = exports(__name__, _HOMES)

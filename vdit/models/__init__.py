@@ -1,1 +1,30 @@
-"""The networks: diffusion transformer, VAE, text and image encoders."""
+"""The networks: diffusion transformer, VAE, text and image encoders.
+
+Imported on first use.
+"""
+
+from vdit.lazy import exports
+
+_HOMES = {
+    "CLIPVisionConfig": "vision.clip",
+    "DiT": "dit.model",
+    "DiTConfig": "dit.config",
+    "DiscriminatorConfig": "vae.config",
+    "Gaussian": "vae.model",
+    "Network": "network",
+    "T5Config": "text.config",
+    "TextConfig": "text.config",
+    "Tokenizer": "text.tokenizer",
+    "VAE": "vae.model",
+    "VAEConfig": "vae.config",
+    "VAELossConfig": "vae.config",
+    "VideoVAE": "vae.video",
+    "dit_preset": "dit.config:preset",
+    "load_tokenizer": "text.tokenizer",
+    "t5_preset": "text.config",
+    "t5_text": "text.config",
+    "train_tokenizer": "text.tokenizer",
+    "vae_preset": "vae.config:preset",
+}
+__all__ = [*_HOMES]
+__getattr__, __dir__ = exports(__name__, _HOMES)
