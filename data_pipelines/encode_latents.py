@@ -3,11 +3,10 @@
     python data_pipelines/encode_latents.py runs/clips latents/clips --samples 100000 \\
         --data.source=folder --data.source.path=videos --data.threads=16
 
-What is drawn of each video (sizes, durations, frame rates) is as in the run's experiment, changed by
---data.KEY=VALUE. The result is read by vdit.data.LatentStore. What the run holds out
-of its own data stays out. Files that cannot be read are skipped and listed. The same command goes on where it was
-interrupted, if the videos are as they were. To share the work between machines that share the folder, give each
---shard INDEX/COUNT; when all are done, the same command without it completes the folder.
+Clips (sizes, durations, frame rates) are sampled as in the run's experiment; --data.KEY=VALUE changes it.
+vdit.data.LatentStore reads the result. Videos that the run holds out stay out. Unreadable files are skipped and listed.
+After an interruption the same command resumes, if the videos have not changed. To split the work between machines that
+share the folder, give each --shard INDEX/COUNT; when all are done, the same command without it completes the folder.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def load(run: str) -> tuple[VideoVAE, Experiment]:
 def _share(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise argparse.ArgumentTypeError(f"{text!r} must be INDEX/COUNT, 0/4 to 3/4 for four shares")
+        raise argparse.ArgumentTypeError(f"{text!r} must be INDEX/COUNT, 0/4 to 3/4 for four shards")
     return int(index), int(count)
 
 
@@ -51,14 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder of the run that trained the VAE")
     parser.add_argument("out", help="new folder for the latents")
-    parser.add_argument("--samples", type=int, default=0, help="cuts to encode; 0: each video once")
+    parser.add_argument("--samples", type=int, default=0, help="clips to encode; 0: each video once")
     parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"])
-    parser.add_argument("--shard", type=_share, default=(0, 1), metavar="INDEX/COUNT", help="encode this share only")
+    parser.add_argument("--shard", type=_share, default=(0, 1), metavar="INDEX/COUNT", help="encode only this shard")
     args, rest = parser.parse_known_args(arguments)
     vae, experiment = load(args.run)
     unknown = [text for text in rest if not text.startswith("--data.") or "=" not in text]
     if unknown:
-        raise ConfigError(f"{unknown[0]!r} is not understood: settings are given as --data.KEY=VALUE")
+        raise ConfigError(f"{unknown[0]!r} is unknown: write settings as --data.KEY=VALUE")
     data, seed = experiment.data, experiment.seed
     overrides = upgrade_overrides(text.removeprefix("--") for text in rest)
     data = apply_overrides(data, [override.removeprefix("data.") for override in overrides])

@@ -5,17 +5,16 @@
     python tools/clips_report.py runs/clips
     python tools/clips_tasks.py runs/clips
 
-Hardware: 2 CPU cores; VAE 21 minutes and DiT 50, both beside other work, at most 3.9 GB of memory.
+Hardware: 2 busy CPU cores; VAE 21 minutes, DiT 50 minutes, at most 3.9 GB of memory.
 Expected: PSNR of reconstruction 26.2 dB on clips seen and 23.3 dB on those left out; 99.97% useful tokens; every
-command runs, given frames come back bit for bit, made ones go on blurred (tools/clips_tasks.py).
-A check of the whole way rather than a good model: more steps, on a GPU, are what it wants.
+command runs, given frames come back bit for bit, generated ones are blurry (tools/clips_tasks.py).
+It is an end-to-end smoke test, not a good model: for that, train longer on a GPU.
 
-Three areas, four durations and three frame rates are mixed in one batch; a clip keeps its aspect ratio.
-Six files are held out, one of a kind each, so that the report can tell seen from unseen. Any folder of
-videos with captions (captions.jsonl or captions.csv with "file" and "caption", or a .txt beside each
-video) trains likewise: vdit train clips --data FOLDER.
+One batch mixes three areas, four durations and three frame rates; each clip keeps its aspect ratio. Six files of
+different kinds are held out, so that the report can compare seen and unseen clips. Any folder of videos with captions
+(docs/captions.md) works: vdit train clips --data FOLDER.
 
-With a perceptual loss, given SqueezeNet 1.1's Keras file (without top):
+With a perceptual loss (it needs SqueezeNet 1.1's Keras file, without top):
     --cfg.vae_loss.perceptual_weight=0.1 --cfg.vae_loss.perceptual_weights=squeezenet_notop.h5
 """
 
@@ -63,9 +62,9 @@ def config() -> Experiment:
             threads=2,
         ),
         holdout=HOLDOUT,
-        # Pixels and frames are folded at once: many cheap steps teach more than few dear ones.
+        # Folds pixels and frames in one step: many cheap training steps teach more than a few expensive ones.
         vae=vae_preset("tiny", latent_channels=16, base_channels=96),
-        # The discriminator comes late and weighs little: it sharpens what is there.
+        # The discriminator starts late with a small weight: it sharpens existing detail.
         vae_loss=VAELossConfig(
             reconstruction="l1",
             kl_weight=1e-4,

@@ -10,9 +10,9 @@ Expected: by `vdit plan`, at the roofline with nothing overlapped, rows of one c
     sampling 16 videos, 30 steps, guided     0.9 GiB, 2.9 s
     decoding them, 4 latent frames at once   1.1 GiB, 0.06 s
 
-The same command on every host (see experiments/launch). Mesh: parameters and optimizer state over
-`fsdp`, the batch over `data` and `fsdp`, in four pieces, which is what fits; for longer rows give
---cfg.mesh.sequence=4, for wider models --cfg.mesh.tensor=2.
+Start the same command on every host (see experiments/launch). Mesh: parameters and optimizer state over `fsdp`, the
+batch over `data` and `fsdp`, accumulated in four pieces to fit. For longer rows use --cfg.mesh.sequence=4, for wider
+models --cfg.mesh.tensor=2.
 Smaller: --cfg.dit.width=768 --cfg.dit.depth=12 --cfg.dit.heads=12 is DiT-B.
 """
 

@@ -1,4 +1,4 @@
-"""The smallest pod: a DiT-S of text to video on 8 chips, parameters shared out over 4, rows over 2.
+"""The smallest pod: a text-to-video DiT-S on 8 chips, parameters sharded over 4, rows over 2.
 
     vdit plan experiments/pod_tiny.py
     vdit train experiments/pod_tiny.py --workdir /mnt/shared/tiny --cfg.data.source.path=VIDEOS

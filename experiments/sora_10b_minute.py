@@ -9,10 +9,10 @@ Hardware: 512 TPU v5p (8x8x8); not run yet. Expected: by `vdit plan` (a roofline
     sampling 16 videos, 40 steps, guided     9.1 GiB, 1,842 s
     decoding them, 32 latent frames at once 27.3 GiB, 5.6 s
 
-Parameters, optimizer and average are shared out over `fsdp`=16, the tokens of a row over `sequence`=32: each chip
-holds one of the 32 heads of all tokens while it attends, and 23,040 tokens of all heads for the rest. The attention
-of the forward pass is kept for the backward (remat="attention"), all else of a block is computed again. Images and
-shorter or smaller clips fill up rows that a minute of 1080p does not.
+Parameters, optimizer and average are sharded over `fsdp`=16, the tokens of a row over `sequence`=32: in attention each
+chip holds one of the 32 heads for all tokens, elsewhere 23,040 tokens with all heads. The backward pass reuses the
+attention of the forward pass (remat="attention") and recomputes the rest of each block. Images and shorter or smaller
+clips fill rows that a minute of 1080p does not.
 """
 
 from vdit.data.config import DataConfig

@@ -1,4 +1,4 @@
-"""Text to video with 3.4 B parameters: up to five seconds of 720p in a row, shared out over four chips.
+"""Text to video with 3.4 B parameters: up to five seconds of 720p in a row, split over four chips.
 
     vdit plan experiments/t2v_3b_pod.py
     vdit train experiments/t2v_3b_pod.py --workdir /mnt/shared/t2v --cfg.data.source.path=VIDEOS
@@ -9,7 +9,7 @@ Hardware: 64 TPU v5p (4x4x4); not run yet. Expected: by `vdit plan` (a roofline:
     sampling 16 videos, 40 steps, guided     5.3 GiB, 208 s
     decoding them, 4 latent frames at once  18.2 GiB, 1.6 s
 
-Parameters, optimizer and average are shared out over `fsdp`=16, the tokens of a row over `sequence`=4 by exchange of
+Parameters, optimizer and average are sharded over `fsdp`=16, the tokens of a row over `sequence`=4 by an exchange of
 heads (5 of 20 a chip).
 """
 

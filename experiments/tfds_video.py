@@ -6,7 +6,7 @@
 Hardware: one GPU of 24 GB or more. Expected: not measured yet.
 
 The data set stores frames as a Tensor feature (uint8 [t h w 3]) in array_record, which needs no TensorFlow
-to read. Its features' names are given by --cfg.data.*_feature; an empty name means that it has none.
+to read. --cfg.data.*_feature name its features; an empty name means that the set has no such feature.
 """
 
 from vdit.data.config import DataConfig

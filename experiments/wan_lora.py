@@ -1,4 +1,4 @@
-"""A LoRA for Wan 2.1 (1.3B) on a folder of videos: a subject, a style or a motion that it does not know.
+"""A LoRA for Wan 2.1 (1.3B) on a folder of videos: a new subject, style or motion.
 
     vdit import Wan2.1-T2V-1.3B-Diffusers runs/wan      # the public weights, once
     vdit train experiments/wan_lora.py --workdir runs/style --cfg.data.source.path=my_videos
@@ -6,10 +6,10 @@
 
 Hardware: one GPU of 40 GB or more (the frozen text encoder alone is 11 GB in bfloat16). Expected: not measured yet.
 
-20 to 200 clips with captions will do (captions.jsonl with "file" and "caption", or a .txt beside each video). The
-weights stay as they are; checkpoints and `runs/style/lora.safetensors`, which diffusers and ComfyUI load as well, hold
-the additions alone, 44 M numbers at this rank. Less memory: --cfg.lora.weights=int8. All weights instead, with
-a lower learning rate: --cfg.lora=none --cfg.dit_train.optimizer.learning_rate=1e-5.
+20 to 200 clips with captions are enough (docs/captions.md). The base weights do not change; checkpoints and
+`runs/style/lora.safetensors`, which diffusers and ComfyUI load too, hold only the LoRA, 44 M numbers at this rank.
+For less memory use --cfg.lora.weights=int8. To train all weights instead, use a lower learning rate:
+--cfg.lora=none --cfg.dit_train.optimizer.learning_rate=1e-5.
 """
 
 from vdit.data.config import DataConfig

@@ -5,11 +5,11 @@
     python tools/canvas_report.py runs/canvas --out canvas_report
 
 Hardware: 2 CPU cores; VAE 5 minutes, latents 2, DiT 50 (at 2,850 tokens/s), at most 1.6 GB of memory.
-Expected: animate 100% right, extend off by 0.028 of the side after 8 frames, object permanence 100% (README, "One
-canvas, measured").
+Expected: animate 100% right, extend off by 0.028 of the side after 8 frames, object permanence 100%
+(docs/measured.md).
 
-Nearly half of the clips are drawn from text alone; of the others some frames, or a region of them, are known, so that
-the same weights make, animate, extend, loop, connect, edit, inpaint and roll out (vdit/experiment/canvases.py).
+Nearly half of the training clips are generated from text alone. Of the others some frames, or a region, are given, so
+one set of weights samples, animates, extends, loops, connects, edits, inpaints and rolls out.
 """
 
 from vdit.data.config import DataConfig

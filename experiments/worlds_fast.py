@@ -5,8 +5,8 @@
     vdit sample runs/fast "a red circle moves to the left" --steps 2 --out circle.mp4
     python tools/few_steps.py runs/quickstart runs/fast --seeds 4
 
-Hardware: 2 CPU cores, 8 minutes beside other work. Expected: the share of right videos, of 256 of held-out prompts (its
-standard error is 2 to 3 points), and how often the network is asked for a video:
+Hardware: 2 busy CPU cores, 8 minutes. Expected: the share of correct videos for 256 held-out prompts (standard error 2
+to 3 points), and the number of network calls for a video:
 
     | teacher | share | calls |    | student | share | calls |
     | ------- | ----- | ----- |    | ------- | ----- | ----- |
@@ -15,13 +15,13 @@ standard error is 2 to 3 points), and how often the network is asked for a video
     | Euler 4 |   78% |     6 |    | 2 steps |   78% |     2 |
     | Euler 2 |   64% |     3 |    | 1 step  |   64% |     1 |
 
-The shares are of the detector that named deformed shapes too, and of a teacher of 4,400 steps without canvases: expect
-lower ones now.
+The shares were measured with an older detector, which also accepted deformed shapes, and a teacher of 4,400 steps
+without canvases: expect lower ones now.
 
-Consistency distillation with the guidance distilled in (vdit/train/distill.py). What is wrong at few steps is the
-shape: colour and direction are right in 98% from one step on. Three times the learning rate with a grid half as
-fine gave the same figures. Any run of a model that predicts velocity or v can be the
-teacher; its own experiment with these is the student's:
+Consistency distillation with the guidance distilled in (vdit/train/distill.py). With few steps
+only the shape suffers: colour and direction are right in 98% from one step on. Three times the learning rate with a
+grid half as fine gave the same figures. Any run of a model that predicts velocity or v can be the teacher; the
+student's experiment is the teacher's with these changes:
 
     --cfg.start_from=RUN --cfg.distill.guidance=4 --cfg.sample.sampler=consistency --cfg.sample.guidance=1
 """

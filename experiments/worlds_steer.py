@@ -4,13 +4,13 @@
     vdit simulate runs/steer "a red circle that is steered" --keys "dddd ssss aaaa" --out played.mp4
     python tools/canvas_report.py runs/canvas --simulator runs/steer --out canvas_report
 
-Hardware: 2 CPU cores; VAE 1.5 minutes, DiT 45 beside other work, at most 1.5 GB of memory.
-Expected: 83% of steps obeyed to within half a step, 45 steps a second (tools/canvas_report.py; measured on a run of
-5,000 steps that was gone on with to 10,000).
+Hardware: 2 busy CPU cores; VAE 1.5 minutes, DiT 45 minutes, at most 1.5 GB of memory.
+Expected: 83% of steps move as told to within half a step, 45 steps a second (tools/canvas_report.py; measured on a run
+of 5,000 steps that was continued to 10,000).
 
-The transformer is causal in time and each frame has a noise level of its own (diffusion forcing; Chen et al. 2024), so
-that the keys and values of finished frames are computed once and kept. The VAE codes each frame alone: one action,
-one frame.
+The transformer is causal in time and each frame has its own noise level (diffusion forcing; Chen et al. 2024), so the
+keys and values of finished frames are computed once and cached. The VAE encodes each frame alone: one action, one
+frame.
 """
 
 from vdit.data.config import DataConfig

@@ -1,4 +1,4 @@
-"""What a model of experiments/worlds_canvas.py makes of canvases, against the exact truth of scenes it never saw.
+"""Measures a model of experiments/worlds_canvas.py on every canvas, against the exact truth of scenes it never saw.
 
 `joins` measures any run on the world "moving", vdit quickstart's too. Each function takes a generator and a number of
 scenes, and gives a Measure: a table, and videos to look at. Errors of position are distances of the object's centre

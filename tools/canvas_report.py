@@ -1,4 +1,4 @@
-"""Every way of making a video, measured against exact truth: a table for each task, and one page with the videos.
+"""Every video command measured against exact ground truth: a table for each task, and one page with the videos.
 
     python tools/canvas_report.py runs/canvas --simulator runs/steer --out canvas_report
     python tools/canvas_report.py runs/quickstart --only joins

@@ -1,4 +1,4 @@
-"""What a run on a folder of clips has learnt, seen and left out, as one page and one JSON file.
+"""How well a run on a folder of clips reconstructs and samples, on seen and held-out clips: one page, one JSON file.
 
     python tools/clips_report.py runs/clips [--data FOLDER] [--out runs/clips/report.html]
 

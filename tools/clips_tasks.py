@@ -1,4 +1,4 @@
-"""Every command on real clips at their own sizes: does it run, and are the frames and pixels that were given kept?
+"""Every command on real clips at their own sizes: does it run, and does it keep the given frames and pixels?
 
     python tools/clips_tasks.py runs/clips --data ../shared/data/clips --out clips_tasks
 

@@ -1,4 +1,4 @@
-"""A picture of what a quickstart's model makes: frames of held-out prompts, with the prompts.
+"""A picture of a quickstart model's samples: frames for held-out prompts, with the prompts.
 
     python tools/contact_sheet.py runs/quickstart docs/quickstart.png
 """

@@ -1,4 +1,4 @@
-"""A distilled model beside its teacher: the share of right videos at each number of steps, and the time they take.
+"""A distilled model against its teacher: the share of correct videos at each number of steps, and the time.
 
     python tools/few_steps.py runs/quickstart runs/fast
 

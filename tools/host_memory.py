@@ -1,4 +1,4 @@
-"""How much of the host's memory a command takes for its video, against what vdit.generate.host_memory says beforehand.
+"""Host memory that a command needs for its video, measured and as predicted.
 
     python -m tools.host_memory
 

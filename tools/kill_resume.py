@@ -1,4 +1,4 @@
-"""Kills a training run at random moments, resumes it, and holds it against the run that was never stopped.
+"""Kills a training run at random moments, resumes it, and compares it with a run that was never stopped.
 
     python tools/kill_resume.py --kills 200
     python tools/kill_resume.py --kills 20 --hosts 2      # two processes: one of them is killed, or both

@@ -1,8 +1,8 @@
 """The run that kill_resume.py kills: a tiny network, its data in two streams, on one host or two.
 
-Run by kill_resume.py only: python tools/killed_run.py OPTIONS, a line of JSON. It starts and ends as `vdit train` does
-(one lock, signals, exit codes, a lost host), writes down which phase it is in, and, if told to, sends itself a signal
-right before the n-th file event of a kind: so that moments of microseconds are hit, too.
+Only kill_resume.py starts it: python tools/killed_run.py OPTIONS, a line of JSON. It starts and ends like `vdit train`
+(one lock, signals, exit codes, a lost host), records its phase, and, if told to, sends itself a signal right before the
+n-th file operation of a kind, so that moments of microseconds are hit too.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""A newcomer's first hour with vdit: the usual mistakes and the usual commands, typed as a user types them.
+"""A newcomer's first hour with vdit: usual commands and usual mistakes, typed as a user types them.
 
     python tools/newcomer.py /tmp/hour                                     # with the vdit of this Python
     python tools/newcomer.py /tmp/hour --vdit /tmp/venv/bin/vdit           # with an installed one, outside of a clone
 
-It makes a folder of videos as people have them (a broken file, a video that the captions do not name, a caption with a
-comma and no quotes), trains the smallest model on it, and runs every command on it, rightly and wrongly. A step is as
-expected where the exit code is, and the words of the output; where no traceback is shown; where a mistake costs a line
-and a few seconds; and where no file that was given has changed. The transcript goes to stdout; the exit code is 1 if a
-step is not as expected.
+It makes a folder of videos as people have them (a broken file, a video without a caption, a caption with an unquoted
+comma), trains the smallest model on it, and runs every command on it, correctly and incorrectly. A step passes if the
+exit code and the words of the output are as expected, no traceback is shown, a mistake costs one line and a few
+seconds, and no input file has changed. The transcript goes to stdout; the exit code is 1 if a step fails.
 """
 
 from __future__ import annotations

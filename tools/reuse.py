@@ -1,11 +1,11 @@
-"""What passing over blocks between sampling steps saves, and what it costs: time and error at several thresholds.
+"""Block caching between sampling steps: time saved and error caused, at several thresholds.
 
     python tools/reuse.py runs/quickstart
     python tools/reuse.py runs/quickstart --sampler euler --steps 40 --thresholds 0.05 0.1
 
-The error is that of the videos against those of all blocks, from the same noise: root mean square of the latents, over
-that of the latents themselves, and PSNR of the decoded videos. Times are of the latents alone, and the least of several
-runs that take turns; on CPU those of the process, which other processes do not lengthen.
+The error compares with videos computed without caching from the same noise: root mean square error of the latents,
+relative to the latents, and PSNR of the decoded videos. Times exclude the VAE; each is the least of several interleaved
+runs, and on CPU it is process time, which other processes do not lengthen.
 """
 
 from __future__ import annotations

@@ -3,14 +3,14 @@
     python tools/weak_scaling.py --out docs/weak_scaling          # .json, .md, .png; about 20 minutes on 2 cores
     python tools/weak_scaling.py --out docs/weak_scaling --draw   # the table and the picture again, from the .json
 
-Work a chip stays the same; three ways to grow are told apart (v5p, 2x2x2 to 8x8x8):
+The work of a chip stays constant. There are three ways to grow (v5p, 2x2x2 to 8x8x8):
 
-    fsdp      a row a chip, parameters shared out over all chips. A chip gathers (g-1)/g of the parameters: flat to 32,
-              and flat again from 64 on, at twice as much: over so many devices XLA gathers by sums of padded shards.
-    data      a row a chip, parameters shared out over 8. Adds the sum of gradient shards, 2 (g-1)/g of a shard: flat.
-    sequence  one row as long as the pod is large, its tokens shared out over all chips. Heads are exchanged as far as
-              they go (16 of them): (s-1)/s of a chip's share, flat. Beyond, keys go round a ring of s/16 groups: a
-              chip's bytes grow with the ring, and so do its FLOPs (attention is quadratic): bytes a FLOP are flat.
+    fsdp      one row a chip, parameters sharded over all chips. A chip gathers (g-1)/g of the parameters: flat up to
+              32 chips, and flat again from 64 on at twice the bytes, where XLA gathers by all-reducing padded shards.
+    data      one row a chip, parameters sharded over 8. Adds an all-reduce of gradient shards, 2 (g-1)/g of a shard.
+    sequence  one row as long as the pod is large, its tokens split over all chips. Up to 16 chips exchange heads:
+              (s-1)/s of a chip's tokens, flat. Beyond, keys go round a ring of s/16 groups: a chip's bytes grow with
+              the ring, and so do its FLOPs (attention is quadratic), so bytes a FLOP are flat.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def one_line(text: str) -> str:
 
 
 class VditWarning(UserWarning):
-    """Something that the user gave was cut, rounded or ignored, or done less well than it could be; work goes on.
+    """User input was cut, rounded or ignored, or a result is worse than it could be; work continues.
 
     The commands print it as one line.
     """
@@ -49,7 +49,7 @@ class VideoError(VditError):
 
 
 class OutputError(VditError):
-    """A file cannot be written where it is asked for, or would replace something that the user gave."""
+    """An output file cannot be written, or would overwrite one of the user's inputs."""
 
 
 class BucketError(VditError, OSError):
@@ -82,7 +82,7 @@ class WeightsError(VditError):
 
 
 class TrainingError(VditError):
-    """Training cannot go on, for instance after too many non-finite steps."""
+    """Training cannot continue, for instance after too many non-finite steps."""
 
 
 class PlanError(VditError):
@@ -90,22 +90,25 @@ class PlanError(VditError):
 
 
 class NumericsError(VditError):
-    """Weights, latents or a sampled video hold values that are not finite; the message says where."""
+    """Weights, latents or a sampled video contain NaN or infinity; the message says where."""
 
 
 class HostsError(VditError):
-    """Hosts did not come together, or one was lost: the same command, started again, goes on."""
+    """Host rendezvous failed or a host died. Rerun the same command to resume."""
 
 
 class Preempted(BaseException):
-    """The machine is wanted back (SIGTERM); what could be saved is. As KeyboardInterrupt, no error to be handled."""
+    """Raised after SIGTERM, once a checkpoint has been written.
+
+    Like KeyboardInterrupt, it derives from BaseException so that `except Exception` does not catch it.
+    """
 
 
 DISTRIBUTION = "vdit-jax"  # vdit's name on package indexes: `vdit` there is somebody else's package
 
 
 def install_command(extra: str) -> str:
-    """The shell command that installs vdit's optional dependencies `extra`, from where this vdit was installed from.
+    """The shell command that installs vdit's extra `extra` from the same source as this vdit.
 
     extra: a name of [project.optional-dependencies] in pyproject.toml.
     """
@@ -145,7 +148,7 @@ _NO_ROOM = {
 
 
 def no_room(error: BaseException) -> tuple[str, str] | None:
-    """(what is wrong, the fix) if an error says that there is no room for a file, in whatever words; else None."""
+    """(problem, fix) if an error of Python or a C++ library means that a disk is full; else None."""
     text = str(error).lower()
     for number, (marks, words, fix) in _NO_ROOM.items():
         if getattr(error, "errno", None) == number or any(mark.lower() in text for mark in marks):
@@ -154,7 +157,7 @@ def no_room(error: BaseException) -> tuple[str, str] | None:
 
 
 def reason(error: BaseException) -> str:
-    """One line: that there is no room, and the fix, if an error says so, else the first line of what it says."""
+    """One line for a message: the problem and its fix if the disk is full, else the error's first line."""
     known = None if isinstance(error, VditError) else no_room(error)
     if known is not None:
         return ": ".join(known)
@@ -164,7 +167,7 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Around the writing of a file: an OSError that does not name a file (a full disk, for instance) names this one."""
+    """Context manager for writing a file: an OSError that names no file (a full disk, for instance) names this one."""
     try:
         yield
     except OSError as error:

@@ -7,10 +7,10 @@ import argparse
 from vdit.cli import canvas
 from vdit.cli.parser import UsageError
 
-SUMMARY = "make a video of an image, or of several at chosen times"
+SUMMARY = "make a video from an image, or from several at chosen times"
 DESCRIPTION = """\
-Writes a video in which the images are frames: the first one its first frame, others at the time that stands after
-their name. They are scaled to cover the size, and cut around their middle."""
+Writes a video that contains the images as frames: the first image is the first frame, others come at the time after
+their name. Images are scaled to cover the size, then cropped to their centre."""
 EPILOG = """\
 examples:
   vdit animate runs/mine dog.jpg "a dog runs" --frames 2s --out dog.mp4
@@ -23,7 +23,7 @@ TAKES_OVERRIDES = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     canvas.add_arguments(parser, "IMAGE[@TIME]...", out="animated.mp4")
-    parser.add_argument("--frames", type=canvas.length, metavar="TIME", help="how long; default: the model's own")
+    parser.add_argument("--frames", type=canvas.length, metavar="TIME", help="video length; default: the model's own")
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -82,13 +82,13 @@ def add_arguments(parser: argparse.ArgumentParser, inputs: str, *, out: str) -> 
     parser.set_defaults(usual_name=out)
     parser.add_argument("--size", metavar="HxW", help="height x width in pixels; default: what suits the first input")
     parser.add_argument("--fps", type=RATE, help="rate of inputs and output; default: the model's own")
-    parser.add_argument("--window", type=at_least(1), metavar="N", help="frames made at once; default: as in training")
+    parser.add_argument("--window", type=at_least(1), metavar="N", help="frames in a window; default: as in training")
     output.add_sampling(parser)
     parser.add_argument(
         "--context-guidance", type=at_least(0, float), metavar="SCALE", help="guidance toward the given frames; 1: off"
     )
     parser.add_argument(
-        "--known-level", type=at_least(0, float), metavar="LEVEL", help="noise level of the given frames; 0: none"
+        "--known-level", type=at_least(0, float), metavar="LEVEL", help="noise added to the given frames; 0: none"
     )
     output.add_seeds(parser)
     output.add_model(parser)

@@ -9,24 +9,24 @@ from vdit.cli.parser import UsageError
 
 SUMMARY = "join two videos by a generated passage, or blend one into the other"
 DESCRIPTION = """\
-Writes the first video, a passage that leads from its end to the beginning of the second, and the second. Both stay as
-they are. With --blend both run at once for that long instead, and one gradually turns into the other."""
+Writes the first video, a generated passage from its end to the start of the second, and the second. Frames of both do
+not change. With --blend both play at once for that long instead, and one gradually turns into the other."""
 EPILOG = """\
 examples:
   vdit connect runs/mine dog.mp4 cat.mp4 "a dog turns into a cat" --frames 24 --out both.mp4
   vdit connect runs/mine dog.mp4 cat.mp4 "a dog turns into a cat" --frames 2s --blend --strength 0.7
 
-Durations are frames (48) or seconds (2s). A passage, or a blend, is a multiple of the frames that are made at once;
-given in seconds it is rounded to one. Both videos are taken at the model's frame rate (or at --fps)."""
+Durations are frames (48) or seconds (2s). A passage, or a blend, is a multiple of the frames that are generated
+at once; given in seconds it is rounded to one. Both videos are read at the model's frame rate (or at --fps)."""
 TAKES_OVERRIDES = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     canvas.add_arguments(parser, "VIDEO VIDEO", out="connected.mp4")
-    parser.add_argument("--frames", type=canvas.length, metavar="TIME", help="default: half of what is made at once")
-    parser.add_argument("--blend", action="store_true", help="one video turns into the other while both run")
+    parser.add_argument("--frames", type=canvas.length, metavar="TIME", help="default: half a window")
+    parser.add_argument("--blend", action="store_true", help="turn one video into the other while both play")
     parser.add_argument(
-        "--strength", type=float, metavar="LEVEL", help="of a blend: how freely its middle is made; 0.8"
+        "--strength", type=float, metavar="LEVEL", help="of a blend: how freely its middle is generated; default: 0.8"
     )
 
 

@@ -8,11 +8,11 @@ from vdit.cli import canvas
 from vdit.cli.parser import UsageError, at_least
 from vdit.errors import ConfigError
 
-SUMMARY = "make a video again as a prompt says, all of it or a part"
+SUMMARY = "change a video, or a part of it, as a prompt says"
 DESCRIPTION = """\
-Writes the video as the prompt says. It is noised to a level, --strength, and made again from there: the lower the
-level, the more of it stays. --invert finds the noise of which the model would make this very video, and stays closer
-to it. With --mask or --box only that part is edited, and the rest stays as it is."""
+Writes the video changed as the prompt says. Noise is added up to a level, --strength, and removed again: the lower the
+level, the more of the video is kept. --invert starts from the noise that the model maps to this very video, and stays
+closer to it. With --mask or --box only that part is edited; the rest does not change."""
 EPILOG = """\
 examples:
   vdit edit runs/mine dog.mp4 "a cat runs" --out cat.mp4
@@ -21,7 +21,7 @@ examples:
   vdit edit runs/mine dog.mp4 "a dog in the snow" --strength 0:0.8          # gradual, from the first frame to the last
   vdit edit runs/mine dog.mp4 "a red collar" --box 40%,30%,20%,20% --strength 0.8
 
-A long video is made in windows, each of which knows the end of the one before (--overlap)."""
+A long video is processed in windows; each sees the end of the one before (--overlap)."""
 TAKES_OVERRIDES = False
 
 
@@ -29,26 +29,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     canvas.add_arguments(parser, "VIDEO", out="edited.mp4")
     parser.add_argument(
         "--strength", type=_strength, default=(0.6,), metavar="LEVEL",
-        help="above 0, to 1: all is generated again; A:B from the first frame to the last; default: 0.6",
+        help="above 0, to 1 (regenerate fully); A:B changes from the first frame to the last; default: 0.6",
     )  # fmt: skip
-    parser.add_argument("--invert", action="store_true", help="begin from the noise that would give the video")
+    parser.add_argument("--invert", action="store_true", help="start from the noise that the model maps to this video")
     parser.add_argument("--source", metavar="TEXT", help="with --invert: what the video shows")
     parser.add_argument(
         "--structure", metavar="FACTOR[@UNTIL]",
-        help="keep the layout: low frequencies, as of a picture smaller by FACTOR, while noise is above UNTIL (0.3)",
+        help="keep the layout: the video scaled down by FACTOR, while the noise level is above UNTIL (0.3)",
     )  # fmt: skip
     add_part(parser)
 
 
 def add_part(parser: argparse.ArgumentParser) -> None:
     """Options of which part of a video is made again, of `vdit inpaint` too."""
-    parser.add_argument("--mask", metavar="FILE", help="an image or a video of the same size: white is made again")
+    parser.add_argument("--mask", metavar="FILE", help="an image or a video of the same size: white is regenerated")
     parser.add_argument(
         "--box", action="append", default=[], metavar="X,Y,W,H[@T0-T1]",
-        help="a rectangle to be made again, in the file's pixels or %%, for some seconds; may be repeated",
+        help="regenerate this rectangle, in the file's pixels or %%, at these seconds; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--grow", type=at_least(0), default=0, metavar="N", help="pixels around it that are made too")
-    parser.add_argument("--take", type=canvas.length, metavar="TIME", help="so much of the video, from its start")
+    parser.add_argument("--grow", type=at_least(0), default=0, metavar="N", help="also regenerate N pixels around it")
+    parser.add_argument("--take", type=canvas.length, metavar="TIME", help="use only the start of the video")
     parser.add_argument("--overlap", type=at_least(1), metavar="N", help="frames that windows share; default: a third")
 
 

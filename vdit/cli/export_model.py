@@ -9,8 +9,8 @@ from vdit.outputs import check_new_folder
 
 SUMMARY = "write a Wan or DiT model as a diffusers folder"
 DESCRIPTION = """\
-Writes a model that was imported, or trained on from one, as a folder that diffusers reads: weights as safetensors,
-configs, scheduler, tokenizer. What was imported and not trained comes out with the same bits. A LoRA is merged."""
+Writes an imported model, or one fine-tuned from it, as a folder that diffusers reads: weights as safetensors, configs,
+scheduler, tokenizer. Imported weights that were not trained keep the same bits. A LoRA is merged."""
 EPILOG = """\
 examples:
   vdit export runs/wan-1.3b wan-diffusers
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="a new folder")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: each weight's own")
     parser.add_argument("--max-shard", type=at_least(1e-6, float), default=5.0, metavar="GB", help="default: 5")
-    parser.add_argument("--step", type=at_least(0), help="of the DiT's checkpoint; default: the last one")
+    parser.add_argument("--step", type=at_least(0), help="step of the DiT's checkpoint; default: the last one")
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:

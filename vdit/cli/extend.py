@@ -9,8 +9,8 @@ from vdit.cli.parser import UsageError, at_least
 
 SUMMARY = "make a video longer, forward, backward, or both"
 DESCRIPTION = """\
-Writes the video with more frames behind it (--after), ahead of it (--before), or both. Its own frames stay as they
-are. What is longer than the model makes at once is made piece by piece, each seeing the end of the one before."""
+Writes the video with new frames after it (--after), before it (--before), or both. Its own frames do not change. An
+extension longer than one window is generated window by window; each sees the end of the one before."""
 EPILOG = """\
 examples:
   vdit extend runs/mine dog.mp4 "a dog runs" --after 2s --out longer.mp4
@@ -23,9 +23,9 @@ TAKES_OVERRIDES = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     canvas.add_arguments(parser, "VIDEO", out="longer.mp4")
-    parser.add_argument("--after", type=canvas.duration, metavar="TIME", help="how much to make behind the video")
-    parser.add_argument("--before", type=canvas.duration, metavar="TIME", help="how much to make ahead of it")
-    parser.add_argument("--context", type=at_least(1), metavar="N", help="frames of it that are seen at most")
+    parser.add_argument("--after", type=canvas.duration, metavar="TIME", help="how much to generate after the video")
+    parser.add_argument("--before", type=canvas.duration, metavar="TIME", help="how much to generate before it")
+    parser.add_argument("--context", type=at_least(1), metavar="N", help="at most N of its frames are used as context")
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -8,11 +8,11 @@ from vdit.cli import canvas
 from vdit.cli.edit import add_part, read_boxes, read_part, taken
 from vdit.cli.parser import UsageError, at_least, size
 
-SUMMARY = "fill a mask in a video, or make it larger"
+SUMMARY = "regenerate a masked part of a video, or enlarge its frame"
 DESCRIPTION = """\
-Writes the video with a part generated again as the prompt says: what a mask shows white, what lies in boxes, or, with
---outpaint, what is around the video in a larger frame. All other pixels stay bit for bit (to see them so in the file,
-write .mkv, which loses nothing)."""
+Writes the video with one part regenerated as the prompt says: where a mask is white, inside boxes, or, with --outpaint,
+around the video in a larger frame. All other pixels are kept bit for bit (in the file too if it is .mkv, which is
+lossless)."""
 EPILOG = """\
 examples:
   vdit inpaint runs/mine dog.mp4 "a meadow" --mask mask.png --out empty.mp4
@@ -20,8 +20,8 @@ examples:
   vdit inpaint runs/mine dog.mp4 "a dog on a meadow" --outpaint 16:9
   vdit inpaint runs/mine dog.mp4 "a dog on a meadow" --outpaint 96x128 --size 64x64 --at 0,32
 
-A mask is an image, or a video that has as many frames, of the video's own width and height. A long video is made in
-windows, each of which knows the end of the one before (--overlap)."""
+A mask is an image, or a video that has as many frames, of the video's own width and height. A long video is
+processed in windows; each sees the end of the one before (--overlap)."""
 TAKES_OVERRIDES = False
 
 
@@ -30,10 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_part(parser)
     parser.add_argument(
         "--edge", type=at_least(0, float), metavar="LEVEL",
-        help="where a mask cuts a latent: 1 makes it of nothing, less of what goes on inside; default: 0.6",
+        help="starting noise for latents partly inside the mask; 1: regenerate fully, lower: keep more; default: 0.6",
     )  # fmt: skip
     parser.add_argument("--outpaint", metavar="W:H|HxW", help="a larger frame: its aspect ratio, or height x width")
-    parser.add_argument("--at", metavar="Y,X", help="with --outpaint: the video's corner in it; default: its middle")
+    parser.add_argument("--at", metavar="Y,X", help="with --outpaint: where the video's corner goes; default: centred")
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:

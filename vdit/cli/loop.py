@@ -7,25 +7,25 @@ import argparse
 from vdit.cli import canvas
 from vdit.cli.parser import UsageError
 
-SUMMARY = "close a video, or one made of a prompt, to a loop"
+SUMMARY = "turn a video, or one made from a prompt, into a loop"
 DESCRIPTION = """\
-Writes the video followed by a passage that leads from its end back to its beginning, so that it can be shown over
-and over without a jump. Its own frames stay as they are. Without a VIDEO one is made of the prompt first."""
+Writes the video followed by a passage that leads from its end back to its start, so that it plays in a loop without a
+jump. Its own frames do not change. Without a VIDEO, one is generated from the prompt first."""
 EPILOG = """\
 examples:
   vdit loop runs/mine dog.mp4 "a dog runs" --out loop.mp4
   vdit loop runs/mine dog.mp4 "a dog runs" --passage 24 --out loop.gif
   vdit loop runs/mine "waves on a beach" --frames 2s --size 64x96 --out waves.mp4
 
-Durations are frames (48) or seconds (2s). A passage is a multiple of the frames that are made at once; given in
-seconds it is rounded to one."""
+Durations are frames (48) or seconds (2s). A passage is a multiple of the frames that are generated at
+once; given in seconds it is rounded to one."""
 TAKES_OVERRIDES = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     canvas.add_arguments(parser, "[VIDEO]", out="loop.mp4")
-    parser.add_argument("--passage", type=canvas.length, metavar="TIME", help="default: half of what is made at once")
-    parser.add_argument("--frames", type=canvas.length, metavar="TIME", help="of a video of the prompt alone")
+    parser.add_argument("--passage", type=canvas.length, metavar="TIME", help="default: half a window")
+    parser.add_argument("--frames", type=canvas.length, metavar="TIME", help="length of a video of the prompt alone")
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -53,9 +53,9 @@ COMMANDS = {
 DESCRIPTION = """\
 Train, sample and measure video diffusion transformers.
 
-A run is a folder: `vdit train` fills it (VAE, latents, tokenizer, diffusion transformer), `vdit sample`
-and `vdit reconstruct` read it. `vdit quickstart` does all of it on embedded data. Public weights (Wan, DiT) are
-sampled as they are, imported as a run, and exported again."""
+A run is a folder: `vdit train` fills it (VAE, latents, tokenizer, diffusion transformer), and the other commands
+read it. `vdit quickstart` does all of it on embedded data. Public weights (Wan, DiT) can be sampled directly,
+imported as a run, and exported again."""
 
 EPILOG = """\
 examples:
@@ -71,8 +71,8 @@ examples:
   vdit reconstruct runs/mine video.mp4 --out check
 
 `vdit COMMAND --help` says more. User errors print one line and exit with code 2. Exit code 75 means: start the same
-command again (SIGTERM, a lost host); 130: Ctrl-C ended it. Compiled programs are kept in ~/.cache/vdit for the next
-command (JAX_COMPILATION_CACHE_DIR: another folder; JAX_ENABLE_COMPILATION_CACHE=false: nowhere)."""
+command again (SIGTERM, a lost host); 130: Ctrl-C ended it. Compiled programs are cached in ~/.cache/vdit for the next
+command (JAX_COMPILATION_CACHE_DIR: another folder; JAX_ENABLE_COMPILATION_CACHE=false: no cache)."""
 
 
 def entry() -> None:

@@ -36,15 +36,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="PATH", help="public weights instead of RUN: a folder, or a Wan in one file")
     parser.add_argument(
         "--parts", action="append", default=[], metavar="PATH",
-        help="of a Wan in one file: text encoder, VAE, tokenizer, or a folder of them; may be repeated",
+        help="for a Wan in one file: its text encoder, VAE, tokenizer, or a folder of them; may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--lora", action="append", default=[], metavar="FILE[:STRENGTH][@EXPERT]",
         help="may be repeated; EXPERT of Wan 2.2 A14B: high, low or both; default: as the file's name says",
     )  # fmt: skip
-    parser.add_argument("--weights", choices=WEIGHTS, help="dtype in which weights are held; default: as stored")
+    parser.add_argument("--weights", choices=WEIGHTS, help="dtype of the weights in memory; default: as stored")
     parser.add_argument(
-        "--compute", choices=COMPUTE, help="dtype of matrix products; default: the run's; public: bfloat16, CPU float32"
+        "--compute", choices=COMPUTE, help="dtype of products; default: as trained; public: bfloat16, on CPU float32"
     )
     parser.add_argument(
         "--mesh", metavar="AXES", help="how devices share the work, as in fsdp=2,sequence=4; default: data=-1"
@@ -55,19 +55,19 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Options of how videos are sampled."""
     parser.add_argument("--seed", type=seed, default=0, help="from 0 to 2**64 - 1; default: 0")
     parser.add_argument("--steps", type=at_least(1), metavar="N", help="sampler steps")
-    parser.add_argument("--guidance", type=at_least(0, float), metavar="SCALE", help="of the prompt; 1: off")
+    parser.add_argument("--guidance", type=at_least(0, float), metavar="SCALE", help="guidance to the prompt; 1: off")
     parser.add_argument("--negative", default="", metavar="TEXT", help="a prompt to guide away from")
     parser.add_argument("--sampler", metavar="NAME", help=f"one of {', '.join(SAMPLERS)}")
     parser.add_argument(
         "--reuse", type=at_least(0, float), metavar="CHANGE",
-        help="skip blocks whose output changed less since the last step (0.05 to 0.2): faster, less exact",
+        help="skip blocks whose output changed less since the last step; try 0.05 to 0.2; faster, slightly less exact",
     )
 
 
 def add_seeds(parser: argparse.ArgumentParser) -> None:
     """Options of making each video several times."""
-    parser.add_argument("--seeds", type=_seeds, metavar="A,B,...", help="a video of each prompt with each of these")
-    parser.add_argument("--count", type=at_least(1), metavar="N", help="N videos of each prompt, seeds from --seed up")
+    parser.add_argument("--seeds", type=_seeds, metavar="A,B,...", help="one video for each prompt and seed")
+    parser.add_argument("--count", type=at_least(1), metavar="N", help="N videos for each prompt, from --seed upward")
 
 
 def seeds_of(options: argparse.Namespace) -> list[int]:

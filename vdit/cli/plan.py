@@ -11,9 +11,9 @@ from vdit.outputs import check_output, numbered
 
 SUMMARY = "compile an experiment for a TPU pod, on this machine: memory, FLOPs, network, time, and whether it fits"
 DESCRIPTION = """\
-Compiles the programs of an experiment for a TPU topology, on a machine that has no TPU: the training step, sampling
-and the VAE's decode, each the very code that runs on a pod. Tells the memory of a device by kind, FLOPs, what devices
-send each other by mesh axis, and the time and use of the chips that a roofline allows.
+Compiles the programs of an experiment for a TPU topology, on a machine without a TPU: the training step, sampling and
+the VAE's decode, the same code that runs on a pod. Reports the memory of a device by kind, FLOPs, the traffic between
+devices by mesh axis, and the time and utilisation that a roofline allows.
 
 Chips: v4, v5e, v5p, v6e, 7x. Needs libtpu (vdit's extra "tpu"); "cpu:8" plans for simulated CPU devices."""
 EPILOG = """\
@@ -34,10 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--topology", metavar="KIND:SHAPE", help="v5p:8x8x8; 2*v5p:4x4x4 is two slices; default: the experiment's")
     add("--program", action="append", metavar="NAME", help="only this one of train, sample, decode; may be repeated")
     add("--out", metavar="FOLDER", help="where plan.json and plan.html go; default: a new plans/NAME-TOPOLOGY")
-    add("--quick", action="store_true", help="3 times as fast; memory, traffic and times come out too high")
+    add("--quick", action="store_true", help="faster compile; memory is an upper bound, times are pessimistic")
     add("--search", action="store_true", help="try mesh shapes, remat and accumulation for training, and rank them")
     add("--search-limit", type=at_least(1), metavar="N", help="at most N compilations; default: 12")
-    add("--jobs", type=at_least(1), metavar="N", help="compilations at once, each of some GB of memory; default: 1")
+    add("--jobs", type=at_least(1), metavar="N", help="compilations at once; each needs some GB of memory; default: 1")
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -10,10 +10,10 @@ from vdit.cli.parser import at_least
 SUMMARY = "from nothing to a trained, sampled and measured model, and a page that shows it"
 DESCRIPTION = """\
 Renders an embedded world (one coloured shape that moves), trains a small video VAE, encodes latents, trains a
-tokenizer and a small text-to-video transformer on packed rows, samples 64 prompts whose combination of colour,
-shape and direction it never saw, measures by an exact detector how many come out right, and writes one
-self-contained page, DIR/report.html. About ten minutes on two CPU cores. If it is interrupted, the same
-command goes on where it stopped."""
+tokenizer and a small text-to-video transformer on packed rows, samples 64 prompts with combinations of colour,
+shape and direction that it never saw, counts with an exact detector how many are right, and writes one
+self-contained page, DIR/report.html. It takes about ten minutes on two CPU cores. If it is interrupted, the same
+command resumes it."""
 EPILOG = """\
 examples:
   vdit quickstart

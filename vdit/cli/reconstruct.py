@@ -15,13 +15,11 @@ from vdit.outputs import check_output, numbered, write_whole
 SUMMARY = "pass video files through a run's VAE and back, and measure what is lost"
 DESCRIPTION = """\
 Encodes and decodes each file with the VAE of a run (the transformer need not be trained yet), prints PSNR and
-SSIM, and writes OUT/NAME.mp4 with the original at the left and the reconstruction at the right, and
-OUT/reconstruct.json; names that are taken get a number. A file keeps its own aspect ratio, by this rule: it is
-scaled to cover the height and width, multiples of the VAE's stride, that suit its shape best within --area pixels
-(never above its own), and the overhang, less than one stride, is cut off evenly. Its frame rate is its own unless
---fps is given: the VAE knows no rate. Frames after the last whole group of the VAE's stride in time are left out, and
-counted. The device's memory does not grow with the duration, the host's does: a file that does not fit is named before
-it is read."""
+SSIM, and writes OUT/NAME.mp4 with the original on the left and the reconstruction on the right, and
+OUT/reconstruct.json; names that are taken get a number. A file keeps its aspect ratio: it is scaled to cover the
+height and width, multiples of the VAE's stride, that fit its shape best within --area pixels (never above its own),
+and the rest, less than one stride, is cropped evenly. It keeps its frame rate unless --fps is given: the VAE has no
+rate. Frames after the last whole group of the VAE's stride in time are dropped, and counted."""
 EPILOG = """\
 examples:
   vdit reconstruct runs/mine holiday.mp4 --out check

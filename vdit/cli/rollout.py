@@ -9,11 +9,11 @@ from vdit.cli.parser import UsageError, at_least
 from vdit.data.tables import read_lines
 from vdit.errors import INTERRUPTED, TextError
 
-SUMMARY = "a video of a minute and more, with prompts that change"
+SUMMARY = "make a video of any length, with prompts that change"
 DESCRIPTION = """\
-Writes a video of any length, of a prompt alone, or as an image or a video goes on. What the model makes at once slides
-along time, and knows the end of what was made before it. Memory does not grow with the length, and the file is
-written as frames are made: Ctrl-C ends it early, and leaves what is there."""
+Writes a video of any length, from a prompt alone or as the continuation of an image or a video. A window slides along
+time, and sees the end of what was generated before. Memory does not grow with the length. The file is written as
+frames are generated: Ctrl-C ends it early, and keeps what is there."""
 EPILOG = """\
 examples:
   vdit rollout runs/mine "a dog runs" --seconds 60 --out long.mp4
@@ -26,15 +26,15 @@ TAKES_OVERRIDES = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     canvas.add_arguments(parser, "[IMAGE|VIDEO]", out="long.mp4")
-    parser.add_argument("--seconds", type=at_least(0, float), metavar="S", help="how long the whole video is")
+    parser.add_argument("--seconds", type=at_least(0, float), metavar="S", help="length of the whole video")
     parser.add_argument("--frames", type=canvas.length, metavar="TIME", help="the same: frames (480) or seconds (60s)")
-    parser.add_argument("--context", type=at_least(1), metavar="N", help="frames known from before; default: half")
+    parser.add_argument("--context", type=at_least(1), metavar="N", help="frames of context; default: half a window")
     parser.add_argument(
         "--prompt-at", nargs=2, action="append", default=[], metavar=("TIME", "PROMPT"),
-        help="another prompt from a time on; may be repeated",
+        help="change to another prompt at a time; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--anchor", action="store_true", help="the beginning stays known: less drift, less change")
-    parser.add_argument("--script", metavar="FILE", help="such prompts, a line each")
+    parser.add_argument("--anchor", action="store_true", help="always see the first frames: less drift, less change")
+    parser.add_argument("--script", metavar="FILE", help="a file of such changes, one a line")
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -21,13 +21,13 @@ from vdit.cli.status import Status, following, numbers, shown_method
 from vdit.errors import OutputError, Preempted, VditWarning
 from vdit.outputs import check_output
 
-SUMMARY = "make videos of prompts with a trained run, or with public weights"
+SUMMARY = "make videos from prompts, with a trained run or public weights"
 DESCRIPTION = """\
-Writes a video for each prompt, or one for each prompt and seed, by a run (its averaged parameters), an imported model,
-or, with --model, public weights: a folder of Wan 2.1, 2.2 or DiT, or a Wan in one file. What is not given (frames,
-size, steps, guidance, sampler) is as in the run's own `sample` config, or as the public model is meant to be sampled.
-The same seed, prompt and size give the same video, whatever is made beside it (ddpm: in the same command); each number
-of videos at once, size and duration compiles once."""
+Writes a video for each prompt, or one for each prompt and seed, with a run (its averaged parameters), an imported
+model, or, with --model, public weights: a folder of Wan 2.1, 2.2 or DiT, or a Wan in one file. Options that are not
+given (frames, size, steps, guidance, sampler) come from the run's `sample` config or the public model's defaults. The
+same seed, prompt and size give the same video in any batch (ddpm: in the same command). Each batch size, frame size
+and duration compiles once."""
 EPILOG = """\
 examples:
   vdit sample runs/mine "a dog runs" --out dog.mp4
@@ -56,11 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="RUN PROMPT", help="the folder of a run, then texts; quote them")
     parser.add_argument("--prompts", dest="file", metavar="FILE", help="prompts, as .txt (one a line), .jsonl or .csv")
     parser.add_argument("--out", default="samples", metavar="PATH", help="a file or a folder; default: %(default)s")
-    parser.add_argument("--image", metavar="FILE", help="the first frame; scaled to cover the size, and cut around")
+    parser.add_argument("--image", metavar="FILE", help="the first frame; scaled to cover the size, then cropped")
     frames = "a number (1 + a multiple of the VAE's stride), or seconds, as in 2s"
     parser.add_argument("--frames", type=length, metavar="TIME", help=frames)
     parser.add_argument("--size", metavar="HxW", help="height x width in pixels, as in 64x96")
-    parser.add_argument("--fps", type=RATE, help="of the files; default: the model's own")
+    parser.add_argument("--fps", type=RATE, help="frame rate of the files; default: the model's own")
     output.add_sampling(parser)
     output.add_seeds(parser)
     output.add_model(parser)

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 SUMMARY = "play a world model: actions in, frames out"
 DESCRIPTION = """\
-Writes what is seen while a world is played that a model was trained on with its actions. It begins with an image or a
-video, or with frames that the model makes itself. --keys says what is done step by step, --actions names a file with
-a row of numbers for each frame, and --interactive asks for keys in the terminal."""
+Plays a world model (one that was trained with actions) and writes what it shows. It starts from an image, a video, or
+frames that the model generates. --keys gives the actions step by step, --actions names a file with a row of numbers
+for each frame, and --interactive asks for keys in the terminal."""
 EPILOG = """\
 examples:
   vdit simulate runs/steer "a red circle that is steered" --keys "dddd ssss aaaa" --out played.mp4
@@ -33,19 +33,19 @@ examples:
   vdit simulate runs/mine "a car" --keys "wwwad" --key-map "w=1,0 a=0.5,-1 d=0.5,1"
 
 Keys of the world "steer": w a s d, q e z c (diagonal); of "orbit": a d (the camera turns left, right), A D (quickly).
-A dot does nothing. A key holds for one step, as many frames as the model makes at once. Files are .csv, .jsonl (a list
+A dot does nothing. A key holds for one step, which may be several frames. Files are .csv, .jsonl (a list
 in each line) or .npy."""
 TAKES_OVERRIDES = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     canvas.add_arguments(parser, "[IMAGE|VIDEO]", out="played.mp4")
-    parser.add_argument("--keys", metavar="KEYS", help="what is done, a key for each step; spaces do not count")
-    parser.add_argument("--actions", metavar="FILE", help="what is done, a row of numbers for each frame")
+    parser.add_argument("--keys", metavar="KEYS", help="actions, one key for each step; spaces are ignored")
+    parser.add_argument("--actions", metavar="FILE", help="actions, a row of numbers for each frame")
     parser.add_argument("--interactive", action="store_true", help="read keys from the terminal, line by line")
-    parser.add_argument("--key-map", metavar="MAP", help='what keys mean, as in "w=0,-1 d=1,0"; default: the world\'s')
+    parser.add_argument("--key-map", metavar="MAP", help='actions of keys, as in "w=0,-1 d=1,0"; default: the world\'s')
     parser.add_argument("--show", action="store_true", help="show frames in the terminal, in coloured half blocks")
-    parser.add_argument("--context", type=at_least(1), metavar="N", help="frames known from before; default: all")
+    parser.add_argument("--context", type=at_least(1), metavar="N", help="frames of context; default: all that fit")
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:

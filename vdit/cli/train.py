@@ -16,12 +16,12 @@ from vdit.errors import VditWarning
 
 SUMMARY = "train VAE, tokenizer and diffusion transformer on an experiment's data or a folder of videos"
 DESCRIPTION = """\
-Runs the stages of an experiment in their order: the video VAE (vae), encoding the videos with it (latents), the
-tokenizer of the captions (tokenizer), the diffusion transformer (dit). A stage that is complete is skipped, one
-that was interrupted goes on from its last checkpoint, so the same command starts and resumes a run.
+Runs the stages of an experiment in order: the video VAE (vae), encoding the videos with it (latents), the tokenizer of
+the captions (tokenizer), the diffusion transformer (dit). A complete stage is skipped, an interrupted one resumes from
+its last checkpoint, so the same command starts and resumes a run.
 
 An experiment is a Python file with a function config() that returns a vdit Experiment; those in experiments/
-are meant to be read, and are found by name too (`vdit train clips`). A run's folder also stands for its experiment.
+are meant to be read, and are found by name too (`vdit train clips`). A run's folder works too.
 Without one, --data trains a small default on a folder of ordinary video files, with captions in captions.jsonl or
 captions.csv ("file" and "caption"), in metadata.csv, in prompt.txt beside videos.txt, or in a .txt file beside each
 video (docs/captions.md). One summary says what was found and what is not used; with --strict that is an error. When
@@ -34,11 +34,11 @@ examples:
   vdit train experiments/clips.py --help-config    # lists every --cfg key with its type and value
   vdit train runs/clips --stage dit --cfg.dit_train.steps=20000    # goes on with a run, longer
 
-On several hosts, start the same command on each: in GKE and under Slurm jax finds the others itself, on the machines
-of a TPU pod with VDIT_CLUSTER=1; elsewhere set VDIT_COORDINATOR (host:port of the first), VDIT_PROCESSES and
-VDIT_PROCESS_ID. A host that is silent for VDIT_HEARTBEAT seconds (100) ends the others. On SIGTERM on any host, all
-hosts save one checkpoint and exit with code 75: start the same command again, on as many hosts or on others (see
-experiments/launch). A profiler trace of three steps is taken on SIGUSR1, or when a file RUN/profile appears."""
+On several hosts, start the same command on each. In GKE and under Slurm jax finds the others itself, on a TPU pod with
+VDIT_CLUSTER=1; elsewhere set VDIT_COORDINATOR (host:port of the first), VDIT_PROCESSES and VDIT_PROCESS_ID. If a host
+is silent for VDIT_HEARTBEAT seconds (100), the others exit. On SIGTERM on any host, all hosts save one checkpoint and
+exit with code 75: start the same command again, on the same number of hosts or another (see experiments/launch).
+A profiler trace of three steps is taken on SIGUSR1, or when a file RUN/profile appears."""
 TAKES_OVERRIDES = True
 
 STAGES = ("vae", "latents", "tokenizer", "dit")
