@@ -112,7 +112,7 @@ def _indent(line: str) -> int:
 def summary(module) -> list[str]:
     """A table of the names that a module exports, each with the first sentence of its docstring."""
     names = [name for name in module.__all__ if not name.startswith("_") and name != "errors"]
-    return ["", ".. autosummary::", "    :nosignatures:", "", *(f"    ~{module.__name__}.{name}" for name in names), ""]
+    return ["", ".. autosummary::", "    :nosignatures:", "", *(f"    {name}" for name in names), ""]
 
 
 def setup(app) -> dict:
