@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SCANNED = ("vdit", "experiments", "data_pipelines")
 
-BASE = {"types", "finite", "config", "errors", "lazy", "outputs", "paths", "buckets", "hub", "registry", "reprs", "seeds"}
+BASE = {"types", "finite", "config", "errors", "lazy", "outputs", "paths", "buckets", "hub", "registry", "reprs"}
+BASE |= {"seeds"}
 LAYERS = BASE | {"dist", "nn", "diffusion"}
 SAMPLING = LAYERS | {"samplers", "models", "data"}
 TRAINING = SAMPLING | {"sampling", "experiment", "checkpoint", "video"}
