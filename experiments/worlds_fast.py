@@ -23,13 +23,14 @@ only the shape suffers: colour and direction are right in 98% from one step on. 
 grid half as fine gave the same figures. Any run of a model that predicts velocity or v can be the teacher; the
 student's experiment is the teacher's with these changes:
 
-    --cfg.start_from=RUN --cfg.distill.guidance=4 --cfg.sample.sampler=consistency --cfg.sample.guidance=1
+    --cfg.start_from=RUN --cfg.objective.guidance=4 --cfg.sample.sampler=consistency --cfg.sample.guidance=1
 """
 
 import dataclasses
 
+from vdit.experiment.distill import ConsistencyDistillation
 from vdit.experiment.experiment import Experiment
-from vdit.experiment.training import DistillConfig, OptimizerConfig, TrainConfig
+from vdit.experiment.training import OptimizerConfig, TrainConfig
 from vdit.quickstart.config import experiment
 from vdit.samplers import GridOptions
 
@@ -41,7 +42,7 @@ def config() -> Experiment:
         name="worlds_fast",
         start_from="runs/quickstart",
         # Guided where the teacher is when it samples.
-        distill=DistillConfig(guidance=teacher.sample.guidance, interval=teacher.sample.interval, steps=32),
+        objective=ConsistencyDistillation(guidance=teacher.sample.guidance, interval=teacher.sample.interval, steps=32),
         dit_train=TrainConfig(
             steps=1500,
             batch_size=2,

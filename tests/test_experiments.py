@@ -17,6 +17,7 @@ from vdit.config import apply_overrides, load_config
 from vdit.data import FolderSource, TfdsSource, WorldsSource
 from vdit.dist.mesh import MeshConfig
 from vdit.experiment.experiment import Experiment
+from vdit.experiment.objectives import DenoisingLoss
 from vdit.generate import load_vae
 from vdit.models.vae.config import preset as vae_preset
 from vdit.train.stages import Logging, run
@@ -176,7 +177,7 @@ def with_base(experiment: Experiment, tmp_path_factory) -> Experiment:
     if experiment.start_from is None:
         return experiment
     base = tmp_path_factory.mktemp("base")
-    alone = dataclasses.replace(experiment, name="base", start_from=None, lora=None, distill=None)
+    alone = dataclasses.replace(experiment, name="base", start_from=None, lora=None, objective=DenoisingLoss())
     run(alone, Workspace(base), logging=quiet())
     return dataclasses.replace(experiment, start_from=str(base))
 

@@ -53,7 +53,7 @@ MAY_IMPORT["cli"] = set(MAY_IMPORT)
 # The only places (parts of vdit, or files) that may import each outside package.
 ONLY_IN = {
     "flax": {"nn", "models", "vdit/train/state.py"},
-    "optax": {"train"},
+    "optax": {"train", "vdit/experiment/optimizer.py"},
     "grain": {"data"},
     "tensorflow_datasets": {"data"},
     "array_record": {"data"},

@@ -7,7 +7,9 @@ import pytest
 from vdit.config import apply_overrides, describe, from_dict, to_dict
 from vdit.data import DataConfig, FolderSource, LatentsSource, TfdsSource, WorldsSource
 from vdit.errors import VditWarning
+from vdit.experiment.distill import ConsistencyDistillation
 from vdit.experiment.experiment import Experiment
+from vdit.experiment.objectives import DenoisingLoss
 from vdit.experiment.upgrade import RENAMED, upgrade, upgrade_overrides
 
 # What an older vdit wrote of a data source: the fields of all of them, side by side.
@@ -74,3 +76,15 @@ def test_every_renamed_key_leads_to_a_key_of_today():
     keys = {key for key, _, _ in describe(Experiment(name="x"))}
     prefixes = keys | {key.rpartition(".")[0] for key in keys}
     assert {now for now in RENAMED.values() if now not in prefixes} == set()
+
+
+def test_distillation_and_optimizers_of_old_become_choices():
+    values = to_dict(Experiment(name="old"))
+    del values["objective"], values["dit_train"]["optimizer"]["kind"]
+    values |= {"distill": {"guidance": 3.0, "interval": [0.0, 1.0], "steps": 8, "huber": 0.1}, "start_from": "base"}
+    with pytest.warns(VditWarning, match="distill is objective"):
+        experiment = from_dict(Experiment, upgrade(values))
+    assert experiment.objective == ConsistencyDistillation(guidance=3.0, steps=8, huber=0.1)
+    assert experiment.dit_train == Experiment(name="new").dit_train
+    values["distill"] = None
+    assert from_dict(Experiment, upgrade(values, quiet=True)).objective == DenoisingLoss()

@@ -30,7 +30,11 @@ KIND = "kind"  # the key under which a saved config names the choice
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 # vdit's own choices. They are imported when a choice of their kind is asked for, not before.
-_OWN_MODULES: dict[str, tuple[str, ...]] = {"data_source": ("vdit.data.data_source",)}
+_OWN_MODULES: dict[str, tuple[str, ...]] = {
+    "data_source": ("vdit.data.data_source",),
+    "objective": ("vdit.experiment.objectives", "vdit.experiment.distill"),
+    "optimizer": ("vdit.experiment.optimizer",),
+}
 
 _classes: dict[str, dict[str, type]] = {}
 _lock = threading.RLock()

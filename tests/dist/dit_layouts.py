@@ -22,7 +22,7 @@ from vdit.models.dit.config import DiTConfig
 from vdit.models.text import TextConfig
 from vdit.experiment.canvases import CanvasConfig
 from vdit.experiment.training import OptimizerConfig, TrainConfig
-from vdit.train.denoising import DenoisingLoss
+from vdit.experiment.objectives import DenoisingLoss
 from vdit.experiment.experiment import Experiment
 from vdit.train.state import TrainState, plan_state
 from vdit.train.step import make_train_step
@@ -167,7 +167,7 @@ def run(case: Case) -> dict:
     mesh = make_mesh(case.mesh, devices=devices)
     settings = experiment(case)
     plan = plan_state(settings.network.init, settings.dit_train, mesh=mesh)
-    step = make_train_step(DenoisingLoss(experiment=settings), plan)
+    step = make_train_step(DenoisingLoss().make_loss(settings.model), plan)
     batch = rows(case)
     batch = jax.device_put(batch, step.place(batch))
     # Compiles in half the time; what is read of the program is settled before.

@@ -16,10 +16,10 @@ import numpy as np
 from vdit.config import load_config
 from vdit.dist.mesh import MeshConfig, make_mesh
 from vdit.experiment.experiment import Experiment
+from vdit.experiment.objectives import DenoisingLoss
 from vdit.plan.inputs import abstract_rows
 from vdit.plan.memory import memory
 from vdit.plan.programs import train_program
-from vdit.train.denoising import DenoisingLoss
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
 
@@ -68,7 +68,7 @@ def main() -> None:
     planned = memory(program, compiled, compiled.as_text(), None)
 
     plan = plan_state(experiment.network.init, experiment.dit_train, mesh=mesh)
-    step = make_train_step(DenoisingLoss(experiment=experiment), plan)
+    step = make_train_step(DenoisingLoss().make_loss(experiment.model), plan)
     state = plan.create(jax.random.key(0))
     shapes = abstract_rows(experiment)
     rng = np.random.default_rng(0)

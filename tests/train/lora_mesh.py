@@ -18,9 +18,9 @@ from tests.tiny import lora_experiment, make_latents
 from vdit.data.latents import LatentStore
 from vdit.data.pipeline import row_iterator
 from vdit.dist.mesh import MeshConfig, make_mesh
+from vdit.experiment.objectives import DenoisingLoss
 from vdit.nn.lora import attach, detach, join
 from vdit.train.base import begin, starting_params
-from vdit.train.denoising import DenoisingLoss
 from vdit.train.stages import with_tokenizer
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
@@ -32,7 +32,7 @@ jax.config.update("jax_disable_most_optimizations", True)  # compiling is nearly
 def run(base, batches, experiment, mesh):
     start = begin(experiment, mesh)
     plan = plan_state(start.init, experiment.dit_train, mesh=mesh)
-    step = make_train_step(DenoisingLoss(experiment=experiment), plan, frozen=start.frozen)
+    step = make_train_step(DenoisingLoss().make_loss(experiment.model), plan, frozen=start.frozen)
     state = plan.create(jax.random.key(0))
     placed = [jax.device_put(batch, step.place(batch)) for batch in batches]
     with jax.set_mesh(mesh):

@@ -11,11 +11,11 @@ from vdit.data.config import DataConfig
 from vdit.data.latents import LatentStore, write_latents
 from vdit.data.pipeline import row_iterator, useful
 from vdit.experiment.experiment import Experiment
+from vdit.experiment.objectives import DenoisingLoss
 from vdit.experiment.training import TrainConfig
 from vdit.models.dit.config import DiTConfig
 from vdit.models.text import TextConfig
 from vdit.models.vae.config import preset
-from vdit.train.denoising import DenoisingLoss
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
 from vdit.types import Row
@@ -55,7 +55,7 @@ def rows(tmp_path_factory):
 
 def test_one_compilation_serves_every_size(rows):
     plan = plan_state(EXPERIMENT.network.init, EXPERIMENT.dit_train)
-    step = make_train_step(DenoisingLoss(experiment=EXPERIMENT), plan)
+    step = make_train_step(DenoisingLoss().make_loss(EXPERIMENT.model), plan)
     state = plan.create(jax.random.key(0))
     shapes = set()
     for batch in rows:
@@ -73,7 +73,7 @@ def test_one_compilation_serves_every_size(rows):
 def test_padding_does_not_count(rows):
     """What stands on padding, and how much padding there is, leaves the loss and its gradient alone."""
     experiment = dataclasses.replace(EXPERIMENT, text_dropout=0.0)
-    loss = DenoisingLoss(experiment=experiment)
+    loss = DenoisingLoss().make_loss(experiment.model)
     row = jax.tree.map(jnp.asarray, rows[0])
     keep = row.segment_ids < row.segment_ids.max(1, keepdims=True)  # the last clip of each row becomes padding
     blank = {
@@ -106,7 +106,7 @@ def test_dropped_captions_are_not_read(rows):
     row = jax.tree.map(jnp.asarray, rows[0])
     other = dataclasses.replace(row, text=jnp.where(row.text_position > 0, (row.text + 5) % 16, row.text))
     for share, same in ((1.0, True), (0.0, False)):
-        loss = DenoisingLoss(experiment=dataclasses.replace(EXPERIMENT, text_dropout=share))
+        loss = DenoisingLoss().make_loss(dataclasses.replace(EXPERIMENT, text_dropout=share).model)
         a, b = (jax.jit(loss)(params, r, jax.random.key(0), 0)[0] for r in (row, other))
         assert (a == b) == same
 

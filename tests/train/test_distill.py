@@ -18,15 +18,15 @@ from vdit.diffusion import DDPM, DiffusionConfig, Flow, from_clean_and_noise
 from vdit.dist.mesh import make_mesh
 from vdit.errors import ConfigError
 from vdit.experiment.canvases import CanvasConfig, DrawnCanvas
+from vdit.experiment.distill import TEACHER, ConsistencyDistillation, consistency_gap, pseudo_huber, step_down
 from vdit.experiment.experiment import Experiment
-from vdit.experiment.training import DistillConfig, LoRAConfig
+from vdit.experiment.training import LoRAConfig
 from vdit.models.dit.config import DiTConfig
 from vdit.models.vae.config import preset
 from vdit.sampling.canvas import Canvas, tokenize
 from vdit.sampling.config import sampling_config
 from vdit.sampling.denoise import fill
 from vdit.train.base import begin, starting_params, trained_params
-from vdit.train.distill import TEACHER, DistillLoss, consistency_gap, pseudo_huber, step_down
 from vdit.train.resuming import last_step
 from vdit.train.workspace import Workspace
 
@@ -134,8 +134,8 @@ class ToyNetwork:
 
     uses_text = False
 
-    def __init__(self):
-        self.told = []
+    def __init__(self, classes=0):
+        self.told, self.dit = [], DiTConfig(in_channels=4, text="none", classes=classes)
 
     def encode_text(self, params, row):
         return None
@@ -161,11 +161,11 @@ class Toy(Experiment):
         return self.toy
 
 
-def toy(distill=None, classes=0, **changes) -> Toy:
+def toy(objective=None, classes=0, **changes) -> Toy:
     return Toy(**{
-        "name": "toy", "toy": ToyNetwork(), "start_from": "nowhere", "vae": preset("tiny", latent_channels=4),
+        "name": "toy", "toy": ToyNetwork(classes), "start_from": "nowhere", "vae": preset("tiny", latent_channels=4),
         "dit": DiTConfig(in_channels=4, text="none", classes=classes),
-        "distill": distill or DistillConfig(guidance=1.0, steps=32), **changes,
+        "objective": objective or ConsistencyDistillation(guidance=1.0, steps=32), **changes,
     })  # fmt: skip
 
 
@@ -188,12 +188,13 @@ def params_of(mix, pull=0.0):
 
 
 def loss_of(experiment, params, row, key=KEY):
-    return jax.jit(DistillLoss(experiment=experiment))(params, row, key, 0)[0]
+    return jax.jit(experiment.objective.make_loss(experiment.model))(params, row, key, 0)[0]
 
 
 def test_a_student_learns_the_true_function(row):
     """From the teacher's own estimate, by gradients alone."""
-    loss = DistillLoss(experiment=toy())
+    experiment = toy()
+    loss = experiment.objective.make_loss(experiment.model)
 
     def descend(mix, key):
         gradient = jax.grad(lambda m: loss(params_of(m), row, key, 0)[0])(mix)
@@ -205,11 +206,11 @@ def test_a_student_learns_the_true_function(row):
 
 def test_the_noisiest_level_is_drawn_as_often_as_others(row):
     """Sampling begins there, and the teacher's own draws would hardly visit it."""
-    experiment = toy(distill=DistillConfig(guidance=1.0, steps=4))
+    experiment = toy(ConsistencyDistillation(guidance=1.0, steps=4))
 
     def told(key):
         experiment.toy.told.clear()
-        DistillLoss(experiment=experiment)(params_of(0.0), row, key, 0)
+        experiment.objective.make_loss(experiment.model)(params_of(0.0), row, key, 0)
         return experiment.toy.told[0]["time"]
 
     time = jax.jit(jax.vmap(told))(jax.random.split(KEY, 200))
@@ -225,7 +226,7 @@ def test_known_tokens_stay_are_told_level_0_and_do_not_count(row):
     @jax.jit
     def traced(row):
         experiment.toy.told.clear()
-        loss, metrics = DistillLoss(experiment=experiment)(params_of(0.3), row, KEY, 0)
+        loss, metrics = experiment.objective.make_loss(experiment.model)(params_of(0.3), row, KEY, 0)
         return loss, metrics, list(experiment.toy.told)
 
     loss, metrics, told = traced(row)
@@ -249,7 +250,7 @@ def test_known_tokens_stay_are_told_level_0_and_do_not_count(row):
 def test_the_teacher_is_guided_inside_the_interval(row):
     """Guidance by g of a teacher that is pulled by its label is a pull g times as strong."""
     guided = lambda pull, **options: loss_of(  # noqa: E731
-        toy(classes=2, text_dropout=0.0, distill=DistillConfig(**options)), params_of(0.5, pull), row
+        toy(ConsistencyDistillation(**options), classes=2, text_dropout=0.0), params_of(0.5, pull), row
     )
     np.testing.assert_allclose(guided(0.1, guidance=3.0), guided(0.3, guidance=1.0), rtol=1e-5)
     plain = guided(0.1, guidance=1.0)
@@ -258,21 +259,21 @@ def test_the_teacher_is_guided_inside_the_interval(row):
 
 
 def test_what_cannot_be_distilled_is_refused():
-    with pytest.raises(ConfigError, match="distill needs a teacher: name its folder in start_from"):
+    with pytest.raises(ConfigError, match=r"objective needs a teacher.*start_from"):
         toy(start_from=None)
     with pytest.raises(ConfigError, match="set lora=none"):
         toy(lora=LoRAConfig())
-    with pytest.raises(ConfigError, match=r"diffusion.prediction='sample'.* distill needs 'velocity' or 'v'"):
+    with pytest.raises(ConfigError, match=r"diffusion.prediction='sample'.* needs 'velocity' or 'v'"):
         toy(diffusion=DiffusionConfig(prediction="sample"))
     for wrong in ({"steps": 1}, {"huber": 0.0}, {"guidance": -1.0}, {"interval": (0.5, 0.2)}):
-        with pytest.raises(ConfigError, match=f"distill.{next(iter(wrong))}="):
-            DistillConfig(**wrong)
+        with pytest.raises(ConfigError, match=f"objective.{next(iter(wrong))}="):
+            ConsistencyDistillation(**wrong)
 
 
 def student_of(base: Path) -> Experiment:
     experiment = lora_experiment(base, lora=None, steps=4, save_every=2, learning_rate=1e-3)
     sample = dataclasses.replace(experiment.sample, sampler="consistency", steps=2, guidance=1.0)
-    return dataclasses.replace(experiment, distill=DistillConfig(steps=8), sample=sample)
+    return dataclasses.replace(experiment, objective=ConsistencyDistillation(steps=8), sample=sample)
 
 
 def test_a_run_distils_resumes_bit_for_bit_and_samples_in_two_steps(tmp_path):

@@ -10,10 +10,12 @@ import optax
 import pytest
 
 from tests import tiny
+from vdit.config import apply_overrides, from_dict, to_dict
 from vdit.errors import ConfigError
+from vdit.experiment.optimizer import Optimizer, decayed
 from vdit.experiment.training import OptimizerConfig, TrainConfig
+from vdit.registry import register
 from vdit.train.loop import Feed
-from vdit.train.optimizer import decayed, learning_rate, make_optimizer
 from vdit.train.state import plan_state
 from vdit.train.step import ema_decay, make_train_step
 
@@ -129,11 +131,11 @@ def test_each_step_draws_anew(whole):
 
 def test_warm_up_rises_to_the_peak_and_cosine_falls_to_the_end():
     config = OptimizerConfig(learning_rate=1.0, warmup_steps=4, schedule="cosine", final_scale=0.1)
-    rates = [float(learning_rate(config, 12)(n)) for n in range(13)]
+    rates = [float(config.learning_rate_at(12)(n)) for n in range(13)]
     np.testing.assert_allclose(rates[:5], [0.25, 0.5, 0.75, 1.0, 1.0], rtol=1e-6)
     assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
     assert rates[12] == pytest.approx(0.1)
-    assert float(learning_rate(OptimizerConfig(learning_rate=2.0), 12)(0)) == 2.0
+    assert float(OptimizerConfig(learning_rate=2.0).learning_rate_at(12)(0)) == 2.0
 
 
 def sgd_like(**changes):
@@ -142,7 +144,7 @@ def sgd_like(**changes):
 
 
 def update_of(config, grads, params, names=None):
-    optimizer = make_optimizer(config, 10, names)
+    optimizer = config.make(10, names)
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     return updates
 
@@ -201,3 +203,39 @@ def test_weight_decay_spares_biases_and_norms_in_a_stack_of_layers_too():
 def test_values_that_make_no_sense_are_refused(make, words):
     with pytest.raises(ConfigError, match=words):
         make()
+
+
+def test_an_optax_optimizer_can_be_handed_in():
+    """Any one: its own state, its own learning rate."""
+    config = tiny.train_config(ema_decay=None)
+    plan = plan_state(tiny.init_params, config, optimizer=optax.sgd(0.5))
+    state = plan.create(jax.random.key(0))
+    batch = tiny.batch_of()
+    before = jax.device_get(state.params)
+    step = make_train_step(tiny.quiet_loss_fn, plan)
+    grads = jax.grad(lambda p: tiny.quiet_loss_fn(p, batch, None, 0)[0])(before)
+    state, metrics = step(state, batch)
+    want = jax.tree.map(lambda p, g: p - 0.5 * g, before, grads)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.params, want)
+    assert "learning_rate" not in metrics
+
+
+@register("optimizer", "test_lion")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lion(Optimizer):
+    rate: float = 1e-3
+
+    def make(self, steps, axes=None):
+        return optax.lion(self.rate)
+
+
+def test_a_registered_optimizer_is_named_by_the_config():
+    config = apply_overrides(tiny.train_config(), ["optimizer=test_lion", "optimizer.rate=0.01"])
+    assert from_dict(TrainConfig, to_dict(config)) == config
+    plan = plan_state(tiny.init_params, config)
+    batch = tiny.batch_of()
+    state = plan.create(jax.random.key(0))
+    before = jax.device_get(state.params["up"]["kernel"])
+    state, _ = make_train_step(tiny.quiet_loss_fn, plan)(state, batch)
+    moved = np.abs(np.asarray(state.params["up"]["kernel"]) - before)
+    np.testing.assert_allclose(moved[moved > 0], 0.01, rtol=1e-2)  # Lion steps by the sign alone

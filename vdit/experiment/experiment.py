@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from vdit.data.config import DataConfig
 from vdit.diffusion import DiffusionConfig
 from vdit.dist.mesh import MeshConfig
 from vdit.errors import ConfigError
 from vdit.experiment.canvases import CanvasConfig
-from vdit.experiment.training import DistillConfig, LoRAConfig, TrainConfig
+from vdit.experiment.objectives import DenoisingLoss, DiffusionModel, Objective
+from vdit.experiment.training import LoRAConfig, TrainConfig
 from vdit.models.dit.config import DiTConfig
 from vdit.models.network import Network
 from vdit.models.text.config import TextConfig
 from vdit.models.vae.config import DiscriminatorConfig, VAEConfig, VAELossConfig
 from vdit.models.vision import CLIPVisionConfig
+from vdit.registry import OneOf
 from vdit.reprs import short_repr
 from vdit.samplers.grid import GridOptions
 from vdit.seeds import check_seed
@@ -93,7 +95,8 @@ class Experiment:
     topology: the TPU topology that it is for, as "v5p:8x8x8"; what `vdit plan` compiles it for by default.
     start_from: folder of the model whose weights the DiT's training starts from; its VAE and tokenizer are used.
     lora: train low-rank additions to that model instead of its weights.
-    distill: train a model of few steps, with that one as its teacher.
+    objective: what the DiT's training minimises: any registered objective. "consistency" trains a model of few steps,
+        with the model in `start_from` as its teacher.
     """
 
     name: str
@@ -123,7 +126,7 @@ class Experiment:
     dit_train: TrainConfig = TrainConfig(steps=1000, batch_size=8)
     start_from: str | None = None
     lora: LoRAConfig | None = None
-    distill: DistillConfig | None = None
+    objective: Annotated[Objective, OneOf("objective")] = DenoisingLoss()
 
     sample: SampleConfig = SampleConfig()
 
@@ -156,22 +159,14 @@ class Experiment:
             )
         if self.lora is not None and self.start_from is None:
             raise ConfigError("lora is added to a trained model: name its folder in start_from, or set lora=none")
-        if self.distill is not None:
-            self._check_distill()
+        self.objective.check(self.diffusion)
+        if self.objective.teacher and self.start_from is None:
+            raise ConfigError("objective needs a teacher: name the folder of a trained model in start_from")
+        if self.objective.teacher and self.lora is not None:
+            raise ConfigError("an objective with a teacher trains all weights: set lora=none")
         if self.data.row_text < self.text.max_length and self.dit.text != "none":
             raise ConfigError(
                 f"data.row_text={self.data.row_text} must hold one caption of text.max_length={self.text.max_length}"
-            )
-
-    def _check_distill(self) -> None:
-        if self.start_from is None:
-            raise ConfigError("distill needs a teacher: name its folder in start_from, or set distill=none")
-        if self.lora is not None:
-            raise ConfigError("distill trains all weights: set lora=none")
-        if self.diffusion.prediction not in ("velocity", "v") or self.diffusion.learn_variance:
-            raise ConfigError(
-                f"diffusion.prediction={self.diffusion.prediction!r}, learn_variance={self.diffusion.learn_variance}: "
-                "distill needs 'velocity' or 'v', which tell the clean data at all levels, and no variance"
             )
 
     def check_rate(self) -> None:
@@ -190,6 +185,13 @@ class Experiment:
     def size_multiple(self) -> int:
         """Heights and widths of videos must be multiples of this."""
         return self.vae.spatial_stride * max(self.dit.patch[1:])
+
+    @property
+    def model(self) -> DiffusionModel:
+        """What objectives are made for: the network, and how it is trained."""
+        return DiffusionModel(
+            network=self.network, diffusion=self.diffusion, canvases=self.canvases, text_dropout=self.text_dropout
+        )
 
     @property
     def network(self) -> Network:

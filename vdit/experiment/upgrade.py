@@ -97,8 +97,30 @@ _SOURCE_FIELDS = {
     "tfds": ("path", "split", "video_feature", "caption_feature", "label_feature", "fps_feature", "default_fps"),
 }
 
+
+
+def _optimizer(values: dict[str, Any]) -> list[str]:
+    """An optimizer had no kind: there was AdamW only."""
+    notes = []
+    for stage in ("vae_train", "dit_train"):
+        config = values.get(stage)
+        if isinstance(config, dict) and isinstance(config.get("optimizer"), dict) and KIND not in config["optimizer"]:
+            config["optimizer"] = {KIND: "adamw", **config["optimizer"]}
+            notes.append(f"{stage}.optimizer is of kind adamw")
+    return notes
+
+
+def _objective(values: dict[str, Any]) -> list[str]:
+    """Distillation was `distill`, none or its settings; it is one of the objectives."""
+    if "distill" not in values:
+        return []
+    settings = values.pop("distill")
+    values["objective"] = {KIND: "denoising"} if settings is None else {KIND: "consistency", **settings}
+    return ["distill is objective"]
+
+
 # Changes of structure: each changes the values in place, and returns notes.
-STRUCTURES: list[Callable[[dict[str, Any]], list[str]]] = [_data_source]
+STRUCTURES: list[Callable[[dict[str, Any]], list[str]]] = [_data_source, _optimizer, _objective]
 
 
 def _key_now(key: str) -> str:

@@ -32,7 +32,6 @@ from vdit.plan.inputs import (
 )
 from vdit.sampling.config import sampling_config
 from vdit.sampling.programs import TextToVideo, compiled
-from vdit.train.denoising import DenoisingLoss
 from vdit.train.flops import count_flops, jaxpr_flops
 from vdit.train.state import abstract_params, plan_state
 from vdit.train.step import make_train_step
@@ -68,9 +67,9 @@ def train_program(experiment: Experiment, mesh: Mesh) -> Program:
     if experiment.start_from is not None:
         raise ConfigError(
             f"start_from={experiment.start_from!r}: what is trained on top of a base is not planned; plan the base: "
-            "--cfg.start_from=none --cfg.lora=none --cfg.distill=none"
+            "--cfg.start_from=none --cfg.lora=none --cfg.objective=denoising"
         )
-    config, loss = experiment.dit_train, DenoisingLoss(experiment=experiment)
+    config, loss = experiment.dit_train, experiment.objective.make_loss(experiment.model)
     plan = plan_state(experiment.network.init, config, mesh=mesh)
     step = make_train_step(loss, plan, compiler_options=compiler_options(platform_of(mesh)))
     rows = abstract_rows(experiment)
@@ -100,7 +99,7 @@ def train_flops(experiment: Experiment) -> float:
     products (vdit.models.dit.blocks.take_slots).
     """
     experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, row_slots=1))
-    loss = DenoisingLoss(experiment=experiment)
+    loss = experiment.objective.make_loss(experiment.model)
     params = jax.eval_shape(experiment.network.init, jax.random.key(0))
     one = abstract_rows(experiment, rows=1)
     forward = count_flops(loss, unboxed(params), one, jax.random.key(0), 0)

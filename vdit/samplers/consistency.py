@@ -11,7 +11,7 @@ from vdit.samplers.base import discretize, need_key, projected, scan_steps, work
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Consistency:
-    """For models distilled to say the data from any level at once (vdit.train.distill); one step is enough for them.
+    """For models distilled to predict the data from any level at once (vdit.experiment.distill); one step is enough.
 
     Each step's guess is noised afresh to the next level, so the noise of a step is not carried on. Where the model is
     the true consistency function, samples have exactly the data's distribution after any number of steps; further steps

@@ -16,11 +16,12 @@ from vdit import config as config_tools
 from vdit.checkpoint import MANIFEST, find_step, load_meta, load_params, sums
 from vdit.dist.rules import replicated
 from vdit.errors import CheckpointError, ConfigError
+from vdit.experiment.distill import TEACHER
 from vdit.experiment.experiment import Experiment
+from vdit.experiment.objectives import DenoisingLoss
 from vdit.nn.lora import LoRA, attach, detach, init_lora, join, merge, scales, without_lora
 from vdit.nn.quantise import cast, quantise
 from vdit.reprs import short_repr
-from vdit.train.distill import TEACHER
 from vdit.train.state import abstract_params
 from vdit.train.workspace import SAMPLED, Workspace
 from vdit.types import PyTree
@@ -67,7 +68,7 @@ def begin(experiment: Experiment, mesh: Mesh, *, resumed: bool = False) -> InitS
         return InitState(init=factors, frozen=join(base, jax.device_put(factor, replicated(mesh))))
     trained = [key for key in base if key == "dit" or (key == "text" and experiment.text.t5 is None)]
     rest = {key: base.pop(key) for key in list(base) if key not in trained}
-    if experiment.distill is not None:
+    if experiment.objective.teacher:
         rest = rest | {TEACHER: rest | base}
         # A copy: the student's parameters are given up to each step, the teacher's are not.
         base = None if resumed else jax.tree.map(jnp.copy, base)
@@ -109,7 +110,7 @@ def trained_params(
     check_base(experiment, load_meta(space.dit, step=step).get("base"))
     if experiment.lora is not None:
         return with_lora(starting_params(experiment, mesh), space.root, ema=ema, step=step)
-    start = begin(dataclasses.replace(experiment, distill=None), mesh, resumed=True)
+    start = begin(dataclasses.replace(experiment, objective=DenoisingLoss()), mesh, resumed=True)
     trained = load_params(space.dit, ema=ema, step=step, abstract=abstract_params(start.init, mesh))
     return trained if start.frozen is None else start.frozen | trained
 

@@ -43,8 +43,6 @@ from vdit.models.vae import make_loss
 from vdit.nn.compiling import compiler_options
 from vdit.seeds import key_of
 from vdit.train.base import adopt, base_identity, begin, brings, step_identity
-from vdit.train.denoising import DenoisingLoss
-from vdit.train.distill import DistillLoss
 from vdit.train.encoding import encode_latents
 from vdit.train.loop import TrainResult, start, train
 from vdit.train.monitor import RunMonitor
@@ -261,10 +259,9 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
         hooks.append(sample_hook(experiment, workspace, tokenizer, beginning.frozen, mesh))
     rows = config.batch_size * experiment.data.row_tokens
     forward = experiment.dit.flops(rows, _mean_tokens(store, experiment), experiment.text.max_length / 2)
-    flops = (3 if experiment.lora is None else 2) * forward  # the gradient of frozen weights is not taken
-    loss = DenoisingLoss(experiment=experiment)
-    if experiment.distill is not None:
-        loss, flops = DistillLoss(experiment=experiment), 6 * forward  # the teacher is asked twice, the target once
+    # The gradient of frozen weights is not taken.
+    flops = (experiment.objective.forward_passes - (experiment.lora is not None)) * forward
+    loss = experiment.objective.make_loss(experiment.model)
     return _train(
         "dit", experiment, workspace.dit, workspace, plan, loss, data, logging, hooks=hooks, flops=flops,
         params=beginning.params, frozen=beginning.frozen,

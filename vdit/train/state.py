@@ -69,14 +69,15 @@ class StatePlan:
     """A state before it exists: its shapes, its place on the mesh, and how to make it.
 
     abstract: TrainState of ShapeDtypeStructs that carry their sharding: what a checkpoint restores into.
-    shardings: TrainState of NamedShardings. report: a line for each dimension left whole against
-    the table of vdit/dist/rules.py. create(key) makes the state, each device its own part only;
-    adopt(params, key) makes it of parameters that are there already, which are donated.
+    shardings: TrainState of NamedShardings. configured: whether the optimizer is that of `config`. report: a line for
+    each dimension left whole against the table of vdit/dist/rules.py. create(key) makes the state, each device its
+    own part only; adopt(params, key) makes it of parameters that are there already, which are donated.
     """
 
     config: TrainConfig
     mesh: Mesh
     optimizer: optax.GradientTransformation
+    configured: bool
     abstract: TrainState
     shardings: TrainState
     report: tuple[str, ...]
@@ -85,18 +86,22 @@ class StatePlan:
 
 
 def plan_state(
-    init: Callable[[jax.Array], PyTree], config: TrainConfig, *, mesh: Mesh | None = None
-) -> StatePlan:
-    """Lays out the state of `init(key) -> params` (Flax boxes with logical axes allowed) on a mesh.
+    init: Callable[[jax.Array], PyTree], config: TrainConfig, *, mesh: Mesh | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+) -> StatePlan:  # fmt: skip
+    """Lays out the state of a run on a mesh. Nothing is computed here.
 
-    Nothing is computed here; the mesh defaults to all devices, each with its share of the batch.
+    Args:
+        init: key -> parameters, in Flax boxes with logical axes or plain.
+        config: of the run.
+        mesh: None is all devices, each with its part of the batch.
+        optimizer: any optax optimizer, in the place of `config.optimizer`. A resumed run must be given the same one.
     """
     mesh = make_mesh() if mesh is None else mesh
     boxed = jax.eval_shape(init, jax.random.key(0))
     names = logical_axes(boxed)
-    from vdit.train.optimizer import make_optimizer  # optax: sampling, which needs this module too, does without
-
-    optimizer = make_optimizer(config.optimizer, config.steps, names)
+    configured = optimizer is None
+    optimizer = config.optimizer.make(config.steps, names) if optimizer is None else optimizer
 
     def begin(params: PyTree, key: jax.Array) -> TrainState:
         return TrainState(
@@ -134,6 +139,7 @@ def plan_state(
         config=config,
         mesh=mesh,
         optimizer=optimizer,
+        configured=configured,
         abstract=jax.tree.map(struct, abstract, shardings),
         shardings=shardings,
         report=tuple(report),

@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from vdit.dist.rules import batch_shardings, replicated
+from vdit.experiment.objectives import LossFn
 from vdit.experiment.training import TrainConfig
 from vdit.nn.lora import join
 from vdit.reprs import short_repr
-from vdit.train.optimizer import group_norms, learning_rate
 from vdit.train.state import StatePlan, TrainState
 from vdit.types import Array, PyTree
 
 # Metrics of these names are sums over a batch, so pieces of it add up; all others are weighted means.
 SUMMED = ("weight", "tokens")
-
-
-class LossFn(Protocol):
-    """A loss that one backward pass minimises."""
-
-    def __call__(
-        self, params: PyTree, batch: PyTree, key: jax.Array, step: jax.Array
-    ) -> tuple[jax.Array, dict[str, Array]]:
-        """Returns (loss float32 [], metrics: name -> scalar).
-
-        `metrics["weight"]` says what the loss is a mean over (useful tokens, say): pieces of a batch
-        count by it, alike if it is absent. `metrics["tokens"]`, if given, is what speed counts.
-        """
 
 
 @short_repr
@@ -87,7 +74,7 @@ def make_train_step(
         key = jax.random.fold_in(state.key, state.step)
         whole = loss_fn if frozen is None else _beside(frozen, loss_fn)
         loss, grads, metrics = _gradients(whole, state, batch, key, config.accumulation)
-        norms = group_norms(config.optimizer, grads)
+        norms = config.optimizer.norms(grads)
         norm = jnp.sqrt(sum(n**2 for n in norms.values()))
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         done = state.step - state.skipped
@@ -96,10 +83,12 @@ def make_train_step(
         metrics |= {
             "loss": loss,
             "grad_norm": norm,
-            "learning_rate": learning_rate(config.optimizer, config.steps)(done),
             "skipped": state.skipped,
             "skipped_in_a_row": state.skipped_in_a_row,
         }
+        rate = config.optimizer.learning_rate_at(config.steps)
+        if rate is not None and plan.configured:  # an optimizer that was handed in may have another one, or several
+            metrics["learning_rate"] = rate(done)
         metrics |= {f"grad_norm/{group}": n for group, n in norms.items() if group}
         return state, metrics
 

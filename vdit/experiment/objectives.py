@@ -1,0 +1,203 @@
+"""What training minimises: objectives, and the three functions that the diffusion losses are made of.
+
+    corrupted = corrupt(key, row, model)                   # which tokens are known, noise levels, noise
+    output = forward(model, params, corrupted)             # the network on the noisy row
+    loss, metrics = denoising_loss(model, output, corrupted)
+
+An objective is a registered frozen dataclass with `make_loss`. A loss with a further term calls the three and adds to
+the third; nothing of them needs to be copied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from vdit.diffusion import DiffusionConfig, add_noise, diffusion_loss, make_schedule
+from vdit.experiment.canvases import CanvasConfig, draw_canvases
+from vdit.models.network import Network
+from vdit.models.text.encoder import drop_captions
+from vdit.registry import register
+from vdit.reprs import short_repr
+from vdit.types import Array, PyTree, Row
+
+
+class LossFn(Protocol):
+    """A loss that one backward pass minimises."""
+
+    def __call__(
+        self, params: PyTree, batch: PyTree, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, dict[str, Array]]:
+        """The loss of one batch.
+
+        Args:
+            params: what is differentiated: a nested dict of arrays.
+            batch: what the data iterator gives; a `Row` for diffusion transformers.
+            key: a random key of this step.
+            step: int32 [], optimizer steps done.
+
+        Returns:
+            (loss float32 [], metrics: name -> scalar). `metrics["weight"]` is what the loss is a mean over (the number
+            of useful tokens, for instance): the pieces of an accumulated batch count by it, and alike where it is
+            absent. `metrics["tokens"]`, where given, is what speed counts.
+        """
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionModel:
+    """What a diffusion objective is made for; `Experiment.model` gives it.
+
+    network: encoders and backbone on packed rows.
+    diffusion: schedule, prediction, and how noise levels are sampled.
+    canvases: which tokens of a clip are known in a training step.
+    text_dropout: probability that a clip loses its caption or class, for classifier-free guidance.
+    """
+
+    network: Network
+    diffusion: DiffusionConfig = DiffusionConfig()
+    canvases: CanvasConfig = CanvasConfig()
+    text_dropout: float = 0.0
+
+
+class Objective(Protocol):
+    """What the transformer's training minimises. Implementations are registered frozen dataclasses.
+
+    Subclass it to inherit the defaults below.
+    """
+
+    teacher: ClassVar[bool] = False  # the loss also gets the frozen starting model's parameters, under TEACHER
+    forward_passes: ClassVar[float] = 3.0  # cost of a step in forward passes of the network; a gradient costs two
+
+    def check(self, diffusion: DiffusionConfig) -> None:
+        """Raises ConfigError if this objective cannot train a model of this diffusion."""
+
+    def make_loss(self, model: DiffusionModel) -> LossFn:
+        """The loss for one model. Its batches are packed rows (vdit.types.Row)."""
+        ...
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Corrupted:
+    """A row as the network is given it in training, and what it was made of.
+
+    row: noisy; its conditions may have been dropped. levels: float32 [b k], noise level of each frame of the row.
+    clean, noise: float32 [b n p]. level: float32 [b n], noise level of each token.
+    weight: float32 [b n], 1 for tokens with a part in the loss, 0 for padding and for known tokens.
+    useful: float32 [b n], 1 for all tokens but padding.
+    """
+
+    row: Row
+    levels: Array
+    clean: Array
+    noise: Array
+    level: Array
+    weight: Array
+    useful: Array
+
+
+def corrupt(key: Array, row: Row, model: DiffusionModel, *, level: Array | None = None) -> Corrupted:
+    """Samples what is known of each clip, drops captions, and adds noise. Traceable.
+
+    Args:
+        key: a random key.
+        row: packed rows of clean latents.
+        model: what is trained.
+        level: float32 [], one noise level for all tokens that are not known, instead of sampled ones.
+    """
+    canvas_key, noise_key, drop_key = jax.random.split(key, 3)
+    sampled = draw_canvases(canvas_key, row, model.canvases, model.diffusion)
+    row, levels = drop_conditions(drop_key, sampled.row, model), sampled.levels
+    if level is not None:
+        levels = jnp.where((row.frame_segment_ids > 0) & ~sampled.fixed, level, levels)
+    level = jnp.take_along_axis(levels, row.frame_index, axis=1)
+    noise = jax.random.normal(noise_key, row.values.shape, jnp.float32)
+    noisy = add_noise(make_schedule(model.diffusion), row.values, noise, level)
+    useful = (row.segment_ids > 0).astype(jnp.float32)
+    return Corrupted(
+        row=dataclasses.replace(row, values=noisy),
+        levels=levels,
+        clean=row.values,
+        noise=noise,
+        level=level,
+        weight=useful * ~sampled.known,
+        useful=useful,
+    )
+
+
+def forward(model: DiffusionModel, params: PyTree, corrupted: Corrupted) -> Array:
+    """What the network predicts for a corrupted row: float32 [b n p] ([b n 2p] with a learned variance)."""
+    time = make_schedule(model.diffusion).time(corrupted.levels)
+    return model.network.apply(params, corrupted.row, time)
+
+
+def denoising_loss(model: DiffusionModel, output: Array, corrupted: Corrupted) -> tuple[Array, dict[str, Array]]:
+    """The mean loss over tokens that are neither padding nor known, so rows weigh by what there is to learn.
+
+    Args:
+        model: what is trained.
+        output: of `forward`.
+        corrupted: of `corrupt`.
+
+    Returns:
+        (loss [], metrics): "mse", "weight" (tokens in the loss), "tokens" and "useful" (tokens that are no padding, and
+        their fraction).
+    """
+    c = corrupted
+    loss, metrics = diffusion_loss(
+        model.diffusion, output, x0=c.clean, noise=c.noise, level=c.level, weight=c.weight
+    )
+    return loss, metrics | token_counts(c.weight, c.useful)
+
+
+@register("objective", "denoising")
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenoisingLoss(Objective):
+    """The usual one: predict what `diffusion.prediction` says, from noisy latents.
+
+    Example:
+        loss = DenoisingLoss().make_loss(experiment.model)
+        value, metrics = loss(params, row, key, step)
+    """
+
+    def make_loss(self, model: DiffusionModel) -> LossFn:
+        def loss(params: PyTree, row: Row, key: Array, step: Array) -> tuple[Array, dict[str, Array]]:
+            corrupted = corrupt(key, row, model)
+            return denoising_loss(model, forward(model, params, corrupted), corrupted)
+
+        return loss
+
+
+def drop_conditions(key: Array, row: Row, model: DiffusionModel) -> Row:
+    """The row with the captions and classes of some clips dropped, by `model.text_dropout`. Traceable."""
+    if not model.text_dropout:
+        return row
+    drop = jax.random.bernoulli(key, model.text_dropout, row.label.shape)
+    return drop_where(drop, row, model)
+
+
+def drop_where(drop: Array, row: Row, model: DiffusionModel) -> Row:
+    """The row with captions and classes dropped where told.
+
+    Args:
+        drop: bool [b s], for clip 1, 2, ... of each row.
+        row: packed rows.
+        model: its network says which of them there are.
+    """
+    network = model.network
+    if network.uses_text:
+        text, ids = drop_captions(network.text, row.text, row.text_segment_ids, row.text_position, drop)
+        row = dataclasses.replace(row, text=text, text_segment_ids=ids)
+    if network.dit.classes:
+        row = dataclasses.replace(row, label=jnp.where(drop, 0, row.label))
+    return row
+
+
+def token_counts(weight: Array, useful: Array) -> dict[str, Array]:
+    """The metrics "weight", "tokens" and "useful" of rows, from float32 [b n] weights."""
+    return {"weight": jnp.sum(weight), "tokens": jnp.sum(useful), "useful": jnp.mean(useful)}
