@@ -22,8 +22,7 @@ from pathlib import Path
 
 from vdit.config import load_config
 from vdit.dist.mesh import MeshConfig
-from vdit.plan.plan import gib
-from vdit.plan.run import plan
+from vdit.plan.plan import gib, plan
 from vdit.plan.topology import parse_topology
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,9 +17,8 @@ from vdit.config import load_config
 from vdit.dist.mesh import MeshConfig, make_mesh
 from vdit.experiment.experiment import Experiment
 from vdit.experiment.objectives import DenoisingLoss
-from vdit.plan.inputs import abstract_rows
 from vdit.plan.memory import memory
-from vdit.plan.programs import train_program
+from vdit.plan.programs import abstract_rows, train_program
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
 

@@ -12,9 +12,8 @@ from jax.experimental import pallas as pl
 from vdit.config import load_config
 from vdit.data.packing import RowShape, empty_rows
 from vdit.nn.attention import splash
-from vdit.plan.inputs import abstract_rows
-from vdit.plan.kernels import kernel_bytes
-from vdit.plan.programs import train_flops
+from vdit.plan.memory import kernel_bytes
+from vdit.plan.programs import abstract_rows, train_flops
 from vdit.plan.topology import parse_topology
 from vdit.train.flops import jaxpr_flops
 

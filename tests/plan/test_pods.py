@@ -12,8 +12,7 @@ import pytest
 
 from vdit.cli.main import main
 from vdit.config import apply_overrides, load_config
-from vdit.plan.plan import Plan
-from vdit.plan.run import plan
+from vdit.plan.plan import Plan, plan
 from vdit.plan.show import print_plan
 from vdit.plan.topology import parse_topology
 

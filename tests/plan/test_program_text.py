@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vdit.plan.program_text import hbm_bytes, kept_by_loops, stored_bytes
+from vdit.plan.memory import hbm_bytes, kept_by_loops, stored_bytes
 
 DEPTH, N, D = 5, 64, 32
 

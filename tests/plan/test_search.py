@@ -12,10 +12,9 @@ from vdit.config import load_config
 from vdit.dist.mesh import MeshConfig
 from vdit.errors import ConfigError
 from vdit.plan import search as searching
-from vdit.plan.candidates import Candidate, candidates, meshes
 from vdit.plan.plan import Plan, ProgramPlan
-from vdit.plan.search import search, spread
-from vdit.plan.show_search import left_out, print_search, rows, save_search
+from vdit.plan.search import Candidate, candidates, meshes, search, spread
+from vdit.plan.show import left_out, print_search, rows, save_search
 from vdit.plan.topology import parse_topology
 
 ROOT = Path(__file__).resolve().parents[2]

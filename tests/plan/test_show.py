@@ -41,7 +41,7 @@ def test_the_command_says_what_it_does_while_it_does_it(tmp_path, monkeypatch, c
             progress(f"compiling {name}")
         return made(effort)
 
-    monkeypatch.setattr("vdit.plan.run.plan", plan)
+    monkeypatch.setattr("vdit.plan.plan.plan", plan)
     command = ["plan", "experiments/pod_tiny.py", "--quick", "--topology", "v5p:2x2x2", "--out", str(tmp_path)]
     assert main(command) == 0
     said = capsys.readouterr()

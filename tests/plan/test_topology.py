@@ -10,8 +10,7 @@ import pytest
 from vdit.cli.main import main
 from vdit.errors import ConfigError
 from vdit.plan import topology as topologies
-from vdit.plan.chips import CHIPS
-from vdit.plan.topology import child_environment, parse_topology
+from vdit.plan.topology import CHIPS, child_environment, parse_topology
 
 ROOT = Path(__file__).resolve().parents[2]
 

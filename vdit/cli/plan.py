@@ -67,7 +67,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         check_output(out / name, given=[options.experiment], name=f"--out {out}")
     if options.search:
         return _search(experiment, topology, options, out, console)
-    from vdit.plan.run import plan
+    from vdit.plan.plan import plan
     from vdit.plan.show import print_plan, save_plan
 
     programs, effort = options.program or PROGRAMS, "quick" if options.quick else "full"
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def _search(experiment, topology, options: argparse.Namespace, out: Path, console) -> int:
     from vdit.plan.search import search
-    from vdit.plan.show_search import print_search, save_search, watching
+    from vdit.plan.show import print_search, save_search, watching
 
     limit = options.search_limit or 12
     with Status("plan", devices=False) as status:

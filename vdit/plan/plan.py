@@ -1,16 +1,26 @@
-"""A plan: an experiment's programs on a topology, compiled and measured. Runs in a process of its own (worker.py)."""
+"""A plan: an experiment's programs, compiled for a topology and measured.
+
+`plan` starts a process that compiles (`compile_request`), because the TPU compiler reads its environment when jax is
+imported. The request goes to the process's input as JSON. The process prints what it is doing, and writes {"plan": ...}
+or {"error": ...} to a file.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from vdit.errors import ConfigError
-from vdit.plan.chips import GIB
-from vdit.plan.topology import Topology
+from vdit.config import plugins, to_dict
+from vdit.errors import ConfigError, PlanError, VditError
+from vdit.plan.topology import GIB, Topology, child_environment, parse_topology
 
 PROGRAMS = ("train", "sample", "decode")
 DAY = 86_400
@@ -21,12 +31,18 @@ EFFORT = {"full": {}, "quick": {"exec_time_optimization_effort": -1.0}}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProgramPlan:
-    """One program on the topology. Bytes are of one device; flops, tokens and seconds of video of all of them.
+    """One program on the topology. Bytes are of one device; FLOPs, tokens and seconds of video are of all devices.
 
-    memory: kind -> bytes, None where it does not fit; total, capacity: bytes. flops: the hardware's, with what remat
-    computes again; model_flops: the useful ones. hbm: bytes moved. traffic: kind, axes, bytes, count, seconds of each
-    collective. times: arithmetic, hbm, network, overlapped, serial (vdit/plan/roofline.py), None without a chip.
-    mfu, hfu: (if serial, if overlapped). repeats: how often it runs for one batch or video.
+    Args:
+        memory: bytes by kind. None where the program does not fit.
+        total, capacity: bytes that the program needs, and that a device has.
+        flops: FLOPs of the hardware, with those that remat computes again.
+        model_flops: the useful FLOPs.
+        hbm: bytes that move through HBM.
+        traffic: kind, axes, bytes, count and seconds of each collective.
+        times: seconds by name: arithmetic, hbm, network, overlapped, serial (vdit/plan/roofline.py). None where the
+            topology has no chip.
+        repeats: how often the program runs for one batch or one video.
     """
 
     name: str
@@ -59,7 +75,7 @@ class ProgramPlan:
         return {"MFU": share(self.model_flops), "HFU": share(self.flops)}
 
     def a_day(self) -> dict[str, tuple[float, float]]:
-        """"tokens" and "video_seconds" in a day."""
+        """ "tokens" and "video_seconds" in a day."""
         if self.seconds is None:
             return {}
         each = {"tokens": self.tokens, "video_seconds": self.video_seconds}
@@ -68,9 +84,12 @@ class ProgramPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """An experiment on a topology. mesh: axis -> size. report: what stays whole against the table of shardings.
+    """All programs of an experiment on a topology.
 
-    effort: of the compiler, a key of EFFORT.
+    Args:
+        mesh: size of each mesh axis.
+        report: dimensions that stay whole although the table of shardings would split them.
+        effort: of the compiler, a key of EFFORT.
     """
 
     experiment: str
@@ -136,9 +155,7 @@ def _measure(program: Any, topology: Topology, mesh: Any, effort: str) -> Progra
     import jax
 
     from vdit.dist.collectives import collectives
-    from vdit.plan.kernels import kernel_bytes
-    from vdit.plan.memory import memory, out_of_memory
-    from vdit.plan.program_text import hbm_bytes
+    from vdit.plan.memory import hbm_bytes, kernel_bytes, memory, out_of_memory
     from vdit.plan.roofline import times, traffic
 
     chip = topology.chip
@@ -189,3 +206,95 @@ def _largest(message: str) -> tuple[str, ...]:
 def gib(size: float) -> str:
     """Bytes for people."""
     return "?" if math.isnan(size) else f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
+
+
+def plan(
+    experiment: Any,
+    topology: str | Topology,
+    *,
+    programs: Sequence[str] = PROGRAMS,
+    effort: str = "full",
+    progress: Callable[[str], None] = lambda text: None,
+) -> Plan:
+    """Compiles an experiment's programs for a topology, in a process of its own, and measures them.
+
+        found = plan(experiment, "v5p:4x4x4")
+        print(found.fits, found.programs[0].times)
+
+    Args:
+        experiment: a vdit Experiment.
+        topology: a name such as "v5p:8x8x8" or "cpu:8", or a Topology.
+        programs: some of PROGRAMS.
+        effort: of the compiler: "full", or "quick", which compiles sooner and gives memory, HBM traffic and times that
+            are too high.
+        progress: called with a line for each thing that is being done.
+
+    Returns:
+        The plan: memory, FLOPs, traffic and times of each program.
+
+    Raises:
+        ConfigError: the topology, the effort or the mesh is wrong.
+        PlanError: the compiler broke off.
+    """
+    topology = parse_topology(topology) if isinstance(topology, str) else topology
+    if effort not in EFFORT:
+        raise ConfigError(f"effort={effort!r} is unknown: use one of {', '.join(EFFORT)}")
+    experiment.mesh.shape(topology.devices)  # refused here, before anything is started
+    request = {"experiment": to_dict(experiment), "topology": topology.name, "programs": list(programs),
+               "effort": effort, "plugins": plugins()}  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="vdit-plan-") as folder:
+        out, log = Path(folder) / "plan.json", Path(folder) / "log"
+        with log.open("w") as errors:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "vdit.plan", str(out)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+                env=child_environment(topology),
+            )  # fmt: skip
+            try:
+                child.stdin.write(json.dumps(request))
+                child.stdin.close()
+                for line in child.stdout:
+                    progress(line.strip())
+                child.wait()
+            except BaseException:
+                child.kill()
+                child.wait()
+                raise
+        if not out.exists():
+            raise PlanError(f"the compiler broke off ({child.returncode}): {_reason(log.read_text(errors='replace'))}")
+        answer = json.loads(out.read_text())
+    if "error" in answer:
+        raise ConfigError(answer["error"])
+    return Plan.from_dict(answer["plan"])
+
+
+def _reason(log: str) -> str:
+    """The last line that says what went wrong."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    named = [line for line in lines if "Error" in line or "error" in line or "Killed" in line]
+    return (named or lines or ["it was killed, perhaps for want of memory on this machine"])[-1][:400]
+
+
+def compile_request(out: str) -> None:
+    """What the child process does: compiles what stdin asks for, as JSON, and writes the answer to the file `out`."""
+    request = json.load(sys.stdin)
+    from vdit.config import from_dict, load_plugin
+    from vdit.experiment.experiment import Experiment
+
+    def progress(text: str) -> None:
+        print(text, flush=True)
+
+    try:
+        for plugin in request["plugins"]:
+            load_plugin(plugin)
+        plan = make_plan(
+            from_dict(Experiment, request["experiment"]),
+            parse_topology(request["topology"]),
+            programs=request["programs"],
+            effort=request["effort"],
+            progress=progress,
+        )
+        answer = {"plan": dataclasses.asdict(plan)}
+    except VditError as error:
+        answer = {"error": str(error)}
+    Path(out).write_text(json.dumps(answer))
