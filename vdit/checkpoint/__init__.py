@@ -8,9 +8,11 @@ written, and then its seal: the sha256 of every file.
     agree    what hosts tell each other        sums     the seal, and comparing it      steps   which step to use
     files    folders, small files, failures    trees    arrays of one step              saver   Checkpointer
     places   the data's place                  lock     one run in a folder             load    reading for inference
+    best     the best step by a figure
                                                                                         stream  writing piece by piece
 """
 
+from vdit.checkpoint.best import BestStep, best_step
 from vdit.checkpoint.checksums import MANIFEST, damage, sums, write_manifest
 from vdit.checkpoint.files import META
 from vdit.checkpoint.load import check_config, load_meta, load_params, load_progress, load_trees
@@ -22,10 +24,12 @@ from vdit.checkpoint.stream import StreamedLeaf, save_streamed
 __all__ = [
     "MANIFEST",
     "META",
+    "BestStep",
     "Checkpointer",
     "DataIterator",
     "RunLock",
     "StreamedLeaf",
+    "best_step",
     "check_config",
     "damage",
     "find_step",

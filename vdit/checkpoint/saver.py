@@ -70,6 +70,7 @@ class Checkpointer:
         self._meta, self._keep, self._attempts = dict(meta or {}), keep, attempts
         self._warn, self._quiet, self._ending = warn, False, False
         self._saving: _Save | None = None
+        self.protected: frozenset[int] = frozenset()  # steps that are kept however old
         quiet_orbax()
         self._failures: list[str] = []  # of the saves since the last one that succeeded
         on_first(self._open)
@@ -86,7 +87,8 @@ class Checkpointer:
             failures, self._failures = self._failures, []
             raise CheckpointError(f"{len(failures)} saves in a row have failed: {failures[-1]}")
         plain: dict[str, Any] = {name: without_keys(tree) for name, tree in trees.items()}
-        self._saving = _Save(self.directory / str(step), plain, self._meta, place, keep=self._keep, failed=self._failed)
+        self._saving = _Save(self.directory / str(step), plain, self._meta, place, keep=self._keep,
+                             protected=self.protected, failed=self._failed)  # fmt: skip
 
     def restore(
         self, abstract: Mapping[str, PyTree], *, step: int | None = None, data: DataIterator | None = None
@@ -173,8 +175,9 @@ class _Save:
     """One save under way. Once its thread has ended, failure: what went wrong, in the same words on all hosts; lost:
     that a host did not answer."""
 
-    def __init__(self, folder: Path, trees: dict[str, PyTree], meta: dict, place, *, keep: int, failed: Warn):
-        self._folder, self._keep, self._failed = folder, keep, failed
+    def __init__(self, folder: Path, trees: dict[str, PyTree], meta: dict, place, *, keep: int,
+                 protected: frozenset[int], failed: Warn):  # fmt: skip
+        self._folder, self._keep, self._protected, self._failed = folder, keep, protected, failed
         self._bytes = total_bytes(trees)
         self._exchange = Exchange()  # here, in the main thread: hosts number them alike
         self.failure: str | None = None
@@ -238,11 +241,13 @@ class _Save:
         self._retire()
 
     def _retire(self) -> None:
-        """Deletes what is older than the newest `keep` sealed steps."""
+        """Deletes what is older than the newest `keep` sealed steps, and not protected."""
         directory = self._folder.parent
         steps = steps_in(directory)
         sealed = [step for step in steps if is_finalized(directory / str(step))]
         for step in steps[: steps.index(sealed[-self._keep])] if len(sealed) > self._keep else ():
+            if step in self._protected:
+                continue
             try:
                 remove_step(directory / str(step))
             except OSError as failure:

@@ -6,10 +6,12 @@ import dataclasses
 from typing import Annotated, Literal
 
 from vdit.data.config import DataConfig
+from vdit.data.data_source import DataSource
 from vdit.diffusion import DiffusionConfig
 from vdit.dist.mesh import MeshConfig
 from vdit.errors import ConfigError
 from vdit.experiment.canvases import CanvasConfig
+from vdit.experiment.evaluator import Evaluator
 from vdit.experiment.objectives import DenoisingLoss, DiffusionModel, Objective
 from vdit.experiment.training import LoRAConfig, TrainConfig
 from vdit.models.dit.config import DiTConfig
@@ -90,6 +92,9 @@ class Experiment:
 
     seed: from 0 to 2**64 - 1: of weights, of the order of the data and of the parts that are cut from it.
     holdout: ids of videos (file names in a folder) that nothing is trained on.
+    held_out: data that evaluators measure on; None is what `data.source` leaves out: the files in `holdout`, other
+        scenes of a world.
+    evaluators: what is measured while training goes: any registered evaluators, each of a kind once.
     text_dropout: share of captions replaced by the empty prompt, for classifier-free guidance.
     canvases: what is known of the clips that the DiT is trained on (vdit.experiment.canvases).
     topology: the TPU topology that it is for, as "v5p:8x8x8"; what `vdit plan` compiles it for by default.
@@ -103,6 +108,8 @@ class Experiment:
     seed: int = 0
     data: DataConfig = DataConfig()
     holdout: tuple[str, ...] = ()
+    held_out: Annotated[DataSource, OneOf("data_source")] | None = None
+    evaluators: tuple[Annotated[Evaluator, OneOf("evaluator")], ...] = ()
     mesh: MeshConfig = MeshConfig()
     topology: str | None = None
 
@@ -132,6 +139,9 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        kinds = [type(evaluator) for evaluator in self.evaluators]
+        if len(set(kinds)) < len(kinds):
+            raise ConfigError("evaluators: the same one is given twice; their figures would have one name")
         if self.dit.in_channels != self.vae.latent_channels:
             raise ConfigError(
                 f"dit.in_channels={self.dit.in_channels} must equal vae.latent_channels={self.vae.latent_channels}"

@@ -24,7 +24,10 @@ class TrainConfig:
     ema_warmup: decay is at most (1 + n) / (10 + n) after n updates, so that early steps are forgotten.
     save_every, keep: a checkpoint every so many steps, and how many are kept.
     log_every: steps between lines of metrics.
-    sample_every: steps between calls of the sample hook; 0 for never.
+    sample_every: steps between samples of the prompts for the log; 0 for never.
+    best_metric: a figure of an evaluator, as "eval/denoising/loss". The checkpoint with the best one is kept beside the
+        newest ones, and saved when it is measured; None keeps the newest ones only.
+    best_is: whether the lowest or the highest value is the best.
     max_nonfinite: how many non-finite steps in a row are skipped before the run is stopped.
     stall_seconds: without a step for so long, and for ten times the usual, all hosts write down where they stand.
     """
@@ -39,6 +42,8 @@ class TrainConfig:
     keep: int = 2
     log_every: int = 10
     sample_every: int = 0
+    best_metric: str | None = None
+    best_is: Literal["lowest", "highest"] = "lowest"
     max_nonfinite: int = 10
     stall_seconds: float = 300.0
 

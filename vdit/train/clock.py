@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 
-KINDS = ("input", "compute", "checkpoint", "sample", "other")
+KINDS = ("input", "compute", "checkpoint", "evaluate", "sample", "other")
 
 
 class StepTimer:
     """Books all wall time to one of `KINDS`, so that its shares add up to one.
 
     input: the devices stood idle for want of a batch. compute: they worked, a batch being read meanwhile or not.
-    checkpoint: the loop waited for a save. sample: hooks. other: the rest, metrics written and steps compiled.
+    checkpoint: the loop waited for a save. evaluate: evaluators. sample: hooks. other: the rest,
+    metrics written and steps compiled.
     """
 
     def __init__(self):

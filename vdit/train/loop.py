@@ -3,7 +3,7 @@
     1. dispatch step n on the batch that is already on the devices;
     2. fetch batch n+1 and put it on the devices, while they work;
     3. handle the metrics of step n-1, which are ready by now (so the devices never wait for the host);
-    4. if n is a step to save, sample or stop at: handle the metrics of n, save, call the hooks.
+    4. if n is a step to evaluate, save, sample or stop at: handle the metrics of n, evaluate, save, call the hooks.
 
 A checkpoint of step n holds the data iterator's place after batch n, though batch n+1 was fetched
 already; and the metrics of step n are on disk before the checkpoint is. So a resumed run goes on
@@ -21,11 +21,12 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from vdit.checkpoint import Checkpointer, DataIterator
+from vdit.checkpoint import BestStep, Checkpointer, DataIterator
 from vdit.checkpoint.checksums import is_finalized
 from vdit.checkpoint.files import steps_in
 from vdit.dist.multihost import is_primary_host
 from vdit.errors import NumericsError, TrainingError
+from vdit.experiment.evaluator import Measure
 from vdit.experiment.training import TrainConfig
 from vdit.reprs import short_repr
 from vdit.train.diagnosis import origin_of_nan
@@ -36,6 +37,23 @@ from vdit.train.progress import Display, make_display
 from vdit.train.state import StatePlan, TrainState
 from vdit.train.step import TrainStep
 from vdit.types import PyTree
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Every `every` steps, `measure(params)` -> figures, told as "eval/NAME/FIGURE". All hosts call it.
+
+    params: the averaged ones, where there are any.
+    """
+
+    every: int
+    name: str
+    measure: Measure
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        figures = self.measure(state.params if state.ema is None else state.ema)
+        return {f"eval/{self.name}/{key}": float(value) for key, value in figures.items()}
 
 
 class Hook(Protocol):
@@ -103,6 +121,7 @@ def train(
     checkpointer: Checkpointer | None = None,
     writers: Sequence[Writer] = (),
     hooks: Sequence[Hook] = (),
+    evaluations: Sequence[Evaluation] = (),
     flops_per_step: float | None = None,
     peak_flops: float | None = None,
     console: Console | None = None,
@@ -132,16 +151,20 @@ def train(
         inside.enter_context(
             watch.steps(name, step, train_step.plan.mesh, stall=config.stall_seconds, saved=saved)
         )
-        state = _steps(state, step, train_step, data, checkpointer, writers, hooks, speed, log, watch)
+        state = _steps(state, step, train_step, data, checkpointer, writers, hooks, evaluations, speed, log, watch)
         return TrainResult(state=state, metrics=log.latest, stopped=int(state.step) < config.steps)
 
 
 def _steps(
     state: TrainState, step: int, train_step: TrainStep, data: Iterator[PyTree], checkpointer: Checkpointer | None,
-    writers: Sequence[Writer], hooks: Sequence[Hook], speed: Speed, log: _Log, watch: RunMonitor,
+    writers: Sequence[Writer], hooks: Sequence[Hook], evaluations: Sequence[Evaluation], speed: Speed, log: _Log,
+    watch: RunMonitor,
 ) -> TrainState:  # fmt: skip
     """The loop itself, up to the last step or the one to stop at."""
     config, stop, clock = train_step.plan.config, watch.stop, watch.clock
+    best = None
+    if checkpointer is not None and config.best_metric is not None:
+        best = BestStep(checkpointer, config.best_metric, lowest=config.best_is == "lowest", warn=watch.warn)
     feed = Feed(data, train_step, remaining=config.steps - step)
     with contextlib.ExitStack() as calm:
         first = True
@@ -167,10 +190,17 @@ def _steps(
             stopping = stop.reached()
             last = stopping or step == config.steps
             due = [hook for hook in hooks if hook.every and step % hook.every == 0]
+            measuring = [one for one in evaluations if step % one.every == 0] if not stopping else []
             saving = checkpointer is not None and (last or step % config.save_every == 0)
-            if saving or due or last:
+            if saving or due or measuring or last:
                 with _explained(state, batch, train_step, log):
                     log.drain()
+            if measuring:
+                watch.at("evaluating")
+                figures = {name: value for one in measuring for name, value in one(state).items()}
+                log.evaluated(step, figures)
+                saving |= best is not None and best.take(step, figures)
+                clock.book("evaluate")
             if saving:
                 watch.at("saving")
                 checkpointer.save(step, state.trees(), place=place)
@@ -182,7 +212,7 @@ def _steps(
                 except NumericsError as error:
                     watch.warn(f"step {step}: {error}; training goes on")
                 clock.book("sample")
-            if saving or due:
+            if saving or due or measuring:
                 speed.restart()
                 watch.at("training")
             if stopping:
@@ -235,6 +265,7 @@ class _Log:
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._first = True
         self.latest: dict[str, float] = {}
+        self._figures: dict[str, float] = {}  # the latest of evaluators
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of the step just dispatched, and handles those of the step before it."""
@@ -249,6 +280,15 @@ class _Log:
             self._handle(*before)
         for writer in self._writers:
             writer.flush()
+
+    def evaluated(self, step: int, figures: dict[str, float]) -> None:
+        """Takes the figures of evaluators: written, and shown from now on."""
+        write_all(self._writers, step, figures)
+        for writer in self._writers:
+            writer.flush()
+        self._figures |= figures
+        if self._display is not None:
+            self._display.update(step, self.latest | self._figures)
 
     def _handle(self, step: int, metrics: dict[str, jax.Array]) -> None:
         values = {key: float(value) for key, value in jax.device_get(metrics).items()}
@@ -268,7 +308,7 @@ class _Log:
             self._speed.restart()
             self._watch.figures(1)
         if self._display is not None:
-            self._display.update(step, shown)
+            self._display.update(step, shown | self._figures if shown else shown)
         self._watch.clock.book("other")
 
     def _check(self, step: int, values: dict[str, float]) -> None:

@@ -128,9 +128,16 @@ def show_values(values: Mapping[str, float]) -> str:
         parts.append(f"{values['speed/steps_per_second']:.3g} steps/s")
     if "speed/mfu" in values:
         parts.append(f"MFU {values['speed/mfu']:.0%}")
+    parts += [f"{key.removeprefix('eval/')} {value:.4g}" for key, value in values.items() if _is_headline(key, values)]
     if values.get("skipped"):
         parts.append(f"skipped {values['skipped']:.0f}")
     return "  ".join(parts)
+
+
+def _is_headline(key: str, values: Mapping[str, float]) -> bool:
+    """Whether a figure stands for its evaluator in one line: the first one of it."""
+    group = key.rpartition("/")[0]
+    return key.startswith("eval/") and key == next(other for other in values if other.startswith(f"{group}/"))
 
 
 class Bar:

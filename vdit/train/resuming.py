@@ -22,8 +22,10 @@ from vdit.train.workspace import EXPERIMENT, FILES, SAMPLED, Workspace
 # What a resumed run may change without becoming another run.
 MAY_CHANGE = tuple(
     f"{stage}.{field}" for stage in ("vae_train", "dit_train")
-    for field in ("steps", "save_every", "keep", "log_every", "sample_every", "max_nonfinite", "stall_seconds")
-) + ("sample", "mesh", "topology", "start_from", "data.threads", "data.read_ahead", "data.prefetch")  # fmt: skip
+    for field in ("steps", "save_every", "keep", "log_every", "sample_every", "max_nonfinite", "stall_seconds",
+                  "best_metric", "best_is")
+) + ("sample", "evaluators", "held_out", "mesh", "topology", "start_from",
+     "data.threads", "data.read_ahead", "data.prefetch")  # fmt: skip
 
 
 def is_complete(folder: Path, config: TrainConfig, experiment: Experiment) -> bool:

@@ -44,11 +44,11 @@ from vdit.nn.compiling import compiler_options
 from vdit.seeds import key_of
 from vdit.train.base import adopt, base_identity, begin, brings, step_identity
 from vdit.train.encoding import encode_latents
+from vdit.train.evaluate import EvaluationRun, evaluations, sample_hook
 from vdit.train.loop import TrainResult, start, train
 from vdit.train.monitor import RunMonitor
 from vdit.train.reporting import Logging, TrainingVideos, make_writers, report_cut_captions
 from vdit.train.resuming import is_complete, last_step, outlook
-from vdit.train.sampling import sample_hook
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
 from vdit.train.workspace import FILES, Workspace
@@ -189,7 +189,8 @@ def train_vae(
     loss = make_loss(experiment.vae, experiment.vae_loss, experiment.discriminator)
     video = np.zeros((1, clips.frames, *clips.size, 3), np.uint8)
     plan = plan_state(lambda key: loss.init(key, video, boxed=True), config, mesh=mesh)
-    result = _train("vae", experiment, workspace.vae, workspace, plan, loss, data, logging)
+    result = _train("vae", experiment, workspace.vae, workspace, plan, loss, data, logging,
+                    evaluations=evaluations(EvaluationRun(experiment, workspace, mesh), "vae"))  # fmt: skip
     videos.tell_broken()
     return result
 
@@ -254,9 +255,8 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
     )
     beginning = begin(experiment, mesh, resumed=last_step(workspace.dit) is not None)
     plan = plan_state(beginning.init, config, mesh=mesh)
-    hooks = []
-    if config.sample_every and experiment.sample.prompts:
-        hooks.append(sample_hook(experiment, workspace, tokenizer, beginning.frozen, mesh))
+    evaluation = EvaluationRun(experiment, workspace, mesh, frozen=beginning.frozen)
+    hooks = [sample_hook(evaluation)] if config.sample_every and experiment.sample.prompts else []
     rows = config.batch_size * experiment.data.row_tokens
     forward = experiment.dit.flops(rows, _mean_tokens(store, experiment), experiment.text.max_length / 2)
     # The gradient of frozen weights is not taken.
@@ -264,13 +264,13 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
     loss = experiment.objective.make_loss(experiment.model)
     return _train(
         "dit", experiment, workspace.dit, workspace, plan, loss, data, logging, hooks=hooks, flops=flops,
-        params=beginning.params, frozen=beginning.frozen,
+        params=beginning.params, frozen=beginning.frozen, evaluations=evaluations(evaluation, "dit"),
     )  # fmt: skip
 
 
 def _train(
     stage: str, experiment: Experiment, folder, workspace: Workspace, plan, loss: Callable, data, logging: Logging,
-    *, hooks: Sequence = (), flops: float | None = None,
+    *, hooks: Sequence = (), evaluations: Sequence = (), flops: float | None = None,
     params: PyTree | None = None, frozen: PyTree | None = None,
 ) -> TrainResult:  # fmt: skip
     meta = {"stage": stage, "config": config_tools.to_dict(experiment)}
@@ -291,6 +291,7 @@ def _train(
                 checkpointer=checkpointer,
                 writers=writers,
                 hooks=hooks,
+                evaluations=evaluations,
                 flops_per_step=flops,
                 console=logging.console,
                 watch=logging.watch,
