@@ -79,7 +79,7 @@ def test_interpolations_agree_on_the_levels_and_are_straight_between_them():
 def test_whole_times_survive_float32():
     """Also for levels a hair above or below a whole time, once they are made safe to round."""
     whole = np.arange(1, 1000) / 1000
-    schedule = Flow(whole_time=True)
+    schedule = Flow(integer_timesteps=True)
     for offset in (-1e-4, -1e-7, -1e-9, -1e-12, 0.0, 1e-9, 1e-7):
         levels = whole + offset
         told = schedule.rounding(levels)
@@ -111,7 +111,7 @@ def test_configuration_picks_the_schedule():
     assert make_schedule(DiffusionConfig(shift=5.0)) == Flow(shift=5.0)
     config = DiffusionConfig(kind="ddpm", prediction="noise", beta_schedule="cosine", steps=50)
     assert make_schedule(config) == DDPM(beta_schedule="cosine", steps=50)
-    assert make_schedule(DiffusionConfig(whole_time=True)) == Flow(whole_time=True)
+    assert make_schedule(DiffusionConfig(integer_timesteps=True)) == Flow(integer_timesteps=True)
     config = DiffusionConfig(kind="ddpm", prediction="noise", interpolation="sigma", **STABLE)
     assert make_schedule(config) == DDPM(interpolation="sigma", **STABLE)
     assert from_json(DiffusionConfig, to_json(config)) == config
@@ -132,7 +132,7 @@ def test_configuration_picks_the_schedule():
         {"beta_schedule": "quadratic"},
         {"beta_start": 0.0},
         {"interpolation": "cubic"},
-        {"whole_time": True, "kind": "ddpm"},
+        {"integer_timesteps": True, "kind": "ddpm"},
     ],
 )
 def test_configurations_that_make_no_sense_are_refused(fields):

@@ -7,7 +7,7 @@ import pytest
 from jax.scipy.stats import norm
 
 from vdit.diffusion import DDPM, DiffusionConfig, diffusion_loss, target
-from vdit.diffusion.variance import BIN, binned_log_likelihood, bound_terms, gaussian_kl, posterior_tables
+from vdit.diffusion.objectives import BIN, binned_log_likelihood, bound_terms, gaussian_kl, posterior_tables
 from vdit.samplers.base import discretize, posterior
 
 SCHEDULE = DDPM(steps=50)

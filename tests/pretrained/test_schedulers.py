@@ -187,7 +187,7 @@ def test_wans_own_grid():
     for shift in (3.0, 5.0, 8.0):
         sigmas = np.linspace(np.float32(1 - 1 / 1000).item(), 0.0, 41)[:-1]
         sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
-        schedule = Flow(shift=shift, whole_time=True)
+        schedule = Flow(shift=shift, integer_timesteps=True)
         levels = Grid(steps=40, **dataclasses.asdict(WAN_OWN_GRID)).levels(schedule)
         np.testing.assert_array_equal(levels, np.append(sigmas, 0.0))
         np.testing.assert_array_equal(schedule.time(levels[:-1]), (sigmas * 1000).astype(np.int64))
@@ -206,7 +206,7 @@ def test_whole_times_are_exact_in_float32_for_every_shift_and_number_of_steps(na
             told.append(discretize(schedule, "velocity", grid).t)
             scheduler.set_timesteps(steps)
             wanted.append(scheduler.timesteps.numpy())
-    times = jax.jit(Flow(whole_time=True).time)(jnp.asarray(np.concatenate(told), jnp.float32))
+    times = jax.jit(Flow(integer_timesteps=True).time)(jnp.asarray(np.concatenate(told), jnp.float32))
     np.testing.assert_array_equal(times, np.concatenate(wanted))
 
 
@@ -299,7 +299,7 @@ def test_what_diffusers_cannot_do_is_refused_by_name():
     "diffusion",
     [
         DiffusionConfig(shift=3.0),
-        DiffusionConfig(shift=5.0, whole_time=True),
+        DiffusionConfig(shift=5.0, integer_timesteps=True),
         DiffusionConfig(kind="ddpm", prediction="noise", beta_schedule="cosine", learn_variance=True),
         DiffusionConfig(kind="ddpm", prediction="v", steps=400),
     ],

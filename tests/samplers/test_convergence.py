@@ -12,7 +12,7 @@ import pytest
 from jax.scipy.stats import norm
 
 from vdit.diffusion import DDPM, Flow
-from vdit.diffusion.predictions import from_clean_and_noise
+from vdit.diffusion.objectives import from_clean_and_noise
 from vdit.samplers import Grid, make
 from vdit.samplers.base import discretize, posterior
 

@@ -53,7 +53,7 @@ def test_trailing_and_leading():
 
 def test_the_unipc_grid_of_wan():
     """50 steps at shift 3, in the whole times that the network was fed: 999, 993, 986, ..., 60."""
-    schedule = Flow(shift=3.0, whole_time=True)
+    schedule = Flow(shift=3.0, integer_timesteps=True)
     levels = Grid(steps=50, low=1e-3, ceiling=1.0 - 1e-6).levels(schedule)
     time = schedule.time(levels)
     assert time[:3].tolist() == [999, 993, 986]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vdit.diffusion import DDPM, Flow, add_noise
-from vdit.diffusion.predictions import from_clean_and_noise
+from vdit.diffusion.objectives import from_clean_and_noise
 from vdit.errors import ConfigError
 from vdit.samplers import Grid, make
 

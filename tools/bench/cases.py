@@ -351,7 +351,7 @@ class Sampling(Case):
         network = _Captioned(text=t5_text(t5_preset("umt5-xxl", layers=1, vocab_size=8)), dit=self.config)
         params = {"dit": self.params(wan.diffusers_rules(self.config), lambda key: network.init(key)["dit"])}
         method = SamplingConfig(
-            schedule=Flow(shift=3.0, whole_time=True),
+            schedule=Flow(shift=3.0, integer_timesteps=True),
             prediction="velocity",
             sampler=make("unipc"),
             grid=Grid(steps=self.steps, low=1e-3, ceiling=float(np.float32(1 - 1e-6))),

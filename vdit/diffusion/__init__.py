@@ -2,8 +2,14 @@
 
 from vdit.diffusion.config import DiffusionConfig
 from vdit.diffusion.guidance import Guidance, guide
-from vdit.diffusion.objectives import add_noise, diffusion_loss, draw_levels, target
-from vdit.diffusion.predictions import from_clean_and_noise, to_clean_and_noise
+from vdit.diffusion.objectives import (
+    add_noise,
+    diffusion_loss,
+    draw_levels,
+    from_clean_and_noise,
+    target,
+    to_clean_and_noise,
+)
 from vdit.diffusion.schedules import DDPM, Flow, Schedule, make_schedule
 
 __all__ = [

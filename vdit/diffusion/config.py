@@ -1,4 +1,4 @@
-"""What is diffused and how: the choices that training and sampling must share."""
+"""The config of the diffusion process: the choices that training and sampling share."""
 
 from __future__ import annotations
 
@@ -20,18 +20,23 @@ TimestepSampling = Literal["logit_normal", "uniform"]
 class DiffusionConfig:
     """The noise schedule, what the network predicts, and how training draws noise levels.
 
-    kind: "flow", straight paths from data to noise; "ddpm", the discrete variance-preserving process.
-    prediction: what the network's output means (see vdit.diffusion.predictions).
-    shift: moves training draws and sampling grids towards noise (flow only; 1 does nothing).
-    timestep_sampling, logit_mean, logit_std: how training draws levels, before the shift.
-    stratified: spread one batch's draws evenly over the levels; each draw alone is distributed the same.
-    whole_time: cut the network's time to whole numbers, as Wan's samplers do (flow only; ddpm's are whole).
-    beta_schedule, steps: the discrete process (ddpm only). "scaled_linear" is even in the root of beta.
-    beta_start, beta_end: the first and last beta of the linear ones at 1000 steps; at another number of steps
-        they grow or shrink so that as much noise comes together (Improved DDPM).
-    interpolation: what is even between the process's own levels: "log_alpha", or "sigma", which is
-        sigma / alpha, as samplers after Karras et al. have it (ddpm only).
-    learn_variance: the network also gives a variance, in as many channels again (ddpm only).
+    Args:
+        kind: "flow", straight paths from data to noise; "ddpm", the discrete variance-preserving process.
+        prediction: what the network predicts (see vdit.diffusion.objectives).
+        shift: moves training levels and sampling grids toward noise. 1 does nothing. Flow only.
+        timestep_sampling, logit_mean, logit_std: how training draws levels, before the shift.
+        stratified: spread the levels of a batch evenly. The distribution of each level alone stays the same.
+        integer_timesteps: round the network's time down to whole numbers, as Wan's samplers do. Flow only: the times
+            of ddpm are whole.
+        beta_schedule, steps: the discrete process. "scaled_linear" is even in the root of beta. ddpm only.
+        beta_start, beta_end: the first and the last beta of the linear schedules at 1000 steps. At another number of
+            steps they are scaled, so that the total noise stays the same (Nichol and Dhariwal, 2021). ddpm only.
+        interpolation: what is interpolated between the levels of the process: "log_alpha", or "sigma", which is
+            sigma / alpha, as in samplers after Karras et al. (2022). ddpm only.
+        learn_variance: the network also predicts a variance, in as many channels again. ddpm only.
+
+    Raises:
+        ConfigError: a value is out of range, or two values do not fit each other.
     """
 
     kind: Kind = "flow"
@@ -41,7 +46,7 @@ class DiffusionConfig:
     logit_mean: float = 0.0
     logit_std: float = 1.0
     stratified: bool = False
-    whole_time: bool = False
+    integer_timesteps: bool = False
     beta_schedule: BetaSchedule = "linear"
     beta_start: float = 1e-4
     beta_end: float = 0.02
@@ -74,8 +79,8 @@ class DiffusionConfig:
             raise ConfigError("learn_variance is True with kind='flow': only kind='ddpm' has a variance")
         if self.kind == "ddpm" and self.shift != 1:
             raise ConfigError(f"shift is {self.shift} with kind='ddpm': only kind='flow' shifts; set 1")
-        if self.kind == "ddpm" and self.whole_time:
-            raise ConfigError("whole_time is True with kind='ddpm': its times are whole already; set False")
+        if self.kind == "ddpm" and self.integer_timesteps:
+            raise ConfigError("integer_timesteps is True with kind='ddpm': its times are whole already; set False")
         if self.kind == "flow" and self.prediction == "noise":
             raise ConfigError(
                 "prediction is 'noise' with kind='flow': pure noise says nothing of the data there, "

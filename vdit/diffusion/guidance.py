@@ -1,7 +1,7 @@
-"""Classifier-free guidance: two predictions in, one denoiser out.
+"""Classifier-free guidance (Ho and Salimans, 2022): two predictions in, one denoiser out.
 
-The caller makes both predictions (usually by one call on a doubled batch); guidance only mixes them, so it
-works for any network and any sampler.
+The caller makes both predictions, usually by one call on a doubled batch. Guidance only mixes them, so it works for any
+network and any sampler.
 """
 
 from __future__ import annotations
@@ -22,14 +22,21 @@ FULL = (0.0, 1.0)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """How strongly, where, and how tamely to move away from the unconditional prediction.
+    """How strongly and at which noise levels to move away from the unconditional prediction.
 
-    scale: 1 is the conditional prediction alone, 0 the unconditional.
-    interval: (low, high) noise levels between which to guide, ends included; elsewhere scale is 1.
-    rescale: in [0, 1], how far to bring the guided prediction's standard deviation (over everything but
-        the batch) back to the conditional's (Lin et al. 2023), against over-exposure at high scales.
-    channels: (k, n) guides the first k of every n values of a token alone, n being the latents' channels;
-        DiT's own sampler guides 3 of 4. None guides all.
+        denoise = guide(pair, Guidance(scale=5.0, interval=(0.1, 0.9)))
+
+    Args:
+        scale: 1 is the conditional prediction alone, 0 the unconditional one.
+        interval: noise levels (low, high) between which to guide, ends included (Kynkaanniemi et al., 2024). Elsewhere
+            the scale is 1.
+        rescale: in [0, 1], how far to bring the standard deviation of the guided prediction (over everything but the
+            batch) back to that of the conditional one (Lin et al., 2023). It prevents over-exposure at high scales.
+        channels: (k, n) guides only the first k of every n values of a token, n being the channels of the latents.
+            DiT's own sampler guides 3 of 4. None guides all.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
 
     scale: float = 1.0
@@ -48,17 +55,24 @@ class Guidance:
 
     @property
     def needed(self) -> bool:
-        """Whether the unconditional prediction is of any use."""
+        """Whether the unconditional prediction is needed."""
         return self.scale != 1.0
 
 
 def guide(pair: Pair, guidance: Guidance, single: Denoise | None = None) -> Denoise:
-    """pair(x [b ... c], t []) -> (conditional, unconditional) becomes denoise(x, t) -> prediction.
+    """A guided denoiser out of a function that makes both predictions.
 
-    single(x, t) -> conditional is called in place of pair outside the interval, where that alone counts: half the
-    work there, for a second copy of the network in the compiled program. Without it pair is called everywhere.
-    Where the network also gives a variance (output [b ... 2c]), only the prediction is guided; the
-    variance is the conditional's.
+    Where the network also predicts a variance (output [b ... 2c]), only the prediction is guided. The variance is that
+    of the conditional output.
+
+    Args:
+        pair: pair(x [b ... c], t []) -> (conditional, unconditional).
+        guidance: scale and interval.
+        single: single(x, t) -> conditional. It is called in place of `pair` outside the interval, which halves the work
+            there, but puts a second copy of the network into the compiled program. None: `pair` is called everywhere.
+
+    Returns:
+        denoise(x [b ... c], t []) -> prediction, for a sampler.
     """
 
     def guided(x: Array, t: Array, scale: Array | float) -> Array:
@@ -84,7 +98,13 @@ def guide(pair: Pair, guidance: Guidance, single: Denoise | None = None) -> Deno
 
 
 def mix(conditional: Array, unconditional: Array, scale: Array | float, rescale: float = 0.0) -> Array:
-    """conditional, unconditional [b ... c]; scale [] or [c] -> guided prediction [b ... c]."""
+    """The guided prediction [b ... c] of two predictions [b ... c].
+
+    Args:
+        conditional, unconditional: [b ... c].
+        scale: [] or [c].
+        rescale: as in Guidance.
+    """
     # In this form scale 1 gives the conditional prediction to the last bit.
     guided = conditional + (scale - 1.0) * (conditional - unconditional)
     if rescale == 0.0:

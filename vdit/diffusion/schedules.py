@@ -1,8 +1,9 @@
 """Noise schedules: how much data and how much noise x_t holds at each noise level.
 
 A noise level t is a float in [0, 1]: 0 is clean, 1 is the noisiest. x_t = alpha(t) x_0 + sigma(t) noise.
-Every method takes floats or numpy arrays, and then computes in numpy float64 (samplers build their
-coefficients so, while tracing), or JAX arrays, and then computes in the array's own dtype.
+
+Every method takes floats or numpy arrays, and then computes in numpy float64; samplers build their coefficients this
+way while tracing. Or it takes JAX arrays, and then computes in the dtype of the array.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ WHOLE_MARGIN = 1e-4  # float32 tells times near 1000 apart by 6e-5
 
 
 class Schedule(Protocol):
-    """What training and samplers ask of a schedule. t: any shape; every method keeps it."""
+    """What training and samplers need from a schedule. t has any shape, and every method keeps it."""
 
     @property
     def discrete_steps(self) -> int | None:
-        """How many levels the network was trained at, t = 1/n, 2/n, ..., 1; None when at all of them."""
+        """How many levels the network was trained at, t = 1/n, 2/n, ..., 1. None: at all levels."""
         ...
 
     def alpha(self, t: Array | float) -> Array:
@@ -42,11 +43,11 @@ class Schedule(Protocol):
         ...
 
     def time(self, t: Array | float) -> Array:
-        """The network's time input, 0..1000."""
+        """The time input of the network, 0 to 1000."""
         ...
 
     def rounding(self, t: np.ndarray) -> np.ndarray:
-        """Levels, next to t, that float32 may round without changing their time. t: numpy."""
+        """Levels close to t that float32 can round without changing their time. t: numpy."""
         ...
 
     def log_snr(self, t: Array | float) -> Array:
@@ -54,7 +55,7 @@ class Schedule(Protocol):
         ...
 
     def shifted(self, t: Array | float) -> Array:
-        """Where levels drawn or spaced without a shift move to."""
+        """Levels that were drawn or spaced without a shift, after the shift."""
         ...
 
 
@@ -63,28 +64,32 @@ def _numpy_or_jax(t: Array | float):
 
 
 def log_snr(alpha: Array, sigma: Array) -> Array:
-    """2 log(alpha / sigma) [...], with its infinities at pure data and pure noise."""
+    """2 log(alpha / sigma) [...]: infinite at pure data and at pure noise."""
     xp, _ = _numpy_or_jax(alpha)
     with np.errstate(divide="ignore"):
         return 2.0 * (xp.log(alpha) - xp.log(sigma))
 
 
 def shift_level(t: Array | float, shift: float) -> Array:
-    """s t / (1 + (s - 1) t) [...]: fixes 0 and 1, multiplies sigma/alpha of a flow by s in between."""
+    """s t / (1 + (s - 1) t) [...]: keeps 0 and 1, and multiplies sigma / alpha of a flow by s in between."""
     return shift * t / (1.0 + (shift - 1.0) * t)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flow:
-    """Straight paths from data to noise (rectified flow): alpha = 1 - t, sigma = t.
+    """Straight paths from data to noise (rectified flow; Liu et al., 2022): alpha = 1 - t, sigma = t.
 
-    shift acts on the levels that are chosen, not on what a level means: training draws and sampling
-    grids pass through `shifted`; alpha, sigma and time of a given level are the same for every shift.
-    whole_time: cut the network's time to whole numbers, as Wan's reference sampler does.
+    Args:
+        shift: acts on which levels are chosen, not on what a level means. Training levels and sampling grids go through
+            `shifted`. alpha, sigma and time of a level are the same for every shift.
+        integer_timesteps: round the network's time down to whole numbers, as Wan's reference sampler does.
+
+    Raises:
+        ConfigError: the shift is not above 0.
     """
 
     shift: float = 1.0
-    whole_time: bool = False
+    integer_timesteps: bool = False
 
     def __post_init__(self):
         if not self.shift > 0:
@@ -102,13 +107,13 @@ class Flow:
 
     def time(self, t):
         xp, t = _numpy_or_jax(t)
-        if not self.whole_time:
+        if not self.integer_timesteps:
             return MAX_TIME * t
         # The margin keeps a whole number whole when float32 has rounded the level down.
         return xp.floor(MAX_TIME * t + (0.0 if xp is np else WHOLE_MARGIN))
 
     def rounding(self, t):
-        if not self.whole_time:
+        if not self.integer_timesteps:
             return t
         # A time just below a whole number would be rounded up to it, or be lifted over it by the margin.
         below = np.floor(MAX_TIME * t) + 1.0 - 3 * WHOLE_MARGIN
@@ -125,7 +130,7 @@ class Flow:
 def log_alpha_bar_table(
     beta_schedule: BetaSchedule, steps: int, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> np.ndarray:
-    """float64 [steps + 1]: log of the cumulative product of (1 - beta) after 0, 1, ..., steps steps."""
+    """Log of the cumulative product of (1 - beta) after 0, 1, ..., steps steps: float64 [steps + 1]."""
     if beta_schedule == "linear":
         betas = np.linspace(beta_start, beta_end, steps, dtype=np.float64) * 1000.0 / steps
     elif beta_schedule == "scaled_linear":
@@ -145,12 +150,12 @@ def log_alpha_bar_table(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DDPM:
-    """The discrete variance-preserving process: alpha^2 + sigma^2 = 1.
+    """The discrete variance-preserving process (Ho et al., 2020): alpha^2 + sigma^2 = 1.
 
-    The network knows the times 0 .. steps-1; time i is the level t = (i + 1) / steps, and level 0 is clean.
-    At those levels alpha^2 is the cumulative product of (1 - beta); between them its logarithm
-    (interpolation="log_alpha"), or sigma / alpha ("sigma"), is interpolated linearly, so that samplers may
-    step anywhere. A level below the first has time 0. The rest: see DiffusionConfig.
+    The network knows the times 0 to steps - 1. Time i is the level t = (i + 1) / steps, and level 0 is clean. At those
+    levels alpha^2 is the cumulative product of (1 - beta). Between them its logarithm (interpolation="log_alpha") or
+    sigma / alpha ("sigma") is interpolated linearly, so samplers can step to any level. A level below the first has
+    time 0. Fields: see DiffusionConfig.
     """
 
     beta_schedule: BetaSchedule = "linear"
@@ -205,9 +210,9 @@ class DDPM:
 
 
 def make_schedule(config: DiffusionConfig) -> Schedule:
-    """The schedule that a configuration asks for."""
+    """The schedule of a config."""
     if config.kind == "flow":
-        return Flow(shift=config.shift, whole_time=config.whole_time)
+        return Flow(shift=config.shift, integer_timesteps=config.integer_timesteps)
     return DDPM(
         beta_schedule=config.beta_schedule,
         steps=config.steps,

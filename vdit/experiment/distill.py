@@ -32,8 +32,7 @@ import jax.numpy as jnp
 
 from vdit.diffusion import DiffusionConfig, add_noise, make_schedule, to_clean_and_noise
 from vdit.diffusion.guidance import mix
-from vdit.diffusion.objectives import weighted_mean
-from vdit.diffusion.predictions import expand_like
+from vdit.diffusion.objectives import expand_like, weighted_mean
 from vdit.diffusion.schedules import Schedule
 from vdit.errors import ConfigError
 from vdit.experiment.canvases import DrawnCanvas, draw_canvases

@@ -18,6 +18,7 @@ from vdit.registry import KIND
 
 # Old dotted key -> today's. The keys below a renamed one move with it. Keys are looked up in this order.
 RENAMED: dict[str, str] = {
+    "diffusion.whole_time": "diffusion.integer_timesteps",
 }
 
 # Today's dotted key -> what its old values are called now.

@@ -90,7 +90,7 @@ def _wan(path: Path) -> PublicModel:
 
 def scheduling_of(shift: float) -> Scheduling:
     """Wan's own sampler: UniPC from 0.999 to 0, times cut to whole numbers."""
-    diffusion = DiffusionConfig(kind="flow", prediction="velocity", shift=shift, whole_time=True)
+    diffusion = DiffusionConfig(kind="flow", prediction="velocity", shift=shift, integer_timesteps=True)
     return Scheduling(diffusion=diffusion, sampler="unipc", grid=GridOptions(spacing="uniform", high=FIRST))
 
 

@@ -92,7 +92,7 @@ def usual_scheduling(diffusion: DiffusionConfig) -> Scheduling:
     """What diffusers can do, for a model of ours: flow Euler (UniPC with whole times), DDIM for a discrete process."""
     if diffusion.kind == "ddpm":
         json = {"_class_name": "DDIMScheduler", "clip_sample": False, "timestep_spacing": "trailing"}
-    elif diffusion.whole_time:
+    elif diffusion.integer_timesteps:
         json = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
     else:
         json = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": diffusion.shift}
@@ -165,7 +165,8 @@ def _read_flow(name: str, o: Mapping[str, Any]) -> Scheduling:
     # Its lowest sigma is shifted when it is built, in float32, and again with the rest of the grid.
     shift, low = np.float32(o["shift"]), np.float32(1.0) / np.float32(1000.0)
     low = shift * low / (np.float32(1.0) + np.float32(o["shift"] - 1.0) * low)
-    diffusion = _flow(name, {"prediction_type": "flow_prediction", "flow_shift": o["shift"]} | o, whole_time=False)
+    known = {"prediction_type": "flow_prediction", "flow_shift": o["shift"]} | o
+    diffusion = _flow(name, known, integer_timesteps=False)
     sampler = "heun" if name == "FlowMatchHeunDiscreteScheduler" else "euler"
     return _scheduling(diffusion, sampler, GridOptions(spacing="linspace", low=float(low)))
 
@@ -205,13 +206,13 @@ def _betas(name: str, o: Mapping[str, Any], **changes: Any) -> DiffusionConfig:
     )
 
 
-def _flow(name: str, o: Mapping[str, Any], *, whole_time: bool = True) -> DiffusionConfig:
+def _flow(name: str, o: Mapping[str, Any], *, integer_timesteps: bool = True) -> DiffusionConfig:
     if o["num_train_timesteps"] != 1000:
         raise _refused(name, "num_train_timesteps", o["num_train_timesteps"], "a flow's network knows times 0 to 1000")
     if o["prediction_type"] not in ("flow_prediction", "sample"):
         raise _refused(name, "prediction_type", o["prediction_type"], "a flow needs flow_prediction or sample")
     prediction = _PREDICTIONS[o["prediction_type"]]
-    return DiffusionConfig(prediction=prediction, shift=float(o["flow_shift"]), whole_time=whole_time)
+    return DiffusionConfig(prediction=prediction, shift=float(o["flow_shift"]), integer_timesteps=integer_timesteps)
 
 
 def _grid(name: str, o: Mapping[str, Any], *, open_end: bool = False, last: float = 0.0) -> GridOptions:
@@ -296,7 +297,7 @@ def _sampling_only(scheduling: Scheduling) -> Scheduling:
     """Without what only training uses, and what the schedule does not."""
     old = scheduling.diffusion
     if old.kind == "flow":
-        diffusion = DiffusionConfig(prediction=old.prediction, shift=old.shift, whole_time=old.whole_time)
+        diffusion = DiffusionConfig(prediction=old.prediction, shift=old.shift, integer_timesteps=old.integer_timesteps)
     else:
         diffusion = DiffusionConfig(
             kind="ddpm",

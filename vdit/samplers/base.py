@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdit.diffusion.config import Prediction
-from vdit.diffusion.predictions import to_clean_and_noise
+from vdit.diffusion.objectives import to_clean_and_noise
 from vdit.diffusion.schedules import Schedule
 from vdit.errors import ConfigError
 from vdit.reprs import short_repr

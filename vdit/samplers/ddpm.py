@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdit.diffusion.variance import interpolate_log_variance
+from vdit.diffusion.objectives import interpolate_log_variance
 from vdit.errors import ConfigError
 from vdit.samplers.base import (
     check_clip,
