@@ -5,10 +5,13 @@ import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
+import vdit
+import vdit.worlds
 from tests.conftest import ROOT, TINY
 
 DOCS = ROOT / "docs"
@@ -46,12 +49,33 @@ def test_a_how_to_fits_on_a_screen_or_two(page):
     assert len(page.read_text().splitlines()) < 80
 
 
+def write_data(home: Path) -> None:
+    """What a user of the pages has: my_videos with captions, and the same in shards."""
+    (home / "my_videos").mkdir()
+    (home / "shards").mkdir()
+    world = vdit.worlds.make("moving", seed=5, count=6, size=(32, 32), frames=9, fps=8.0)
+    for i in range(6):
+        vdit.write_video(home / "my_videos" / f"{i}.mp4", world[i].video, fps=8)
+        (home / "my_videos" / f"{i}.txt").write_text(world[i].caption)
+        with tarfile.open(home / "shards" / f"{i // 3}.tar", "a") as tar:
+            for file in (f"{i}.mp4", f"{i}.txt"):
+                tar.add(home / "my_videos" / file, arcname=file)
+
+
+def sizes(words: list[str]) -> list[str]:
+    """The overrides of the tiny run that a command does not set itself."""
+    given = {word.split("=")[0].removeprefix("--cfg.") for word in words}
+    own = ("data.source.",) if "data.source" in given else ()
+    return [f"--cfg.{item}" for item in TINY if item.split("=")[0] not in given and not item.startswith(own)]
+
+
 @pytest.mark.parametrize("page", HOW_TOS, ids=lambda page: page.stem)
 def test_a_how_to_runs(page, tmp_path, compile_cache, tiny_run):
-    """Files are written, then Python and commands run in the order of the page, in an empty folder.
+    """Files are written, then Python and commands run in the order of the page.
 
-    `vdit train` gets the sizes of the tiny run; runs/quickstart is that run.
+    The folder has my_videos and shards (write_data); runs/quickstart is the tiny run, and `vdit train` gets its sizes.
     """
+    write_data(tmp_path)
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "PYTHONSAFEPATH": "1",  # like the installed command: the folder is not on the path by itself
@@ -73,8 +97,7 @@ def test_a_how_to_runs(page, tmp_path, compile_cache, tiny_run):
         for program, *words in lines:
             start = {"vdit": [sys.executable, "-m", "vdit.cli.main"], "python": [sys.executable]}[program]
             if program == "vdit" and words[0] == "train":
-                given = {word.split("=")[0] for word in words}
-                words += [f"--cfg.{item}" for item in TINY if f"--cfg.{item.split('=')[0]}" not in given]
+                words += sizes(words)
             done = subprocess.run([*start, *words], cwd=tmp_path, env=environment, capture_output=True, text=True,
                                   timeout=300, check=False)  # fmt: skip
             assert done.returncode == 0, f"{shlex.join([program, *words])[:300]}\n{done.stdout}{done.stderr}"
