@@ -7,14 +7,22 @@ from vdit.lazy import exports
 
 _HOMES = {
     "CanvasConfig": "canvases",
-    "DistillConfig": "training",
+    "Corrupted": "objectives",
+    "DenoisingLoss": "objectives",
+    "DiffusionModel": "objectives",
     "Experiment": "experiment",
     "LatentsConfig": "experiment",
     "LoRAConfig": "training",
-    "OptimizerConfig": "training",
+    "LossFn": "objectives",
+    "Objective": "objectives",
+    "Optimizer": "optimizer",
+    "OptimizerConfig": "optimizer",
     "SampleConfig": "experiment",
     "TrainConfig": "training",
     "VAETrainConfig": "experiment",
+    "corrupt": "objectives",
+    "denoising_loss": "objectives",
+    "forward": "objectives",
 }
 __all__ = [*_HOMES]
 __getattr__, __dir__ = exports(__name__, _HOMES)

@@ -6,12 +6,9 @@ Imported on first use.
 from vdit.lazy import exports
 
 _HOMES = {
-    "DenoisingLoss": "denoising",
-    "DistillLoss": "distill",
     "Hook": "loop",
     "JsonLines": "metrics",
     "Logging": "reporting",
-    "LossFn": "step",
     "SampleHook": "loop",
     "StatePlan": "state",
     "TensorBoard": "metrics",
