@@ -14,11 +14,21 @@ from vdit.errors import DataError, ShapeError
 
 
 def group_actions(actions: np.ndarray, stride: int, patch_frames: int = 1) -> np.ndarray:
-    """Of video frames [t a] -> of frames of tokens, float32 [k a*stride*patch_frames].
+    """Actions of video frames, grouped by frames of tokens.
 
-    Latent frame 0 stands for one video frame: its group is zeros, then actions[0]. Latent frame i stands for `stride`:
-    its group is actions[1+(i-1)*stride : 1+i*stride], one after the other. A frame of tokens holds the groups of
-    `patch_frames` latent frames. t = 1 + (k * patch_frames - 1) * stride, or ShapeError.
+    Latent frame 0 stands for one video frame: its group is zeros, then actions[0]. Latent frame i stands for `stride`
+    frames: its group is actions[1 + (i - 1) * stride : 1 + i * stride], one after the other.
+
+    Args:
+        actions: float [t a], with t = 1 + (k * patch_frames - 1) * stride.
+        stride: video frames of a latent frame (the VAE's stride in time).
+        patch_frames: latent frames of a frame of tokens.
+
+    Returns:
+        float32 [k, a * stride * patch_frames].
+
+    Raises:
+        ShapeError: t is no such number.
     """
     actions = np.asarray(actions, np.float32)
     if actions.ndim != 2 or stride < 1 or patch_frames < 1:

@@ -75,8 +75,11 @@ def read_captions(folder: str | Path, captions: str | Path | None = None) -> Cap
         folder: the folder.
         captions: a table, or a list of prompts with videos.txt beside it; None looks for one (see this module).
 
+    Returns:
+        The entries, what else was found, and notes for the user.
+
     Raises:
-        DataError: nothing is there to be read, or a file cannot be understood for certain; with file and line.
+        DataError: there is nothing to read, or a file is ambiguous; the message names file and line.
     """
     folder = Path(folder)
     if not folder.is_dir():

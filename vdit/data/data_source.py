@@ -59,12 +59,30 @@ class DataSource(Protocol):
 
 
 def open_source(data: DataConfig, *, seed: int = 0, exclude: Collection[str] = ()) -> Source:
-    """The samples of `data.source`. exclude: ids of videos (files of a folder) that are left out."""
+    """Opens the samples of `data.source`.
+
+    Args:
+        data: the source, and how clips are cut from it.
+        seed: of the choice of clips.
+        exclude: ids of videos (files of a folder) that are left out.
+
+    Returns:
+        The source.
+    """
     return data.source.open(data, seed=seed, holdout=exclude)
 
 
 def clips_of(dataset: VideoDataset, data: DataConfig, *, seed: int) -> Source:
-    """Cuts clips from a dataset of videos, by the sizes, durations and rates of `data`."""
+    """Cuts clips from a dataset of videos.
+
+    Args:
+        dataset: videos by number.
+        data: the sizes, durations and rates of clips.
+        seed: of the choice of clips.
+
+    Returns:
+        A source of clips.
+    """
     from vdit.data.clips import Clips
 
     return Clips(dataset, data, seed=seed)

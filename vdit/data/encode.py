@@ -29,19 +29,29 @@ def encode_clips(source: Clips, encode: Encode, path: str | Path, *, samples: in
                  dtype: str = "float16", threads: int = 4, read_ahead: int = 8, progress: Progress | None = None,
                  key: Any = None, shard_index: int = 0, shard_count: int = 1, wait: Wait | None = None,
                  record: Record | None = None, former: Former | None = None) -> dict[str, Any] | None:
-    """Encodes `samples` cuts of a source (0: each item once) into a new folder of latents.
+    """Encodes clips of a source into a new folder of latents. The latents do not depend on the number of hosts.
 
-    A clip's actions go into its record as they are.
-    encode may return a device array: the next clip is dispatched before the last one is fetched.
-    vae: names the VAE in the index. progress: called with (done, samples) of this host after each clip.
-    key: plain value that changes when the source's cuts do, its settings for instance. A call that was interrupted
-    goes on where it was when made again with the same key, vae, dtype and samples, on any number of hosts.
-    record: what the videos are (vdit.data.changes), kept beside the latents; of the first host.
-    former: latents that are in the folder already and are replaced; what is still right of them is taken over.
-    shard_index, shard_count: this host of how many that make the same call, in a folder that they share; each
-    encodes its share. wait: called by each host with a name, returns when all hosts have called it.
-    Returns the index (see write_latents); None where there are several hosts and no way to wait for the others:
-    then a call without a share completes the folder. The latents do not depend on the number of hosts.
+    Args:
+        source: clips of videos.
+        encode: video -> latents; may return a device array: the next clip is dispatched before the last one is fetched.
+        path: the folder. A call that was interrupted continues when made again with the same key, vae, dtype and
+            samples, on any number of hosts.
+        samples: how many clips; 0: each item once.
+        vae: identifies the VAE in the index.
+        dtype: of the latents on disk.
+        threads: that read videos.
+        read_ahead: clips that they read ahead.
+        progress: called with (done, samples) of this host after each clip.
+        key: plain value that changes when the source's clips do, its settings for instance.
+        shard_index: this host's number, from 0.
+        shard_count: number of hosts that make the same call in one shared folder; each encodes its part.
+        wait: called by each host with a name; returns when all hosts have called it.
+        record: describes the videos (vdit.data.changes); kept beside the latents by the first host.
+        former: latents in the folder that are being replaced; those that are still right are taken over.
+
+    Returns:
+        The index (see `write_latents`). None where there are several hosts and no `wait`: then a call without a shard
+        completes the folder.
     """
     samples = samples or len(source)
     parts = LatentParts(path, samples=samples, vae=vae, dtype=dtype, key=[key, len(source)],

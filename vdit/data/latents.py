@@ -144,11 +144,21 @@ def _record(item: Sample, dtype: str, number: int) -> tuple[bytes, np.ndarray]:
 
 def write_latents(path: str | Path, items: Iterable[Sample], *, vae: str = "", dtype: str = "float16",
                   shard_bytes: int = 256 << 20) -> dict[str, Any]:
-    """Writes latents to a new folder, which appears only when all of it is written.
+    """Writes latents to a new folder, which appears only when it is complete.
 
-    items: dicts with "latent" [t h w c] and optionally "actions" [t a], captions, id, fps, label, other plain values.
-    vae: names the VAE that made them (a hash of its weights), kept in the index.
-    Returns the index: count, shards, channels, mean and std of each channel, vae, dtype.
+    Args:
+        path: the folder.
+        items: dicts with "latent" [t h w c] and optionally "actions" [t a], captions, id, fps, label, other plain
+            values.
+        vae: identifies the VAE that made them (a hash of its weights); kept in the index.
+        dtype: "float16", "bfloat16" or "float32", on disk.
+        shard_bytes: size of a shard at most, beyond one record.
+
+    Returns:
+        The index: count, shards, channels, mean and std of each channel, vae, dtype.
+
+    Raises:
+        DataError: there is nothing to write, an item is malformed, or the folder exists.
     """
     path = Path(path)
     check_dtype(dtype)

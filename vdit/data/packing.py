@@ -23,7 +23,11 @@ from vdit.types import Row
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowShape:
-    """The shape of one row: tokens n, text tokens m, noise levels k, clips s."""
+    """The shape of one row.
+
+    tokens: n, tokens of a row. text: m, text tokens. slots: k, noise levels (one for each latent frame of each clip).
+    clips: s, clips.
+    """
 
     tokens: int
     text: int
@@ -136,9 +140,17 @@ def empty_rows(count: int, width: int, limits: RowShape, *, actions: int = 0) ->
 
 
 def build_rows(groups: Sequence[Sequence[PackItem]], limits: RowShape) -> Row:
-    """One row [b ...] for each group of clips; groups may be empty, but not all of them.
+    """Packs clips into rows of one shape.
 
-    All clips have actions of one width, or none has.
+    Args:
+        groups: the clips of each row; groups may be empty, but not all of them.
+        limits: the shape of a row.
+
+    Returns:
+        Rows [b ...], one for each group.
+
+    Raises:
+        DataError: a group does not fit, or only some clips have a condition.
     """
     first = next(clip for group in groups for clip in group)
     actions = _action_width(first)

@@ -14,7 +14,18 @@ Patch = tuple[int, int, int]
 
 
 def token_grid(shape: tuple[int, ...], patch: Patch) -> tuple[int, int, int]:
-    """Tokens along t, h and w of latents of shape [... t h w c]."""
+    """Tokens along each axis.
+
+    Args:
+        shape: of latents, [... t h w c].
+        patch: latent frames, rows and columns of a token.
+
+    Returns:
+        (t, h, w) in tokens.
+
+    Raises:
+        ShapeError: a size is no multiple of the patch.
+    """
     extent = tuple(shape[-4:-1])
     if len(shape) < 4 or any(e < 1 or e % p for e, p in zip(extent, patch)):
         raise ShapeError(f"latents of shape {tuple(shape)}: t, h, w must be multiples of the patch {patch}; "
@@ -23,14 +34,34 @@ def token_grid(shape: tuple[int, ...], patch: Patch) -> tuple[int, int, int]:
 
 
 def patchify(latent: Array, patch: Patch) -> Array:
-    """[... t h w c] -> [... n p]: tokens in t, h, w order, each flattened in (pt, ph, pw, c) order."""
+    """Cuts latents into tokens.
+
+    Args:
+        latent: [... t h w c], with t, h, w multiples of the patch.
+        patch: latent frames, rows and columns of a token.
+
+    Returns:
+        Tokens [... n p], in t, h, w order, each flattened in (pt, ph, pw, c) order.
+    """
     token_grid(latent.shape, patch)
     pt, ph, pw = patch
     return rearrange(latent, "... (t pt) (h ph) (w pw) c -> ... (t h w) (pt ph pw c)", pt=pt, ph=ph, pw=pw)
 
 
 def unpatchify(values: Array, grid: tuple[int, int, int], patch: Patch) -> Array:
-    """[... n p] -> [... t h w c], the inverse of patchify; grid: tokens along t, h, w."""
+    """The inverse of `patchify`.
+
+    Args:
+        values: tokens [... n p].
+        grid: tokens along t, h and w; n is their product.
+        patch: latent frames, rows and columns of a token.
+
+    Returns:
+        Latents [... t h w c].
+
+    Raises:
+        ShapeError: n or p does not fit the grid or the patch.
+    """
     gt, gh, gw = grid
     pt, ph, pw = patch
     *_, tokens, width = values.shape
@@ -44,7 +75,14 @@ def unpatchify(values: Array, grid: tuple[int, int, int], patch: Patch) -> Array
 
 @functools.lru_cache(maxsize=512)
 def grid_position(grid: tuple[int, int, int]) -> np.ndarray:
-    """int32 [n 3]: (t, h, w) of each token of a grid, in the order of patchify. Read-only."""
+    """Coordinates of the tokens of a clip.
+
+    Args:
+        grid: tokens along t, h and w.
+
+    Returns:
+        int32 [n 3], read-only: (t, h, w) of each token, in the order of `patchify`.
+    """
     position = np.stack(np.unravel_index(np.arange(np.prod(grid)), grid), axis=-1).astype(np.int32)
     position.flags.writeable = False
     return position

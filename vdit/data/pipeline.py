@@ -106,19 +106,26 @@ class ToTokenClip:
 def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch: Patch, *, seed: int,
                  batch_rows: int, shard_index: int = 0, shard_count: int = 1, stride: int = 1,
                  mean: np.ndarray | None = None, std: np.ndarray | None = None) -> RowIterator:
-    """Iterator of packed rows: vdit.types.Row of NumPy arrays [batch_rows / shard_count ...].
+    """Batches of packed rows, to train a diffusion transformer.
 
-    source: gives latents, for instance LatentStore.
-    patch: latent frames, rows, columns of a token.
-    seed: of the order and of the choice of captions; the source has its own.
-    batch_rows: of the batch over all hosts.
-    shard_index, shard_count: this host's share, vdit.dist.process_shard.host_share(mesh); it gives the rows
-        [shard_index * batch_rows / shard_count, ...) of each batch, and the batches are the same for any count.
-    stride: video frames that a latent frame stands for (the VAE's stride in time); used where config.actions is not 0.
-    mean, std: float [c]; latents become (latent - mean) / std.
-    The iterator has get_state() (JSON-able) and set_state(state). The merged places of all hosts are the place of
-    the run, from which any number of hosts that divides the streams goes on bit for bit. A finite pass
-    (config.epochs) ends for each host with its own streams.
+    Args:
+        config: shape of a row, packing and reading.
+        source: samples with latents, for instance a `LatentStore`.
+        tokenizer: for captions.
+        patch: latent frames, rows and columns of a token.
+        seed: of the order and of the choice of captions; the source has a seed of its own.
+        batch_rows: rows of a batch over all hosts.
+        shard_index: this host's number, from 0.
+        shard_count: number of hosts. A host gets the rows [shard_index * batch_rows / shard_count, ...) of each batch;
+            the batches are the same for any number of hosts.
+        stride: video frames of a latent frame (the VAE's stride in time); used where config.actions is not 0.
+        mean: float [c], subtracted from latents; None with std=None leaves them.
+        std: float [c], which latents are then divided by.
+
+    Returns:
+        An iterator of `Row` of NumPy arrays [batch_rows / shard_count ...]. It has get_state() (JSON) and
+        set_state(state); the merged states of all hosts continue on any number of hosts that divides the streams, bit
+        for bit. A finite pass (config.epochs) ends for each host with its own streams.
     """
     streams = stream_count(config.streams, batch_rows=batch_rows, items=len(source))
     own = own_streams(streams, shard_index, shard_count, batch_rows=batch_rows)
@@ -140,12 +147,21 @@ def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch
 
 def video_batches(config: DataConfig, source: Clips, *, size: tuple[int, int], frames: int, batch_size: int,
                   seed: int, shard_index: int = 0, shard_count: int = 1) -> grain.DatasetIterator:
-    """Iterator of {"video": uint8 [b t h w 3]}: random windows of `size` (h, w) and `frames`, to train a VAE.
+    """Batches of random windows of videos, to train a VAE.
 
-    Which item comes when depends on `seed`; which window of it, on the source's seed. batch_size is that of all
-    hosts, b = batch_size / shard_count: a host reads its rows of each batch. The iterator can be saved and restored
-    like that of row_iterator; its place is the number of batches done, the same for all hosts. The last batch of a
-    finite pass is dropped when partial.
+    Args:
+        config: threads, epochs and the other settings of reading.
+        source: videos.
+        size: (height, width) of a window in pixels.
+        frames: of a window.
+        batch_size: over all hosts.
+        seed: of the order of the videos; the source has a seed of its own for the windows.
+        shard_index: this host's number, from 0.
+        shard_count: number of hosts. A host reads its rows of each batch.
+
+    Returns:
+        An iterator of {"video": uint8 [b t h w 3]} with b = batch_size / shard_count. It can be saved and restored like
+        that of `row_iterator`. The last batch of a finite pass is dropped when partial.
     """
     def crop(index: int, place: int) -> dict[str, np.ndarray]:
         return {"video": source.crop(index, size=size, frames=frames)["video"]}
@@ -214,12 +230,26 @@ class RowIterator(Prefetch):
 
 
 def useful(rows: Row) -> float:
-    """Share of the tokens of rows [b ...] that belong to a clip."""
+    """The fraction of tokens that belong to a clip.
+
+    Args:
+        rows: packed rows [b ...].
+
+    Returns:
+        A number from 0 to 1; the rest is padding.
+    """
     return float((np.asarray(rows.segment_ids) > 0).mean())
 
 
 def row_use(rows: Row) -> dict[str, float]:
-    """Share of each budget of rows [b ...] in use: where tokens are low, the fullest other one binds."""
+    """How full each budget of packed rows is. Where "tokens" is low, the fullest other budget is the bottleneck.
+
+    Args:
+        rows: packed rows [b ...].
+
+    Returns:
+        Budget -> fraction in use, from 0 to 1.
+    """
     clips = np.asarray(rows.segment_ids).max(axis=1)
     return {"tokens": useful(rows), "text": float((np.asarray(rows.text_segment_ids) > 0).mean()),
             "slots": float((np.asarray(rows.frame_segment_ids) > 0).mean()),

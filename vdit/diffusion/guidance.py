@@ -60,19 +60,20 @@ class Guidance:
 
 
 def guide(pair: Pair, guidance: Guidance, single: Denoise | None = None) -> Denoise:
-    """A guided denoiser out of a function that makes both predictions.
-
-    Where the network also predicts a variance (output [b ... 2c]), only the prediction is guided. The variance is that
-    of the conditional output.
+    """Classifier-free guidance (Ho and Salimans, 2022) as a denoiser.
 
     Args:
-        pair: pair(x [b ... c], t []) -> (conditional, unconditional).
-        guidance: scale and interval.
-        single: single(x, t) -> conditional. It is called in place of `pair` outside the interval, which halves the work
-            there, but puts a second copy of the network into the compiled program. None: `pair` is called everywhere.
+        pair: (x [b ... c], t []) -> (conditional, unconditional) predictions.
+        guidance: scale, interval, rescaling and channels.
+        single: (x, t) -> conditional prediction, called instead of `pair` outside of the interval: half the work there,
+            for a second copy of the network in the compiled program. None calls `pair` everywhere.
 
     Returns:
-        denoise(x [b ... c], t []) -> prediction, for a sampler.
+        A denoiser (x, t) -> prediction. Where the network also predicts a variance (output [b ... 2c]), only the
+        prediction is guided; the variance is the conditional one.
+
+    Raises:
+        ShapeError: the two predictions differ in shape, or do not fit x.
     """
 
     def guided(x: Array, t: Array, scale: Array | float) -> Array:

@@ -165,7 +165,18 @@ def add_noise(schedule: Schedule, x0: Array, noise: Array, level: Array) -> Arra
 
 
 def target(schedule: Schedule, prediction: Prediction, x0: Array, noise: Array, level: Array) -> Array:
-    """What the network should predict [b ... p]. Arguments as in `add_noise` and `from_clean_and_noise`."""
+    """What the network should predict.
+
+    Args:
+        schedule: gives alpha and sigma.
+        prediction: "noise", "data", "v" or "velocity".
+        x0: clean data [b ... p].
+        noise: of the same shape.
+        level: noise levels [b ...].
+
+    Returns:
+        The target [b ... p].
+    """
     alpha, sigma = expand_like(schedule.alpha(level), x0), expand_like(schedule.sigma(level), x0)
     return from_clean_and_noise(prediction, x0, noise, alpha, sigma)
 

@@ -152,10 +152,13 @@ def log_alpha_bar_table(
 class DDPM:
     """The discrete variance-preserving process (Ho et al., 2020): alpha^2 + sigma^2 = 1.
 
-    The network knows the times 0 to steps - 1. Time i is the level t = (i + 1) / steps, and level 0 is clean. At those
-    levels alpha^2 is the cumulative product of (1 - beta). Between them its logarithm (interpolation="log_alpha") or
-    sigma / alpha ("sigma") is interpolated linearly, so samplers can step to any level. A level below the first has
-    time 0. Fields: see DiffusionConfig.
+    The network knows the times 0 .. steps - 1. Time i is the level t = (i + 1) / steps, and level 0 is clean; a level
+    below the first has time 0. At those levels alpha^2 is the cumulative product of (1 - beta).
+
+    beta_schedule, beta_start, beta_end: how beta grows from the first to the last step (DiffusionConfig).
+    steps: number of training levels.
+    interpolation: between the training levels, "log_alpha" interpolates the logarithm of alpha^2 linearly, "sigma" the
+        ratio sigma / alpha, so that samplers may step anywhere.
     """
 
     beta_schedule: BetaSchedule = "linear"
@@ -210,7 +213,14 @@ class DDPM:
 
 
 def make_schedule(config: DiffusionConfig) -> Schedule:
-    """The schedule of a config."""
+    """The schedule that a configuration describes.
+
+    Args:
+        config: kind of diffusion and its parameters.
+
+    Returns:
+        A `Flow` or a `DDPM`.
+    """
     if config.kind == "flow":
         return Flow(shift=config.shift, integer_timesteps=config.integer_timesteps)
     return DDPM(

@@ -101,13 +101,16 @@ class Corrupted:
 
 
 def corrupt(key: Array, row: Row, model: DiffusionModel, *, level: Array | None = None) -> Corrupted:
-    """Samples what is known of each clip, drops captions, and adds noise. Traceable.
+    """Samples what is given of each clip, drops captions, and adds noise. Traceable.
 
     Args:
         key: a random key.
         row: packed rows of clean latents.
         model: what is trained.
-        level: float32 [], one noise level for all tokens that are not known, instead of sampled ones.
+        level: float32 [], one noise level for all tokens that are not given, instead of sampled ones.
+
+    Returns:
+        The noisy rows, and what they were made of.
     """
     canvas_key, noise_key, drop_key = jax.random.split(key, 3)
     sampled = draw_canvases(canvas_key, row, model.canvases, model.diffusion)
@@ -130,7 +133,16 @@ def corrupt(key: Array, row: Row, model: DiffusionModel, *, level: Array | None 
 
 
 def forward(model: DiffusionModel, params: PyTree, corrupted: Corrupted) -> Array:
-    """What the network predicts for a corrupted row: float32 [b n p] ([b n 2p] with a learned variance)."""
+    """What the network predicts for a corrupted row.
+
+    Args:
+        model: what is trained.
+        params: of the network.
+        corrupted: of `corrupt`.
+
+    Returns:
+        float32 [b n p] ([b n 2p] with a learned variance).
+    """
     time = make_schedule(model.diffusion).time(corrupted.levels)
     return model.network.apply(params, corrupted.row, time)
 

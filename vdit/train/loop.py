@@ -68,9 +68,10 @@ class Hook(Protocol):
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleHook:
-    """Every `every` steps, `draw(step, state)` -> {name: videos [b t h w 3]}, given to the writers.
+    """Gives sampled videos to the writers while training goes on.
 
-    All hosts draw; where there are several, each must be able to read all of the videos.
+    every: steps between calls. draw: (step, state) -> {name: videos [b t h w 3]}. fps: frame rate of the videos.
+    All hosts call it; where there are several, each must be able to read all of the videos.
     """
 
     every: int
@@ -103,9 +104,17 @@ def start(
     data: DataIterator | None = None,
     params: PyTree | None = None,
 ) -> TrainState:
-    """The state to train from: the last checkpoint's, with `data` moved to its place, or a new one.
+    """The state to train from: the last checkpoint's, or a new one.
 
-    params: what a new one begins with, donated; None makes fresh parameters.
+    Args:
+        plan: of `plan_state`.
+        key: the run's random key.
+        checkpointer: where checkpoints are; None starts a new state.
+        data: the data iterator, which is moved to the checkpoint's position.
+        params: what a new state begins with, donated; None makes fresh parameters.
+
+    Returns:
+        The state, on the plan's mesh.
     """
     if checkpointer is None or checkpointer.latest_step() is None:
         return plan.create(key) if params is None else plan.adopt(params, key)

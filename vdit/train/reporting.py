@@ -25,8 +25,10 @@ CAPTIONS_COUNTED = 10_000  # clips whose captions are looked at for their length
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Logging:
-    """Where figures go beside the JSON lines. wandb: options of wandb.init, or None for no W&B.
+    """Where figures go beside the JSON lines.
 
+    tensorboard: write TensorBoard events. wandb: options of wandb.init; None for no W&B.
+    console: where progress is shown; None is the terminal.
     watch: watches this process, entered already; None makes one for each call of `run`.
     """
 

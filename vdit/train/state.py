@@ -95,7 +95,10 @@ def plan_state(
         init: key -> parameters, in Flax boxes with logical axes or plain.
         config: of the run.
         mesh: None is all devices, each with its part of the batch.
-        optimizer: any optax optimizer, in the place of `config.optimizer`. A resumed run must be given the same one.
+        optimizer: any optax optimizer, instead of `config.optimizer`. A resumed run must be given the same one.
+
+    Returns:
+        The plan: abstract state, shardings, and functions that make the state.
     """
     mesh = make_mesh() if mesh is None else mesh
     boxed = jax.eval_shape(init, jax.random.key(0))

@@ -24,12 +24,13 @@ SUMMED = ("weight", "tokens")
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainStep:
-    """`step(state, batch) -> (state, metrics)`; the state given is donated: do not use it again.
+    """`step(state, batch) -> (state, metrics)`. The given state is donated: do not use it again.
 
+    plan: of the state. jitted: the compiled function.
     frozen: parameters that the loss takes and nothing changes; passed to each call, never donated.
     batch: tree of arrays [b ...], or [a b/a ...] for `accumulation` a > 1; it is moved to where `place` says.
-    metrics: name -> scalar on the devices; the loss function's, with loss, grad_norm, learning_rate,
-    skipped and skipped_in_a_row.
+    metrics: name -> scalar on the devices: the loss function's, with loss, grad_norm, learning_rate, skipped and
+        skipped_in_a_row.
     """
 
     plan: StatePlan
@@ -61,10 +62,17 @@ class TrainStep:
 def make_train_step(
     loss_fn: LossFn, plan: StatePlan, *, frozen: PyTree | None = None, compiler_options: dict[str, Any] | None = None
 ) -> TrainStep:
-    """The jitted step of `plan` for a loss; in and out shardings named, the state donated.
+    """Compiles one training step: gradients, update, average. The state is donated.
 
-    frozen: arrays on the plan's mesh that the loss takes as one tree with the parameters (a base beside a LoRA):
-    an argument of the compiled step, not a constant in it.
+    Args:
+        loss_fn: (params, batch, key, step) -> (loss, metrics).
+        plan: shapes and shardings of the state, and the optimizer.
+        frozen: arrays on the plan's mesh that the loss takes as one tree with the parameters (a base beside a LoRA); an
+            argument of the compiled step, not a constant in it.
+        compiler_options: for `jax.jit`; None for none.
+
+    Returns:
+        step(state, batch) -> (state, metrics).
     """
     config, optimizer = plan.config, plan.optimizer
 

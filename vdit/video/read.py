@@ -143,10 +143,30 @@ def read_video(
     threads: int = 1,
     max_bytes: int = 4 * 2**30,
 ) -> Clip:
-    """Reads a clip whole: frames uint8 [t h w 3], times from 0. Arguments as of `iter_frames`.
+    """Reads a whole clip.
 
-    fps of the clip is the one asked for, else the container's average where it agrees to 1% with the
-    frames' times, else theirs. max_bytes bounds the decoded size.
+    Args:
+        path: a video file, or its bytes.
+        fps: resample to this rate by time; None keeps the file's frames.
+        start: seconds from the beginning.
+        duration: seconds; None reads to the end.
+        max_frames: at most so many frames; None for all.
+        size: (height, width), or the length of the short side; None keeps the displayed size.
+        fit: "cover" crops frames to the shape of `size`, "stretch" distorts them.
+        background: RGB behind transparent pixels.
+        on_error: "raise", or "keep" the frames before damage.
+        threads: of the decoder.
+        max_bytes: bound of the decoded size.
+
+    Returns:
+        A Clip: frames uint8 [t h w 3], times in seconds from 0, and fps: the one asked for, else the container's
+        average where it agrees to 1% with the frames' times, else theirs.
+
+    Raises:
+        VideoError: the file cannot be read, holds no such frames, or is larger than max_bytes.
+
+    Example:
+        clip = vdit.read_video("in.mp4", fps=8, size=(64, 96), max_frames=17)
     """
     window = Window.checked(fps=fps, start=start, duration=duration, max_frames=max_frames)
     if on_error not in ("raise", "keep"):

@@ -64,15 +64,21 @@ def write_video(
     *,
     sound: Callable[[], Sequence[SoundPart]] | None = None,
 ) -> None:
-    """Writes frames [t h w 3] (uint8, or float in [-1, 1]) to a .mp4, .webm, .gif or .mkv file.
+    """Writes a .mp4, .webm, .gif or lossless .mkv file. It appears, or replaces an older one, when it is complete.
 
     Args:
-        frames: an array, or an iterable of frames or of arrays of them, which are encoded as they come.
+        path: the file; its folder must exist.
+        frames: [t h w 3], uint8 or float in [-1, 1], or an iterable of frames or of arrays of them, encoded as they
+            come.
         fps: frames per second.
         sound: called once all frames have come; gives the file's sound, in step with them (vdit.video.sound).
 
-    The folder must exist. An existing file is replaced when the new one is complete. But a file that this process has
-    read (read_video, read_input, ...) and did not write is never replaced: OutputError; give another name.
+    Raises:
+        OutputError: this process has read that file (read_video, ...) and did not write it: give another name.
+        VideoError: the format or the frames cannot be encoded.
+
+    Example:
+        vdit.write_video("out.mp4", videos[0], fps=8)
     """
     path = Path(path)
     kind = _kind(path.suffix.lower().lstrip("."), str(path))

@@ -193,10 +193,19 @@ PRESETS: dict[str, dict] = {
 
 
 def preset(name: str, **changes: object) -> DiTConfig:
-    """A named model: a size of Peebles and Xie (2023), "DiT-XL/2" or the like, or a Wan transformer.
+    """A transformer by name.
 
-    "tiny", "S", "B", "L" and "XL" give width, depth and heads alone; the rest is DiTConfig's own. Of Wan 2.2's
-    A14B both experts have one shape.
+    Args:
+        name: "tiny", "S", "B", "L" or "XL" (width, depth and heads of Peebles and Xie, 2023; the rest is DiTConfig's
+            own), "DiT-XL/2" or the like, or a Wan transformer, as "wan2.1-t2v-1.3b". Both experts of Wan 2.2 A14B have
+            one shape.
+        **changes: fields to set otherwise.
+
+    Returns:
+        The config.
+
+    Raises:
+        ConfigError: the name is unknown.
     """
     if name not in PRESETS:
         raise ConfigError(f"DiT preset {name!r} is unknown: use one of {', '.join(PRESETS)}")

@@ -115,9 +115,18 @@ _SIZES = {  # width, heads, mlp, layers
 
 
 def t5_preset(name: str, **changes) -> T5Config:
-    """The encoder of a public model: "t5-v1_1-SIZE" or "umt5-SIZE", SIZE one of small, base, large, xl, xxl.
+    """A public T5 or umT5 encoder by name.
 
-    Wan's is "umt5-xxl". changes: fields to set otherwise. (There is no public umT5 large.)
+    Args:
+        name: "t5-v1_1-SIZE" or "umt5-SIZE", SIZE one of small, base, large, xl, xxl (there is no public umT5 large).
+            Wan's is "umt5-xxl".
+        **changes: fields to set otherwise.
+
+    Returns:
+        The config.
+
+    Raises:
+        ConfigError: the name is unknown.
     """
     family, _, size = name.rpartition("-")
     known = [f"{f}-{s}" for f in ("t5-v1_1", "umt5") for s in _SIZES if (f, s) != ("umt5", "large")]
@@ -131,5 +140,14 @@ def t5_preset(name: str, **changes) -> T5Config:
 
 
 def t5_text(t5: T5Config, *, tokenizer: str | None = None, max_length: int = 512) -> TextConfig:
-    """The text config of a model whose captions a T5 encodes; Wan's have 512 tokens."""
+    """The text config of a model whose captions a T5 encodes.
+
+    Args:
+        t5: the encoder.
+        tokenizer: its tokenizer file or folder; None where an import supplies it.
+        max_length: of a caption in tokens; Wan's is 512.
+
+    Returns:
+        The config.
+    """
     return TextConfig(tokenizer=tokenizer, max_length=max_length, width=t5.width, t5=t5)

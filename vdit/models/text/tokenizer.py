@@ -152,7 +152,18 @@ def parse_model(data: bytes):
 
 
 def load_tokenizer(path: str | Path, *, max_length: int = 64) -> SentencePieceTokenizer:
-    """Reads a sentencepiece .model file (any name)."""
+    """Reads a sentencepiece model file.
+
+    Args:
+        path: the file, of any name.
+        max_length: of a caption in tokens; longer ones are cut.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        TextError: the file is missing, too large, or no sentencepiece model.
+    """
     model = read_bytes(path, limit=MODEL_LIMIT, error=TextError, fix="give the model's sentencepiece file")
     try:
         return SentencePieceTokenizer(model=model, max_length=max_length)
@@ -163,10 +174,19 @@ def load_tokenizer(path: str | Path, *, max_length: int = 64) -> SentencePieceTo
 def train_tokenizer(
     captions: Iterable[str], path: str | Path | None = None, *, vocab_size: int = 4096, max_length: int = 64
 ) -> SentencePieceTokenizer:
-    """Trains byte-pair pieces on captions, and writes them to `path` if given.
+    """Trains byte-pair pieces on captions. The same captions in any order give the same bytes.
 
-    The same captions in any order give the same bytes. vocab_size is the most pieces; a small corpus
-    gives as many as it has. Text is put in Unicode's NFKC form with runs of white space as one space.
+    Args:
+        captions: texts; they are normalised to NFKC, with single spaces.
+        path: where the .model file is written; None writes none.
+        vocab_size: pieces at most; a small corpus gives as many as it has.
+        max_length: of a caption in tokens.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        TextError: there is no text to train on, or vocab_size is too small.
     """
     room = vocab_size - SPECIAL_PIECES
     if room < MIN_ROOM:

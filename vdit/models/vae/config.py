@@ -164,6 +164,8 @@ class DiscriminatorConfig:
     patch: side of the square of pixels folded into channels first.
     channel_mults: one strided convolution for each, of base_channels times this width. All halve space;
         temporal_down says which halve time.
+    dtype: of the products.
+    conv: the convolution algorithm (vdit.nn.conv).
     """
 
     base_channels: int = 64
@@ -277,10 +279,18 @@ PRESETS: dict[str, dict[str, object]] = {
 
 
 def preset(name: str, **changes: object) -> VAEConfig:
-    """A named VAE.
+    """A VAE by name.
 
-    4x8x8: "wan21" (127 M parameters), "base", "small", "tiny" (for the quickstart). 4x16x16: "wan22" (705 M).
-    1x8x8, for images: "sd", Stable Diffusion's (84 M).
+    Args:
+        name: strides 4x8x8: "wan21" (127 M parameters), "base", "small", "tiny" (for the quickstart); 4x16x16: "wan22"
+            (705 M); 1x8x8, for images: "sd", Stable Diffusion's (84 M).
+        **changes: fields to set otherwise.
+
+    Returns:
+        The config.
+
+    Raises:
+        ConfigError: the name is unknown.
     """
     if name not in PRESETS:
         raise ConfigError(f"VAE preset {name!r} is unknown: use one of {', '.join(PRESETS)}")

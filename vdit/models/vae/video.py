@@ -22,9 +22,10 @@ from vdit.types import Array, PyTree, check_pixels
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoVAE:
-    """A VAE with its parameters and the statistics of its latents. Devices of the mesh in context share the work.
+    """A VAE with its parameters and the statistics of its latents. The devices of the mesh in context share the work.
 
-    statistics: {"mean": [c], "std": [c]}; latents given out and taken in are normalised by them.
+    config: the VAE's. params: its parameters.
+    statistics: {"mean": [c], "std": [c]}; latents are normalised by them.
     """
 
     config: VAEConfig
