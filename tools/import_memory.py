@@ -21,11 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdit.checkpoint import load_params
-from vdit.pretrained.convert import Source, import_trees
 from vdit.pretrained.open import open_tensors
-from vdit.pretrained.safetensors_files import write_safetensors
-from vdit.pretrained.tensors import TensorInfo
-from vdit.pretrained.weights import LINEAR, Rule, rule
+from vdit.pretrained.tensors import TensorInfo, write_safetensors
+from vdit.pretrained.weights import LINEAR, Rule, TreeSource, import_trees, rule
 
 BOUND = 1.3
 LAYERS_A_SHARD = 4  # each of one matrix
@@ -52,14 +50,14 @@ def values(name: str, columns: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((columns, ROWS), np.float32)
 
 
-def source(folder: Path) -> Source:
+def source(folder: Path) -> TreeSource:
     """All matrices of the folder as one stack of ours."""
     tensors = open_tensors(folder)
     layers = len(tensors.info)
     columns, rows = tensors.info["layers.0.weight"].shape
     rules: list[Rule] = [rule(f"layers.{i}.weight", "stack/kernel", LINEAR, layer=i) for i in range(layers)]
     abstract = {"stack": {"kernel": jax.ShapeDtypeStruct((layers, rows, columns), jnp.float32)}}
-    return Source(rules=rules, tensors=tensors, abstract=abstract)
+    return TreeSource(rules=rules, tensors=tensors, abstract=abstract)
 
 
 def resident(line: str) -> int:

@@ -29,7 +29,7 @@ _LAZY = {
     "Simulator": "vdit.generate.simulating",
     "Structure": "vdit.sampling.config",
     "Generator": "vdit.generate",
-    "LoRAFile": "vdit.pretrained.lora_files",
+    "LoRAFile": "vdit.pretrained.lora",
     "load": "vdit.generate",
     "read_video": "vdit.video.read",
     "write_video": "vdit.video.read",

@@ -41,12 +41,6 @@ def nonfinite_names(tree: PyTree) -> list[str]:
     return [_name(path) for (path, _), finite in zip(floats, flags) if not finite]
 
 
-def some(names: list[str], most: int = 3) -> str:
-    """The first names of many, in words."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def _finite(leaf: jax.Array | np.ndarray) -> jax.Array | bool:
     on_host = isinstance(leaf, np.ndarray) or (
         leaf.is_fully_addressable and all(device.platform == "cpu" for device in leaf.devices())

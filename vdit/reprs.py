@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any, TypeVar
 
@@ -48,6 +48,23 @@ def shown(value: Any, longest: int = _FIELD) -> str:
     if isinstance(value, Mapping | list | tuple | set | frozenset):
         return _several(value, longest)
     return type(value).__name__
+
+
+def cut(text: str, longest: int = 80) -> str:
+    """A text of at most `longest` characters; what is longer ends in "..."."""
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def literal(value: Any, longest: int = 80) -> str:
+    """A value from outside as one line of a message: texts in quotes, other values in ASCII."""
+    return cut(repr(value) if isinstance(value, str) else ascii(value), longest)
+
+
+def listed(items: Iterable[str], most: int = 4) -> str:
+    """The first of many names, and how many more there are; "none" for no names."""
+    items = list(items)
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more if items else "none"
 
 
 def shown_bytes(count: float) -> str:

@@ -19,8 +19,8 @@ from tests.pretrained import toy_weights
 from tests.pretrained.load import fill
 from vdit.checkpoint import Checkpointer, load_params
 from vdit.dist.mesh import MeshConfig, make_mesh
-from vdit.pretrained.load import check, load
 from vdit.pretrained.open import open_tensors
+from vdit.pretrained.weights import check, load
 
 # Axes of the mesh for each parameter: the stack's own axis too, chunks across devices, both ends of a matrix
 SPECS = {

@@ -16,10 +16,9 @@ from tests.pretrained.load import fill
 from tests.pretrained.toy_weights import abstract, rules, state
 from vdit.checkpoint import Checkpointer, StreamedLeaf, load_meta, load_params, load_trees, save_streamed
 from vdit.errors import CheckpointError, WeightsError
-from vdit.pretrained.convert import Source, import_trees
-from vdit.pretrained.load import load
+from vdit.pretrained.export import save_tensors
 from vdit.pretrained.open import open_tensors
-from vdit.pretrained.save import save_tensors
+from vdit.pretrained.weights import TreeSource, import_trees, load
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def source(folder, dtype=np.float32, **changes):
     folder.mkdir(exist_ok=True)
     reference.save_file(state(dtype=dtype) | changes, folder / "model.safetensors")
-    return Source(rules=rules(), tensors=open_tensors(folder), abstract=abstract())
+    return TreeSource(rules=rules(), tensors=open_tensors(folder), abstract=abstract())
 
 
 def assert_same(ours, theirs):
@@ -157,7 +156,7 @@ def test_an_export_casts_refuses_and_leaves_nothing_half(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vdit.pretrained.save._index", full)
+    monkeypatch.setattr("vdit.pretrained.export._index", full)
     with pytest.raises(WeightsError, match="c: cannot be written: the disk is full"):
         save_tensors(rules(), params, tmp_path / "c", max_shard=300)
     assert list((tmp_path / "c").iterdir()) == []

@@ -17,11 +17,10 @@ from vdit.dist.mesh import make_mesh
 from vdit.errors import OutputError, WeightsError
 from vdit.models.text import load_t5_tokenizer
 from vdit.pretrained import dit as dit_maps
-from vdit.pretrained import original_folder, t5, wan, wan_vae
-from vdit.pretrained.importing import import_model
-from vdit.pretrained.model import open_model
+from vdit.pretrained import original_layouts, t5, wan, wan_vae
+from vdit.pretrained.model import import_model, open_model
 from vdit.pretrained.open import open_tensors
-from vdit.pretrained.plan import flatten
+from vdit.pretrained.weights import flatten
 from vdit.train.workspace import Workspace, open_tokenizer
 
 
@@ -195,7 +194,7 @@ def state_dict(rules, params, torch) -> dict:
 def test_wan_in_its_own_layout(wan_folder, tmp_path, torch, monkeypatch):
     folder = original_wan(wan_folder, tmp_path / "Wan2.1-T2V", torch)
     small = open_model(wan_folder).experiment.vae
-    monkeypatch.setattr(original_folder, "vae_preset", lambda name: small)
+    monkeypatch.setattr(original_layouts, "vae_preset", lambda name: small)
     wanted, got = params_of(wan_folder), params_of(folder)
     assert sorted(wanted) == sorted(got)
     for name in wanted:
@@ -211,7 +210,7 @@ def test_wan_with_two_experts_in_its_own_layout(wan_folder, tmp_path, torch, mon
         for file in ("config.json", "diffusion_pytorch_model.safetensors"):
             shutil.copy(folder / file, folder / name / file)
     small = open_model(wan_folder).experiment.vae
-    monkeypatch.setattr(original_folder, "vae_preset", lambda name: small)
+    monkeypatch.setattr(original_layouts, "vae_preset", lambda name: small)
     experiment = open_model(folder).experiment
     assert experiment.expert_boundary == 875.0
     assert (experiment.diffusion.shift, experiment.sample.guidance, experiment.sample.low_guidance) == (12.0, 4.0, 3.0)

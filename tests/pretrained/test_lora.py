@@ -21,10 +21,9 @@ from vdit.errors import WeightsError
 from vdit.models.dit.config import preset
 from vdit.nn.lora import LoRA, LowRank, attach, detach, merge, without_lora
 from vdit.nn.quantise import cast, quantise
-from vdit.pretrained.lora import experts, read_lora
-from vdit.pretrained.lora_write import lora_tensors, write_lora, write_run
+from vdit.pretrained.lora import experts, lora_tensors, read_lora, write_lora, write_run
+from vdit.pretrained.lora_layouts import METADATA
 from vdit.pretrained.open import open_tensors
-from vdit.pretrained.peft_config import METADATA
 from vdit.pretrained.wan import diffusers_rules, wan_config, wan_json
 from vdit.train.base import base_identity, begin, trained_params
 from vdit.train.state import plan_state
@@ -341,3 +340,10 @@ def test_a_file_of_another_kind_is_refused(wan, tmp_path):
     other = dataclasses.replace(config, qk_norm="head")
     with pytest.raises(WeightsError, match="this model is not a Wan"):
         read_lora(lora_tensors(lively(config), config)[0], other)
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "original", "musubi", "vdit"])
+def test_a_lora_without_layers_is_not_written(layout, tmp_path):
+    with pytest.raises(WeightsError, match="changes no layer"):
+        write_lora(LoRA(layers={}), preset("wan2.1-t2v-1.3b"), tmp_path / "empty.safetensors", layout)
+    assert list(tmp_path.iterdir()) == []

@@ -31,8 +31,7 @@ from vdit.experiment.experiment import Experiment
 from vdit.models.dit.config import WAN, DiTConfig, preset
 from vdit.models.vision import CLIPVisionConfig
 from vdit.nn.lora import merge
-from vdit.pretrained.lora import read_lora
-from vdit.pretrained.lora_files import LoRAFile, open_loras
+from vdit.pretrained.lora import LoRAFile, open_loras, read_lora
 from vdit.pretrained.wan import diffusers_rules, expert_of_name, original_rules, tensor_shape
 
 ROOT = Path(__file__).resolve().parents[2]

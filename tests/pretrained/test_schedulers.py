@@ -15,8 +15,7 @@ from jax.experimental import io_callback
 from vdit import config, samplers
 from vdit.diffusion import DiffusionConfig, Flow, make_schedule
 from vdit.errors import WeightsError
-from vdit.pretrained.scheduler import Scheduling, scheduler_config, scheduler_json, usual_scheduling
-from vdit.pretrained.scheduler_options import IDLE, OPTIONS
+from vdit.pretrained.scheduler import IDLE, OPTIONS, Scheduling, scheduler_config, scheduler_json, usual_scheduling
 from vdit.samplers import Grid, GridOptions
 from vdit.samplers.base import discretize
 

@@ -16,12 +16,10 @@ from vdit.dist.mesh import make_mesh
 from vdit.errors import WeightsError
 from vdit.pretrained import t5, wan, wan_vae
 from vdit.pretrained.model import PublicModel, open_model
-from vdit.pretrained.open import open_tensors
-from vdit.pretrained.plan import flatten
-from vdit.pretrained.safetensors_files import write_safetensors
-from vdit.pretrained.scaled_fp8 import dequantised, open_weights
-from vdit.pretrained.single_file import open_file
-from vdit.pretrained.tensors import TensorInfo
+from vdit.pretrained.open import dequantised, open_tensors, open_weights
+from vdit.pretrained.original_layouts import open_file
+from vdit.pretrained.tensors import TensorInfo, write_safetensors
+from vdit.pretrained.weights import flatten
 
 E4M3, E5M2 = jnp.float8_e4m3fn, jnp.float8_e5m2
 

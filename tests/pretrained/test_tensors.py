@@ -11,8 +11,7 @@ import safetensors.numpy as reference
 
 from vdit.errors import WeightsError
 from vdit.pretrained.open import open_tensors
-from vdit.pretrained.safetensors_files import DTYPES, open_safetensors, write_safetensors
-from vdit.pretrained.tensors import TensorInfo, read_json
+from vdit.pretrained.tensors import DTYPES, TensorInfo, open_safetensors, read_json, write_safetensors
 
 
 def numbers(seed=0, shape=(4, 6), dtype=np.float32):

@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdit.nn.compiling import compiler_options
-from vdit.pretrained.load import load
 from vdit.pretrained.model import one_device
 from vdit.pretrained.tensors import TensorFiles, TensorInfo
-from vdit.pretrained.weights import Rule
+from vdit.pretrained.weights import Rule, load
 from vdit.train.state import abstract_params
 from vdit.types import PyTree
 

@@ -31,7 +31,7 @@ import numpy as np
 from tools.fuzz import public_models
 from tools.fuzz.common import Wrong, main
 from vdit.diffusion import make_schedule
-from vdit.pretrained import original_folder
+from vdit.pretrained import original_layouts
 from vdit.pretrained.model import PublicModel, open_model
 from vdit.samplers.base import discretize
 from vdit.samplers.grid import Grid, GridOptions
@@ -287,7 +287,7 @@ def _pieces(seed: int, random, names: list[str], folder: Path, marker: Path) -> 
 
 def _prepare() -> None:
     """Makes this process ready: a small VAE for Wan's own layout, and shapes that are traced once for a model."""
-    original_folder.vae_preset = public_models.small_vae
+    original_layouts.vae_preset = public_models.small_vae
     if not hasattr(PublicModel.abstract, "cache"):
         abstract, cache = PublicModel.abstract, {}
 

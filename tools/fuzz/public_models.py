@@ -21,11 +21,9 @@ from vdit.models.network import Network
 from vdit.models.text import TextConfig, t5_text
 from vdit.pretrained import clip, dit, kl_vae, t5, wan, wan_vae
 from vdit.pretrained.model import abstract_vae, one_device
-from vdit.pretrained.plan import flatten
-from vdit.pretrained.safetensors_files import write_safetensors
-from vdit.pretrained.scheduler_options import OPTIONS
-from vdit.pretrained.tensors import TensorInfo
-from vdit.pretrained.weights import Rule
+from vdit.pretrained.scheduler import OPTIONS
+from vdit.pretrained.tensors import TensorInfo, write_safetensors
+from vdit.pretrained.weights import Rule, flatten
 from vdit.train.state import abstract_params
 
 PIECES = ("<pad>", "</s>", "<unk>", "\u2581", "a", "b", "\u2581red", "\u2581dog", "e", "d", "o", "g", "r", "1", "2")
@@ -282,7 +280,7 @@ def _own_wan(folder: Path, *, experts: bool = False) -> None:
 
 
 def small_vae(*_):
-    """The VAE of `_own_wan`; in the place of vdit.pretrained.original_folder.vae_preset, whose has 127 M parameters."""
+    """The VAE of `_own_wan`; for original_layouts.vae_preset, whose has 127 M parameters."""
     return wan_vae.vae_config(_WAN_VAE)
 
 

@@ -28,7 +28,7 @@ import vdit
 from tools.fuzz import public_models
 from tools.fuzz.common import Limits, Wrong, main
 from vdit.errors import VditError
-from vdit.pretrained.importing import import_model
+from vdit.pretrained.model import import_model
 
 RUN, SHARED = "VDIT_FUZZ_RUN", "VDIT_FUZZ_RUNS"  # a run of the user's; where the runs are, for all worker processes
 PROMPT = "a red dog"

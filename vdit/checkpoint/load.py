@@ -13,7 +13,8 @@ from vdit.checkpoint.steps import find_step
 from vdit.checkpoint.trees import check_shapes, leaf_types, path_of, read_trees, spans_hosts, stored
 from vdit.config import diff
 from vdit.errors import CheckpointError
-from vdit.finite import nonfinite_names, some
+from vdit.finite import nonfinite_names
+from vdit.reprs import listed
 from vdit.types import PyTree
 
 _SHOWN = 4
@@ -53,7 +54,8 @@ def load_params(
     if spoilt:
         others = ", ".join(str(other) for other in steps_in(folder.parent) if str(other) != folder.name)
         fix = f"take another step of {folder.parent} ({others})" if others else "train again"
-        raise CheckpointError(f"{folder}: {name} hold NaN or infinity ({some(spoilt)}), which spoil every video: {fix}")
+        held = f"hold NaN or infinity ({listed(spoilt)})"
+        raise CheckpointError(f"{folder}: {name} {held}, which spoil every video: {fix}")
     return params
 
 

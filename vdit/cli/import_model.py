@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     from vdit.cli.status import Status
-    from vdit.pretrained.importing import import_model
+    from vdit.pretrained.model import import_model
 
     check_new_folder(options.out)
     with Status("import", devices=False) as status:

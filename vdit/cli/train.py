@@ -146,7 +146,7 @@ def _train(experiment, space, stages, options, together, profile_steps, status) 
         logging = training.Logging(tensorboard=not options.no_tensorboard, wandb=wandb, watch=watch)
         training.run(experiment, space, stages=stages, logging=logging, strict=options.strict)
     if "dit" in stages and is_primary_host() and experiment.lora is not None:
-        from vdit.pretrained.lora_write import write_run
+        from vdit.pretrained.lora import write_run
 
         print(f"LoRA, for diffusers and ComfyUI too: {write_run(space.root)}")
 

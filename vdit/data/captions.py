@@ -23,7 +23,7 @@ from typing import Any
 
 from vdit.data.tables import Record, read_lines, read_table
 from vdit.errors import DataError
-from vdit.reprs import short_repr
+from vdit.reprs import listed, literal, short_repr
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp",
             ".3g2", ".ogv", ".mts", ".m2ts")  # fmt: skip
@@ -291,6 +291,4 @@ def _stem(name: str) -> str:
 
 
 def _listed(values: Any, most: int = 8) -> str:
-    shown = [ascii(value) if not isinstance(value, str) else repr(value) for _, value in zip(range(most), values)]
-    shown = [text if len(text) <= 60 else f"{text[:57]}..." for text in shown]
-    return ", ".join(shown) + (f" and {len(values) - most} more" if len(values) > most else "")
+    return listed((literal(value, 60) for value in values), most)

@@ -31,7 +31,7 @@ from typing import Any
 
 from vdit import paths
 from vdit.errors import VditError
-from vdit.reprs import short_repr
+from vdit.reprs import literal, short_repr
 
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 LIMIT = 128 * paths.MIB  # of a file; less would do for most, more takes gigabytes to read
@@ -160,7 +160,7 @@ class _Names:
                 continue
             for text in value if isinstance(value, list) else (value,):
                 if isinstance(text, str) and "\0" in text:
-                    raise self.error(f"{where}: {column!r} is {_short(text)}, which holds a NUL: leave it out")
+                    raise self.error(f"{where}: {column!r} is {literal(text)}, which holds a NUL: leave it out")
             if fields.get(column, "") not in ("", value):
                 raise self.error(f"{where}: has both {came[column]!r} and {name!r}, which mean the same: keep one")
             fields[column], came[column] = value, name
@@ -183,7 +183,7 @@ def _objects(text: str, path: Path, names: _Names, alone: str | None, *, whole: 
         if alone is not None and isinstance(value, str):
             value = {alone: value}
         if not isinstance(value, dict):
-            raise names.error(f'{where}: is {_short(value)}, give an object such as {{"{names.needs}": "..."}}')
+            raise names.error(f'{where}: is {literal(value)}, give an object such as {{"{names.needs}": "..."}}')
         yield names.record(list(value.items()), where)
 
 
@@ -196,7 +196,7 @@ def _separated(text: str, path: Path, names: _Names, separators: str) -> Iterato
             if names.needs in map(names.column, head):
                 break
     else:
-        line = _short(text.lstrip("\n").partition("\n")[0])
+        line = literal(text.lstrip("\n").partition("\n")[0])
         raise names.error(f"{path}, line 1: is {line}, must name the columns, one of them {names.told()}")
     counts = collections.Counter(_plain(name) for name in head if name.strip())
     twice = next((name for name, count in counts.items() if count > 1), None)
@@ -266,11 +266,6 @@ def _decode(data: bytes, path: str | Path, error: type[VditError]) -> str:
 @functools.lru_cache(maxsize=1024)
 def _plain(name: str) -> str:
     return "_".join(name.strip().casefold().replace("-", " ").replace("_", " ").split())
-
-
-def _short(value: Any) -> str:
-    text = ascii(value) if not isinstance(value, str) else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _lines(text: str) -> Iterator[str]:

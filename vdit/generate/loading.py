@@ -28,7 +28,7 @@ from vdit.generate.precision import Compute, Weights, check_held, computing, fas
 from vdit.models.text import Tokenizer
 from vdit.models.vae.video import VideoVAE
 from vdit.nn.lora import attach, merge
-from vdit.pretrained.lora_files import LoRAFile, open_loras
+from vdit.pretrained.lora import LoRAFile, open_loras
 from vdit.pretrained.model import PublicModel, open_model
 from vdit.train.base import trained_params
 from vdit.train.resuming import check_run
@@ -56,7 +56,7 @@ def load(
     path: the folder of a run of `vdit train`, of an imported model (`vdit import`), or of public weights as they
         were published, or of a Wan's transformer alone in one file (vdit.pretrained.open_model).
     parts: of such a file, where its other networks are: files, folders, or the folder of a public model; without them
-        they are looked for beside it (vdit.pretrained.single_file).
+        they are looked for beside it (vdit.pretrained.original_layouts).
     ema: take the averaged parameters. step: of the DiT's checkpoint; the last one if None. Of runs only.
     compute: type of the matrix products; None is the run's own, and for public weights bfloat16, or float32 on CPU.
     weights: how parameters are held: "bfloat16", or "int8" and "fp8" for the kernels of dense layers; None as stored.

@@ -21,12 +21,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vdit.errors import ConfigError, WeightsError
-from vdit.reprs import short_repr
+from vdit.reprs import listed, short_repr
 from vdit.types import Array, PyTree
 
 Path = tuple[str, ...]
 LEAVES = ("lora_a", "lora_b", "lora_scale")
-_SHOWN = 4
 
 
 @short_repr
@@ -196,9 +195,9 @@ def _by_kernel(flat: Mapping[Path, Array], layers: Mapping[str, LowRank]) -> dic
         else:
             found.setdefault(path, {})[layer] = low
     if missing:
-        raise WeightsError(f"the LoRA is for layers that this model does not have: {_some(missing)}")
+        raise WeightsError(f"the LoRA is for layers that this model does not have: {listed(missing)}")
     if wrong:
-        raise WeightsError(f"the LoRA has other sizes than this model: {_some(wrong)}")
+        raise WeightsError(f"the LoRA has other sizes than this model: {listed(wrong)}")
     return found
 
 
@@ -274,8 +273,3 @@ def _difference_adder(sharding: NamedSharding | None, stacked: bool, donate: boo
         return leaf.at[place].set(total.astype(leaf.dtype))
 
     return jax.jit(add, out_shardings=sharding, donate_argnums=(0,) if donate else ())
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

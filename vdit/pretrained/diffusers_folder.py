@@ -20,8 +20,8 @@ from vdit.models.vae.config import VAEConfig
 from vdit.models.vision import CLIPVisionConfig
 from vdit.pretrained import clip, dit, kl_vae, t5, wan, wan_vae
 from vdit.pretrained.model import Component, PublicModel
+from vdit.pretrained.open import open_weights
 from vdit.pretrained.options import check_option, flag, number, several, words
-from vdit.pretrained.scaled_fp8 import open_weights
 from vdit.pretrained.scheduler import Scheduling, scheduler_config
 from vdit.pretrained.tensors import read_json
 

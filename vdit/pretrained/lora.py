@@ -1,117 +1,58 @@
-"""Reads LoRA, LoHa and LoKr files of Wan models in the layouts in which they are published.
+"""LoRA files: read into a LoRA for a model, opened as a user names them, and written in the public layouts.
 
-A tensor's name is a prefix, a module, and what it holds of the module. docs/lora.md has the table of layouts. Prefixes
-say which program wrote the file and are dropped ("diffusion_model.", "transformer.", "lora_unet_", ...). Modules have
-the names of diffusers or of Wan's own repositories, with dots or underscores between the parts; vdit/pretrained/wan.py
-knows both. What a tensor holds:
+    for tree, lora, strength in open_loras(["style.safetensors:0.8"], experiment, say=print): ...
+    write_lora(lora, experiment.dit, "mine.safetensors")
 
-    low rank           .lora_A .lora_B, .lora_down .lora_up; .lora_B.bias; the scale is alpha / rank
-    LoHa               .hada_w1_a .hada_w1_b .hada_w2_a .hada_w2_b
-    LoKr               .lokr_w1 .lokr_w2, or their factors .lokr_w1_a .lokr_w1_b ...
-    whole differences  .diff (of a weight), .diff_b (bias), .diff_m (modulation), .w_norm .b_norm (of a norm)
-    .alpha             one number for its module; else alpha comes from the file's metadata or adapter_config.json
-
-Each tensor of a file is used, left out with a note that says why, or refused by name with the true reason.
+vdit.pretrained.lora_layouts knows which tensor of a file is for what.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
+import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
-from vdit.errors import WeightsError
+from vdit.errors import ConfigError, WeightsError, reason
+from vdit.experiment.experiment import Experiment
 from vdit.models.dit.config import DiTConfig
 from vdit.nn.lora import LoRA, LowRank
-from vdit.pretrained.peft_config import DORA, EXPERTS, Adapter, adapter_of, by_pattern
-from vdit.pretrained.tensors import TensorFiles, TensorInfo, listed
-from vdit.pretrained.wan import diffusers_rules, original_rules, tensor_shape, wan_json
-from vdit.pretrained.weights import LINEAR, Rule, rule
-from vdit.reprs import short_repr
+from vdit.outputs import write_whole
+from vdit.paths import MIB, read_json
+from vdit.pretrained.lora_layouts import (
+    ENDS,
+    EXPERTS,
+    METADATA,
+    LoRATensors,
+    Module,
+    adapter_of,
+    by_pattern,
+    dense_modules,
+    experts,
+    is_dense,
+    is_wan,
+    sort_modules,
+    unstacked,
+)
+from vdit.pretrained.open import SUFFIXES, open_tensors
+from vdit.pretrained.tensors import TensorFiles
+from vdit.pretrained.wan import diffusers_rules, expert_of_name, original_rules
+from vdit.reprs import listed
+from vdit.train.base import run_lora
+from vdit.train.workspace import Workspace
 from vdit.types import Array
 
-# How names of the second expert begin, in diffusers and in DiffSynth.
-_OWNERS = {"transformer_2.": EXPERTS[1], "pipe.dit2.": EXPERTS[1], "transformer.": EXPERTS[0], "pipe.dit.": EXPERTS[0]}
-_PREFIXES = (
-    "base_model.model.", "model.diffusion_model.", "diffusion_model.", "lora_unet__", "lora_unet_", "lora_transformer_",
-    "lycoris_",
-)  # fmt: skip
-_ADAPTER = r"(?:\.(?!weight$|bias$)\w+)?"  # PEFT's name of the adapter, as in .lora_A.default.weight
-_KINDS = {
-    "down": rf"[._](?:lora_A|lora_down|lora\.down|lora_linear_layer\.down){_ADAPTER}(?:\.weight)?",
-    "up": rf"[._](?:lora_B|lora_up|lora\.up|lora_linear_layer\.up){_ADAPTER}(?:\.weight)?",
-    "up_bias": rf"[._](?:lora_B|lora_up|lora\.up){_ADAPTER}\.bias",
-    **{f"hada_{part}": rf"\.hada_{part}{_ADAPTER}" for part in ("w1_a", "w1_b", "w2_a", "w2_b")},
-    **{f"lokr_{part}": rf"\.lokr_{part}{_ADAPTER}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")},
-    "alpha": r"\.alpha",
-    "diff": r"\.(?:diff|w_norm)",
-    "diff_b": r"\.(?:diff_b|b_norm)",
-    "diff_m": r"\.diff_m",
-    # What is refused, by the reasons in _REFUSED.
-    "dora": r"[._](?:dora_scale|lora_magnitude_vector\S*)",
-    "tucker": rf"\.(?:lora_mid{_ADAPTER}(?:\.weight)?|hada_t[12]{_ADAPTER}|lokr_t2{_ADAPTER})",
-    "oft": r"\.(?:oft_\w+|boft_\w+)\S*",
-    "set": r"\.(?:set_weight|reshape_weight)",
-    "other": r"\.(?:[ab][12]\.weight|ia3_\w+\S*|on_input|vera_\w+\S*|road_\w+\S*|modules_to_save\S*)",
-}
-_PIECE = re.compile("|".join(f"(?P<{kind}>{suffix}$)" for kind, suffix in _KINDS.items()))
-_REFUSED = {
-    "dora": DORA,
-    "tucker": "it is a Tucker decomposition, which only convolutions have",
-    "oft": "it is an OFT, which turns weights and adds nothing to them",
-    "set": "it replaces weights, or enlarges them for more channels, and adds nothing to them (a control LoRA)",
-    "other": "it is another kind of adapter than LoRA, LoHa and LoKr (GLoRA, IA3, VeRA, saved modules)",
-}
-# What a kind is added to, by the end of the tensor's name.
-_ENDS = {"diff": (".weight", ""), "diff_b": (".bias",), "diff_m": (".modulation",), "up_bias": (".bias",)}
-# Modules of Wan 2.1's image to video alone, whose text attention also attends to an encoded image.
-_IMAGE = re.compile(r"k_img|v_img|norm_added_[kq]|add_[kv]_proj|img_emb|image_embedder")
-_TEXT_ENCODER = re.compile(r"^(lora_te\d?_|text_encoder|text_encoders|conditioner)")
-_BLOCK = re.compile(r"(?:^|[._])blocks[._](\d+)[._]")
-_MOST_TENSORS = 100_000
-
-
-@short_repr
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
-    """The tensors of a LoRA file. info: name -> shape and type. read(name): one tensor. adapter: what a config says."""
-
-    info: Mapping[str, TensorInfo]
-    read: Callable[[str], np.ndarray]
-    adapter: Adapter = dataclasses.field(default_factory=Adapter)
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Array] | TensorFiles, adapter: Adapter) -> Source:
-        """From tensors in memory, or from an open file."""
-        if isinstance(tensors, TensorFiles):
-            return cls(info=tensors.info, read=tensors.read, adapter=adapter)
-        info = {name: TensorInfo(tuple(tensor.shape), np.dtype(tensor.dtype)) for name, tensor in tensors.items()}
-        return cls(info=info, read=lambda name: np.asarray(tensors[name]), adapter=adapter)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Module:
-    """What a file holds of one module of a Wan.
-
-    name: the module, as the file calls it. tensors: kind -> the tensor's full name. rules: "weight", or the kind of a
-    whole difference -> what it is added to. shape: that of the weight in torch; None in vdit's own layout.
-    """
-
-    name: str
-    rules: Mapping[str, Rule] = dataclasses.field(default_factory=dict)
-    tensors: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    shape: tuple[int, ...] | None = None
-
-
-def experts(names: Mapping[str, Any]) -> tuple[str, ...]:
-    """Which transformers the tensors of a file are for, of EXPERTS; other layouts name none: the first."""
-    owners = {_owner(name)[0] for name in names} - {None}
-    return tuple(expert for expert in EXPERTS if expert in owners) or EXPERTS[:1]
+Expert = Literal["high", "low", "both"]
+ADAPTER_CONFIG = "adapter_config.json"
+Layout = Literal["diffusers", "original", "musubi", "vdit"]
 
 
 def read_lora(
@@ -142,8 +83,8 @@ def read_lora(
     """
     if isinstance(tensors, TensorFiles):
         metadata = tensors.metadata
-    source = Source.of(tensors, adapter_of(metadata, adapter, expert))
-    modules = _sort(source, config, expert, note)
+    source = LoRATensors.of(tensors, adapter_of(metadata, adapter, expert))
+    modules = sort_modules(source, config, expert, note)
     layers: dict[str, LowRank] = {}
     differences: dict[str, Callable[[], np.ndarray]] = {}
     unscaled = 0
@@ -154,7 +95,7 @@ def read_lora(
             layers[unstacked(module.rules["weight"]).removesuffix("/kernel")] = made
         elif made is not None:
             differences[unstacked(module.rules["weight"])] = made
-        for kind in _ENDS:
+        for kind in ENDS:
             if kind in module.tensors:
                 path = unstacked(module.rules[kind])
                 one = _whole(source, module, kind, factor=1.0 if scale is None or kind != "up_bias" else scale)
@@ -164,169 +105,13 @@ def read_lora(
     return LoRA(layers=layers, differences=_Lazy(differences))
 
 
-def is_wan(config: DiTConfig) -> bool:
-    """Whether the model has the form of a Wan transformer, so that the public layouts have names for its layers."""
-    try:
-        wan_json(config)
-    except WeightsError:
-        return False
-    return True
-
-
-def dense_modules(rules: list[Rule]) -> dict[str, str]:
-    """Our dense layer -> their module, of those that are one torch Linear there."""
-    return {
-        unstacked(rule).removesuffix("/kernel"): rule.name.removesuffix(".weight")
-        for rule in rules
-        if _is_dense(rule)
-    }
-
-
-def _owner(name: str) -> tuple[str | None, str]:
-    """(the expert that a name says it is for, the name without that)."""
-    for start, expert in _OWNERS.items():
-        if name.startswith(start):
-            return expert, name.removeprefix(start)
-    return None, name
-
-
-def _split(full: str) -> tuple[str | None, str, str]:
-    """A tensor's name -> (expert or None, module, kind); the kind is "" where the name's end is not known."""
-    expert, name = _owner(full)
-    while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None):
-        name = name.removeprefix(prefix)
-    match = _PIECE.search(name)
-    return (expert, name[: match.start()], match.lastgroup) if match else (expert, name, "")
-
-
-@functools.lru_cache(maxsize=8)
-def _rules_by_name(config: DiTConfig) -> Mapping[str, Rule]:
-    """Tensors of a Wan by both of their public names, with underscores in the place of dots."""
-    if not is_wan(config):
-        return {}
-    rules = [*diffusers_rules(config), *original_rules(config)]
-    return {rule.name.replace(".", "_"): rule for rule in rules}
-
-
-def _sort(source: Source, config: DiTConfig, expert: str, note: Callable[[str], None]) -> list[_Module]:
-    """The modules of the file that are for `expert`, each tensor with the rule of what it is added to."""
-    if len(source.info) > _MOST_TENSORS:
-        raise WeightsError(f"it has {len(source.info)} tensors, more than {_MOST_TENSORS}: it is no LoRA")
-    known = _rules_by_name(config)
-    found: dict[str, _Module] = {}
-    unknown, image = [], []
-    for full in source.info:
-        owner, module, kind = _split(full)
-        if owner not in (None, expert):
-            continue
-        if kind in _REFUSED:
-            raise WeightsError(f"{full}: {_REFUSED[kind]}: not supported; merge it with the program that made it")
-        own = full.startswith("vdit.")
-        rules = _own_rules(module, kind) if own else _rules_of(known, module, kind)
-        if not kind or rules is None:
-            (image if known and _IMAGE.search(module) and kind and not config.image_width else unknown).append(full)
-            continue
-        path = unstacked(next(iter(rules.values())))
-        key = path.rpartition("/")[0] or path
-        before = found.get(key, _Module(name=module))
-        if kind in before.tensors:
-            raise WeightsError(f"{full} and {before.tensors[kind]} are for one weight: the file must hold one of them")
-        rules, named = {**before.rules, **rules}, {**before.tensors, kind: full}
-        shape = tensor_shape(rules["weight"], config) if "weight" in rules and not own else None
-        found[key] = _Module(name=module, rules=rules, tensors=named, shape=shape)
-    if unknown:
-        raise WeightsError(f"{_what(unknown)}: {_reason(unknown, source, config)}")
-    if not found and not image:
-        raise WeightsError(f"it has nothing for {expert!r}: it has {', '.join(experts(source.info))}")
-    if not found:
-        raise WeightsError("all of it is for the attention to an image, which this model has not: take Wan 2.1 I2V")
-    if image:
-        note(
-            f"left out {len(image)} tensors for the attention to an encoded image, which Wan 2.1's image to video has "
-            f"and this model has not ({_some_modules(image)}); the rest is applied"
-        )
-    for module in found.values():
-        _check(source, module, config)
-    return list(found.values())
-
-
-def _rules_of(known: Mapping[str, Rule], module: str, kind: str) -> dict[str, Rule] | None:
-    """What a tensor of this kind is added to: {"weight": ...} of factors, {kind: ...} of whole differences."""
-    ends = _ENDS.get(kind, (".weight",))
-    found = next((known[key] for end in ends if (key := (module + end).replace(".", "_")) in known), None)
-    if found is None:
-        return None
-    return {kind if kind in _ENDS else "weight": found}
-
-
-def _own_rules(module: str, kind: str) -> dict[str, Rule] | None:
-    """Of vdit's own layout: names are the paths of our layers, whose factors lie as torch's do."""
-    if kind in _ENDS:
-        return None
-    path = module.removeprefix("vdit.").replace(".", "/")
-    return {"weight": rule(module, f"{path}/kernel", LINEAR)}
-
-
-def _check(source: Source, module: _Module, config: DiTConfig) -> None:
-    """Factors are complete and of the shapes that this model's weights need."""
-    kinds = set(module.tensors)
-    for wanted in ({"down", "up"}, {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}):
-        if kinds & wanted and not wanted <= kinds:
-            raise WeightsError(f"{module.name}: {_missing(module, wanted - kinds)}: download the file again")
-    lokr = {kind for kind in kinds if kind.startswith("lokr_")}
-    for part in ("lokr_w1", "lokr_w2") if lokr else ():
-        whole, factors = part in lokr, {f"{part}_a", f"{part}_b"}
-        if whole == bool(factors & lokr) or (not whole and not factors <= lokr):
-            raise WeightsError(f"{module.name}: {part} must be one tensor or two factors: download the file again")
-    families = [name for name in ("down", "hada_w1_a") if name in kinds] + ["lokr"] * bool(lokr)
-    if len(families) > 1:
-        raise WeightsError(f"{module.name}: holds factors of several kinds of adapter: the file must hold one of them")
-    if not families and kinds & {"alpha", "up_bias"} and "diff" not in kinds:
-        raise WeightsError(f"{module.name}: {_missing(module, {'down', 'up'})}: download the file again")
-    for kind in _ENDS:
-        if kind in kinds:
-            shape, wanted = source.info[module.tensors[kind]].shape, tensor_shape(module.rules[kind], config)
-            if shape != wanted:
-                raise WeightsError(_of_another(module.tensors[kind], shape, wanted, config))
-    if families:
-        made, wanted = _shape_of(source, module), module.shape
-        if wanted is not None and (math.prod(made) != math.prod(wanted) or made[0] != wanted[0]):
-            kind = {"down": "a LoRA", "hada_w1_a": "a LoHa", "lokr": "a LoKr"}[families[0]]
-            raise WeightsError(_of_another(f"{module.name}, {kind}", made, wanted, config))
-
-
-def _shape_of(source: Source, module: _Module) -> tuple[int, ...]:
-    """(rows, columns) of the weight that the factors of a module make; WeightsError where they do not go together."""
-    shapes = {kind: source.info[name].shape for kind, name in module.tensors.items()}
-    flat = lambda kind: (shapes[kind][0], math.prod(shapes[kind][1:])) if shapes[kind] else (0, 0)  # noqa: E731
-
-    def product(a: str, b: str) -> tuple[int, int]:
-        (rows, inner), (other, columns) = flat(a), flat(b)
-        if inner != other or not inner:
-            raise WeightsError(
-                f"{module.tensors[a]} is {list(shapes[a])} and {module.tensors[b]} is {list(shapes[b])}, which are no "
-                "two factors of one weight: download the file again"
-            )
-        return rows, columns
-
-    if "down" in shapes:
-        return product("up", "down")
-    if "hada_w1_a" in shapes:
-        one, two = product("hada_w1_a", "hada_w1_b"), product("hada_w2_a", "hada_w2_b")
-        if one != two:
-            raise WeightsError(f"{module.name}: its two products are {list(one)} and {list(two)}: download it again")
-        return one
-    one, two = (flat(w) if w in shapes else product(f"{w}_a", f"{w}_b") for w in ("lokr_w1", "lokr_w2"))
-    return one[0] * two[0], one[1] * two[1]
-
-
-def _decomposed(source: Source, module: _Module) -> tuple[LowRank | Callable[[], np.ndarray] | None, float | None]:
+def _decomposed(source: LoRATensors, module: Module) -> tuple[LowRank | Callable[[], np.ndarray] | None, float | None]:
     """(what the factors of a module add, their scale where anything says one); the first is None without factors."""
     tensors = module.tensors
     if "down" in tensors:
         down, up = _read(source, tensors["down"]), _read(source, tensors["up"])
         scale = _scale(source, module, down.shape[0], by_peft="LORA")
-        if down.ndim == up.ndim == 2 and _is_dense(module.rules["weight"]):
+        if down.ndim == up.ndim == 2 and is_dense(module.rules["weight"]):
             return LowRank(a=down.T, b=up.T, scale=1.0 if scale is None else scale), scale
         return _product(module, lambda: _matrix(up) @ _matrix(down), scale), scale
     if "hada_w1_a" in tensors:
@@ -349,7 +134,7 @@ def _decomposed(source: Source, module: _Module) -> tuple[LowRank | Callable[[],
     return None, None
 
 
-def _scale(source: Source, module: _Module, rank: int | None, *, by_peft: str) -> float | None:
+def _scale(source: LoRATensors, module: Module, rank: int | None, *, by_peft: str) -> float | None:
     """alpha / rank: the module's own alpha, else as PEFT's config says; None where nothing does.
 
     rank: None of a LoKr without factors of low rank, whose alpha means nothing outside PEFT.
@@ -373,7 +158,7 @@ def _scale(source: Source, module: _Module, rank: int | None, *, by_peft: str) -
     return adapter.scale(module.name, rank)
 
 
-def _product(module: _Module, make: Callable[[], np.ndarray], scale: float | None) -> Callable[[], np.ndarray]:
+def _product(module: Module, make: Callable[[], np.ndarray], scale: float | None) -> Callable[[], np.ndarray]:
     """The weight that `make` gives, scaled, as it is added to our parameter."""
 
     def compute() -> np.ndarray:
@@ -383,7 +168,7 @@ def _product(module: _Module, make: Callable[[], np.ndarray], scale: float | Non
     return compute
 
 
-def _whole(source: Source, module: _Module, kind: str, *, factor: float) -> Callable[[], np.ndarray]:
+def _whole(source: LoRATensors, module: Module, kind: str, *, factor: float) -> Callable[[], np.ndarray]:
     one, name = module.rules[kind], module.tensors[kind]
     return lambda: one.layout.read(_read(source, name) * np.float32(factor))
 
@@ -392,7 +177,7 @@ def _sum(one: Callable[[], np.ndarray], other: Callable[[], np.ndarray]) -> Call
     return lambda: one() + other()
 
 
-def _read(source: Source, name: str) -> np.ndarray:
+def _read(source: LoRATensors, name: str) -> np.ndarray:
     """A tensor in float32; WeightsError where it holds no finite numbers."""
     values = np.asarray(source.read(name))
     if values.dtype.kind in "iub" and values.size > 1:
@@ -423,52 +208,235 @@ class _Lazy(Mapping):
         return len(self._makers)
 
 
-def _is_dense(one: Rule) -> bool:
-    return one.layout is LINEAR and len(one.parts) == 1 and one.parts[0].chunk is None
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRAFile:
+    """One LoRA to apply.
+
+    path: a file, or a folder of PEFT's or diffusers' that holds one.
+    strength: factor of what it adds.
+    expert: which transformer of Wan 2.2 A14B gets it: "high" or "low" (noise), or "both"; None: as the file's tensors
+        or its name say. Other models have one transformer, and take None.
+    """
+
+    path: str | Path
+    strength: float = 1.0
+    expert: Expert | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+        if not math.isfinite(self.strength):
+            raise ConfigError(f"{self.path}: strength {self.strength} must be a finite number, as in 0.8")
+        if self.expert not in (None, *get_args(Expert)):
+            raise ConfigError(f"{self.path}: expert {self.expert!r} is unknown: use {', '.join(get_args(Expert))}")
+
+    @classmethod
+    def parse(cls, text: str | Path) -> LoRAFile:
+        """Reads "FILE[:STRENGTH][@EXPERT]": "style.safetensors", "style.safetensors:0.8@low".
+
+        Raises:
+            ConfigError: what follows an existing file is no strength, or no expert.
+        """
+        if not isinstance(text, str) or Path(text).exists():
+            return cls(path=Path(text))
+        rest, at, word = text.rpartition("@")
+        expert = word if at and (word in get_args(Expert) or _names_file(rest)) else None
+        rest = text if expert is None else rest
+        name, colon, number = rest.rpartition(":")
+        if not colon or Path(rest).exists():
+            return cls(path=Path(rest), expert=expert)
+        try:
+            return cls(path=Path(name), strength=float(number), expert=expert)
+        except ValueError:
+            if Path(name).exists():
+                raise ConfigError(f"{text}: strength {number!r} must be a number, as in {name}:0.8") from None
+            return cls(path=Path(rest), expert=expert)
 
 
-def unstacked(one: Rule) -> str:
-    """Path of our parameter as it is called where layers are not stacked."""
-    part = one.parts[0]
-    return part.path if part.layer is None else part.path.replace("blocks/", f"block_{part.layer}/", 1)
+def open_loras(
+    given: Sequence[str | Path | LoRAFile], experiment: Experiment, say: Callable[[str], None]
+) -> list[tuple[str, LoRA, float]]:
+    """Reads LoRA files and checks them against a model, whose weights need not be loaded yet.
+
+    Args:
+        given: the files, as LoRAFile or as the texts that LoRAFile.parse reads.
+        experiment: the model.
+        say: told, in one line each, what was assumed or left out.
+
+    Returns:
+        (key of the transformer's parameters, what is added to it, strength) of each, in order.
+
+    Raises:
+        WeightsError: a file is missing, damaged, or not for this model. ConfigError: a text says no LoRAFile.
+    """
+    made = []
+    for one in given:
+        file = one if isinstance(one, LoRAFile) else LoRAFile.parse(one)
+        notes: list[str] = []
+        if not file.path.exists():
+            raise WeightsError(f"{file.path}: no such LoRA: give a .safetensors file, or the folder that holds it")
+        tensors, adapter = open_tensors(file.path), _adapter_config(file.path)
+        owners = experts(tensors.info)
+        try:
+            # Read before it is asked where they go: what is wrong with the file comes first.
+            read = {
+                owner: read_lora(tensors, experiment.dit, adapter=adapter, expert=owner, note=notes.append)
+                for owner in owners
+            }
+            targets = _targets(file, owners, experiment, notes.append)
+            made += [(tree, read[owner], file.strength) for tree, owner in targets]
+        except WeightsError as error:
+            raise WeightsError(f"{file.path}: {error}") from None
+        for line in notes:
+            say(f"LoRA {file.path.name}: {line}")
+    return made
 
 
-def _missing(module: _Module, kinds: set[str]) -> str:
-    there = listed(sorted(module.tensors.values()))
-    return f"lacks {', '.join(sorted(kinds))} beside {there}"
+def _names_file(text: str) -> bool:
+    """Whether "FILE" or "FILE:STRENGTH" names a file that is there."""
+    return Path(text).exists() or Path(text.rpartition(":")[0] or text).is_file()
 
 
-def _of_another(name: str, shape: tuple[int, ...], wanted: tuple[int, ...], config: DiTConfig) -> str:
-    return (
-        f"{name}: is for a weight of {list(shape)}, and that of this model is {list(wanted)}: the file is for another "
-        f"Wan than this one of width {config.width} ({_SIZES.get(config.width, 'no published size')})"
-    )
+def _targets(
+    file: LoRAFile, owners: tuple[str, ...], experiment: Experiment, note: Callable[[str], None]
+) -> list[tuple[str, str]]:
+    """(key of a transformer's parameters, whose tensors of the file it gets).
+
+    owners: which transformers the names of its tensors tell apart, of EXPERTS.
+    """
+    trees = dict(zip(("high", "low"), experiment.network.experts))
+    named = expert_of_name(file.path.name)
+    if len(trees) == 1:
+        if file.expert is not None:
+            raise WeightsError(f"@{file.expert} names an expert, and this model has one transformer: leave @ out")
+        if EXPERTS[1] in owners:
+            raise WeightsError(f"it has a part for {EXPERTS[1]}, and this model has one transformer: take Wan 2.2 A14B")
+        if named is not None:
+            note(f"is for the {named}-noise expert of Wan 2.2 by its name, and this model has one transformer")
+        return [(trees["high"], EXPERTS[0])]
+    if EXPERTS[1] in owners:  # tensors say which expert they are for
+        parts = {"high": EXPERTS[0], "low": EXPERTS[1]}
+        wanted = [name for name, owner in parts.items() if owner in owners and file.expert in (None, "both", name)]
+        if not wanted:
+            raise WeightsError(f"@{file.expert}: its tensors are all for the other expert: leave @ out")
+        return [(trees[name], parts[name]) for name in wanted]
+    expert = file.expert or named
+    if expert is None:
+        how = f"add @high, @low or @both, as in {file.path.name}@high"
+        raise WeightsError(f"its name does not say which of the model's two experts it is for: {how}")
+    if file.expert is None:
+        note(f"goes to the {expert}-noise expert, by its name")
+    return [(tree, EXPERTS[0]) for name, tree in trees.items() if expert in (name, "both")]
 
 
-# How wide the published Wans are.
-_SIZES = {1536: "Wan 2.1 1.3B", 3072: "Wan 2.2 TI2V-5B", 5120: "Wan 2.1 14B, Wan 2.2 A14B"}
+def _adapter_config(path: Path) -> dict[str, Any] | None:
+    """PEFT's config of a LoRA: in the folder that was given, or beside the file if it is the file's own."""
+    folder = path if path.is_dir() else path.parent
+    config = folder / ADAPTER_CONFIG
+    if not config.is_file():
+        return None
+    weights = [entry for entry in folder.iterdir() if entry.suffix in SUFFIXES]
+    if not path.is_dir() and not path.name.startswith("adapter_model.") and len(weights) != 1:
+        return None
+    values = read_json(config, limit=16 * MIB, error=WeightsError, fix="save the LoRA again")
+    if not isinstance(values, dict):
+        raise WeightsError(f"{config}: is {type(values).__name__}, must be a JSON object: save the LoRA again")
+    return values
 
 
-def _what(unknown: list[str]) -> str:
-    return f"LoRA tensors that are for nothing in this model: {listed(unknown)}"
+def write_lora(
+    lora: LoRA, config: DiTConfig, path: str | Path, layout: Layout = "diffusers", *, expert: str = "transformer"
+) -> None:
+    """Write a safetensors file in a layout, with the rank and alpha of each module where its readers look for them.
+
+    The factors keep their types and bits. Whole differences can be written in the original layout alone.
+    """
+    tensors, metadata = lora_tensors(lora, config, layout, expert=expert)
+    try:
+        whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        write_whole(path, lambda part: save_file(whole, part, metadata=metadata), replace=True)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: cannot be written: {reason(error)}") from error
 
 
-def _some_modules(names: list[str]) -> str:
-    return listed(dict.fromkeys(_split(name)[1] for name in names))
+def write_run(folder: str | Path, path: str | Path | None = None) -> Path:
+    """Write the LoRA of a run of `vdit train`, averaged, to lora.safetensors in its folder, or to `path`.
+
+    In diffusers' layout, or in our own where the model is not a Wan.
+    """
+    space = Workspace(folder)
+    config = space.experiment().dit
+    path = space.root / "lora.safetensors" if path is None else Path(path)
+    write_lora(run_lora(space), config, path, "diffusers" if is_wan(config) else "vdit")
+    return path
 
 
-def _reason(unknown: list[str], source: Source, config: DiTConfig) -> str:
-    """Why tensors are for nothing in this model, as far as their names tell."""
-    if not is_wan(config):
-        return "this model is not a Wan, and only its own LoRAs, of vdit's layout, fit it"
-    if any(_TEXT_ENCODER.search(name) for name in unknown):
-        return "they are for a text encoder, which is not changed here: take the transformer's LoRA alone"
-    beyond = [int(match[1]) for name in unknown if (match := _BLOCK.search(_split(name)[1]))]
-    if beyond and max(beyond) >= config.depth:
-        return f"the file is for a larger model: it has a block {max(beyond)}, this one has {config.depth} blocks"
-    extra = r"vace|control_adapter|ref_conv|face_|motion_encoder|pose_|audio|camera|cam_|recam"
-    if any(re.search(extra, name) for name in unknown):
-        return "they are for a Wan with further inputs (VACE, Fun-Control, Animate, sound), which this model is not"
-    if all(not _split(name)[2] for name in unknown) and len(unknown) == len(source.info):
-        return "the file holds whole weights or another family's, and no LoRA of a Wan"
-    return "the file is of another family than Wan, or its names are of a layout that is not known here"
+def lora_tensors(
+    lora: LoRA, config: DiTConfig, layout: Layout = "diffusers", *, expert: str = "transformer"
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(tensors by name, metadata of the file): what `write_lora` writes."""
+    if lora.differences and layout != "original":
+        raise WeightsError(f"layout {layout!r} has no place for {listed(sorted(lora.differences))}: use 'original'")
+    if not lora.layers and not lora.differences:
+        raise WeightsError("the LoRA changes no layer: there is nothing to write, train it or name its layers")
+    modules = _modules(lora, config, layout)
+    absent = sorted(set(lora.layers) - set(modules))
+    if absent:
+        raise WeightsError(f"layers without a name in layout {layout!r}: {listed(absent)}")
+    head = {"diffusers": f"{expert}.", "original": "diffusion_model.", "musubi": "", "vdit": "vdit."}[layout]
+    a, b = ("lora_A", "lora_B") if layout in ("diffusers", "vdit") else ("lora_down", "lora_up")
+    tensors = {}
+    for layer, low in lora.layers.items():
+        name = head + modules[layer]
+        tensors[f"{name}.{a}.weight"], tensors[f"{name}.{b}.weight"] = np.asarray(low.a).T, np.asarray(low.b).T
+        if layout in ("original", "musubi"):
+            tensors[f"{name}.alpha"] = np.float32(low.scale * low.a.shape[1])
+    if lora.differences:
+        tensors |= _write_differences(lora, config, head)
+    metadata = {"format": "pt"}
+    if layout in ("diffusers", "vdit"):
+        of_module = {modules[layer]: low for layer, low in lora.layers.items()}
+        metadata[METADATA] = json.dumps(
+            {f"{expert}.{key}": value for key, value in _peft_config(of_module).items()}, indent=2, sort_keys=True
+        )
+    return tensors, metadata
+
+
+def _modules(lora: LoRA, config: DiTConfig, layout: Layout) -> dict[str, str]:
+    """Our dense layer -> their module."""
+    if layout not in get_args(Layout):
+        raise WeightsError(f"LoRA layout {layout!r} is unknown: use one of {', '.join(get_args(Layout))}")
+    if layout == "vdit":
+        return {layer: layer.replace("/", ".") for layer in lora.layers}
+    modules = dense_modules(diffusers_rules(config) if layout == "diffusers" else original_rules(config))
+    if layout == "musubi":
+        return {ours: "lora_unet_" + theirs.replace(".", "_") for ours, theirs in modules.items()}
+    return modules
+
+
+def _write_differences(lora: LoRA, config: DiTConfig, head: str) -> dict[str, np.ndarray]:
+    rules = {unstacked(rule): rule for rule in original_rules(config)}
+    tensors = {}
+    for path, difference in lora.differences.items():
+        name = head + rules[path].name
+        bias = name.endswith(".bias")
+        name = name.removesuffix(".bias") + ".diff_b" if bias else name.removesuffix(".weight") + ".diff"
+        tensors[name] = rules[path].layout.write(difference)
+    return tensors
+
+
+def _peft_config(modules: Mapping[str, LowRank]) -> dict[str, Any]:
+    """The fields of PEFT's LoraConfig that give these ranks and scales."""
+    ranks = {module: int(low.a.shape[1]) for module, low in modules.items()}
+    alphas = {module: low.scale * ranks[module] for module, low in modules.items()}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    pattern = lambda values, usual: {re.escape(k): v for k, v in values.items() if v != usual}  # noqa: E731
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": pattern(ranks, rank),
+        "alpha_pattern": pattern(alphas, alpha),
+        "target_modules": sorted(modules),
+        "lora_bias": False,
+        "use_dora": False,
+        "use_rslora": False,
+    }

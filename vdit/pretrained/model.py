@@ -1,13 +1,17 @@
-"""A folder of public weights as one thing: which networks it holds, and the experiment that they make up.
+"""A public model as one thing: which networks its files hold, and the experiment that they make up.
 
-`open_model` knows diffusers folders (model_index.json) and the original repositories' layouts, reads their JSON
-and the headers of their tensor files, and nothing else; loading and importing read the tensors.
+    model = open_model("Wan2.1-T2V-1.3B-Diffusers")
+    params, vae = model.load(mesh)
+    import_model("Wan2.1-T2V-1.3B-Diffusers", "runs/wan-1.3b")      # what `vdit import` does
+
+`open_model` knows diffusers folders (model_index.json), the original repositories' layouts and single files. It reads
+their JSON and the headers of their tensor files, and nothing else; loading and importing read the tensors.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -15,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from vdit import config as config_tools
 from vdit.checkpoint import MANIFEST, damage
 from vdit.dist.mesh import make_mesh
 from vdit.dist.rules import replicated
@@ -22,14 +27,18 @@ from vdit.errors import ConfigError, WeightsError
 from vdit.experiment.experiment import Experiment
 from vdit.models.vae.config import VAEConfig
 from vdit.models.vae.model import VAE
-from vdit.pretrained.load import check, check_names, load
+from vdit.outputs import check_new_folder
+from vdit.paths import read_bytes
 from vdit.pretrained.tensors import TensorFiles
-from vdit.pretrained.weights import Rule
+from vdit.pretrained.weights import Rule, TreeSource, check, check_names, import_trees, load
 from vdit.reprs import short_repr
+from vdit.train.base import step_identity
 from vdit.train.state import abstract_params
+from vdit.train.workspace import EXPERIMENT, FILES, PUBLIC, Workspace
 from vdit.types import PyTree
 
 VAE_TREE = "vae"
+MAX_EXTRA = 100_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,17 +106,17 @@ class PublicModel:
 def open_model(path: str | Path, parts: Sequence[str | Path] = ()) -> PublicModel:
     """Reads what public weights are; WeightsError where they are none that are known here.
 
-    path: a folder, or the file of a Wan's transformer as ComfyUI has it (vdit.pretrained.single_file).
+    path: a folder, or the file of a Wan's transformer as ComfyUI has it (vdit.pretrained.original_layouts).
         diffusers: WanPipeline, WanImageToVideoPipeline (2.1 and 2.2), DiTPipeline. Original: Wan 2.1 and 2.2 with
         their .pth files; a DiT checkpoint (.pt) with an autoencoder's folder `vae` beside it.
     parts: of a single file, where its other networks are: files, folders of them, or one folder of a public model.
     """
-    from vdit.pretrained import diffusers_folder, original_folder, single_file  # they make what is defined here
+    from vdit.pretrained import diffusers_folder, original_layouts  # they make what is defined here
 
     path = Path(path)
     if path.is_file():
         try:
-            model = single_file.open_file(path, parts)
+            model = original_layouts.open_file(path, parts)
         except ConfigError as error:  # shapes that are in range, each, and do not go together
             raise WeightsError(f"{path}: {error}; download it again") from None
         model.check_names()
@@ -123,7 +132,7 @@ def open_model(path: str | Path, parts: Sequence[str | Path] = ()) -> PublicMode
                 f"{path}: {problems[0]} ({len(problems)} in all): export it again, or if you changed it, remove "
                 f"{MANIFEST}"
             )
-    for family in (diffusers_folder, original_folder):
+    for family in (diffusers_folder, original_layouts):
         if family.is_one(path):
             try:
                 model = family.open_folder(path)
@@ -150,3 +159,73 @@ def abstract_vae(config: VAEConfig, mesh: Mesh) -> PyTree:
 def one_device() -> Mesh:
     """A mesh of one device, for what only needs shapes."""
     return make_mesh(devices=jax.local_devices()[:1])
+
+
+def import_model(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    parts: Sequence[str | Path] = (),
+    say: Callable[[str], None] = lambda line: None,
+) -> PublicModel:
+    """Writes a public model as an orbax checkpoint in a folder of the form of a run; returns what it holds.
+
+    The small files (statistics, tokenizer, what an export gives back) come under the checkpoint's checksums.
+
+    folder, parts: see open_model. out: a new or empty folder. dtype: "float32" or "bfloat16" for all weights; None
+    keeps each tensor's own. say: told what is done. One tensor is in memory at a time. Everything is checked before
+    anything is written; WeightsError names what is wrong.
+    """
+    out = Path(out)
+    check_new_folder(out)
+    model = open_model(folder, parts)
+    say(f"{model.folder}: {_summary(model)}")
+    model.check()
+    abstract = model.abstract(one_device())
+    sources = {
+        part.tree: TreeSource(rules=part.rules, tensors=part.files, abstract=abstract[part.tree], ignore=part.ignore)
+        for part in model.components
+    }
+    vae = {VAE_TREE: sources.pop(VAE_TREE)}
+    space = Workspace(out)
+    config = config_tools.to_dict(model.experiment)
+    space.save_statistics(*(model.statistics[name].tolist() for name in ("mean", "std")))
+    _copy_small_files(model, space)
+    say("the autoencoder ...")
+    import_trees({"params": vae}, space.vae, dtype=dtype, meta={"stage": "vae", "config": config})
+    say(f"{', '.join(sources)} ...")
+    meta = {"stage": "dit", "config": config, FILES: space.file_sums(), "vae": step_identity(space.vae)}
+    import_trees({"params": sources}, space.dit, dtype=dtype, meta=meta)
+    # Last: a folder without it is no model, so an import that was cut short is not taken for one.
+    space.save_experiment(model.experiment)
+    say(f"{out / EXPERIMENT}: done")
+    return model
+
+
+def _summary(model: PublicModel) -> str:
+    count = {part.tree: sum(_size(info.shape) for info in part.files.info.values()) for part in model.components}
+    return ", ".join(f"{tree} {number / 1e6:,.1f} M" for tree, number in count.items())
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for side in shape:
+        size *= side
+    return size
+
+
+def _copy_small_files(model: PublicModel, space: Workspace) -> None:
+    for name in model.extras:
+        _copy_file(model.folder / name, space.root / PUBLIC / name)
+    if model.tokenizer is not None:
+        _copy_file(model.tokenizer, space.tokenizer)
+        config = model.tokenizer.with_name("tokenizer_config.json")
+        if config.is_file():
+            _copy_file(config, space.root / config.name)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    data = read_bytes(source, limit=MAX_EXTRA, error=WeightsError, fix="it should be a small file")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(data)

@@ -2,23 +2,49 @@
 
     open_tensors("Wan2.1-T2V-14B/transformer")      a folder with one set of shards
     open_tensors("models_t5_umt5-xxl-enc-bf16.pth") one file
+    open_weights("wan2.2_fp8_scaled.safetensors")   float8 weights as the numbers that they stand for
+
+Weights in float8, as ComfyUI publishes them:
+
+    blocks.0.ffn.0.weight         float8_e4m3fn or float8_e5m2
+    blocks.0.ffn.0.scale_weight   float32, one number or one for each row: the weight is weight x scale_weight
+    blocks.0.ffn.0.scale_input    divides the layer's inputs where products are taken in float8; not used here
+    scaled_fp8                    an empty tensor that says so
+
+Newer files write weight_scale, input_scale, and comfy_quant, which holds {"format": "float8_e4m3fn"} as bytes. A weight
+with a scale is read in float32, in which the product is exact to rounding; one without in bfloat16, which holds every
+float8.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
+
 from vdit.errors import WeightsError
-from vdit.pretrained.safetensors_files import open_safetensors
-from vdit.pretrained.tensors import INDEX_LIMIT, TensorFiles, listed, read_json
+from vdit.paths import parse_json
+from vdit.pretrained.tensors import INDEX_LIMIT, TensorFiles, TensorInfo, open_safetensors, read_json
 from vdit.pretrained.torch_files import open_torch
+from vdit.reprs import listed
 
 # Of several precisions of one model in a folder: the plain one, else the first of these.
 VARIANTS = ("fp32", "bf16", "fp16")
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 # What training scripts leave beside the weights.
 NOT_WEIGHTS = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt"}
+FP8 = (np.dtype(jnp.float8_e4m3fn), np.dtype(jnp.float8_e5m2))
+_MARKER, _FORMAT = "scaled_fp8", "comfy_quant"
+_SCALES = ("scale_weight", "weight_scale")
+_INPUTS = ("scale_input", "input_scale")
+_OTHERS = ("weight_scale_2", "weight_scale_inv", "pre_quant_scale", "scale_weight_2")
+_FORMATS = ("float8_e4m3fn", "float8_e5m2")
 
 
 def open_tensors(path: str | Path, *, key: str | None = None) -> TensorFiles:
@@ -41,11 +67,11 @@ def open_tensors(path: str | Path, *, key: str | None = None) -> TensorFiles:
 def _open_file(path: Path, key: str | None) -> TensorFiles:
     if path.suffix == ".safetensors":
         return open_safetensors(path)
-    if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
+    if path.suffix in TORCH_SUFFIXES:
         return open_torch(path, key=key)
     if path.suffix == ".gguf":
         raise WeightsError(f"{path}: GGUF, whose quantised formats are not supported; take the .safetensors file")
-    raise WeightsError(f"{path}: is none of .safetensors .pt .pth .bin .ckpt; convert it to safetensors")
+    raise WeightsError(f"{path}: is none of {' '.join(SUFFIXES)}; convert it to safetensors")
 
 
 def _open_index(path: Path, key: str | None) -> TensorFiles:
@@ -92,8 +118,8 @@ class _Set(NamedTuple):
 def _only_set(folder: Path) -> Path:
     """The file or index to open for a folder."""
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
-    for suffixes in (("safetensors",), ("bin", "pth", "pt", "ckpt")):
-        sets = [found for suffix in suffixes for found in _sets(folder, names, suffix)]
+    for suffixes in ((".safetensors",), TORCH_SUFFIXES):
+        sets = [found for suffix in suffixes for found in _sets(folder, names, suffix.removeprefix("."))]
         for variant in ("", *VARIANTS):
             of_variant = [found for found in sets if found.variant == variant]
             if len(of_variant) > 1:
@@ -101,7 +127,7 @@ def _only_set(folder: Path) -> Path:
                 raise WeightsError(f"{folder}: holds several sets of weights: {stems}; give the one file itself")
             if of_variant:
                 return _entrance(folder, of_variant[0])
-    raise WeightsError(f"{folder}: holds no weights (.safetensors .bin .pth .pt .ckpt); it has {listed(names)}")
+    raise WeightsError(f"{folder}: holds no weights ({' '.join(SUFFIXES)}); it has {listed(names)}")
 
 
 def _sets(folder: Path, names: list[str], suffix: str) -> list[_Set]:
@@ -136,3 +162,71 @@ def _entrance(folder: Path, found: _Set) -> Path:
     if (match := re.search(r"-(\d+)-of-(\d+)", file.name)) and int(match[2]) > 1:
         raise WeightsError(f"{folder}: has {file.name} of {int(match[2])} shards and no index; download the rest")
     return file
+
+
+def open_weights(path: str | Path, *, key: str | None = None) -> TensorFiles:
+    """`open_tensors`, with float8 weights as the numbers that they stand for."""
+    return dequantised(open_tensors(path, key=key))
+
+
+def dequantised(files: TensorFiles) -> TensorFiles:
+    """The tensors of a checkpoint, float8 weights multiplied by their scales; without float8, `files` itself.
+
+    Raises:
+        WeightsError: a scale is for no float8 weight or of another shape, or weights are quantised in another format.
+    """
+    last = {name: name.rpartition(".")[2] for name in files.info}
+    if not any(info.dtype in FP8 for info in files.info.values()) and _FORMAT not in last.values():
+        return files
+    for name, end in last.items():
+        if end in _OTHERS:
+            raise WeightsError(f"{files.path}: {name}: is no part of scaled float8: take fp8 or bf16")
+        if end == _FORMAT:
+            _check_format(files, name)
+    scales = {}
+    for name, end in last.items():
+        if end in _SCALES:
+            weight = f"{name.removesuffix(end)}weight"
+            _check_scale(files, name, weight)
+            scales[weight] = name
+    beside = {*_SCALES, *_INPUTS, _MARKER, _FORMAT}
+    info = {name: _read_as(name, one, scales) for name, one in files.info.items() if last[name] not in beside}
+
+    def read(name: str) -> np.ndarray:
+        values = files.read(name)
+        if name in scales:
+            scale = np.asarray(files.read(scales[name])).astype(np.float32)
+            shape = () if scale.size == 1 else (-1, *[1] * (values.ndim - 1))
+            return values.astype(np.float32) * scale.reshape(shape)
+        return values.astype(info[name].dtype)
+
+    return dataclasses.replace(files, info=info, reader=read)
+
+
+def _read_as(name: str, one: TensorInfo, scales: Mapping[str, str]) -> TensorInfo:
+    if one.dtype not in FP8:
+        return one
+    return TensorInfo(one.shape, np.dtype(np.float32) if name in scales else np.dtype(jnp.bfloat16))
+
+
+def _check_scale(files: TensorFiles, name: str, weight: str) -> None:
+    one = files.info.get(weight)
+    if one is None or one.dtype not in FP8:
+        found = "is not there" if one is None else f"is {one.dtype}"
+        raise WeightsError(f"{files.path}: {name}: {weight} {found}, must be float8: take an fp8 or bf16 file")
+    shape = files.info[name].shape
+    rows = one.shape[:1]
+    if int(np.prod(shape)) != 1 and (shape[:1] != rows or int(np.prod(shape)) != rows[0]):
+        raise WeightsError(
+            f"{files.path}: {name} is {list(shape)}, must be one number or one for each of the {rows[0]} rows of "
+            f"{weight}: scales of blocks are not supported; take an fp8 or bf16 file"
+        )
+
+
+def _check_format(files: TensorFiles, name: str) -> None:
+    if files.info[name].dtype != np.uint8 or int(np.prod(files.info[name].shape)) > 10_000:
+        raise WeightsError(f"{files.path}: {name}: must be a short JSON text as bytes: download the file again")
+    value = parse_json(files.read(name).tobytes(), name=f"{files.path}: {name}", error=WeightsError)
+    found = value.get("format") if isinstance(value, dict) else None
+    if found not in _FORMATS:
+        raise WeightsError(f"{files.path}: {name}: format {found!r} is not {listed(_FORMATS)}: take fp8 or bf16")

@@ -14,12 +14,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from vdit.errors import ConfigError, WeightsError
-from vdit.reprs import short_repr
+from vdit.reprs import cut, literal, short_repr
 
 # The most of anything that a public config.json counts.
 LAYERS, HEADS, WIDTH, TOKENS, VOCABULARY = 1000, 1024, 1 << 17, 1 << 20, 1 << 24
 LEVELS = 8  # of an autoencoder, each of which may halve a side
-_SHOWN = 80
 
 
 @short_repr
@@ -108,7 +107,8 @@ def read_options(
     """
     found = json.get("_class_name", class_name)
     if found != class_name:
-        raise WeightsError(f"config.json is that of a {_shown(found)}, not of a {class_name}: use that family's folder")
+        rule = f"config.json is that of a {literal(found)}, not of a {class_name}"
+        raise WeightsError(f"{rule}: use that family's folder")
     values = {name: option.default for name, option in known.items()}
     for name, value in json.items():
         value = tuple(value) if isinstance(value, list) else value
@@ -117,13 +117,13 @@ def read_options(
         if name in fixed:
             if value != fixed[name]:
                 rule = f"is not supported: it must be {fixed[name]!r}"
-                raise WeightsError(f"{name}={_shown(value)} in config.json {rule}")
+                raise WeightsError(f"{name}={literal(value)} in config.json {rule}")
         elif name in known:
             check_option(name, value, known[name])
             values[name] = value
         else:
             raise WeightsError(
-                f"{name[:_SHOWN]}={_shown(value)} in config.json is no option known here: the model may be a newer one"
+                f"{cut(name)}={literal(value)} in config.json is no option known here: the model may be a newer one"
             )
     return values
 
@@ -132,7 +132,7 @@ def check_option(name: str, value: Any, option: Option, *, where: str = "config.
     """WeightsError unless a value is of its option's type and in its range."""
     rule = option.check(value)
     if rule is not None:
-        raise WeightsError(f"{name}={_shown(value)} in {where} {rule}: download the file again")
+        raise WeightsError(f"{name}={literal(value)} in {where} {rule}: download the file again")
 
 
 def defaults(known: Mapping[str, Option]) -> dict[str, Any]:
@@ -149,9 +149,3 @@ def same_config(class_name: str, theirs: Any, ours: Any, *, apart: Collection[st
         have, need = getattr(ours, field.name), getattr(theirs, field.name)
         if field.name not in apart and have != need:
             raise ConfigError(f"{class_name} cannot express {field.name}={have!r}: it has to be {need!r}")
-
-
-def _shown(value: Any) -> str:
-    """A value for a message, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -1,17 +1,35 @@
-"""Weight maps: which tensor of a public checkpoint is which of our parameters, and back.
+"""Weight maps: which tensor of a public checkpoint is which of our parameters; and loading by them.
 
-A family of models is a list of rules, one for each of its tensors. The same list loads, checks and exports.
+A family of models is a list of rules, one for each of its tensors. The same list loads, checks and exports. A map is
+held against a checkpoint and a model before anything is read. Tensors are then read one at a time: onto a mesh, where
+each device gets its own shard (`load`), or into a checkpoint of ours on disk (`import_trees`), so that the model is
+never whole in host memory.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from vdit.reprs import short_repr
-from vdit.types import Array
+from vdit.checkpoint import StreamedLeaf, save_streamed
+from vdit.errors import WeightsError
+from vdit.pretrained.tensors import TensorFiles
+from vdit.reprs import listed, short_repr
+from vdit.types import Array, PyTree
+
+# put(path, layer, values): a whole parameter (layer None) or one layer of a stack
+Put = Callable[[str, int | None, np.ndarray], None]
+_FLOATS = {np.dtype(t) for t in (jnp.float32, jnp.bfloat16, jnp.float16)}
+_LEAST_PIECE, _MOST_PIECE = 1_000_000, 64_000_000
 
 
 @short_repr
@@ -90,7 +108,7 @@ class Rule:
 
     def read(self, tensor: Array) -> list[Array]:
         """Their tensor -> the values of each part."""
-        pieces = [tensor] if len(self.parts) == 1 else _split(tensor, len(self.parts))
+        pieces = [tensor] if len(self.parts) == 1 else _equal_pieces(tensor, len(self.parts))
         return [self.layout.read(piece) for piece in pieces]
 
     def write(self, values: Sequence[Array], concatenate: Callable) -> Array:
@@ -117,6 +135,330 @@ def linear(name: str, path: str, *, layer: int | None = None, bias: bool = True)
     return rules + ([rule(f"{name}.bias", f"{path}/bias", layer=layer)] if bias else [])
 
 
-def _split(tensor: Array, count: int) -> list[Array]:
+def _equal_pieces(tensor: Array, count: int) -> list[Array]:
     size = tensor.shape[0] // count
     return [tensor[i * size : (i + 1) * size] for i in range(count)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Leaf:
+    """A parameter of ours. dtype: what it will have. stacked: it comes layer by layer."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    stacked: bool
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A checked import. leaves: parameters by path. order: (rule, its tensor's name) in the order of reading."""
+
+    tensors: TensorFiles
+    leaves: Mapping[str, Leaf]
+    order: Sequence[tuple[Rule, str]]
+
+    def feed(self, put: Put) -> None:
+        """Reads one tensor after the other and hands over what it holds; keeps nothing that has been handed over."""
+        waiting: dict[tuple[str, int | None], dict[int, np.ndarray]] = {}
+        for rule, name in self.order:
+            self._feed_one(rule, name, put, waiting)
+
+    def _feed_one(self, rule: Rule, name: str, put: Put, waiting: dict) -> None:
+        digests = {copy: _digest(self.tensors.read(copy)) for copy in _copies(rule, name, self.tensors)}
+        tensor = self.tensors.read(name)
+        if digests and any(digest != _digest(tensor) for digest in digests.values()):
+            raise WeightsError(f"{self.tensors.path}: {listed(digests)} must equal {name}; download it again")
+        for part, piece in zip(rule.parts, rule.read(tensor)):
+            values = _cast(piece, self.leaves[part.path].dtype, name)
+            if part.chunk is None:
+                put(part.path, part.layer, values)
+                continue
+            i, n = part.chunk
+            pieces = waiting.setdefault((part.path, part.layer), {})
+            pieces[i] = np.array(values)  # not a view: it would hold the whole tensor while the others are read
+            if len(pieces) == n:
+                whole = np.concatenate([pieces[i] for i in range(n)], axis=-1)
+                del waiting[part.path, part.layer]
+                put(part.path, part.layer, whole)
+
+
+def make_plan(
+    rules: Iterable[Rule],
+    tensors: TensorFiles,
+    abstract: PyTree,
+    *,
+    dtype: str | None = None,
+    ignore: Sequence[str] = (),
+) -> Plan:
+    """A plan to fill `abstract` (nested dicts of ShapeDtypeStructs), or a WeightsError that names what does not fit.
+
+    dtype: floats become this; None: they keep the tensor's (float32 where a stack mixes types, which loses nothing).
+    ignore: how names begin that may be there and are not read. A rule's copies may be absent, or stand for its tensor.
+    """
+    rules = list(rules)
+    ours = flatten(abstract)
+    _check_map(rules, ours, tensors)
+    names = _names(rules, tensors)
+    _check_names(rules, names, tensors, tuple(ignore))
+    _check_shapes(rules, names, tensors, ours)
+    stored: dict[str, set[np.dtype]] = {path: set() for path in ours}
+    for rule in rules:
+        for part in rule.parts:
+            stored[part.path].add(tensors.info[names[rule]].dtype)
+    stacked = {part.path for rule in rules for part in rule.parts if part.layer is not None}
+    leaves = {
+        path: Leaf(
+            shape=tuple(struct.shape),
+            dtype=_leaf_dtype(path, struct.dtype, stored[path], dtype, tensors),
+            stacked=path in stacked,
+        )
+        for path, struct in ours.items()
+    }
+    return Plan(tensors=tensors, leaves=leaves, order=[(rule, names[rule]) for rule in rules])
+
+
+def check(rules: Iterable[Rule], tensors: TensorFiles, abstract: PyTree, *, ignore: Sequence[str] = ()) -> None:
+    """WeightsError unless each parameter is filled once, from tensors that fit, and no tensor is left over."""
+    make_plan(rules, tensors, abstract, ignore=ignore)
+
+
+def check_names(rules: Iterable[Rule], tensors: TensorFiles, *, ignore: Sequence[str] = ()) -> None:
+    """WeightsError unless every rule has its tensor, and no tensor is left over: what can be told without a model."""
+    rules = list(rules)
+    _check_names(rules, _names(rules, tensors), tensors, tuple(ignore))
+
+
+def flatten(tree: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
+    """Leaves of nested dicts by path: "blocks/attention/q/kernel"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(str(step.key) for step in path): leaf for path, leaf in leaves}
+
+
+def _check_map(rules: list[Rule], ours: Mapping, tensors: TensorFiles) -> None:
+    """The map fills every part of every parameter once: true of a map that goes with the model's config."""
+    filled: dict[str, list[Part]] = {path: [] for path in ours}
+    unknown = [part.path for rule in rules for part in rule.parts if part.path not in ours]
+    if unknown:
+        raise WeightsError(f"{tensors.path}: the map fills {listed(unknown)}, which the model lacks; use its config")
+    for rule in rules:
+        for part in rule.parts:
+            filled[part.path].append(part)
+    wrong = [path for path, parts in filled.items() if not _fill_once(parts, ours[path].shape)]
+    if wrong:
+        raise WeightsError(f"{tensors.path}: the map does not fill {listed(wrong)} once; use the config of the weights")
+
+
+def _fill_once(parts: list[Part], shape: tuple[int, ...]) -> bool:
+    layers: dict[int | None, list] = {}
+    for part in parts:
+        layers.setdefault(part.layer, []).append(part.chunk)
+    wanted = set(range(shape[0])) if None not in layers and shape else {None}
+    return set(layers) == wanted and all(_whole(chunks, shape) for chunks in layers.values())
+
+
+def _whole(chunks: list[tuple[int, int] | None], shape: tuple[int, ...]) -> bool:
+    if chunks == [None]:
+        return True
+    counts = {None if chunk is None else chunk[1] for chunk in chunks}
+    n = counts.pop()
+    return not counts and n is not None and sorted(i for i, _ in chunks) == list(range(n)) and shape[-1] % n == 0
+
+
+def _names(rules: list[Rule], tensors: TensorFiles) -> dict[Rule, str | None]:
+    """The tensor that each rule reads: under its name, or that of a copy; None if there is none."""
+    return {rule: next((n for n in (rule.name, *rule.copies) if n in tensors.info), None) for rule in rules}
+
+
+def _check_names(rules: list[Rule], names: Mapping, tensors: TensorFiles, ignore: tuple[str, ...]) -> None:
+    known = {name for rule in rules for name in (rule.name, *rule.copies)}
+    missing = [rule.name for rule in rules if names[rule] is None]
+    extra = [name for name in tensors.info if name not in known and not name.startswith(ignore or "\0")]
+    if 2 * len(missing) > len(rules):
+        raise WeightsError(
+            f"{tensors.path}: the weights of another family: {len(missing)} of {len(rules)} tensors are missing "
+            f"({listed(missing)}), it has {listed(extra)}; give the folder of this model"
+        )
+    faults = [f"{len(missing)} missing ({listed(missing)})"] if missing else []
+    faults += [f"{len(extra)} that this model does not have ({listed(extra)})"] if extra else []
+    if faults:
+        raise WeightsError(f"{tensors.path}: tensors do not fit: {'; '.join(faults)}; use the config of these weights")
+
+
+def _check_shapes(rules: list[Rule], names: Mapping, tensors: TensorFiles, ours: Mapping) -> None:
+    shapes = {path: tuple(struct.shape) for path, struct in ours.items()}
+    misshapen, mistyped = [], []
+    for rule in rules:
+        wanted = rule.shape(shapes)
+        for name in (names[rule], *_copies(rule, names[rule], tensors)):
+            shape, dtype = tensors.info[name]
+            if shape != wanted:
+                misshapen.append(f"{name} is {list(shape)}, must be {list(wanted)}")
+            if {_kind(dtype)} != {_kind(ours[part.path].dtype) for part in rule.parts}:
+                mistyped.append(f"{name} is {dtype}, must be {_kind(ours[rule.parts[0].path].dtype)}")
+    faults = [f"{len(misshapen)} of another shape ({listed(misshapen)})"] if misshapen else []
+    faults += [f"{len(mistyped)} of another type ({listed(mistyped)})"] if mistyped else []
+    if faults:
+        raise WeightsError(f"{tensors.path}: tensors do not fit: {'; '.join(faults)}; use the config of these weights")
+
+
+def _copies(rule: Rule, name: str, tensors: TensorFiles) -> list[str]:
+    """Tensors in the files that must equal `name`, the one that is read for the rule."""
+    return [other for other in (rule.name, *rule.copies) if other != name and other in tensors.info]
+
+
+def _leaf_dtype(
+    path: str, ours: np.dtype, stored: set[np.dtype], dtype: str | None, tensors: TensorFiles
+) -> np.dtype:
+    if _kind(ours) != "float":
+        return np.dtype(ours)
+    if dtype is not None:
+        if np.dtype(dtype) not in _FLOATS:
+            raise WeightsError(f"dtype: {dtype!r} must be one of float32, bfloat16, float16")
+        return np.dtype(dtype)
+    if len(stored) == 1 and np.dtype(np.float64) not in stored:
+        return next(iter(stored))
+    if stored <= _FLOATS:
+        return np.dtype(np.float32)
+    types = ", ".join(sorted(map(str, stored)))
+    raise WeightsError(f"{tensors.path}: {path} is stored as {types}; say dtype='float32' or 'bfloat16'")
+
+
+def _cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    if values.dtype == dtype:
+        return values
+    cast = values.astype(dtype)
+    if _kind(dtype) != "float" and not np.array_equal(cast, values):
+        raise WeightsError(f"{name}: holds numbers that {dtype} cannot; the model's config does not go with it")
+    return cast
+
+
+def _kind(dtype: np.dtype) -> str:
+    if jnp.issubdtype(dtype, jnp.floating):
+        return "float"
+    return "bool" if dtype == np.bool_ else "integer"
+
+
+def _digest(values: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data).digest()
+
+
+def load(
+    rules: Iterable[Rule],
+    tensors: TensorFiles,
+    abstract: PyTree,
+    *,
+    dtype: str | None = None,
+    ignore: Sequence[str] = (),
+) -> PyTree:
+    """The parameters that `tensors` hold, after `check`.
+
+    abstract: nested dicts of ShapeDtypeStructs; where they have a sharding, the array gets it, else the first device.
+    dtype: "float32", "bfloat16" or "float16" for all floats; None keeps the tensors' own (float32 where the layers of
+    one stack differ). ignore: how names begin that may be there and are not read.
+    On several hosts each reads the files and keeps its part.
+    """
+    plan = make_plan(rules, tensors, abstract, dtype=dtype, ignore=ignore)
+    shardings = {path: _sharding(struct) for path, struct in flatten(abstract).items()}
+    arrays: dict[str, jax.Array] = {}
+
+    def put(path: str, layer: int | None, values: np.ndarray) -> None:
+        leaf, sharding = plan.leaves[path], shardings[path]
+        if layer is None:
+            arrays[path] = _place(values, sharding)
+        else:
+            stack = arrays.pop(path) if path in arrays else _empty(leaf.shape, leaf.dtype, sharding)
+            arrays[path] = _set_layer(stack, _place(values, _layer_sharding(sharding)), np.int32(layer), sharding)
+        jax.block_until_ready(arrays[path])  # else tensors wait in host memory for their devices
+
+    plan.feed(put)
+    paths = jax.tree.unflatten(jax.tree.structure(abstract), list(flatten(abstract)))
+    return jax.tree.map(arrays.__getitem__, paths)
+
+
+def _sharding(struct: jax.ShapeDtypeStruct) -> Sharding:
+    return struct.sharding or SingleDeviceSharding(jax.local_devices()[0])
+
+
+def _layer_sharding(sharding: Sharding) -> Sharding:
+    """Where one layer of a stack lies: as the stack, without its first axis."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]), memory_kind=sharding.memory_kind)
+
+
+def _place(values: np.ndarray, sharding: Sharding) -> jax.Array:
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding) -> jax.Array:
+    return jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=sharding)()
+
+
+@functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
+def _set_layer(stack: jax.Array, values: jax.Array, layer: jax.Array, sharding: Sharding) -> jax.Array:
+    stack = jax.lax.dynamic_update_index_in_dim(stack, values, layer, 0)
+    return jax.lax.with_sharding_constraint(stack, sharding)
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TreeSource:
+    """Where a tree of parameters comes from: what `load` takes. abstract: nested dicts of ShapeDtypeStructs."""
+
+    rules: Sequence[Rule]
+    tensors: TensorFiles
+    abstract: PyTree
+    ignore: Sequence[str] = ()
+
+
+def import_trees(
+    trees: Mapping[str, Any],
+    directory: str | Path,
+    *,
+    step: int = 0,
+    meta: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+) -> None:
+    """Writes step `step` of a checkpoint directory from public weights; all are checked before anything is written.
+
+    trees: name -> TreeSource, or nested dicts of them: {"params": {"dit": TreeSource(...), "text": TreeSource(...)}}.
+    dtype: as of `load`. Memory: one tensor, and twice an eighth of the largest file (at most 64 MB).
+    """
+    plans = {name: _tree_plans(tree, dtype) for name, tree in trees.items()}
+    largest = max(plan.tensors.largest_file for found in plans.values() for plan in found.values())
+    save_streamed(
+        directory,
+        {name: _tree_leaves(found) for name, found in plans.items()},
+        {name: _tree_feed(found) for name, found in plans.items()},
+        step=step,
+        meta=meta,
+        piece_bytes=min(max(largest // 8, _LEAST_PIECE), _MOST_PIECE),
+    )
+
+
+def _tree_plans(tree: Any, dtype: str | None, path: str = "") -> dict[str, Plan]:
+    """Plans by the path of their tree, which ends in "/" unless it is the root."""
+    if isinstance(tree, TreeSource):
+        return {path: make_plan(tree.rules, tree.tensors, tree.abstract, dtype=dtype, ignore=tree.ignore)}
+    return {p: plan for key, part in tree.items() for p, plan in _tree_plans(part, dtype, f"{path}{key}/").items()}
+
+
+def _tree_leaves(plans: Mapping[str, Plan]) -> dict[str, Any]:
+    root: dict[str, Any] = {}
+    for start, plan in plans.items():
+        for path, leaf in plan.leaves.items():
+            *parents, last = (start + path).split("/")
+            node = root
+            for key in parents:
+                node = node.setdefault(key, {})
+            node[last] = StreamedLeaf(shape=leaf.shape, dtype=leaf.dtype, stacked=leaf.stacked)
+    return root
+
+
+def _tree_feed(plans: Mapping[str, Plan]) -> Callable[[Put], None]:
+    def feed(put: Put) -> None:
+        for start, plan in plans.items():
+            plan.feed(lambda path, layer, values, start=start: put(start + path, layer, values))
+
+    return feed

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from vdit.finite import nonfinite_names, some
+from vdit.finite import nonfinite_names
+from vdit.reprs import listed
 from vdit.train.state import TrainState
 from vdit.types import PyTree
 
@@ -25,20 +26,21 @@ def origin_of_nan(state: TrainState, batch: PyTree, frozen: PyTree | None, metri
     found = nonfinite_names(batch)
     if found:
         names = [_HOLDS.get(name.rpartition(".")[2], name) for name in found]
-        return f"the data holds NaN or infinity already ({some(names)}): check its files, and encode the latents again"
+        rule = "check its files, and encode the latents again"
+        return f"the data holds NaN or infinity already ({listed(names)}): {rule}"
     for what, tree in (("frozen weights", frozen), ("parameters", state.params)):
         found = nonfinite_names(tree)
         if found:
             return (
-                f"{what} hold NaN or infinity already ({some(found)}), the data does not: start from other weights, or "
-                "go on from an earlier checkpoint"
+                f"{what} hold NaN or infinity already ({listed(found)}), the data does not: start from other weights, "
+                "or go on from an earlier checkpoint"
             )
     found = nonfinite_names(state.opt_state)
     if found:
-        return f"the optimizer's state holds NaN or infinity ({some(found)}): go on from an earlier checkpoint"
+        return f"the optimizer's state holds NaN or infinity ({listed(found)}): go on from an earlier checkpoint"
     if math.isfinite(metrics["loss"]):
         groups = [name.partition("/")[2] for name, value in metrics.items() if _spoilt_group(name, value)]
-        where = f" of {some(groups)}" if groups else ""
+        where = f" of {listed(groups)}" if groups else ""
         arises = f"the gradient{where} overflows, though data, parameters and loss are finite"
     else:
         arises = "the loss overflows in the network, though data and parameters are finite"

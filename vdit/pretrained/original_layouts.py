@@ -1,11 +1,13 @@
-"""A Wan's transformer in one file of its own, as ComfyUI uses it, with its other networks from files that are named.
+"""The original repositories' layouts, and a Wan's transformer in one file of its own, as ComfyUI uses it.
+
+Folders: Wan's with their .pth files, and DiT's single .pt file beside the folder of an autoencoder. Single files:
 
     open_file("wan2.1_t2v_1.3B_fp16.safetensors", ["Wan2.1-T2V-1.3B-Diffusers"])        the rest from a model's folder
     open_file("mix.safetensors", ["umt5_xxl_fp16.safetensors", "wan_2.1_vae.safetensors"])           from single files
     open_file("ComfyUI/models/diffusion_models/wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors")    from beside it
 
-Without parts they are looked for in ComfyUI's own tree (text_encoders or clip, vae, clip_vision beside
-diffusion_models), or else in the file's folder. What a file is for is told by the names and shapes of its tensors. The
+Without parts, they are looked for in ComfyUI's own tree (text_encoders or clip, vae, clip_vision beside
+diffusion_models), or else in the file's folder. The names and shapes of its tensors tell what a file is for. The
 tokenizer is a file of its own (spiece.model, tokenizer.model, tokenizer.json), or is inside the text encoder's file,
 where ComfyUI puts it. Of Wan 2.2 A14B the file of either expert is given; the other is found beside it by its name.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import functools
 import re
 import shutil
 import tempfile
@@ -21,18 +24,42 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vdit.errors import WeightsError
-from vdit.models.dit.config import DiTConfig
-from vdit.models.text import T5Config, load_t5_tokenizer
-from vdit.models.text.t5_tokenizer import MODEL_NAMES
-from vdit.models.vision import CLIPVisionConfig
-from vdit.pretrained import clip, original_folder, t5, wan, wan_vae
-from vdit.pretrained.diffusers_folder import wan_experiment
-from vdit.pretrained.model import Component, PublicModel, open_model
-from vdit.pretrained.scaled_fp8 import open_weights
-from vdit.pretrained.tensors import TensorFiles, listed
+import numpy as np
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+from vdit.diffusion.config import DiffusionConfig
+from vdit.errors import WeightsError
+from vdit.experiment.experiment import Experiment
+from vdit.models.dit.config import DiTConfig
+from vdit.models.text import load_t5_tokenizer
+from vdit.models.text.config import T5Config, TextConfig
+from vdit.models.text.t5_tokenizer import MODEL_NAMES
+from vdit.models.vae.config import preset as vae_preset
+from vdit.models.vision import CLIPVisionConfig
+from vdit.pretrained import clip, dit, kl_vae, t5, wan, wan_vae
+from vdit.pretrained.diffusers_folder import (
+    data_config,
+    dit_sample,
+    find_tokenizer,
+    open_vae,
+    read_config,
+    wan_experiment,
+    with_sentinels,
+)
+from vdit.pretrained.model import Component, PublicModel, open_model
+from vdit.pretrained.open import SUFFIXES, open_weights
+from vdit.pretrained.scheduler import Scheduling
+from vdit.pretrained.tensors import TensorFiles, read_json
+from vdit.reprs import listed
+from vdit.samplers.grid import GridOptions
+
+HIGH, LOW = "high_noise_model", "low_noise_model"
+VAE_FILES = ("Wan2.1_VAE.pth", "Wan2.2_VAE.pth")
+# Of Wan 2.2 A14B: the share of 1000 below which the second transformer is asked.
+BOUNDARY = {"t2v": 875.0, "i2v": 900.0}
+SHIFT = {"t2v": 5.0, "i2v": 3.0, "ti2v": 5.0}
+# The level that Wan's own sampler starts from, in the bits that it has there.
+FIRST = float(np.float32(0.999))
+EXPERT_SHIFT = {"t2v": 12.0, "i2v": 5.0}
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 # Where all-in-one checkpoints of ComfyUI hold the other networks.
 _INSIDE = ("text_encoders.umt5xxl.transformer.", "cond_stage_model.umt5xxl.transformer.", "first_stage_model.", "vae.")
@@ -40,6 +67,132 @@ _COMFY, _COMFY_PARTS = ("diffusion_models", "unet"), ("text_encoders", "clip", "
 _HEAD_DIM = 128  # of every published Wan
 _SPIECE = "spiece_model"
 _MOST_FILES = 500
+
+
+def is_one(path: Path) -> bool:
+    return _is_wan(path) or len(_dit_files(path)) == 1
+
+
+def open_folder(path: Path) -> PublicModel:
+    """What an original folder holds; WeightsError names what is missing or unknown."""
+    return _wan_folder(path) if _is_wan(path) else _dit_folder(path)
+
+
+def _is_wan(path: Path) -> bool:
+    return (path / HIGH).is_dir() or ((path / "config.json").is_file() and bool(_matching(path, "models_t5_*")))
+
+
+def _dit_files(path: Path) -> list[Path]:
+    return _matching(path, "*.pt") if (path / "vae").is_dir() else []
+
+
+def _matching(path: Path, pattern: str) -> list[Path]:
+    return sorted(path.glob(pattern))
+
+
+def _wan_folder(path: Path) -> PublicModel:
+    experts = (path / HIGH).is_dir()
+    folders = {"dit": path / HIGH, "dit_low": path / LOW} if experts else {"dit": path}
+    components, kind, config = [], None, None
+    for tree, folder in folders.items():
+        files = open_weights(folder)
+        found = read_config(functools.partial(wan.original_config, names=files.info), folder / "config.json")
+        json = read_json(folder / "config.json")
+        if config not in (None, found):
+            raise WeightsError(f"{path}: {HIGH} and {LOW} differ in config.json: experts are of one form")
+        kind, config = json.get("model_type"), found
+        name = "transformer" if tree == "dit" else "transformer_2"
+        components.append(Component(tree=tree, folder=name, files=files, rules=tuple(wan.original_rules(config))))
+    tokenizer = find_tokenizer(_only_path(path / "google", "*", "the tokenizer's folder (google/umt5-xxl)"))
+    text = with_sentinels(_folder_text(path, components), tokenizer)
+    vision = _folder_vision(path, components) if config.image_width else None
+    vae, statistics = _folder_vae(path, components)
+    scheduling = scheduling_of(EXPERT_SHIFT[kind] if experts else SHIFT.get(kind, 5.0))
+    boundary = BOUNDARY[kind] if experts else None
+    return PublicModel(
+        folder=path,
+        experiment=wan_experiment(path, config, text, vision, vae, scheduling, boundary),
+        components=tuple(components),
+        statistics=statistics,
+        tokenizer=tokenizer,
+    )
+
+
+def scheduling_of(shift: float) -> Scheduling:
+    """Wan's own sampler: UniPC from 0.999 to 0, times cut to whole numbers."""
+    diffusion = DiffusionConfig(kind="flow", prediction="velocity", shift=shift, integer_timesteps=True)
+    return Scheduling(diffusion=diffusion, sampler="unipc", grid=GridOptions(spacing="uniform", high=FIRST))
+
+
+def _folder_text(path: Path, components: list[Component]) -> T5Config:
+    files = open_weights(_only_path(path, "models_t5_*", "the text encoder (models_t5_umt5-xxl-enc-bf16.pth)"))
+    config = t5.shape_of(files)
+    components.append(
+        Component(tree="text", folder="text_encoder", files=files, rules=tuple(t5.original_rules(config)))
+    )
+    return config
+
+
+def _folder_vision(path: Path, components: list[Component]) -> CLIPVisionConfig:
+    files = open_weights(_only_path(path, "models_clip_*", "the image encoder (models_clip_open-clip-...-huge-14.pth)"))
+    config = CLIPVisionConfig()
+    rules = tuple(clip.original_rules(config))
+    components.append(
+        Component(tree="vision", folder="image_encoder", files=files, rules=rules, ignore=clip.ORIGINAL_UNUSED)
+    )
+    return config
+
+
+def _folder_vae(path: Path, components: list[Component]):
+    found = [path / name for name in VAE_FILES if (path / name).is_file()]
+    if len(found) != 1:
+        raise WeightsError(f"{path}: has {len(found)} of {', '.join(VAE_FILES)}, must have one: take the whole folder")
+    new = found[0].name == VAE_FILES[1]
+    config = vae_preset("wan22" if new else "wan21")
+    statistics = wan_vae.WAN22_STATISTICS if new else wan_vae.WAN21_STATISTICS
+    rules = tuple(wan_vae.original_rules(config))
+    components.append(Component(tree="vae", folder="vae", files=open_weights(found[0]), rules=rules))
+    return config, statistics
+
+
+def _only_path(path: Path, pattern: str, what: str) -> Path:
+    found = _matching(path, pattern)
+    if len(found) != 1:
+        raise WeightsError(f"{path}: has {len(found)} files {pattern}, must have one, {what}: take the whole folder")
+    return found[0]
+
+
+def _dit_folder(path: Path) -> PublicModel:
+    """A DiT checkpoint beside the autoencoder's diffusers folder: DiT-XL-2-256x256.pt and vae/."""
+    (file,) = _dit_files(path)
+    files = open_weights(file)
+    shapes = {name: info.shape for name, info in files.info.items()}
+    config = dit.config_from_shapes(shapes)
+    constants = dit.original_constants(config, shapes)
+    for name, wanted in constants.items():
+        if not np.allclose(files.read(name), wanted, atol=1e-4):
+            raise WeightsError(f"{file}: {name} is not DiT's fixed table of positions: this is another model")
+    vae, statistics, vae_component = open_vae(path / "vae", kl_vae)
+    tokens = shapes["pos_embed"][1] if "pos_embed" in shapes else 256
+    side = round(tokens**0.5) * config.patch[1] * vae.spatial_stride
+    diffusion = DiffusionConfig(kind="ddpm", prediction="noise", learn_variance=config.learn_variance)
+    scheduling = Scheduling(diffusion=diffusion, sampler="ddpm", grid=GridOptions(spacing="linspace"))
+    experiment = Experiment(
+        name=file.stem,
+        data=data_config(vae, config.patch, fps=1.0),
+        text=TextConfig(max_length=1),
+        vae=vae,
+        dit=config,
+        diffusion=diffusion,
+        first_label=0,
+        sample=dit_sample(scheduling, side=side),
+    )
+    component = Component(
+        tree="dit", folder="transformer", files=files, rules=tuple(dit.original_rules(config)), ignore=tuple(constants)
+    )
+    return PublicModel(
+        folder=path, experiment=experiment, components=(component, vae_component), statistics=statistics, tokenizer=None
+    )
 
 
 class _Part(NamedTuple):
@@ -64,29 +217,29 @@ def open_file(path: Path, parts: Sequence[str | Path] = ()) -> PublicModel:
     if folders:
         return _replace(open_model(folders[0]), path, files, named)
     candidates, tokenizers = _candidates(path, whole, parts)
-    config = _config(files)
+    config = _config_of_shapes(files)
     if named is None and config.condition_channels and not config.image_width:
         rule = "it has the form of one of two experts (image to video of Wan 2.2 A14B), and its name does not say which"
         raise WeightsError(f"{path}: {rule}: name the two files with high_noise and low_noise")
     components = [_component("dit", "transformer", files, wan.original_rules(config))]
     if named is not None:
         components = _experts(path, files, named, config, wan.original_rules(config))
-    text, part, tokenizer = _text(path, config, candidates, tokenizers)
+    text, part, tokenizer = _text_part(path, config, candidates, tokenizers)
     components.append(part)
     vision = None
     if config.image_width:
-        one = _only(path, "image encoder (clip_vision_h.safetensors)", _of_role(candidates, "vision"))
+        one = _only_part(path, "image encoder (clip_vision_h.safetensors)", _of_role(candidates, "vision"))
         vision = CLIPVisionConfig()
         rules = clip.diffusers_rules(vision, one.info)
         components.append(_component("vision", "image_encoder", one, rules, clip.UNUSED))
     fits = lambda found: wan_vae.shape_of(found).latent_channels == config.in_channels  # noqa: E731
-    one = _only(path, f"autoencoder of {config.in_channels} channels", filter(fits, _of_role(candidates, "vae")))
+    one = _only_part(path, f"autoencoder of {config.in_channels} channels", filter(fits, _of_role(candidates, "vae")))
     vae = wan_vae.shape_of(one)
     components.append(_component("vae", "vae", one, wan_vae.original_rules(vae)))
     kind = "ti2v" if config.in_channels == 48 else "i2v" if config.condition_channels else "t2v"
-    shift = (original_folder.EXPERT_SHIFT if named else original_folder.SHIFT)[kind]
-    boundary = original_folder.BOUNDARY[kind] if named else None
-    scheduling = original_folder.scheduling_of(shift)
+    shift = (EXPERT_SHIFT if named else SHIFT)[kind]
+    boundary = BOUNDARY[kind] if named else None
+    scheduling = scheduling_of(shift)
     return PublicModel(
         folder=path.parent,
         experiment=wan_experiment(path.with_suffix(""), config, text, vision, vae, scheduling, boundary),
@@ -101,13 +254,13 @@ def _is_model(path: Path) -> bool:
 
     if not path.exists():
         raise WeightsError(f"{path}: no such file or folder of the model's parts")
-    return path.is_dir() and (diffusers_folder.is_one(path) or original_folder.is_one(path))
+    return path.is_dir() and (diffusers_folder.is_one(path) or is_one(path))
 
 
 def _replace(base: PublicModel, path: Path, files: TensorFiles, named: str | None) -> PublicModel:
     """A public model with the transformer, or both, of single files."""
     config = base.experiment.dit
-    found = _config(files, like=config)
+    found = _config_of_shapes(files, like=config)
     for field in dataclasses.fields(DiTConfig):
         ours, theirs = getattr(found, field.name), getattr(config, field.name)
         if ours != theirs and field.name not in ("dtype", "remat", "sequence_parallel", "scan", "norm_eps"):
@@ -135,7 +288,7 @@ def _experts(path: Path, files: TensorFiles, named: str, config: DiTConfig, rule
         rule = f"{len(found)} files beside it are named like it for the {other}-noise one"
         raise WeightsError(f"{path}: is the {named}-noise expert of Wan 2.2 A14B by its name, and {rule}: put it there")
     second = _transformer(open_weights(found[0]))
-    if _config(second, like=config) != _config(files, like=config):
+    if _config_of_shapes(second, like=config) != _config_of_shapes(files, like=config):
         raise WeightsError(f"{found[0]}: is of another form than {path.name}: experts are of one form")
     both = {named: files, other: second}
     places = {"high": ("dit", "transformer"), "low": ("dit_low", "transformer_2")}
@@ -165,7 +318,7 @@ def _transformer(files: TensorFiles) -> TensorFiles:
     return files
 
 
-def _config(files: TensorFiles, like: DiTConfig | None = None) -> DiTConfig:
+def _config_of_shapes(files: TensorFiles, like: DiTConfig | None = None) -> DiTConfig:
     """What the shapes of a transformer's tensors say. like: a config that says what they do not, how many heads."""
 
     def shape(name: str, sides: int) -> tuple[int, ...]:
@@ -248,7 +401,7 @@ def _of_role(candidates: list[_Part], role: str) -> list[TensorFiles]:
     return [part.files for part in candidates if part.role == role]
 
 
-def _only(path: Path, what: str, found: Iterable[TensorFiles]) -> TensorFiles:
+def _only_part(path: Path, what: str, found: Iterable[TensorFiles]) -> TensorFiles:
     found = list(found)
     if len(found) != 1:
         which = f" ({listed(str(files.path) for files in found)})" if found else ""
@@ -257,11 +410,11 @@ def _only(path: Path, what: str, found: Iterable[TensorFiles]) -> TensorFiles:
     return found[0]
 
 
-def _text(
+def _text_part(
     path: Path, config: DiTConfig, candidates: list[_Part], tokenizers: list[Path]
 ) -> tuple[T5Config, Component, Path]:
     fits = lambda files: t5.shape_of(files).width == config.text_width  # noqa: E731
-    files = _only(path, "text encoder (umt5_xxl)", filter(fits, _of_role(candidates, "text")))
+    files = _only_part(path, "text encoder (umt5_xxl)", filter(fits, _of_role(candidates, "text")))
     text = t5.shape_of(files)
     if _SPIECE in files.info:
         tokenizer = _written(files.read(_SPIECE).tobytes())
