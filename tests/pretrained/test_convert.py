@@ -156,7 +156,7 @@ def test_an_export_casts_refuses_and_leaves_nothing_half(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vdit.pretrained.export._index", full)
+    monkeypatch.setattr("vdit.pretrained.export._shard_index", full)
     with pytest.raises(WeightsError, match="c: cannot be written: the disk is full"):
         save_tensors(rules(), params, tmp_path / "c", max_shard=300)
     assert list((tmp_path / "c").iterdir()) == []

@@ -56,9 +56,17 @@ ORIGINAL_UNUSED = ("textual.", "log_scale", "visual.head")
 
 
 def clip_config(json: Mapping[str, Any], preprocessor: Mapping[str, Any] | None = None) -> CLIPVisionConfig:
-    """The config.json of transformers' CLIPVisionModel -> ours.
+    """Read the config.json of transformers' CLIPVisionModel.
 
-    preprocessor: preprocessor_config.json of its CLIPImageProcessor; None for the usual one.
+    Args:
+        json: content of config.json.
+        preprocessor: content of its CLIPImageProcessor's preprocessor_config.json. None: the usual one.
+
+    Returns:
+        Our config of the same encoder.
+
+    Raises:
+        WeightsError: an option is unknown, out of range, or asks for what cannot be done here.
     """
     if json.get("model_type") != "clip_vision_model":
         raise WeightsError(f"model_type={json.get('model_type')!r} in config.json is not clip_vision_model")
@@ -94,13 +102,13 @@ def _pixels(json: Mapping[str, Any], size: int) -> dict[str, Any]:
 
 
 def clip_json(config: CLIPVisionConfig) -> dict[str, Any]:
-    """Our config -> the config.json of CLIPVisionModel."""
+    """Write our config as the config.json of CLIPVisionModel: the inverse of `clip_config`."""
     named = {theirs: getattr(config, ours) for ours, theirs in _NAMES.items()}
     return {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model", "num_channels": 3, **named}
 
 
 def clip_preprocessor_json(config: CLIPVisionConfig) -> dict[str, Any]:
-    """Our config -> the preprocessor_config.json of CLIPImageProcessor."""
+    """Write our config as the preprocessor_config.json of CLIPImageProcessor."""
     return {
         "image_processor_type": "CLIPImageProcessor",
         "crop_size": {"height": config.image_size, "width": config.image_size},
@@ -116,8 +124,13 @@ def clip_preprocessor_json(config: CLIPVisionConfig) -> dict[str, Any]:
 def diffusers_rules(config: CLIPVisionConfig, names: Collection[str] | None = None) -> list[Rule]:
     """Map from transformers' names.
 
-    names: those of the checkpoint at hand: transformers 5 writes them without "vision_model." in front, older
-    ones with it. None: with it, as public folders have them, and every version reads.
+    Args:
+        config: our config of the encoder.
+        names: those of the checkpoint at hand. transformers 5 writes them without "vision_model." in front, older
+            versions with it. None: with it, as public folders have them, and every version reads.
+
+    Returns:
+        One rule for each of its tensors.
     """
     bare = names is not None and not any(name.startswith(_PREFIX) for name in names)
     prefix = "" if bare else _PREFIX
@@ -143,7 +156,13 @@ def diffusers_rules(config: CLIPVisionConfig, names: Collection[str] | None = No
 def original_rules(config: CLIPVisionConfig) -> list[Rule]:
     """Map from the names of Wan's own repositories (models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth).
 
-    That file holds a text encoder as well: ORIGINAL_UNUSED are the beginnings of the names not read.
+    That file holds a text encoder as well. Tensors whose names begin as in ORIGINAL_UNUSED are not read.
+
+    Args:
+        config: our config of the encoder.
+
+    Returns:
+        One rule for each of its tensors.
     """
     d, n = config.width, config.tokens
     rules = [

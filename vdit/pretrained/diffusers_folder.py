@@ -48,11 +48,22 @@ _PART = several(None, words(none=True), 2, 2)
 
 
 def is_one(path: Path) -> bool:
+    """Whether a folder is one that diffusers saves."""
     return (path / INDEX).is_file()
 
 
 def open_folder(path: Path) -> PublicModel:
-    """What a diffusers folder holds; WeightsError names what is missing, unknown or contradictory."""
+    """Read what a diffusers folder holds.
+
+    Args:
+        path: a folder with model_index.json of a WanPipeline, WanImageToVideoPipeline or DiTPipeline.
+
+    Returns:
+        The model; its tensors are not read yet.
+
+    Raises:
+        WeightsError: something is missing, unknown or contradictory.
+    """
     index = read_json(path / INDEX)
     pipeline = index.get("_class_name")
     if pipeline not in PIPELINES:
@@ -134,7 +145,20 @@ def wan_experiment(
     scheduling: Scheduling,
     boundary: float | None,
 ) -> Experiment:
-    """The parts of a Wan model as an experiment. boundary: the time below which its second transformer is asked."""
+    """Put the parts of a Wan model together as an experiment.
+
+    Args:
+        path: the folder or file, which names the experiment.
+        dit: config of the transformer, or of both.
+        text: config of the text encoder.
+        vision: config of the image encoder. None: the model has none.
+        vae: config of the autoencoder.
+        scheduling: noise schedule, sampler and grid that the model is sampled with.
+        boundary: time (0..1000) below which the second transformer is asked. None: there is one transformer.
+
+    Raises:
+        WeightsError: transformer and autoencoder do not go together.
+    """
     try:
         wan.check_inputs(dit, vae.latent_channels, vae.temporal_stride)
     except WeightsError as error:
@@ -194,7 +218,15 @@ def _labels(path: Path, names: Any, classes: int) -> tuple[str, ...]:
 
 
 def read_config(read: Callable[[dict], T], path: Path) -> T:
-    """What `read` makes of a JSON file; its errors name the file."""
+    """Read a JSON file by a function that makes a config of it; its errors name the file.
+
+    Args:
+        read: JSON object -> config.
+        path: the file.
+
+    Raises:
+        WeightsError: the file is no JSON object, or `read` refuses it.
+    """
     json = read_json(path)
     try:
         return read(json)
@@ -212,7 +244,18 @@ def _vae(path: Path, family) -> tuple[VAEConfig, dict[str, np.ndarray], Componen
 
 
 def open_vae(path: Path, family) -> tuple[VAEConfig, dict[str, np.ndarray], Component]:
-    """The folder of an autoencoder. family: the module of its weight map, wan_vae or kl_vae."""
+    """Read the folder of an autoencoder.
+
+    Args:
+        path: a folder with config.json and weights.
+        family: the module of its weight map, `wan_vae` or `kl_vae`.
+
+    Returns:
+        (config, {"mean", "std"} of its latents, the component).
+
+    Raises:
+        WeightsError: an option is unknown, or a file is missing or damaged.
+    """
     config = read_config(family.vae_config, path / "config.json")
     files = open_weights(path)
     rules = family.diffusers_rules(config)
@@ -223,7 +266,14 @@ def open_vae(path: Path, family) -> tuple[VAEConfig, dict[str, np.ndarray], Comp
 
 
 def sample_config(scheduling, vae: VAEConfig, *, experts: bool, image: bool) -> SampleConfig:
-    """How a Wan model is meant to be sampled, as its repositories say."""
+    """How a Wan model is meant to be sampled, as its repositories say.
+
+    Args:
+        scheduling: noise schedule, sampler and grid.
+        vae: config of the autoencoder, which tells Wan 2.2 TI2V-5B from the others.
+        experts: whether there are two transformers (Wan 2.2 A14B).
+        image: whether it is an image-to-video model.
+    """
     options = {"frames": 81, "size": (480, 832), "fps": 16.0, "steps": 50, "guidance": 5.0}
     if vae.spatial_stride == 16:  # Wan 2.2 TI2V-5B
         options |= {"frames": 121, "size": (704, 1280), "fps": 24.0, "known": "clean"}
@@ -236,7 +286,12 @@ def sample_config(scheduling, vae: VAEConfig, *, experts: bool, image: bool) -> 
 
 
 def dit_sample(scheduling, *, side: int) -> SampleConfig:
-    """How a DiT is meant to be sampled: 250 steps, guidance 4 (Peebles and Xie, 2023)."""
+    """How a DiT is meant to be sampled: 250 steps, guidance 4 (Peebles and Xie, 2023).
+
+    Args:
+        scheduling: noise schedule, sampler and grid.
+        side: of its square images, in pixels.
+    """
     return SampleConfig(
         frames=1, size=(side, side), fps=1.0, steps=250, guidance=4.0,
         sampler=scheduling.sampler, sampler_options=scheduling.options, grid=scheduling.grid,
@@ -244,7 +299,13 @@ def dit_sample(scheduling, *, side: int) -> SampleConfig:
 
 
 def data_config(vae: VAEConfig, patch: tuple[int, int, int], *, fps: float) -> DataConfig:
-    """Sizes that the model can take, at the rate that it was trained at, for training it further."""
+    """Sizes that a model can take, for training it further.
+
+    Args:
+        vae: config of the autoencoder.
+        patch: of the transformer, (frames, rows, columns) of latents.
+        fps: frame rate that the model was trained at.
+    """
     return DataConfig(
         fps=(fps,),
         size_multiple=vae.spatial_stride * max(patch[1:]),
@@ -254,7 +315,16 @@ def data_config(vae: VAEConfig, patch: tuple[int, int, int], *, fps: float) -> D
 
 
 def with_sentinels(config: T5Config, tokenizer: Path) -> T5Config:
-    """The encoder's config with as many sentinel tokens as its tokenizer has."""
+    """The encoder's config with as many sentinel tokens as its tokenizer has.
+
+    Args:
+        config: of the text encoder.
+        tokenizer: the tokenizer's file.
+
+    Raises:
+        WeightsError: the tokenizer has more ids than the encoder's table has rows.
+        TextError: the file is no tokenizer of a T5.
+    """
     opened = load_t5_tokenizer(tokenizer)
     if opened.vocab_size > config.vocab_size:
         raise WeightsError(
@@ -265,7 +335,11 @@ def with_sentinels(config: T5Config, tokenizer: Path) -> T5Config:
 
 
 def find_tokenizer(folder: Path) -> Path:
-    """The file of a tokenizer's folder: of sentencepiece, else tokenizer.json."""
+    """The tokenizer's file of a folder: of sentencepiece, else tokenizer.json.
+
+    Raises:
+        WeightsError: the folder has neither.
+    """
     for name in MODEL_NAMES:
         if (folder / name).is_file():
             return folder / name

@@ -42,10 +42,19 @@ _HIDDEN, _TIME_FEATURES = 4, 256  # both sources have them built in
 
 
 def dit_config(json: Mapping[str, Any]) -> DiTConfig:
-    """The config of diffusers' DiTTransformer2DModel (transformer/config.json) -> ours.
+    """Read the config of diffusers' DiTTransformer2DModel (transformer/config.json).
 
-    It differs from the original in the frequencies of the time embedding, and in the epsilon of the norm before
-    the MLP. Its weights are used with its own numbers.
+    It differs from the original DiT in the frequencies of the time embedding, and in the epsilon of the norm before the
+    MLP. Its weights are used with its own numbers.
+
+    Args:
+        json: content of config.json.
+
+    Returns:
+        Our config of the same transformer.
+
+    Raises:
+        WeightsError: an option is unknown, out of range, or asks for what cannot be done here.
     """
     values = read_options(json, "DiTTransformer2DModel", _DIFFUSERS, _DIFFUSERS_FIXED)
     channels, out = values["in_channels"], values["out_channels"] or values["in_channels"]
@@ -68,10 +77,14 @@ def dit_config(json: Mapping[str, Any]) -> DiTConfig:
 
 
 def dit_json(config: DiTConfig, *, sample_size: int = 32) -> dict[str, Any]:
-    """Our config -> that of diffusers' DiTTransformer2DModel; sample_size: side of the latents it is meant for.
+    """Write our config as that of diffusers' DiTTransformer2DModel: the inverse of `dit_config`.
 
-    Only a model with diffusers' numbers can be written: one that came from an original checkpoint would give
-    others there.
+    Args:
+        config: of a model with diffusers' numbers. One that came from an original checkpoint has others.
+        sample_size: side of the latents that the model is meant for.
+
+    Raises:
+        WeightsError: diffusers has no such model.
     """
     _check(config, {"time_frequency_shift": 1, "norm_eps": 1e-6}, "diffusers' DiT")
     return {
@@ -96,9 +109,14 @@ def dit_json(config: DiTConfig, *, sample_size: int = 32) -> dict[str, Any]:
 
 
 def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], *, heads: int | None = None) -> DiTConfig:
-    """The config of an original checkpoint, which has none beside it, from its tensors' shapes by name.
+    """Tell the config of an original checkpoint, which has none beside it, from its tensors' shapes.
 
-    heads: shapes do not tell; the widths of S, B, L and XL do, another width needs it.
+    Args:
+        shapes: of the tensors, by name.
+        heads: of the attention, which shapes do not tell. None: those of S, B, L or XL, by the width.
+
+    Raises:
+        WeightsError: this is no checkpoint of the original DiT, or its width is unknown and `heads` is None.
     """
     names = ("x_embedder.proj.weight", "y_embedder.embedding_table.weight", "final_layer.linear.weight")
     absent = [name for name in names if name not in shapes]
@@ -132,7 +150,17 @@ def config_from_shapes(shapes: Mapping[str, tuple[int, ...]], *, heads: int | No
 
 
 def diffusers_rules(config: DiTConfig) -> list[Rule]:
-    """The map from diffusers' names. Each block there has the embedders of its own, all with the same numbers."""
+    """Map from diffusers' names. Each block there has embedders of its own, all with the same numbers.
+
+    Args:
+        config: our config of a class-conditional DiT.
+
+    Returns:
+        One rule for each of its tensors.
+
+    Raises:
+        WeightsError: the config is not that of a DiT.
+    """
     _check(config, {}, "DiT")
     rules = [
         rule("pos_embed.proj.weight", "patch_embed/kernel", _patch_kernel(config)),
@@ -165,7 +193,17 @@ def diffusers_rules(config: DiTConfig) -> list[Rule]:
 
 
 def original_rules(config: DiTConfig) -> list[Rule]:
-    """The map from the original repository's names; `original_constants` covers what is no parameter."""
+    """Map from the original repository's names. `original_constants` covers what is no parameter.
+
+    Args:
+        config: our config of a class-conditional DiT.
+
+    Returns:
+        One rule for each of its tensors.
+
+    Raises:
+        WeightsError: the config is not that of a DiT.
+    """
     _check(config, {}, "DiT")
     rules = [
         rule("x_embedder.proj.weight", "patch_embed/kernel", _patch_kernel(config)),
@@ -194,10 +232,17 @@ def original_rules(config: DiTConfig) -> list[Rule]:
 
 
 def original_constants(config: DiTConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Tensors of an original checkpoint that hold no parameter, by name, with the values they must have.
+    """Tensors of an original checkpoint that hold no parameter: the fixed positions of its square of tokens.
 
-    shapes: those of the checkpoint's tensors. It carries the fixed positions of its square of tokens: `[1 n d]`,
-    which are ours to 1e-5 (theirs are made in float64).
+    Args:
+        config: our config of the transformer.
+        shapes: of the checkpoint's tensors, by name.
+
+    Returns:
+        Name -> the values that the tensor must have to 1e-5 (theirs are made in float64), float32 [1 n d].
+
+    Raises:
+        WeightsError: the table is of another shape.
     """
     if "pos_embed" not in shapes:
         return {}

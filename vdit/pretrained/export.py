@@ -45,11 +45,23 @@ def save_tensors(
     dtype: str | None = None,
     max_shard: float = 5e9,
 ) -> Path:
-    """Writes parameters (nested dicts of arrays) under their public names; returns the file, or the index of shards.
+    """Write parameters under their public names, in safetensors files.
 
-    stem: "diffusion_pytorch_model" for parts of diffusers, "model" for those of transformers. dtype: floats become
-    this; None keeps each parameter's own. max_shard: bytes of a file; one tensor may exceed it. One tensor is in host
-    memory at a time. The files get their names when all are written; a folder with files of this stem is refused.
+    One tensor is in host memory at a time. The files get their names when all are written.
+
+    Args:
+        rules: the map of the family.
+        params: nested dicts of arrays.
+        folder: where to write; created if missing. A folder with files of this stem is refused.
+        stem: "diffusion_pytorch_model" for parts of diffusers, "model" for those of transformers.
+        dtype: floats become this. None: each parameter keeps its own.
+        max_shard: bytes of one file; a single tensor may exceed it.
+
+    Returns:
+        The file, or the index of shards.
+
+    Raises:
+        WeightsError: the folder is taken or cannot be written, or parameters and map do not go together.
     """
     folder, ours = Path(folder), flatten(params)
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,11 +168,23 @@ def export_model(
     max_shard: float = 5e9,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Writes a diffusers folder: weights, configs, scheduler, tokenizer, model_index.json, and checksums of all.
+    """Write a diffusers folder: weights, configs, scheduler, tokenizer, model_index.json, and checksums of all.
 
-    space: the run's folder. params: {"text", "dit", ...}; a LoRA kept apart is merged. vae_params: the VAE's.
-    out: a new or empty folder. dtype: of the written weights; None keeps each parameter's own, so that what was
-    imported comes out with the same bits. max_shard: bytes of a file. WeightsError where diffusers has no such model.
+    Args:
+        space: the run's folder.
+        experiment: of the run.
+        params: {"text", "dit", ...}; a LoRA that is kept apart is merged.
+        vae_params: parameters of the autoencoder.
+        out: a new or empty folder.
+        dtype: of the written weights. None: each parameter keeps its own, so that what was imported comes out with the
+            same bits.
+        max_shard: bytes of one file.
+        say: told what is done, in one line each.
+
+    Raises:
+        WeightsError: diffusers has no such model.
+        CheckpointError: a file of the run is missing or changed.
+        OutputError: the folder is taken or cannot be written.
     """
     out = Path(out)
     check_new_folder(out)
@@ -189,7 +213,12 @@ def export_model(
 
 
 def check_export(space: Workspace, experiment: Experiment) -> None:
-    """WeightsError or CheckpointError where the model cannot be exported; reads no weights."""
+    """Check that a model can be exported, without reading its weights.
+
+    Raises:
+        WeightsError: diffusers has no such model.
+        CheckpointError: a file of the run is missing.
+    """
     _small_files(space, experiment, _parts(experiment))
 
 

@@ -51,7 +51,11 @@ PLACE = Layout(read=lambda x: x.transpose(1, 0)[None, None, None], write=lambda 
 
 
 def vae_config(json: dict) -> VAEConfig:
-    """The VAE that AutoencoderKL's config.json describes; WeightsError names an option that cannot be done."""
+    """Read the config.json of diffusers' AutoencoderKL.
+
+    Raises:
+        WeightsError: an option is unknown, out of range, or asks for what cannot be done here.
+    """
     given = defaults(OPTIONS) | json
     check_option("block_out_channels", given["block_out_channels"], OPTIONS["block_out_channels"])
     levels = len(given["block_out_channels"])
@@ -81,7 +85,15 @@ def vae_config(json: dict) -> VAEConfig:
 
 
 def vae_json(config: VAEConfig, statistics: dict[str, Array] | None = None) -> dict:
-    """The inverse of `vae_config` and `statistics`: what diffusers writes to config.json."""
+    """Write what diffusers writes to config.json: the inverse of `vae_config` and `statistics`.
+
+    Args:
+        config: of the autoencoder.
+        statistics: {"mean", "std"}, float32 [c]. None: leave them out.
+
+    Raises:
+        ConfigError: AutoencoderKL cannot express the config.
+    """
     levels = len(config.channel_mults)
     json = {
         "_class_name": "AutoencoderKL",
@@ -104,10 +116,18 @@ def vae_json(config: VAEConfig, statistics: dict[str, Array] | None = None) -> d
 
 
 def statistics(json: dict) -> dict[str, np.ndarray]:
-    """{"mean", "std"}, float32 [c], by which latents are normalised: (z - shift) * scale of the reference.
+    """By which latents are normalised.
 
-    json: a config.json that `vae_config` has read. Where it has latents_mean and latents_std, they are
-    (z - mean) * scale / std.
+    The reference computes (z - shift) * scale; with latents_mean and latents_std it is (z - mean) * scale / std.
+
+    Args:
+        json: a config.json that `vae_config` has read.
+
+    Returns:
+        {"mean", "std"}, float32 [c].
+
+    Raises:
+        WeightsError: the file has one of mean and std, or another number of channels.
     """
     given = defaults(OPTIONS) | json
     channels = given["latent_channels"]
@@ -132,19 +152,43 @@ def _statistics_json(statistics: dict[str, Array]) -> dict:
 
 
 def diffusers_rules(config: VAEConfig) -> list[Rule]:
-    """From AutoencoderKL's names."""
+    """Map from AutoencoderKL's names.
+
+    Args:
+        config: of the autoencoder.
+
+    Returns:
+        One rule for each of its tensors.
+
+    Raises:
+        ConfigError: the config is not that of an AutoencoderKL.
+    """
     names = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
     return _rules(config, _diffusers_names(config, names))
 
 
 def old_diffusers_rules(config: VAEConfig) -> list[Rule]:
-    """From AutoencoderKL's names before diffusers 0.15, which some public files still have."""
+    """Map from AutoencoderKL's names before diffusers 0.15, which some public files still have.
+
+    Args:
+        config: of the autoencoder.
+
+    Returns:
+        One rule for each of its tensors.
+    """
     names = {"norm": "group_norm", "q": "query", "k": "key", "v": "value", "out": "proj_attn"}
     return _rules(config, _diffusers_names(config, names))
 
 
 def original_rules(config: VAEConfig) -> list[Rule]:
-    """From the names of the original latent diffusion code, without a prefix such as "first_stage_model."."""
+    """Map from the names of the original latent diffusion code, without a prefix such as "first_stage_model.".
+
+    Args:
+        config: of the autoencoder.
+
+    Returns:
+        One rule for each of its tensors.
+    """
     names = _Names(
         down=lambda level, part: f"encoder.down.{level}.{part}",
         up=lambda level, part: f"decoder.up.{level}.{part}",

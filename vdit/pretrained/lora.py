@@ -212,10 +212,14 @@ class _Lazy(Mapping):
 class LoRAFile:
     """One LoRA to apply.
 
-    path: a file, or a folder of PEFT's or diffusers' that holds one.
-    strength: factor of what it adds.
-    expert: which transformer of Wan 2.2 A14B gets it: "high" or "low" (noise), or "both"; None: as the file's tensors
-        or its name say. Other models have one transformer, and take None.
+    Attributes:
+        path: a file, or a folder of PEFT's or diffusers' that holds one.
+        strength: factor of what it adds.
+        expert: which transformer of Wan 2.2 A14B gets it: "high" or "low" (noise), or "both". None: as the file's
+            tensors or its name say. Other models have one transformer, and take None.
+
+    Raises:
+        ConfigError: the strength is not finite, or the expert is unknown.
     """
 
     path: str | Path
@@ -346,9 +350,20 @@ def _adapter_config(path: Path) -> dict[str, Any] | None:
 def write_lora(
     lora: LoRA, config: DiTConfig, path: str | Path, layout: Layout = "diffusers", *, expert: str = "transformer"
 ) -> None:
-    """Write a safetensors file in a layout, with the rank and alpha of each module where its readers look for them.
+    """Write a LoRA as a safetensors file, with rank and alpha of each module where readers of the layout look for them.
 
-    The factors keep their types and bits. Whole differences can be written in the original layout alone.
+    The factors keep their types and bits.
+
+    Args:
+        lora: what is added to the model.
+        config: of the transformer that it is for.
+        path: the file. An existing one is replaced.
+        layout: names to write: of diffusers, of Wan's own repositories, of musubi-tuner, or of vdit.
+        expert: "transformer" or "transformer_2", which diffusers' names begin with.
+
+    Raises:
+        WeightsError: the LoRA changes no layer, the layout has no name for a layer or no place for whole differences
+            ("original" has), or the file cannot be written.
     """
     tensors, metadata = lora_tensors(lora, config, layout, expert=expert)
     try:
@@ -359,9 +374,14 @@ def write_lora(
 
 
 def write_run(folder: str | Path, path: str | Path | None = None) -> Path:
-    """Write the LoRA of a run of `vdit train`, averaged, to lora.safetensors in its folder, or to `path`.
+    """Write the LoRA of a run of `vdit train`, averaged, in diffusers' layout, or in vdit's own if the model is no Wan.
 
-    In diffusers' layout, or in our own where the model is not a Wan.
+    Args:
+        folder: of the run.
+        path: the file. None: lora.safetensors in the run's folder.
+
+    Returns:
+        The file.
     """
     space = Workspace(folder)
     config = space.experiment().dit
@@ -373,7 +393,14 @@ def write_run(folder: str | Path, path: str | Path | None = None) -> Path:
 def lora_tensors(
     lora: LoRA, config: DiTConfig, layout: Layout = "diffusers", *, expert: str = "transformer"
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """(tensors by name, metadata of the file): what `write_lora` writes."""
+    """What `write_lora` writes.
+
+    Returns:
+        (tensors by name, metadata of the file).
+
+    Raises:
+        WeightsError: see `write_lora`.
+    """
     if lora.differences and layout != "original":
         raise WeightsError(f"layout {layout!r} has no place for {listed(sorted(lora.differences))}: use 'original'")
     if not lora.layers and not lora.differences:

@@ -86,8 +86,14 @@ _SIZES = {1536: "Wan 2.1 1.3B", 3072: "Wan 2.2 TI2V-5B", 5120: "Wan 2.1 14B, Wan
 class Adapter:
     """What adapter_config.json, or diffusers' metadata, says of a file: PEFT's fields that decide the numbers.
 
-    where: what is named in errors. rank, alpha: None where it does not say. rank_pattern, alpha_pattern: ends of
-    module names -> their own. rslora: the scale is alpha / sqrt(rank).
+    Attributes:
+        where: what errors name.
+        kind: "LORA", "LOHA" or "LOKR".
+        rank: of every module. None: not said.
+        alpha: of every module; the scale is alpha / rank. None: not said.
+        rank_pattern: ends of module names -> their own rank.
+        alpha_pattern: ends of module names -> their own alpha.
+        rslora: whether the scale is alpha / sqrt(rank) (Kalajdzievski 2023).
     """
 
     where: str = ""
@@ -116,7 +122,16 @@ class Adapter:
 def adapter_of(
     metadata: Mapping[str, str] | None, config: Mapping[str, Any] | None = None, expert: str = EXPERTS[0]
 ) -> Adapter:
-    """What the metadata of a file, or else its adapter_config.json, says; WeightsError where it cannot be followed."""
+    """Read what a file's metadata, or else its adapter_config.json, says.
+
+    Args:
+        metadata: "__metadata__" of the safetensors header.
+        config: content of adapter_config.json.
+        expert: whose part of the metadata is read, of EXPERTS.
+
+    Raises:
+        WeightsError: it asks for what cannot be followed here.
+    """
     text = (metadata or {}).get(METADATA)
     if text is None:
         return Adapter() if config is None else _adapter(config, "adapter_config.json")
@@ -195,14 +210,20 @@ def _patterns(value: Any, name: str, where: str) -> dict[re.Pattern, float]:
 
 
 def by_pattern(patterns: Mapping[re.Pattern, float], module: str, default: float | None) -> float | None:
-    """As PEFT looks it up: the first key that the module's name ends in."""
+    """Look a module up as PEFT does: the number of the first key that the module's name ends in, else the default."""
     return next((number for pattern, number in patterns.items() if pattern.match(module)), default)
 
 
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRATensors:
-    """The tensors of a LoRA file. info: name -> shape and type. read(name): one tensor. adapter: what a config says."""
+    """The tensors of a LoRA file.
+
+    Attributes:
+        info: name -> shape and type.
+        read: name -> the tensor.
+        adapter: what a config beside them says.
+    """
 
     info: Mapping[str, TensorInfo]
     read: Callable[[str], np.ndarray]
@@ -221,8 +242,11 @@ class LoRATensors:
 class Module:
     """What a file holds of one module of a Wan.
 
-    name: the module, as the file calls it. tensors: kind -> the tensor's full name. rules: "weight", or the kind of a
-    whole difference -> what it is added to. shape: that of the weight in torch; None in vdit's own layout.
+    Attributes:
+        name: the module, as the file calls it.
+        rules: "weight", or the kind of a whole difference -> what it is added to.
+        tensors: kind -> the tensor's full name.
+        shape: of the weight in torch. None in vdit's own layout.
     """
 
     name: str
@@ -232,13 +256,13 @@ class Module:
 
 
 def experts(names: Mapping[str, Any]) -> tuple[str, ...]:
-    """Which transformers the tensors of a file are for, of EXPERTS; other layouts name none: the first."""
+    """Which transformers the tensors of a file are for, of EXPERTS. Layouts that name none are for the first."""
     owners = {_owner(name)[0] for name in names} - {None}
     return tuple(expert for expert in EXPERTS if expert in owners) or EXPERTS[:1]
 
 
 def is_wan(config: DiTConfig) -> bool:
-    """Whether the model has the form of a Wan transformer, so that the public layouts have names for its layers."""
+    """Whether a model has the form of a Wan transformer, so that the public layouts have names for its layers."""
     try:
         wan_json(config)
     except WeightsError:
@@ -247,7 +271,7 @@ def is_wan(config: DiTConfig) -> bool:
 
 
 def dense_modules(rules: list[Rule]) -> dict[str, str]:
-    """Our dense layer -> their module, of those that are one torch Linear there."""
+    """Our dense layer -> their module, of the layers that are one torch Linear there."""
     return {
         unstacked(rule).removesuffix("/kernel"): rule.name.removesuffix(".weight")
         for rule in rules
@@ -282,7 +306,18 @@ def _rules_by_name(config: DiTConfig) -> Mapping[str, Rule]:
 
 
 def sort_modules(source: LoRATensors, config: DiTConfig, expert: str, note: Callable[[str], None]) -> list[Module]:
-    """The modules of the file that are for `expert`, each tensor with the rule of what it is added to."""
+    """Sort the tensors of a file into modules, each with the rule of what it is added to.
+
+    Args:
+        source: the file's tensors.
+        config: of the transformer that the LoRA is for.
+        expert: whose tensors are taken, of EXPERTS.
+        note: told, in one line each, what is left out.
+
+    Raises:
+        WeightsError: a tensor is for no layer of this model, of another size, of a kind of adapter that is not
+            supported, or lacks its other half.
+    """
     if len(source.info) > _MOST_TENSORS:
         raise WeightsError(f"it has {len(source.info)} tensors, more than {_MOST_TENSORS}: it is no LoRA")
     known = _rules_by_name(config)
@@ -394,6 +429,7 @@ def _shape_of(source: LoRATensors, module: Module) -> tuple[int, ...]:
 
 
 def is_dense(one: Rule) -> bool:
+    """Whether a rule's tensor is the weight of one torch Linear."""
     return one.layout is LINEAR and len(one.parts) == 1 and one.parts[0].chunk is None
 
 

@@ -45,8 +45,12 @@ MAX_EXTRA = 100_000_000
 class Component:
     """One network of a public model.
 
-    tree: its key among our parameters: "text", "vision", "dit", "dit_low" or "vae".
-    folder: its name in a diffusers folder. ignore: how names begin that hold no part of it.
+    Attributes:
+        tree: its key among our parameters: "text", "vision", "dit", "dit_low" or "vae".
+        folder: its name in a diffusers folder.
+        files: its tensors.
+        rules: which of them is which of our parameters.
+        ignore: beginnings of names of tensors that are not read.
     """
 
     tree: str
@@ -59,12 +63,15 @@ class Component:
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublicModel:
-    """What a folder of public weights holds.
+    """What public weights hold.
 
-    experiment: the model as an experiment of ours, with the sampling that it is meant for.
-    statistics: {"mean": float32 [c], "std": float32 [c]} of the VAE's latents.
-    tokenizer: the sentencepiece file; None for models of classes.
-    extras: files that an export gives back as they are (schedulers, tokenizers), by path inside the folder.
+    Attributes:
+        folder: where they are.
+        experiment: the model as an experiment of ours, with the sampling that it is meant for.
+        components: its networks.
+        statistics: {"mean": float32 [c], "std": float32 [c]} of the VAE's latents.
+        tokenizer: the tokenizer's file. None for models of classes.
+        extras: files that an export gives back as they are (schedulers, tokenizers), by path inside the folder.
     """
 
     folder: Path
@@ -75,23 +82,34 @@ class PublicModel:
     extras: tuple[str, ...] = ()
 
     def abstract(self, mesh: Mesh) -> PyTree:
-        """{"text", "dit", ...} and {"vae"}: shapes of all parameters, with their place on the mesh."""
+        """Shapes of all parameters with their place on the mesh: {"text", "dit", ..., "vae"}."""
         tree = dict(abstract_params(self.experiment.network.init, mesh))
         return tree | {VAE_TREE: abstract_vae(self.experiment.vae, mesh)}
 
     def check(self) -> None:
-        """WeightsError unless every component has every tensor that it needs, in its shape, and no other."""
+        """Raise a WeightsError unless every component has every tensor that it needs, in its shape, and no other."""
         abstract = self.abstract(one_device())
         for part in self.components:
             check(part.rules, part.files, abstract[part.tree], ignore=part.ignore)
 
     def check_names(self) -> None:
-        """WeightsError unless every component has the tensors that it needs and no other, by name; builds nothing."""
+        """The same as `check`, by names alone; builds nothing."""
         for part in self.components:
             check_names(part.rules, part.files, ignore=part.ignore)
 
     def load(self, mesh: Mesh, *, dtype: str | None = None) -> tuple[PyTree, PyTree]:
-        """(the network's parameters, the VAE's), on the mesh; dtype: None keeps each tensor's own."""
+        """Load all parameters.
+
+        Args:
+            mesh: where they go; each device loads only its own shard.
+            dtype: "float32", "bfloat16" or "float16" for all floats. None keeps each tensor's own.
+
+        Returns:
+            (the network's parameters, the VAE's).
+
+        Raises:
+            WeightsError: a tensor is missing, of another shape, left over, damaged or not finite.
+        """
         abstract = self.abstract(mesh)
         for part in self.components:  # all of them, before the first tensor is read
             check(part.rules, part.files, abstract[part.tree], ignore=part.ignore)
@@ -104,12 +122,16 @@ class PublicModel:
 
 
 def open_model(path: str | Path, parts: Sequence[str | Path] = ()) -> PublicModel:
-    """Reads what public weights are; WeightsError where they are none that are known here.
+    """Read what public weights are, without reading their tensors.
 
-    path: a folder, or the file of a Wan's transformer as ComfyUI has it (vdit.pretrained.original_layouts).
-        diffusers: WanPipeline, WanImageToVideoPipeline (2.1 and 2.2), DiTPipeline. Original: Wan 2.1 and 2.2 with
-        their .pth files; a DiT checkpoint (.pt) with an autoencoder's folder `vae` beside it.
-    parts: of a single file, where its other networks are: files, folders of them, or one folder of a public model.
+    Args:
+        path: a folder, or the file of a Wan's transformer as ComfyUI has it. Folders of diffusers: WanPipeline,
+            WanImageToVideoPipeline (2.1 and 2.2), DiTPipeline. Original layouts: Wan 2.1 and 2.2 with their .pth files;
+            a DiT checkpoint (.pt) with an autoencoder's folder `vae` beside it.
+        parts: where the other networks of a single file are: files, folders of them, or one folder of a public model.
+
+    Raises:
+        WeightsError: they are of no kind that is known here, or something is missing, damaged or contradictory.
     """
     from vdit.pretrained import diffusers_folder, original_layouts  # they make what is defined here
 
@@ -169,13 +191,24 @@ def import_model(
     parts: Sequence[str | Path] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> PublicModel:
-    """Writes a public model as an orbax checkpoint in a folder of the form of a run; returns what it holds.
+    """Write a public model as a checkpoint of ours, in a folder like that of a run.
 
-    The small files (statistics, tokenizer, what an export gives back) come under the checkpoint's checksums.
+    Everything is checked before anything is written. One tensor is in memory at a time. The small files (statistics,
+    tokenizer, what an export gives back) come under the checkpoint's checksums.
 
-    folder, parts: see open_model. out: a new or empty folder. dtype: "float32" or "bfloat16" for all weights; None
-    keeps each tensor's own. say: told what is done. One tensor is in memory at a time. Everything is checked before
-    anything is written; WeightsError names what is wrong.
+    Args:
+        folder: see `open_model`.
+        out: a new or empty folder.
+        dtype: "float32" or "bfloat16" for all weights. None keeps each tensor's own.
+        parts: see `open_model`.
+        say: told what is done, in one line each.
+
+    Returns:
+        The model.
+
+    Raises:
+        WeightsError: see `open_model`.
+        OutputError: the folder is taken or cannot be written.
     """
     out = Path(out)
     check_new_folder(out)

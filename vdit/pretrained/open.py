@@ -48,11 +48,20 @@ _FORMATS = ("float8_e4m3fn", "float8_e5m2")
 
 
 def open_tensors(path: str | Path, *, key: str | None = None) -> TensorFiles:
-    """Opens a file of tensors, an index of shards, or a folder that holds one such set.
+    """Open a file of tensors, an index of shards, or a folder that holds one such set.
 
-    path: .safetensors, .safetensors.index.json, .bin.index.json; .pt .pth .bin .ckpt of torch.save; or a folder:
-        safetensors before torch files, the plain set before its precision variants (.fp16, .bf16).
-    key: where a torch file nests its tensors ("ema", "state_dict"; "a.b" for deeper); None: the only place there is.
+    Args:
+        path: .safetensors, .safetensors.index.json, .bin.index.json; .pt .pth .bin .ckpt of torch.save; or a folder. In
+            a folder, safetensors come before torch files, and the plain set before its precision variants (.fp16,
+            .bf16).
+        key: where a torch file nests its tensors ("ema", "state_dict"; "a.b" for deeper). None: the only place there
+            is.
+
+    Returns:
+        The tensors; none is read yet.
+
+    Raises:
+        WeightsError: a file is missing, damaged, or of a format that is not supported; or a folder holds several sets.
     """
     path = Path(path)
     if path.is_dir():
@@ -165,12 +174,18 @@ def _entrance(folder: Path, found: _Set) -> Path:
 
 
 def open_weights(path: str | Path, *, key: str | None = None) -> TensorFiles:
-    """`open_tensors`, with float8 weights as the numbers that they stand for."""
+    """Open tensors as `open_tensors` does, with float8 weights as the numbers that they stand for."""
     return dequantised(open_tensors(path, key=key))
 
 
 def dequantised(files: TensorFiles) -> TensorFiles:
-    """The tensors of a checkpoint, float8 weights multiplied by their scales; without float8, `files` itself.
+    """Multiply float8 weights by their scales as they are read.
+
+    Args:
+        files: tensors of a checkpoint.
+
+    Returns:
+        The tensors without scales and markers; `files` itself if nothing is float8.
 
     Raises:
         WeightsError: a scale is for no float8 weight or of another shape, or weights are quantised in another format.

@@ -26,10 +26,14 @@ LEVELS = 8  # of an autoencoder, each of which may halve a side
 class Option:
     """What one option of a public file may be; made by the functions below.
 
-    default: its value where the file leaves it out. kind: "whole", "number", "flag", "text", "list", or "any".
-    low, high: bounds, included: of a number, of a text's length, of how many items a list has.
-    choices: all that a text may be; () for any text. item: what each item of a list may be.
-    none: whether null is one of its values.
+    Attributes:
+        default: its value where the file leaves it out.
+        kind: "whole", "number", "flag", "text", "list", or "any".
+        low: least number, length of a text, or count of items, included.
+        high: the most of the same, included.
+        choices: all that a text may be; () for any text.
+        item: what each item of a list may be.
+        none: whether null is one of its values.
     """
 
     default: Any = None
@@ -70,27 +74,27 @@ class Option:
 
 
 def whole(default: int | None = None, low: int = 1, *, high: int, none: bool = False) -> Option:
-    """A whole number from low to high."""
+    """An option that is a whole number from low to high."""
     return Option(default=default, kind="whole", low=low, high=high, none=none)
 
 
 def number(default: float | None = None, low: float = 0.0, high: float = 1.0, *, none: bool = False) -> Option:
-    """A number from low to high."""
+    """An option that is a number from low to high."""
     return Option(default=default, kind="number", low=low, high=high, none=none)
 
 
 def flag(default: bool | None = None, *, none: bool = False) -> Option:
-    """true or false."""
+    """An option that is true or false."""
     return Option(default=default, kind="flag", none=none)
 
 
 def words(default: str | None = None, *choices: str, none: bool = False) -> Option:
-    """A text: one of the choices, or if there are none, any short one."""
+    """An option that is a text: one of the choices, or if there are none, any short one."""
     return Option(default=default, kind="text", choices=choices, high=200, none=none)
 
 
 def several(default: tuple | None, item: Option, low: int, high: int, *, none: bool = False) -> Option:
-    """A list of low to high items; read as a tuple."""
+    """An option that is a list of low to high items; read as a tuple."""
     return Option(default=default, kind="list", item=item, low=low, high=high, none=none)
 
 
@@ -100,10 +104,19 @@ ANYTHING = Option()
 def read_options(
     json: Mapping[str, Any], class_name: str, known: Mapping[str, Option], fixed: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Values of `known` from a public config.json; a value outside its type or range, or any other option, is refused.
+    """Read the options of a class from its config.json; each is known with its type and range, or refused by name.
 
-    fixed: options of which one value alone can be done; they may be absent. Names that begin with "_" describe
-    the file, not the model. Lists become tuples.
+    Args:
+        json: content of the file.
+        class_name: the class that the file must be of.
+        known: name -> what the option may be.
+        fixed: name -> the one value that can be done here.
+
+    Returns:
+        Name -> value of the known options, defaults included.
+
+    Raises:
+        WeightsError: the file is of another class, or an option is unknown, of another type or out of range.
     """
     found = json.get("_class_name", class_name)
     if found != class_name:
@@ -129,21 +142,38 @@ def read_options(
 
 
 def check_option(name: str, value: Any, option: Option, *, where: str = "config.json") -> None:
-    """WeightsError unless a value is of its option's type and in its range."""
+    """Check one value from JSON.
+
+    Args:
+        name: of the option.
+        value: to check.
+        option: what it may be.
+        where: the file, for the message.
+
+    Raises:
+        WeightsError: the value is of another type, or out of range.
+    """
     rule = option.check(value)
     if rule is not None:
         raise WeightsError(f"{name}={literal(value)} in {where} {rule}: download the file again")
 
 
 def defaults(known: Mapping[str, Option]) -> dict[str, Any]:
-    """Name -> default."""
+    """Name -> default of each option."""
     return {name: option.default for name, option in known.items()}
 
 
 def same_config(class_name: str, theirs: Any, ours: Any, *, apart: Collection[str] = ()) -> None:
-    """ConfigError naming the first field of a config of ours that a public class cannot express.
+    """Check that a public class can express a config of ours.
 
-    theirs: what its config.json would be read as. apart: fields that say how to compute, not what.
+    Args:
+        class_name: the class.
+        theirs: our config as it would be read back from its config.json.
+        ours: the config.
+        apart: fields that say how to compute, not what; they may differ.
+
+    Raises:
+        ConfigError: a field differs.
     """
     for field in dataclasses.fields(ours):
         have, need = getattr(ours, field.name), getattr(theirs, field.name)

@@ -70,11 +70,22 @@ _MOST_FILES = 500
 
 
 def is_one(path: Path) -> bool:
+    """Whether a folder is in the layout of Wan's or DiT's own repository."""
     return _is_wan(path) or len(_dit_files(path)) == 1
 
 
 def open_folder(path: Path) -> PublicModel:
-    """What an original folder holds; WeightsError names what is missing or unknown."""
+    """Read what a folder of Wan's or DiT's own repository holds.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        The model; its tensors are not read yet.
+
+    Raises:
+        WeightsError: something is missing or unknown.
+    """
     return _wan_folder(path) if _is_wan(path) else _dit_folder(path)
 
 
@@ -119,7 +130,11 @@ def _wan_folder(path: Path) -> PublicModel:
 
 
 def scheduling_of(shift: float) -> Scheduling:
-    """Wan's own sampler: UniPC from 0.999 to 0, times cut to whole numbers."""
+    """Wan's own sampler: UniPC from noise level 0.999 to 0, with times cut to whole numbers.
+
+    Args:
+        shift: of the noise schedule, above 0; larger spends more steps at high noise.
+    """
     diffusion = DiffusionConfig(kind="flow", prediction="velocity", shift=shift, integer_timesteps=True)
     return Scheduling(diffusion=diffusion, sampler="unipc", grid=GridOptions(spacing="uniform", high=FIRST))
 
@@ -203,10 +218,18 @@ class _Part(NamedTuple):
 
 
 def open_file(path: Path, parts: Sequence[str | Path] = ()) -> PublicModel:
-    """The model that a transformer's file and its parts make up; WeightsError names what is missing, or ambiguous.
+    """Put a model together from a transformer's file and its parts.
 
-    parts: files, or folders of them, of the text encoder, the autoencoder, the image encoder and the tokenizer; or one
-        folder of a public model, whose transformer is replaced.
+    Args:
+        path: the transformer's file.
+        parts: files, or folders of them, of the text encoder, the autoencoder, the image encoder and the tokenizer; or
+            one folder of a public model, whose transformer is replaced. (): they are looked for.
+
+    Returns:
+        The model; its tensors are not read yet.
+
+    Raises:
+        WeightsError: a part is missing or ambiguous, or parts do not go together.
     """
     whole = open_weights(path)
     files = _transformer(whole)

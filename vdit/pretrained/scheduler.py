@@ -142,8 +142,11 @@ OptionValue = bool | int | float | str
 class Scheduling:
     """How a published model is sampled; plain values only.
 
-    diffusion: noise schedule and prediction. sampler, options: samplers.make(sampler, **dict(options)).
-    grid: Grid(steps=..., **dataclasses.asdict(grid)).
+    Attributes:
+        diffusion: noise schedule and prediction.
+        sampler: name of the sampler, for `samplers.make(sampler, **dict(options))`.
+        options: (name, value) of the sampler's options.
+        grid: for `Grid(steps=..., **dataclasses.asdict(grid))`.
     """
 
     diffusion: DiffusionConfig
@@ -163,10 +166,16 @@ _BELOW_ONE = float(np.float32(1.0 - 1e-6))
 
 
 def scheduler_config(json: Mapping[str, Any]) -> Scheduling:
-    """The contents of a scheduler_config.json -> Scheduling. WeightsError names what we cannot do.
+    """Read a scheduler_config.json.
 
-    The DDIM file of a model does not say whether its network learns a variance: learn_variance is False unless
-    the class is DDPMScheduler with "learned_range".
+    The DDIM file of a model does not say whether its network learns a variance: learn_variance is False unless the
+    class is DDPMScheduler with "learned_range".
+
+    Args:
+        json: content of the file.
+
+    Raises:
+        WeightsError: the class or an option is unknown, or asks for what cannot be done here.
     """
     name = json.get("_class_name")
     if not isinstance(name, str) or name not in OPTIONS:
@@ -188,7 +197,11 @@ def scheduler_config(json: Mapping[str, Any]) -> Scheduling:
 
 
 def scheduler_json(scheduling: Scheduling) -> dict[str, Any]:
-    """The inverse of scheduler_config; WeightsError where no class of diffusers does the same."""
+    """Write a scheduler_config.json: the inverse of `scheduler_config`.
+
+    Raises:
+        WeightsError: no class of diffusers does the same.
+    """
     diffusion = scheduling.diffusion
     name = _CLASSES.get((diffusion.kind, scheduling.sampler))
     if name is None:
@@ -206,7 +219,12 @@ def scheduler_json(scheduling: Scheduling) -> dict[str, Any]:
 
 
 def usual_scheduling(diffusion: DiffusionConfig) -> Scheduling:
-    """What diffusers can do, for a model of ours: flow Euler (UniPC with whole times), DDIM for a discrete process."""
+    """What diffusers can do for a model of ours: flow Euler (UniPC for integer timesteps), or DDIM for a discrete
+    process.
+
+    Args:
+        diffusion: noise schedule and prediction of the model.
+    """
     if diffusion.kind == "ddpm":
         json = {"_class_name": "DDIMScheduler", "clip_sample": False, "timestep_spacing": "trailing"}
     elif diffusion.integer_timesteps:

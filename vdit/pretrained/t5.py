@@ -75,9 +75,12 @@ UNUSED = ("decoder.block.", "decoder.final_layer_norm.", "lm_head.")
 
 
 def t5_config(json: Mapping[str, Any]) -> T5Config:
-    """The config.json of transformers' T5EncoderModel or UMT5EncoderModel -> ours.
+    """Read the config.json of transformers' T5EncoderModel or UMT5EncoderModel.
 
-    How many sentinels the tokenizer has is not in it: extra_ids is that of the public models of the family.
+    The file does not say how many sentinels the tokenizer has: extra_ids is that of the public models of the family.
+
+    Raises:
+        WeightsError: an option is unknown, missing, out of range, or asks for what cannot be done here.
     """
     family = json.get("model_type")
     if family not in ("t5", "umt5"):
@@ -103,7 +106,7 @@ def t5_config(json: Mapping[str, Any]) -> T5Config:
 
 
 def t5_json(config: T5Config) -> dict[str, Any]:
-    """Our config -> the config.json of T5EncoderModel or UMT5EncoderModel: the inverse of t5_config."""
+    """Write our config as the config.json of T5EncoderModel or UMT5EncoderModel: the inverse of `t5_config`."""
     kinds = {value: name for name, value in reversed(_MLP.items()) if name != "gated-gelu_new"}
     umt5 = config.per_layer_bias
     return {
@@ -118,7 +121,14 @@ def t5_json(config: T5Config) -> dict[str, Any]:
 
 
 def shape_of(files: TensorFiles) -> T5Config:
-    """The config of a umT5 encoder that comes without one, from its tensors' shapes; either of its public namings."""
+    """Tell the config of a umT5 encoder that comes without one from its tensors' shapes.
+
+    Args:
+        files: tensors under Wan's or transformers' names.
+
+    Raises:
+        WeightsError: this is no umT5 encoder.
+    """
     layouts = (
         ("token_embedding.weight", "blocks.0.attn.q.weight", "blocks.0.pos_embedding.embedding.weight",
          "blocks.0.ffn.fc1.weight", r"blocks\.(\d{1,4})\."),
@@ -141,8 +151,13 @@ def shape_of(files: TensorFiles) -> T5Config:
 def diffusers_rules(config: T5Config, names: Collection[str] | None = None) -> list[Rule]:
     """Map from transformers' names.
 
-    names: those of the checkpoint at hand. Its embedding table is under one name or under several that are
-    tied; None: under the one that transformers writes.
+    Args:
+        config: of the encoder.
+        names: those of the checkpoint at hand, whose embedding table is under one name or under several that are tied.
+            None: under the one that transformers writes.
+
+    Returns:
+        One rule for each of its tensors.
     """
     found = [name for name in _EMBEDDINGS if names is not None and name in names] or [_EMBEDDINGS[0]]
     rules = [rule(found[0], "embed/embedding", copies=tuple(found[1:]))]
@@ -158,7 +173,17 @@ def diffusers_rules(config: T5Config, names: Collection[str] | None = None) -> l
 
 
 def original_rules(config: T5Config) -> list[Rule]:
-    """Map from the names of Wan's own repositories (models_t5_umt5-xxl-enc-bf16.pth)."""
+    """Map from the names of Wan's own repositories (models_t5_umt5-xxl-enc-bf16.pth).
+
+    Args:
+        config: of the encoder.
+
+    Returns:
+        One rule for each of its tensors.
+
+    Raises:
+        ConfigError: the encoder's MLP is not gated, for which there are no names.
+    """
     if not config.gated:
         raise ConfigError("text.t5.gated=False has no names in Wan's own checkpoints: its T5 is gated")
     rules = [rule("token_embedding.weight", "embed/embedding")]

@@ -51,7 +51,12 @@ _MOST_ELEMENTS = 2**62  # numpy's shapes end there
 
 
 class TensorInfo(NamedTuple):
-    """What is known of a tensor without reading it. dtype may be one of ml_dtypes (bfloat16, float8)."""
+    """What is known of a tensor without reading it.
+
+    Attributes:
+        shape: of the tensor.
+        dtype: its type; may be one of ml_dtypes (bfloat16, float8).
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -62,8 +67,12 @@ class TensorInfo(NamedTuple):
 class TensorFiles:
     """Named tensors in one file or several.
 
-    path: what was opened, for messages. info: name -> (shape, dtype). largest_file: bytes.
-    reader(name): reads one tensor from disk. metadata: texts that a safetensors header holds beside them.
+    Attributes:
+        path: what was opened, for messages.
+        info: name -> shape and type.
+        largest_file: bytes of the largest of the files.
+        reader: name -> the tensor, read from disk.
+        metadata: texts that a safetensors header holds beside the tensors.
     """
 
     path: Path
@@ -73,7 +82,11 @@ class TensorFiles:
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, in memory of its own; WeightsError if it holds NaN or infinity."""
+        """Read one tensor, in memory of its own.
+
+        Raises:
+            WeightsError: there is no such tensor, its bytes are damaged, or it holds NaN or infinity.
+        """
         if name not in self.info:
             raise WeightsError(f"{self.path}: has no tensor {name!r}; there are {listed(self.info)}")
         values = self.reader(name)
@@ -83,7 +96,15 @@ class TensorFiles:
 
 
 def read_json(path: str | Path, *, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
-    """A JSON object from a file such as config.json; see vdit.paths."""
+    """Read a JSON object from a file such as config.json.
+
+    Args:
+        path: the file.
+        limit: the most bytes that it may have.
+
+    Raises:
+        WeightsError: the file is missing, too large, or no JSON object.
+    """
     value = read_any_json(path, limit=limit, error=WeightsError, fix=FIX)
     if not isinstance(value, dict):
         raise WeightsError(f"{path}: is {type(value).__name__}, must be a JSON object; take the right file")
@@ -91,7 +112,15 @@ def read_json(path: str | Path, *, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
 
 
 def refuse_no_weights(path: Path, start: bytes) -> None:
-    """Says what a file is that holds a download's stand-in for the weights. start: its first bytes."""
+    """Refuse a file that holds a download's stand-in for the weights, and say what it is.
+
+    Args:
+        path: the file, for the message.
+        start: its first bytes.
+
+    Raises:
+        WeightsError: it is a pointer of Git LFS, or a web page.
+    """
     if start.startswith(b"version https://git-lfs"):
         raise WeightsError(f"{path}: is a pointer of Git LFS, not the weights; run `git lfs pull` in its repository")
     if start[:64].lstrip().lower().startswith((b"<!doctype", b"<html")):
@@ -105,7 +134,11 @@ class _Entry(NamedTuple):
 
 
 def open_safetensors(path: str | Path) -> TensorFiles:
-    """The tensors of one .safetensors file, after a check of its whole header against its length."""
+    """Open one .safetensors file; its whole header is checked against its length.
+
+    Raises:
+        WeightsError: the file is missing, truncated or damaged, or holds a type that is not supported.
+    """
     path = Path(path)
     try:
         with open_regular(path, error=WeightsError, fix=FIX) as file:
@@ -123,7 +156,16 @@ def open_safetensors(path: str | Path) -> TensorFiles:
 
 
 def read_array(path: Path, offset: int, info: TensorInfo) -> np.ndarray:
-    """The array of `info` whose bytes start at `offset`, in memory of its own."""
+    """Read one array from a file, in memory of its own.
+
+    Args:
+        path: the file.
+        offset: where the array's bytes start.
+        info: its shape and type.
+
+    Raises:
+        WeightsError: the file cannot be read, or ends too early.
+    """
     data = np.empty(math.prod(info.shape) * info.dtype.itemsize, np.uint8)
     try:
         with open_regular(path, error=WeightsError, fix=FIX) as file:
@@ -141,7 +183,16 @@ def read_array(path: Path, offset: int, info: TensorInfo) -> np.ndarray:
 
 
 def write_safetensors(path: Path, info: Mapping[str, TensorInfo], read: Callable[[str], np.ndarray]) -> None:
-    """Writes the tensors of `info` to a new file, one after the other. read(name): a tensor's values."""
+    """Write a new safetensors file, one tensor after the other.
+
+    Args:
+        path: the file; it must not exist.
+        info: name -> shape and type, in the order of writing.
+        read: name -> the tensor's values.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses files that do not say so
     end = 0
     for name, (shape, dtype) in info.items():

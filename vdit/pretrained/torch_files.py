@@ -74,9 +74,18 @@ class _Member(NamedTuple):
 
 
 def open_torch(path: str | Path, *, key: str | None = None) -> TensorFiles:
-    """The tensors of a file that torch.save wrote (since torch 1.6): a dict of names to tensors, perhaps nested.
+    """Open a file that torch.save wrote (since torch 1.6): a dict of names to tensors, perhaps nested.
 
-    key: where the tensors lie in nested dicts ("ema"; "a.b" for deeper); None: the only place there is.
+    Args:
+        path: the file.
+        key: where the tensors are in nested dicts ("ema"; "a.b" for deeper). None: the only place there is.
+
+    Returns:
+        The tensors; none is read yet.
+
+    Raises:
+        WeightsError: the file is missing, damaged, in an older format, holds what is no tensor, or several dicts of
+            them.
     """
     path = Path(path)
     try:
@@ -293,12 +302,18 @@ def _damaged(path: Path, reason: object) -> WeightsError:
 
 
 class Refused(Exception):
-    """What the stream asks for that is not done here."""
+    """The pickle asks for something that is not done here."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """Bytes of the archive: the member data/<key>, of `count` items."""
+    """Bytes of the archive: the member data/<key>.
+
+    Attributes:
+        key: name of the member.
+        dtype: of an item.
+        count: of items.
+    """
 
     key: str
     dtype: np.dtype
@@ -311,7 +326,15 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A strided view of a storage; offset and stride count elements of `dtype`."""
+    """A strided view of a storage.
+
+    Attributes:
+        storage: what it is a view of.
+        dtype: of an element.
+        offset: of the first element, in elements.
+        shape: of the tensor.
+        stride: of each axis, in elements.
+    """
 
     storage: Storage
     dtype: np.dtype
@@ -328,7 +351,17 @@ class _Global:
 
 
 def read_pickle(stream: bytes) -> Any:
-    """What the stream describes: dicts, lists, tuples, plain values and Tensors. Refused for all else."""
+    """Read what a pickle of tensors describes, without importing, constructing or calling anything.
+
+    Args:
+        stream: content of data.pkl.
+
+    Returns:
+        Dicts, lists, tuples, plain values and Tensors.
+
+    Raises:
+        Refused: the pickle is broken, or holds anything else.
+    """
     machine = _Machine()
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):

@@ -73,7 +73,17 @@ _LAYER = re.compile(r"^(blocks|block_\d+)/")
 
 
 def wan_config(json: Mapping[str, Any]) -> DiTConfig:
-    """The config of diffusers' WanTransformer3DModel (transformer/config.json) -> ours."""
+    """Read the config of diffusers' WanTransformer3DModel (transformer/config.json).
+
+    Args:
+        json: content of config.json.
+
+    Returns:
+        Our config of the same transformer.
+
+    Raises:
+        WeightsError: an option is unknown or out of range, or the model takes inputs that cannot be given here.
+    """
     refuse_variants({name for name, value in json.items() if value}, where="config.json", kind=json.get("_class_name"))
     values = read_options(json, "WanTransformer3DModel", _DIFFUSERS, _DIFFUSERS_FIXED)
     width = values["num_attention_heads"] * values["attention_head_dim"]
@@ -105,7 +115,11 @@ def wan_config(json: Mapping[str, Any]) -> DiTConfig:
 
 
 def wan_json(config: DiTConfig) -> dict[str, Any]:
-    """Our config -> that of diffusers' WanTransformer3DModel, the inverse of wan_config."""
+    """Write our config as that of diffusers' WanTransformer3DModel: the inverse of `wan_config`.
+
+    Raises:
+        WeightsError: the model is not of Wan's architecture.
+    """
     _check_is_wan(config)
     return {
         "_class_name": "WanTransformer3DModel",
@@ -129,10 +143,18 @@ def wan_json(config: DiTConfig) -> dict[str, Any]:
 
 
 def original_config(json: Mapping[str, Any], names: Collection[str] | None = None) -> DiTConfig:
-    """The config.json of Wan's own repositories -> ours.
+    """Read the config.json of Wan's own repositories.
 
-    names: names of the checkpoint's tensors. Image-to-video needs them: Wan 2.1 and 2.2 both call theirs
-    "i2v", and only 2.1 has an image embedding.
+    Args:
+        json: content of config.json.
+        names: of the checkpoint's tensors. Image-to-video needs them: Wan 2.1 and 2.2 both call theirs "i2v", and only
+            2.1 has an image embedding.
+
+    Returns:
+        Our config of the same transformer.
+
+    Raises:
+        WeightsError: an option is unknown or out of range, or the model takes inputs that cannot be given here.
     """
     refuse_variants({name for name, value in json.items() if value}, where="config.json", kind=json.get("model_type"))
     try:
@@ -165,7 +187,14 @@ def original_config(json: Mapping[str, Any], names: Collection[str] | None = Non
 
 
 def diffusers_rules(config: DiTConfig) -> list[Rule]:
-    """The map from diffusers' names."""
+    """Map from diffusers' names.
+
+    Args:
+        config: of a Wan transformer.
+
+    Returns:
+        One rule for each of its tensors.
+    """
     embedder = "condition_embedder"
     names = {
         "patch_embed": "patch_embedding",
@@ -199,7 +228,14 @@ def diffusers_rules(config: DiTConfig) -> list[Rule]:
 
 
 def original_rules(config: DiTConfig) -> list[Rule]:
-    """The map from the names of Wan's own checkpoints; their norm3 is diffusers' norm2."""
+    """Map from the names of Wan's own checkpoints, whose norm3 is diffusers' norm2.
+
+    Args:
+        config: of a Wan transformer.
+
+    Returns:
+        One rule for each of its tensors.
+    """
     names = {
         "patch_embed": "patch_embedding",
         "time_in": "time_embedding.0",
@@ -232,9 +268,15 @@ def original_rules(config: DiTConfig) -> list[Rule]:
 
 
 def refuse_variants(names: Iterable[str], *, where: str, kind: Any = None) -> None:
-    """WeightsError where the names of options or tensors are those of a Wan with inputs that cannot be given here.
+    """Refuse a Wan with inputs that cannot be given here, told by the names of its options or tensors.
 
-    where: the file. kind: what its config calls the model.
+    Args:
+        names: of options or tensors.
+        where: the file, for the message.
+        kind: what its config calls the model.
+
+    Raises:
+        WeightsError: it is a VACE, Fun-Control, Animate or the like.
     """
     for variant, (pattern, what) in _VARIANTS.items():
         found = next((name for name in names if re.search(pattern, name)), None)
@@ -245,9 +287,15 @@ def refuse_variants(names: Iterable[str], *, where: str, kind: Any = None) -> No
 
 
 def check_inputs(config: DiTConfig, channels: int, stride: int) -> None:
-    """WeightsError where a transformer wants other inputs beside the noisy latents than image to video has.
+    """Check that a transformer takes no other inputs beside the noisy latents than image to video has.
 
-    channels, stride: of the autoencoder: those of its latents, and how many frames are one latent.
+    Args:
+        config: of the transformer.
+        channels: of the autoencoder's latents.
+        stride: frames of one latent.
+
+    Raises:
+        WeightsError: it takes other channels.
     """
     image = channels + stride  # known latents, and a mask of the frames that are known
     if config.in_channels != channels:
@@ -265,9 +313,11 @@ def _of_further_inputs(total: int, channels: int, image: int) -> WeightsError:
 
 
 def expert_of_name(name: str) -> Literal["high", "low"] | None:
-    """Which expert of Wan 2.2 A14B a file's name says it is for: "style_HIGH.safetensors", "x-low-noise-v2.pt".
+    """Tell from a file's name which expert of Wan 2.2 A14B it is for: "style_HIGH.safetensors", "x-low-noise-v2.pt".
 
-    None where the name has neither word, has both, or uses them of something else ("low_light", "high-res").
+    Returns:
+        "high" or "low" (noise). None where the name has neither word, has both, or uses them of something else
+            ("low_light", "high-res").
     """
     words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
     certain, likely = set(), set()
@@ -307,9 +357,11 @@ def tensor_shape(rule: Rule, config: DiTConfig) -> tuple[int, ...]:
 
 
 def patch_kernel(patch: tuple[int, int, int], channels: tuple[int, ...]) -> Layout:
-    """A patch convolution [d c t h w] and our kernel [p d].
+    """Layout between a patch convolution [d c t h w] and our kernel [p d].
 
-    channels: groups of input channels that become tokens one after the other, each in (pt ph pw c) order.
+    Args:
+        patch: (frames, rows, columns).
+        channels: groups of input channels that become tokens one after the other, each in (pt ph pw c) order.
     """
     total, pixels = sum(channels), math.prod(patch)
     bounds = np.cumsum((0, *channels))
@@ -323,9 +375,15 @@ def patch_kernel(patch: tuple[int, int, int], channels: tuple[int, ...]) -> Layo
 
 
 def config_of(*, channels: tuple[int, int], patch: tuple[int, ...], **options: Any) -> DiTConfig:
-    """A Wan's config. channels: those that go in and those that come out; more in than out are a condition.
+    """Build a Wan's config.
 
-    options: further fields of DiTConfig.
+    Args:
+        channels: how many go in and how many come out. More in than out are a condition.
+        patch: (frames, rows, columns) of latents.
+        options: further fields of DiTConfig.
+
+    Raises:
+        WeightsError: fewer channels go in than come out.
     """
     total, out = channels
     if total < out:

@@ -74,7 +74,11 @@ WAN22_STATISTICS = {
 
 
 def vae_config(json: dict) -> VAEConfig:
-    """The VAE that AutoencoderKLWan's config.json describes; WeightsError names an option that cannot be done."""
+    """Read the config.json of diffusers' AutoencoderKLWan.
+
+    Raises:
+        WeightsError: an option is unknown, out of range, or asks for what cannot be done here.
+    """
     sizes = ("in_channels", "out_channels", "scale_factor_temporal", "scale_factor_spatial")
     options = read_options(json, "AutoencoderKLWan", OPTIONS | dict.fromkeys(sizes, ANYTHING), FIXED)
     config = _config(options)
@@ -103,7 +107,11 @@ def _config(options: dict) -> VAEConfig:
 
 
 def shape_of(files: TensorFiles) -> VAEConfig:
-    """The VAE of a file under Wan's own names, from its tensors' shapes; of Wan 2.1's kind, or of 2.2's (4x16x16)."""
+    """Tell the VAE of a file under Wan's own names from its tensors' shapes: of Wan 2.1's kind, or of 2.2's (4x16x16).
+
+    Raises:
+        WeightsError: this is no autoencoder of a Wan.
+    """
     names = {"encoder.conv1.weight": 5, "conv2.weight": 5, "decoder.head.2.weight": 5}
     shapes = [files.info[name].shape if name in files.info else () for name in names]
     if any(len(shape) != sides or min(shape) < 1 for shape, sides in zip(shapes, names.values())):
@@ -116,7 +124,15 @@ def shape_of(files: TensorFiles) -> VAEConfig:
 
 
 def vae_json(config: VAEConfig, statistics: dict[str, Array] | None = None) -> dict:
-    """The inverse of `vae_config` and `statistics`: what diffusers writes to config.json."""
+    """Write what diffusers writes to config.json: the inverse of `vae_config` and `statistics`.
+
+    Args:
+        config: of the autoencoder.
+        statistics: {"mean", "std"}, float32 [c]. None: leave them out.
+
+    Raises:
+        ConfigError: AutoencoderKLWan cannot express the config.
+    """
     json = {
         "_class_name": "AutoencoderKLWan",
         "base_dim": config.base_channels,
@@ -143,7 +159,17 @@ def vae_json(config: VAEConfig, statistics: dict[str, Array] | None = None) -> d
 
 
 def statistics(json: dict) -> dict[str, np.ndarray]:
-    """{"mean", "std"}, float32 [c], by which latents are normalised. json: a config.json that `vae_config` has read."""
+    """By which latents are normalised.
+
+    Args:
+        json: a config.json that `vae_config` has read.
+
+    Returns:
+        {"mean", "std"}, float32 [c]. Where the file has none, those that Wan's code states for 16 or 48 channels.
+
+    Raises:
+        WeightsError: the file has none and the number of channels is another, or it has another number of them.
+    """
     channels = json.get("z_dim", 16)
     known = {16: WAN21_STATISTICS, 48: WAN22_STATISTICS}.get(channels, {})
     found = {}
@@ -158,7 +184,17 @@ def statistics(json: dict) -> dict[str, np.ndarray]:
 
 
 def diffusers_rules(config: VAEConfig) -> list[Rule]:
-    """From AutoencoderKLWan's names."""
+    """Map from AutoencoderKLWan's names.
+
+    Args:
+        config: of the autoencoder.
+
+    Returns:
+        One rule for each of its tensors.
+
+    Raises:
+        ConfigError: the config is not that of a Wan's autoencoder.
+    """
     shortcut = config.level_shortcut
 
     def down(level: int, i: int) -> str:
@@ -178,7 +214,17 @@ def diffusers_rules(config: VAEConfig) -> list[Rule]:
 
 
 def original_rules(config: VAEConfig) -> list[Rule]:
-    """From the names in Wan's own Wan2.1_VAE.pth and Wan2.2_VAE.pth."""
+    """Map from the names in Wan's own Wan2.1_VAE.pth and Wan2.2_VAE.pth.
+
+    Args:
+        config: of the autoencoder.
+
+    Returns:
+        One rule for each of its tensors.
+
+    Raises:
+        ConfigError: the config is not that of a Wan's autoencoder.
+    """
 
     def place(stack: str, blocks: int) -> Callable[[int, int], str]:
         if config.level_shortcut:

@@ -38,6 +38,10 @@ class Layout:
     """How a tensor of theirs turns into an array of ours, and back: inverse functions, no rounding.
 
     Both use only what numpy and JAX arrays share (transpose, reshape, indexing), so shapes can be traced.
+
+    Attributes:
+        read: their tensor -> our array.
+        write: our array -> their tensor.
     """
 
     read: Callable[[Array], Array]
@@ -62,9 +66,10 @@ def reshaped(theirs: tuple[int, ...], ours: tuple[int, ...]) -> Layout:
 class Part:
     """A parameter of ours, or a piece of one.
 
-    path: keys of the parameter tree, "/"-joined: "blocks/attention/q/kernel".
-    layer: index on the first axis, where layers are stacked (lax.scan); None for a whole parameter.
-    chunk: (i, n): the i-th of n equal pieces of the last axis, where we hold as one what they hold apart.
+    Attributes:
+        path: keys of the parameter tree, "/"-joined: "blocks/attention/q/kernel".
+        layer: index on the first axis, where layers are stacked (lax.scan). None for a whole parameter.
+        chunk: (i, n): the i-th of n equal pieces of the last axis, where we hold as one what they hold apart.
     """
 
     path: str
@@ -72,7 +77,7 @@ class Part:
     chunk: tuple[int, int] | None = None
 
     def index(self, shape: tuple[int, ...]) -> tuple[int | slice, ...]:
-        """Where this part lies in a parameter of `shape`."""
+        """Where this part is in a parameter of `shape`."""
         place: list[int | slice] = [slice(None)] * len(shape)
         if self.layer is not None:
             place[0] = self.layer
@@ -94,11 +99,12 @@ class Part:
 class Rule:
     """One tensor of theirs.
 
-    name: its name in their checkpoint.
-    parts: what it holds of ours. Several, of one shape, where they hold as one what we hold apart (a fused
-        query, key and value): equal pieces of its first axis, in this order.
-    layout: between a piece and a part.
-    copies: other tensors of theirs that hold the same numbers; loading checks that, exporting writes them.
+    Attributes:
+        name: its name in their checkpoint.
+        parts: what it holds of ours. Several, of one shape, where they hold as one what we hold apart (a fused query,
+            key and value): equal pieces of its first axis, in this order.
+        layout: between a piece and a part.
+        copies: other tensors of theirs that hold the same numbers. Loading checks that, exporting writes them.
     """
 
     name: str
@@ -112,7 +118,12 @@ class Rule:
         return [self.layout.read(piece) for piece in pieces]
 
     def write(self, values: Sequence[Array], concatenate: Callable) -> Array:
-        """The values of each part -> their tensor. concatenate: numpy's or JAX's."""
+        """The values of each part -> their tensor.
+
+        Args:
+            values: of each part, in order.
+            concatenate: numpy's or JAX's.
+        """
         pieces = [self.layout.write(value) for value in values]
         return pieces[0] if len(pieces) == 1 else concatenate(pieces, axis=0)
 
@@ -125,12 +136,12 @@ class Rule:
 
 
 def rule(name: str, path: str, layout: Layout = SAME, *, layer: int | None = None, **options) -> Rule:
-    """The common case: one tensor of theirs is one parameter of ours, or one layer of a stack."""
+    """The common case of a rule: one tensor of theirs is one parameter of ours, or one layer of a stack."""
     return Rule(name=name, parts=(Part(path=path, layer=layer),), layout=layout, **options)
 
 
 def linear(name: str, path: str, *, layer: int | None = None, bias: bool = True) -> list[Rule]:
-    """torch's Linear `name` (.weight, .bias) is our Linear `path` (/kernel, /bias)."""
+    """Rules of torch's Linear `name` (.weight, .bias), which is our Linear `path` (/kernel, /bias)."""
     rules = [rule(f"{name}.weight", f"{path}/kernel", LINEAR, layer=layer)]
     return rules + ([rule(f"{name}.bias", f"{path}/bias", layer=layer)] if bias else [])
 
@@ -142,7 +153,13 @@ def _equal_pieces(tensor: Array, count: int) -> list[Array]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Leaf:
-    """A parameter of ours. dtype: what it will have. stacked: it comes layer by layer."""
+    """A parameter of ours.
+
+    Attributes:
+        shape: of the whole parameter.
+        dtype: that it will have.
+        stacked: whether it comes layer by layer.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -152,14 +169,20 @@ class Leaf:
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A checked import. leaves: parameters by path. order: (rule, its tensor's name) in the order of reading."""
+    """A checked import.
+
+    Attributes:
+        tensors: where it reads from.
+        leaves: parameters by path.
+        order: (rule, its tensor's name) in the order of reading.
+    """
 
     tensors: TensorFiles
     leaves: Mapping[str, Leaf]
     order: Sequence[tuple[Rule, str]]
 
     def feed(self, put: Put) -> None:
-        """Reads one tensor after the other and hands over what it holds; keeps nothing that has been handed over."""
+        """Read one tensor after the other and hand over what it holds; nothing is kept that has been handed over."""
         waiting: dict[tuple[str, int | None], dict[int, np.ndarray]] = {}
         for rule, name in self.order:
             self._feed_one(rule, name, put, waiting)
@@ -191,10 +214,18 @@ def make_plan(
     dtype: str | None = None,
     ignore: Sequence[str] = (),
 ) -> Plan:
-    """A plan to fill `abstract` (nested dicts of ShapeDtypeStructs), or a WeightsError that names what does not fit.
+    """Plan to fill a tree of parameters.
 
-    dtype: floats become this; None: they keep the tensor's (float32 where a stack mixes types, which loses nothing).
-    ignore: how names begin that may be there and are not read. A rule's copies may be absent, or stand for its tensor.
+    Args:
+        rules: the map of the family. A rule's copies may be absent, or stand for its tensor.
+        tensors: where to read from.
+        abstract: nested dicts of ShapeDtypeStructs.
+        dtype: floats become this. None: they keep the tensor's (float32 where a stack mixes types, which loses
+            nothing).
+        ignore: beginnings of names of tensors that may be there and are not read.
+
+    Raises:
+        WeightsError: a tensor is missing, left over, or of another shape or type; or map and model do not go together.
     """
     rules = list(rules)
     ours = flatten(abstract)
@@ -219,12 +250,26 @@ def make_plan(
 
 
 def check(rules: Iterable[Rule], tensors: TensorFiles, abstract: PyTree, *, ignore: Sequence[str] = ()) -> None:
-    """WeightsError unless each parameter is filled once, from tensors that fit, and no tensor is left over."""
+    """Check that each parameter is filled once, from tensors that fit, and that no tensor is left over.
+
+    Args:
+        rules, tensors, abstract, ignore: see `make_plan`.
+
+    Raises:
+        WeightsError: see `make_plan`.
+    """
     make_plan(rules, tensors, abstract, ignore=ignore)
 
 
 def check_names(rules: Iterable[Rule], tensors: TensorFiles, *, ignore: Sequence[str] = ()) -> None:
-    """WeightsError unless every rule has its tensor, and no tensor is left over: what can be told without a model."""
+    """Check that every rule has its tensor, and that no tensor is left over: what can be told without a model.
+
+    Args:
+        rules, tensors, ignore: see `make_plan`.
+
+    Raises:
+        WeightsError: tensors are missing or left over.
+    """
     rules = list(rules)
     _check_names(rules, _names(rules, tensors), tensors, tuple(ignore))
 
@@ -351,12 +396,22 @@ def load(
     dtype: str | None = None,
     ignore: Sequence[str] = (),
 ) -> PyTree:
-    """The parameters that `tensors` hold, after `check`.
+    """Load parameters onto devices, one tensor at a time, after `check`.
 
-    abstract: nested dicts of ShapeDtypeStructs; where they have a sharding, the array gets it, else the first device.
-    dtype: "float32", "bfloat16" or "float16" for all floats; None keeps the tensors' own (float32 where the layers of
-    one stack differ). ignore: how names begin that may be there and are not read.
-    On several hosts each reads the files and keeps its part.
+    On several hosts each reads the files and keeps its shard.
+
+    Args:
+        rules: the map of the family.
+        tensors: where to read from.
+        abstract: nested dicts of ShapeDtypeStructs. Where one has a sharding, the array gets it, else the first device.
+        dtype: "float32", "bfloat16" or "float16" for all floats. None: see `make_plan`.
+        ignore: beginnings of names of tensors that may be there and are not read.
+
+    Returns:
+        The tree of `abstract`, of arrays.
+
+    Raises:
+        WeightsError: see `make_plan`; or a tensor is damaged, or not finite.
     """
     plan = make_plan(rules, tensors, abstract, dtype=dtype, ignore=ignore)
     shardings = {path: _sharding(struct) for path, struct in flatten(abstract).items()}
@@ -404,7 +459,14 @@ def _set_layer(stack: jax.Array, values: jax.Array, layer: jax.Array, sharding: 
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TreeSource:
-    """Where a tree of parameters comes from: what `load` takes. abstract: nested dicts of ShapeDtypeStructs."""
+    """Where a tree of parameters comes from: what `load` takes.
+
+    Attributes:
+        rules: the map of the family.
+        tensors: where to read from.
+        abstract: nested dicts of ShapeDtypeStructs.
+        ignore: beginnings of names of tensors that are not read.
+    """
 
     rules: Sequence[Rule]
     tensors: TensorFiles
@@ -420,10 +482,19 @@ def import_trees(
     meta: Mapping[str, Any] | None = None,
     dtype: str | None = None,
 ) -> None:
-    """Writes step `step` of a checkpoint directory from public weights; all are checked before anything is written.
+    """Write one step of a checkpoint directory from public weights; all are checked before anything is written.
 
-    trees: name -> TreeSource, or nested dicts of them: {"params": {"dit": TreeSource(...), "text": TreeSource(...)}}.
-    dtype: as of `load`. Memory: one tensor, and twice an eighth of the largest file (at most 64 MB).
+    Memory: one tensor, and twice an eighth of the largest file (at most 64 MB).
+
+    Args:
+        trees: name -> TreeSource, or nested dicts of them: {"params": {"dit": TreeSource(...), ...}}.
+        directory: of the checkpoint.
+        step: its number.
+        meta: JSON values that are kept beside the arrays.
+        dtype: see `load`.
+
+    Raises:
+        WeightsError: see `load`.
     """
     plans = {name: _tree_plans(tree, dtype) for name, tree in trees.items()}
     largest = max(plan.tensors.largest_file for found in plans.values() for plan in found.values())
