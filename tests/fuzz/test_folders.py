@@ -16,7 +16,7 @@ def templates(tmp_path_factory):
     root = tmp_path_factory.mktemp("folders")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(folders.TEMPLATES, str(root))
-        patch.setattr(folders.original_folder, "vae_preset", public_models.small_vae)
+        patch.setattr(folders.original_layouts, "vae_preset", public_models.small_vae)
         patch.setattr(folders.PublicModel, "abstract", folders.PublicModel.abstract)
         public_models.write_all(root)
         yield root
