@@ -2,6 +2,8 @@ import base64
 import importlib.resources
 import io
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -253,6 +255,16 @@ def test_save_is_whole_and_leaves_nothing_beside(tmp_path):
     Page("a").text("half a pair \ud800").save(path)
     assert "half a pair" in path.read_text()
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_what_draws_a_page_is_loaded_when_one_is_made():
+    """Commands that only import the page (`vdit quickstart`, `vdit plan`) do not wait for matplotlib."""
+    code = (
+        "import sys, vdit.eval.page, vdit.eval.metrics\n"
+        "heavy = {'matplotlib', 'jinja2', 'markdown_it', 'cv2'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_wrong_input_is_one_clear_line(tmp_path):

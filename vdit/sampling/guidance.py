@@ -73,7 +73,7 @@ def _scenes(
 
 
 def _rows(network: Network, canvas: Canvas, tokens: CanvasTokens, prompts: Prompts) -> Row:
-    """A model without text is told a class: the one token of its prompts (vdit.models.text.labels)."""
+    """A model without text is told a class: the one token of its prompts (vdit.models.text.tokenizer)."""
     label = None if network.uses_text else prompts.ids[:, :1]
     return dense_rows(tokens, prompts, label, first=canvas.first)
 

@@ -35,7 +35,7 @@ from vdit.experiment.canvases import CanvasConfig
 from vdit.experiment.evaluator import Evaluator, Measure
 from vdit.experiment.experiment import Experiment
 from vdit.experiment.objectives import DiffusionModel, corrupt, denoising_loss, forward
-from vdit.models.text.labels import NoText
+from vdit.models.text.tokenizer import NoText
 from vdit.models.vae.video import VideoVAE
 from vdit.nn.lora import join
 from vdit.registry import name_of, register

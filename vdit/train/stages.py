@@ -38,7 +38,7 @@ from vdit.errors import ConfigError, DataError, TextError, reason
 from vdit.experiment.experiment import Experiment
 from vdit.models.text import fit_vocabulary, make_tokenizer
 from vdit.models.text import train_tokenizer as train_pieces
-from vdit.models.text.labels import NoText
+from vdit.models.text.tokenizer import NoText
 from vdit.models.vae import make_loss
 from vdit.nn.compiling import compiler_options
 from vdit.seeds import key_of

@@ -17,7 +17,7 @@ from vdit.errors import CheckpointError, ConfigError, DataError, OutputError, wr
 from vdit.experiment.experiment import Experiment
 from vdit.experiment.upgrade import upgrade
 from vdit.models.text import Tokenizer, make_tokenizer
-from vdit.models.text.labels import LabelTokenizer
+from vdit.models.text.tokenizer import LabelTokenizer
 from vdit.models.vae.statistics import check_statistics
 from vdit.outputs import check_folder, is_same
 from vdit.paths import MIB, read_json

@@ -1,4 +1,8 @@
-"""Captions to token ids: sentencepiece models, given or trained from captions."""
+"""Captions to token ids: sentencepiece models, given or trained from captions; and class labels in their place.
+
+    tokenizer = train_tokenizer(captions, "tokenizer.model", vocab_size=4096)
+    ids = tokenizer.encode("a red circle")
+"""
 
 from __future__ import annotations
 
@@ -51,9 +55,15 @@ class Tokenizer(Protocol):
 class SentencePieceTokenizer:
     """A sentencepiece model; plain bytes, so it compares, pickles and goes into a checkpoint.
 
-    Every encoding begins with the model's BOS; a model without BOS (T5's) begins with its control piece
-    of the lowest id (T5: the padding piece), and one without any control piece with its unknown piece.
-    No end token is added. Text longer than max_length is cut at its end.
+    Every encoding begins with the model's BOS. A model without BOS (T5's) begins with its control piece of the lowest
+    id (T5: the padding piece), and one without any control piece with its unknown piece. No end token is added.
+
+    Attributes:
+        model: content of the .model file.
+        max_length: the most ids of an encoding. Longer text is cut at its end.
+
+    Raises:
+        TextError: the model is none, or max_length is below 1.
     """
 
     model: bytes = dataclasses.field(repr=False)
@@ -111,7 +121,11 @@ class SentencePieceTokenizer:
 
 
 def write_model(model: bytes, path: str | Path) -> None:
-    """Writes a .model file, whole or not at all."""
+    """Write a tokenizer's file, whole or not at all, and create its folder.
+
+    Raises:
+        TextError: it cannot be written.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,14 +166,11 @@ def parse_model(data: bytes):
 
 
 def load_tokenizer(path: str | Path, *, max_length: int = 64) -> SentencePieceTokenizer:
-    """Reads a sentencepiece model file.
+    """Read a sentencepiece .model file of any name.
 
     Args:
-        path: the file, of any name.
-        max_length: of a caption in tokens; longer ones are cut.
-
-    Returns:
-        The tokenizer.
+        path: the file.
+        max_length: the most ids of an encoding.
 
     Raises:
         TextError: the file is missing, too large, or no sentencepiece model.
@@ -174,19 +185,19 @@ def load_tokenizer(path: str | Path, *, max_length: int = 64) -> SentencePieceTo
 def train_tokenizer(
     captions: Iterable[str], path: str | Path | None = None, *, vocab_size: int = 4096, max_length: int = 64
 ) -> SentencePieceTokenizer:
-    """Trains byte-pair pieces on captions. The same captions in any order give the same bytes.
+    """Train byte-pair pieces on captions.
+
+    The same captions in any order give the same bytes. Text is put in Unicode's NFKC form with runs of white space as
+    one space.
 
     Args:
-        captions: texts; they are normalised to NFKC, with single spaces.
-        path: where the .model file is written; None writes none.
-        vocab_size: pieces at most; a small corpus gives as many as it has.
-        max_length: of a caption in tokens.
-
-    Returns:
-        The tokenizer.
+        captions: texts.
+        path: where to write the model. None: nowhere.
+        vocab_size: the most pieces; a small corpus gives as many as it has.
+        max_length: the most ids of an encoding.
 
     Raises:
-        TextError: there is no text to train on, or vocab_size is too small.
+        TextError: there is no caption with a letter in it, vocab_size is too small, or the file cannot be written.
     """
     room = vocab_size - SPECIAL_PIECES
     if room < MIN_ROOM:
@@ -230,9 +241,13 @@ def train_tokenizer(
 
 
 def warn_of_cuts(tokenizer: Tokenizer, texts: Iterable[str], *, limit: int, name: str = "prompt") -> None:
-    """A VditWarning for each text that has more than `limit` ids: what follows them is not seen by the model.
+    """Give a VditWarning for each text that has more than `limit` ids: the model does not see what follows them.
 
-    name: what the texts are, for the message.
+    Args:
+        tokenizer: of the model.
+        texts: to check.
+        limit: ids that the model reads.
+        name: what the texts are, for the message.
     """
     for text in texts:
         if len(text.encode("utf-8", errors="replace")) + 2 <= limit:
@@ -259,7 +274,11 @@ def kept_text(tokenizer: Tokenizer, text: str, *, limit: int) -> str:
 
 
 def fit_vocabulary(config: TextConfig, tokenizer: Tokenizer) -> TextConfig:
-    """The config with an embedding table of just the tokenizer's size; a T5's stays as its weights have it."""
+    """Give a config an embedding table of just the tokenizer's size; a T5's stays as its weights have it.
+
+    Raises:
+        TextError: the tokenizer has more ids than the T5's table has rows.
+    """
     if config.t5 is not None:
         if tokenizer.vocab_size > config.t5.vocab_size:
             rule = f"more than text.t5.vocab_size={config.t5.vocab_size}: it is another model's"
@@ -269,7 +288,7 @@ def fit_vocabulary(config: TextConfig, tokenizer: Tokenizer) -> TextConfig:
 
 
 def valid_text(text: str) -> str:
-    """Half of a surrogate pair has no UTF-8 form; it becomes "?"."""
+    """Replace half a surrogate pair, which has no UTF-8 form, by "?"."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
@@ -292,3 +311,60 @@ def _spell_rare_in_bytes(lines: list[str], kinds: int) -> list[str]:
     common = {char for char, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:kinds]}
     kept = (" ".join("".join(c if c in common else " " for c in line).split()) for line in lines)
     return [line for line in kept if line]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelTokenizer:
+    """Class labels in the place of texts, for models that are conditioned on a class and no caption.
+
+    A prompt is a class: its number, or its name; "" is no class. Its one token is the label, from 1.
+
+    Attributes:
+        classes: how many there are.
+        first: the number of the first class in prompts (ImageNet's classes count from 0).
+        names: of each class, in order; where a name has commas, each part is a name.
+        max_length: ids of an encoding.
+    """
+
+    classes: int
+    first: int = 1
+    names: tuple[str, ...] = ()
+    max_length: int = 1
+
+    @property
+    def vocab_size(self) -> int:
+        return self.classes + 1
+
+    def encode(self, text: str) -> list[int]:
+        prompt = text.strip()
+        if not prompt:
+            return [0]
+        label = int(prompt) - self.first + 1 if prompt.isdecimal() else self._labels.get(prompt.lower(), 0)
+        if not 1 <= label <= self.classes:
+            named = "or a class's name, " if self.names else ""
+            rule = f'give "{self.first}" to "{self.first + self.classes - 1}", {named}or "" for none'
+            raise TextError(f"prompt {text!r}: this model is told a class, {rule}")
+        return [label]
+
+    def length(self, text: str) -> int:
+        return len(self.encode(text))
+
+    @functools.cached_property
+    def _labels(self) -> dict[str, int]:
+        parts = [(part.strip().lower(), i + 1) for i, name in enumerate(self.names) for part in name.split(",")]
+        # The first class keeps a name that two of them share, so that a name means one class.
+        return dict(reversed(parts))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoText:
+    """For training a model of classes: labels travel beside the captions, which are not read."""
+
+    vocab_size: int = 1
+    max_length: int = 1
+
+    def encode(self, text: str) -> list[int]:
+        return [0]
+
+    def length(self, text: str) -> int:
+        return 1
