@@ -3,13 +3,14 @@
 Axis names used in every signature:
     b batch   t frames or latent frames   h, w height and width   c channels
     n tokens of a packed row   m text tokens of a packed row   p values of one token   d model width
-    k noise levels of a row    s clips of a row
+    k frames of tokens of a row, each with a noise level of its own    s clips of a row
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -59,11 +60,14 @@ class Clip:
     fps: float
 
 
+Axis = Literal["clip", "frame", "token", "sequence"]
+
+
 @jax.tree_util.register_dataclass
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A batch of packed rows of tokens: what the DiT sees.
+    """A batch of packed rows of tokens: what a backbone sees.
 
     Every clip of a row keeps its own coordinates; attention never crosses clips. A dense batch of
     videos is the special case of one clip a row.
@@ -78,8 +82,9 @@ class Row:
     text_segment_ids: int32 [b m], the clip that a text token describes; 0 marks padding. Each clip has at
         least one text token (the first, which alone stands for the empty prompt).
     text_position: int32 [b m], index of the token inside its own caption, from 0.
-    label: int32 [b s], class label of clip 1, 2, ..., s (0 where unused or unlabelled).
-    action: float32 [b k a], what is done in each frame of tokens (vdit/data/actions.py); None without actions.
+    cond: name -> values of a condition (vdit/models/conditioner.py): [b s ...] of clips and of their sequences,
+        [b k ...] of frames, [b n ...] of tokens; clip i has entry i - 1 of s. Padding is 0.
+    cond_axes: (name, axis) of each entry of cond.
 
     AXES: the logical axes of each field (vdit/dist/rules.py).
     """
@@ -93,8 +98,6 @@ class Row:
         "text": ("batch", "text_tokens"),
         "text_segment_ids": ("batch", "text_tokens"),
         "text_position": ("batch", "text_tokens"),
-        "label": ("batch", None),
-        "action": ("batch", None, None),
     }
 
     values: Array
@@ -105,5 +108,26 @@ class Row:
     text: Array
     text_segment_ids: Array
     text_position: Array
-    label: Array
-    action: Array | None = None
+    cond: dict[str, Array] = dataclasses.field(default_factory=dict)
+    cond_axes: tuple[tuple[str, Axis], ...] = dataclasses.field(default=(), metadata={"static": True})
+
+    @property
+    def max_clips(self) -> int:
+        """s: how many clips a row has room for. Each has a frame at least, so there are no more than k."""
+        of_clips = [name for name, axis in self.cond_axes if axis in ("clip", "sequence")]
+        return self.cond[of_clips[0]].shape[1] if of_clips else self.frame_segment_ids.shape[1]
+
+    def with_cond(self, name: str, values: Array, axis: Axis) -> Row:
+        """The row with this condition, in the place of another of the same name."""
+        axes = {**dict(self.cond_axes), name: axis}
+        return dataclasses.replace(self, cond={**self.cond, name: values}, cond_axes=tuple(sorted(axes.items())))
+
+    def map_axes(self, function: Callable[[Array, tuple[str | None, ...]], Any]) -> Row:
+        """A row of function(array, its logical axes) of every array. Arrays may have pieces [a b/a ...] in front."""
+        fields = {name: function(getattr(self, name), names) for name, names in self.AXES.items()}
+        cond, pieces = {}, self.values.ndim - 3
+        for name, axis in self.cond_axes:
+            values = self.cond[name]
+            second = "tokens" if axis == "token" else None
+            cond[name] = function(values, ("batch", second, *[None] * (values.ndim - 2 - pieces)))
+        return dataclasses.replace(self, **fields, cond=cond)

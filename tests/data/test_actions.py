@@ -7,7 +7,7 @@ import pytest
 
 from vdit.data import Clips, DataConfig, LatentStore, encode_clips, group_actions, row_iterator, write_latents
 from vdit.data.cuts import DecodedClip
-from vdit.data.packing import PackItem, RowShape, build_rows
+from vdit.data.packing import CondShape, PackItem, RowShape, build_rows
 from vdit.errors import ConfigError, DataError, ShapeError
 
 
@@ -86,16 +86,16 @@ def test_from_a_library_to_the_slots_of_rows_and_back(tmp_path, patch_frames):
     encode_clips(Clips(Steered(), config), encode, tmp_path / "out", samples=6, threads=1)
     store, seen = LatentStore(tmp_path / "out"), 0
     for rows in row_iterator(config, store, Letters(), (patch_frames, 2, 2), seed=0, batch_rows=2, stride=4):
-        assert rows.action.shape == (2, 9, 8 * patch_frames)
-        assert rows.action.dtype == np.float32
-        assert not rows.action[rows.frame_segment_ids == 0].any()
+        assert rows.cond["action"].shape == (2, 9, 8 * patch_frames)
+        assert rows.cond["action"].dtype == np.float32
+        assert not rows.cond["action"][rows.frame_segment_ids == 0].any()
         for b in range(2):
             for number in range(1, rows.segment_ids[b].max() + 1):
                 tokens = rows.segment_ids[b] == number
                 item, slots = int(rows.values[b][tokens][0, 3]), np.unique(rows.frame_index[b][tokens])
                 frames = 1 + (len(slots) * patch_frames - 1) * 4
                 expected = group_actions(actions_of(item, frames), 4, patch_frames)
-                np.testing.assert_array_equal(rows.action[b, slots], expected)
+                np.testing.assert_array_equal(rows.cond["action"][b, slots], expected)
                 seen += 1
     assert seen == 6
 
@@ -126,7 +126,7 @@ def test_without_actions_in_the_config_rows_have_none_and_places_are_those_of_be
     config = config_of(actions=0)
     encode_clips(Clips(Steered(), config), encode, tmp_path / "out", samples=6, threads=1)
     iterator = row_iterator(config, LatentStore(tmp_path / "out"), Letters(), (1, 2, 2), seed=0, batch_rows=2, stride=4)
-    assert next(iterator).action is None
+    assert set(next(iterator).cond) == {"label"}
     assert not {"actions", "stride"} & set(iterator.get_state()["identity"])
 
 
@@ -177,9 +177,11 @@ def test_actions_that_do_not_belong_to_the_frames_are_refused():
 
 def test_clips_with_and_without_actions_do_not_share_a_batch():
     def clip(action):
-        return PackItem(values=np.zeros((2, 1)), grid=(2, 1, 1), text=np.ones(1, np.int32), action=action)
+        return PackItem(values=np.zeros((2, 1)), grid=(2, 1, 1), text=np.ones(1, np.int32),
+                        cond={} if action is None else {"action": action})
 
-    limits = RowShape(tokens=4, text=4, slots=4, clips=2)
+    action = CondShape("action", "frame", (2,), "float32")
+    limits = RowShape(tokens=4, text=4, slots=4, clips=2, conditions=(action,))
     for other in (None, np.zeros((2, 3), np.float32)):
         with pytest.raises(DataError, match="all clips of a batch"):
             build_rows([[clip(np.zeros((2, 2), np.float32)), clip(other)]], limits)

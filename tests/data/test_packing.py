@@ -11,11 +11,12 @@ import pytest
 
 from vdit.data.config import DataConfig
 from vdit.data.packer import PackedRows
-from vdit.data.packing import PackItem, RowShape, build_rows, check_fits, choose
+from vdit.data.packing import CondShape, PackItem, RowShape, build_rows, check_fits, choose
 from vdit.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMITS = RowShape(tokens=100, text=40, slots=24, clips=12)
+LABEL = CondShape("label", "clip", (), "int32")
+LIMITS = RowShape(tokens=100, text=40, slots=24, clips=12, conditions=(LABEL,))
 
 
 def clips_of(count, seed=0, width=2):
@@ -27,7 +28,7 @@ def clips_of(count, seed=0, width=2):
         n = int(np.prod(grid))
         values = np.arange(token, token + n, dtype=np.float32)[:, None].repeat(width, 1)
         text = 1000 * i + np.arange(int(rng.integers(1, 9)), dtype=np.int32)
-        clips.append(PackItem(values=values, grid=grid, text=text, label=i + 1, place=i, name=f"c{i}"))
+        clips.append(PackItem(values=values, grid=grid, text=text, cond={"label": i + 1}, place=i, name=f"c{i}"))
         token += n
     return clips
 
@@ -52,9 +53,9 @@ def test_every_token_is_in_exactly_one_row_once_and_rows_keep_their_invariants()
         assert not rows.text_position[b][text_segment_ids == 0].any()
         assert (frame_segment_ids[rows.frame_index[b]][~padding] == clip[~padding]).all()
         count = int(clip.max())
-        assert not rows.label[b][count:].any()
+        assert not rows.cond["label"][b][count:].any()
         for number in range(1, count + 1):
-            original = clips[rows.label[b, number - 1] - 1]
+            original = clips[rows.cond["label"][b, number - 1] - 1]
             mine = clip == number
             np.testing.assert_array_equal(rows.values[b][mine], original.values)
             expected = np.stack(np.unravel_index(np.arange(len(original.values)), original.grid), 1)
@@ -72,7 +73,7 @@ def test_every_token_is_in_exactly_one_row_once_and_rows_keep_their_invariants()
 def test_no_clip_waits_for_more_rows_than_the_buffer_holds_clips():
     waiting = set(range(400))
     for rows in packed(clips_of(400, seed=1), batch_rows=1, buffer_clips=16):
-        places = set((rows.label[0][rows.label[0] > 0] - 1).tolist())
+        places = set((rows.cond["label"][0][rows.cond["label"][0] > 0] - 1).tolist())
         assert min(waiting) in places  # the oldest leaves with every row ...
         assert max(places) < 400 - len(waiting) + 16  # ... and at most 16 wait
         waiting -= places

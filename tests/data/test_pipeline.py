@@ -71,7 +71,7 @@ def same(a, b):
 
 
 def labels(batches):
-    return Counter(int(v) for rows in batches for v in rows.label.ravel() if v)
+    return Counter(int(v) for rows in batches for v in rows.cond["label"].ravel() if v)
 
 
 def test_one_pass_holds_every_item_once(store):

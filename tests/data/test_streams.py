@@ -78,7 +78,7 @@ def same(a, b):
 
 
 def labels(batches):
-    return Counter(int(v) for rows in batches for v in rows.label.ravel() if v)
+    return Counter(int(v) for rows in batches for v in rows.cond["label"].ravel() if v)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -52,7 +52,7 @@ def described(rows):
     """Each row as (labels, digest of all it holds)."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(rows)]
     digests = [hashlib.sha256(b"".join(leaf[b].tobytes() for leaf in leaves)) for b in range(len(leaves[0]))]
-    return [[[int(v) for v in labels if v], digest.hexdigest()] for labels, digest in zip(rows.label, digests)]
+    return [[[int(v) for v in labels if v], digest.hexdigest()] for labels, digest in zip(rows.cond["label"], digests)]
 
 
 def merged(files):

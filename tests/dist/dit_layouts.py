@@ -141,7 +141,8 @@ def _row(rng: np.random.Generator, order: list[int]) -> Row:
         row["text_position"][words] = np.arange(CAPTIONS[which])
         row["label"][clip - 1] = rng.integers(1, 15)
         token, frame_index, word = at.stop, frame_index + grid[0], words.stop
-    return Row(**row)
+    label = row.pop("label")
+    return Row(**row, cond={"label": label}, cond_axes=(("label", "clip"),))
 
 
 def begin(plan) -> TrainState:

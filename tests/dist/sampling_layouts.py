@@ -46,7 +46,7 @@ CASES = {
 VAE_CONFIG = preset("tiny", latent_channels=5)
 NETWORK = Network(
     text=TextConfig(vocab_size=136, max_length=12, width=40, depth=1, heads=4),
-    dit=DiTConfig(in_channels=5, width=72, depth=2, heads=4, mlp_width=104, patch=(1, 2, 2), time_features=36),
+    backbone=DiTConfig(in_channels=5, width=72, depth=2, heads=4, mlp_width=104, patch=(1, 2, 2), time_features=36),
 )
 SCHEDULE = make_schedule(DiffusionConfig())
 METHOD = SamplingConfig(

@@ -20,7 +20,8 @@ from vdit.dist.collectives import collectives, totals
 from vdit.dist.mesh import MeshConfig, make_mesh
 from vdit.dist.rules import constrain, partition_spec
 from vdit.models.dit import DiT, DiTConfig
-from vdit.models.dit.past import KEYS, beside
+from tests.models.dit.inputs import as_row, model_of
+from vdit.models.cache import KEYS, concat_tokens
 from vdit.nn.attention import attention, chunked
 from vdit.nn.linear import matmul
 from vdit.nn.rope import rotate, rotations
@@ -157,26 +158,26 @@ def past_error(mesh):
     """A causal DiT with a past, its tokens shared out, against one device; and what laying both side by side sends."""
     config = DiTConfig(in_channels=2, width=32, depth=1, heads=4, text="none", classes=1, causal=True)
     rng = np.random.default_rng(0)
-    model, (b, n, f) = DiT(config), (2, 32, 8)  # frames of 8 tokens
+    model, (b, n, f) = model_of(config), (2, 32, 8)  # frames of 8 tokens
     ones, frame = np.ones((b, n), np.int32), np.tile(np.arange(n, dtype=np.int32) // f, (b, 1))
     row = {
         "values": rng.normal(size=(b, n, 8)).astype(np.float32), "time": np.zeros((b, n // f), np.float32),
         "segment_ids": ones, "frame_index": frame, "frame_segment_ids": ones[:, : n // f], "label": ones[:, :1],
     }  # fmt: skip
     at = lambda first: np.stack([frame + first, 0 * frame, 0 * frame], -1)  # noqa: E731
-    shapes = nn.meta.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), **row, position=at(0))))
+    shapes = nn.meta.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), *as_row(row | {"position": at(0)}))))
     params = jax.tree.map(lambda x: np.float32(rng.normal(size=x.shape) * 0.3), shapes)
 
     def both(row):
-        _, past = model.apply(params, **row, position=at(0), keep=True)
-        return model.apply(params, **row, position=at(n // f), past=past)
+        cache = model.apply(params, *as_row(row | {"position": at(0)}), return_cache=True).cache
+        return model.apply(params, *as_row(row | {"position": at(n // f)}), cache=cache).prediction
 
     want = jax.jit(both)(row)
     with jax.set_mesh(mesh):
         got = jax.jit(lambda row: both(row))(row)
         sharding = NamedSharding(mesh, partition_spec(KEYS, (b, n, 4, 8), dict(mesh.shape))[0])
         keys = jax.ShapeDtypeStruct((b, n, 4, 8), jnp.float32, sharding=sharding)
-        joined = jax.jit(lambda x, y: beside(x, y, KEYS)).lower(keys, keys).compile().as_text()
+        joined = jax.jit(lambda x, y: concat_tokens(x, y, KEYS)).lower(keys, keys).compile().as_text()
     return float(np.abs(np.asarray(got) - want).max() / np.abs(want).max()), len(collectives(joined, mesh))
 
 

@@ -90,10 +90,12 @@ def test_a_batch_lies_as_its_logical_axes_say():
     mesh = Mesh(devices, AXES)
     struct = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)  # noqa: E731
     row = Row(**{name: struct(4, *[6] * (len(axes) - 1)) for name, axes in Row.AXES.items()})
+    row = row.with_cond("label", struct(4, 6), "clip").with_cond("depth", struct(4, 6, 5), "token")
     places = batch_shardings(mesh, {"row": row, "video": struct(4, 8, 6, 6, 3), "weight": struct(4)})
     parts = jax.tree.map(lambda place, leaf: place.shard_shape(leaf.shape), places["row"], row)
     assert (parts.values, parts.segment_ids, parts.position) == ((2, 3, 6), (2, 3), (2, 3, 6))
-    assert (parts.text, parts.frame_segment_ids, parts.label) == ((2, 6), (2, 6), (2, 6))
+    assert (parts.text, parts.frame_segment_ids, parts.cond["label"]) == ((2, 6), (2, 6), (2, 6))
+    assert parts.cond["depth"] == (2, 3, 5)
     assert places["video"].shard_shape((4, 8, 6, 6, 3)) == (2, 4, 6, 6, 3)
     assert places["weight"].shard_shape((4,)) == (2,)
     pieces = batch_shardings(mesh, struct(3, 4, 5), accumulation=True)

@@ -12,7 +12,7 @@ import vdit
 from tests import tiny
 from vdit.errors import ConfigError, ShapeError
 from vdit.generate.simulating import Simulator
-from vdit.models.dit.past import KVCache
+from vdit.models.cache import KVCache
 from vdit.nn.rope import rotate, rotations
 from vdit.sampling.canvas import Canvas
 from vdit.sampling.denoise import fill
@@ -112,7 +112,7 @@ def test_what_is_done_shows_from_then_on_and_not_before(fresh):
 @pytest.mark.parametrize("simulator", [1, 2], ids=["each frame alone", "stride 2"], indirect=True)
 def test_the_newest_is_known_and_the_oldest_forgotten(fresh):
     step = fresh._step
-    seen, done = [latents(fresh, fresh.world)[0]], [np.zeros(step.network.dit.action_width)]
+    seen, done = [latents(fresh, fresh.world)[0]], [np.zeros(step.network.backbone.action_width)]
     for k in range(9):
         fresh.step((k, -k))
         seen.append(latents(fresh, fresh.world)[-1])
@@ -146,7 +146,7 @@ def test_a_step_is_a_canvas_without_what_is_not_there(fresh):
     there = slice(old, at + 1)
     level = np.zeros((1, at + 1 - old, 1, 1), np.float32)
     level[:, -1] = 1
-    exact = Canvas(latents=known.latents[:, there], level=level, action=known.action[:, there], first=old)
+    exact = Canvas(latents=known.latents[:, there], level=level, cond={"action": known.action[:, there]}, first=old)
     wide = step.canvas(known, known.action)
     assert not wide.there.all()
     np.testing.assert_allclose(run(wide, noise)[:, at], run(exact, noise[:, there])[:, -1], atol=1e-5)
@@ -201,7 +201,7 @@ def test_several_frames_beside_what_is_kept_are_those_of_the_canvas(causal):
     latents, noise = rng.normal(size=(2, 1, 5, 4, 4, 4)).astype(np.float32)
     done = rng.normal(size=(1, 5, 2)).astype(np.float32)
     level = np.float32([0, 0, 0, 1, 1])[None, :, None, None]
-    canvas = Canvas(latents=latents, level=level, action=done)
+    canvas = Canvas(latents=latents, level=level, cond={"action": done})
     whole = jax.jit(lambda: fill(network, causal.params, canvas, words, words, key, method, noise=noise))()
     go_on = Continuation(network=network, method=method, capacity=4)
 
@@ -237,7 +237,7 @@ def test_only_what_no_later_frame_changes_is_kept(causal, generator):
     assert keeps(network, method)
     assert not keeps(network, causal.method(context_guidance=2.0))
     assert not keeps(network, causal.method(known="noised"))
-    placed = dataclasses.replace(network, dit=dataclasses.replace(network.dit, position="both"))
+    placed = dataclasses.replace(network, dit=dataclasses.replace(network.backbone, position="both"))
     assert not keeps(placed, method)
     with pytest.raises(ConfigError, match="keep=True: only of a causal model"):
         vdit.Simulator(generator, "a", keep=True)

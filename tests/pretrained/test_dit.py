@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from tests.models.dit.inputs import as_row, model_of
 from tests.pretrained.load import empty, fill
 from tests.pretrained.reference import dense_inputs, enliven, saved
 from vdit.data.patches import grid_position, unpatchify
 from vdit.errors import WeightsError
 from vdit.models.dit.config import preset
-from vdit.models.dit.model import DiT
 from vdit.nn.embedding import sincos_position
 from vdit.pretrained import dit as maps
 from vdit.pretrained.weights import Rule
@@ -60,8 +60,12 @@ def draw(b=3):
 
 
 @functools.partial(jax.jit, static_argnums=0)
+def _predict(config, params, row, time, text):
+    return model_of(config).apply({"params": params}, row, time, text).prediction
+
+
 def predict(config, params, inputs):
-    return DiT(config).apply({"params": params}, **inputs)
+    return _predict(config, params, *as_row(inputs))
 
 
 def run_ours(config, params, latents, time, label):
@@ -255,4 +259,4 @@ def abstract(config) -> dict:
     inputs = {name: one for name in ("segment_ids", "frame_index", "frame_segment_ids", "label")}
     inputs |= {"values": jnp.ones((1, 1, config.token_values)), "time": jnp.ones((1, 1))}
     inputs["position"] = jnp.zeros((1, 1, 3), jnp.int32)
-    return jax.eval_shape(lambda: nn.meta.unbox(DiT(config).init(jax.random.key(0), **inputs))["params"])
+    return jax.eval_shape(lambda: nn.meta.unbox(model_of(config).init(jax.random.key(0), *as_row(inputs)))["params"])

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from tests.models.dit.inputs import as_row, model_of
 from tests.pretrained.load import empty, fill
 from tests.pretrained.reference import dense_inputs, enliven, saved
 from vdit.data.patches import token_grid, unpatchify
 from vdit.errors import WeightsError
 from vdit.models.dit.config import DiTConfig, preset
-from vdit.models.dit.model import DiT
 from vdit.pretrained.wan import diffusers_rules, original_config, original_rules, wan_config, wan_json
 
 SMALL = {
@@ -73,8 +73,12 @@ def run(torch, model, inputs):
 
 
 @functools.partial(jax.jit, static_argnums=0)
+def _predict(config, params, row, time, text):
+    return model_of(config).apply({"params": params}, row, time, text).prediction
+
+
 def predict(config, params, inputs):
-    return DiT(config).apply({"params": params}, **inputs)
+    return _predict(config, params, *as_row(inputs))
 
 
 def run_ours(config, params, inputs, shape):
@@ -86,7 +90,7 @@ def run_ours(config, params, inputs, shape):
 
 def abstract(config: DiTConfig, inputs) -> dict:
     """Shapes of our parameters."""
-    init = lambda: nn.meta.unbox(DiT(config).init(jax.random.key(0), **inputs))["params"]  # noqa: E731
+    init = lambda: nn.meta.unbox(model_of(config).init(jax.random.key(0), *as_row(inputs)))["params"]  # noqa: E731
     return jax.eval_shape(init)
 
 

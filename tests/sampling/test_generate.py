@@ -24,7 +24,7 @@ from vdit.sampling.programs import TextToVideo, compiled
 
 NETWORK = Network(
     text=TextConfig(vocab_size=16, max_length=6, width=16, depth=1, heads=2),
-    dit=DiTConfig(in_channels=4, width=32, depth=1, heads=2),
+    backbone=DiTConfig(in_channels=4, width=32, depth=1, heads=2),
 )
 SHAPE = (3, 4, 2, 4)
 

@@ -12,8 +12,8 @@ from tests.sampling.test_generate import NETWORK, SHAPE, method, prompts
 from vdit import samplers
 from vdit.diffusion import Guidance
 from vdit.errors import ConfigError
+from vdit.models.cache import BlockCall, Residuals, run_blocks
 from vdit.models.dit import DiT
-from vdit.models.dit.reuse import Residuals, Reusing, pass_over
 from vdit.models.network import LOW
 from vdit.samplers import StatefulDenoiser
 from vdit.samplers.grid import Grid
@@ -83,24 +83,18 @@ def test_unrolled_layers_pass_over_as_scanned_ones(params):
     row = dense_rows(canvas_tokens(blank(1, SHAPE), cfg.patch), prompts(3))
     values = jax.random.normal(jax.random.key(0), row.values.shape)
     text = jax.random.normal(jax.random.key(1), (*row.text.shape, DEEP.text.width))
-    inputs = dict(
-        text=text,
-        position=row.position,
-        segment_ids=row.segment_ids,
-        frame_index=row.frame_index,
-        frame_segment_ids=row.frame_segment_ids,
-    )
-    inputs["text_segment_ids"] = row.text_segment_ids
     weight, time = jnp.ones(row.segment_ids.shape), jnp.full(row.frame_segment_ids.shape, 500.0)
     found = []
     for params, config in ((dit, cfg), (flat, dataclasses.replace(cfg, scan=False))):
 
         @jax.jit
         def call(params, values, kept, limit, config=config):
-            reuse = Reusing(kept=kept, limit=limit, weight=weight)
-            return DiT(config).apply({"params": params}, values, time=time, reuse=reuse, **inputs)
+            reuse = BlockCall(residuals=kept, limit=limit, weight=weight)
+            here = dataclasses.replace(row, values=values)
+            out = DiT(config).apply({"params": params}, here, time, text, block_cache=reuse)
+            return out.prediction, out.residuals
 
-        out, kept = call(params, values, Residuals.blank(cfg, *row.segment_ids.shape), jnp.float32(0.1))
+        out, kept = call(params, values, cfg.empty_residuals(*row.segment_ids.shape), jnp.float32(0.1))
         assert kept.change == 0
         again, kept = call(params, 1.01 * values, kept, jnp.float32(0.1))
         assert 0 < kept.change < 0.1
@@ -124,7 +118,7 @@ def test_error_and_blocks_passed_over_grow_with_the_threshold(params):
     assert errors[0] < 0.02
 
 
-def test_every_call_of_a_sampler_of_two_a_step_may_pass_over(params):
+def test_every_call_of_a_sampler_of_two_a_step_may_run_blocks(params):
     changes = []
     how = method(sampler=Watched(samplers.make("heun"), changes), grid=Grid(steps=6), guidance=Guidance())
     run(params, dataclasses.replace(how, reuse=BlockCache(threshold=1e9, first=2, last=3)))
@@ -162,14 +156,15 @@ def toy(x, reuse, scan, ran=None):
             jax.debug.callback(lambda i: ran.append(int(i)), i, ordered=True)
         return x + (i + 1) * x
 
-    return pass_over(block, 4, x, reuse, scan=scan)
+    return run_blocks(block, 4, x, reuse, scan=scan)
 
 
 @pytest.mark.parametrize("scan", [True, False])
 def test_what_is_passed_over_is_not_computed(scan):
     x, ran = jnp.ones((1, 3, 2)), []
     kept = Residuals(first=0 * x, rest=0 * x, change=jnp.float32(np.inf))
-    call = jax.jit(lambda x, kept, limit: toy(x, Reusing(kept=kept, limit=limit, weight=jnp.ones((1, 3))), scan, ran))
+    weight = jnp.ones((1, 3))
+    call = jax.jit(lambda x, kept, limit: toy(x, BlockCall(residuals=kept, limit=limit, weight=weight), scan, ran))
     y, kept = call(x, kept, 0.3)
     jax.effects_barrier()
     np.testing.assert_array_equal(y, 2 * 3 * 4 * 5 * x)
@@ -191,7 +186,7 @@ def test_tokens_of_weight_0_have_no_part_in_the_change():
     kept = Residuals(first=x, rest=x, change=jnp.float32(0))
     moved = x.at[:, 2].set(5.0)
     change_of = jax.jit(
-        lambda x, weight: toy(x, Reusing(kept=kept, limit=jnp.float32(100), weight=weight), scan=False)[1].change
+        lambda x, weight: toy(x, BlockCall(residuals=kept, limit=jnp.float32(100), weight=weight), scan=False)[1].change
     )
     for weight, change in (((1.0, 1.0, 0.0), 0.0), ((0.0, 0.0, 1.0), 4.0), ((1.0, 1.0, 1.0), 4 / 3)):
         np.testing.assert_allclose(change_of(moved, jnp.asarray([weight])), change, rtol=1e-6)

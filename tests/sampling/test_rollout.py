@@ -41,12 +41,10 @@ def test_a_window_too_short_to_slide_is_refused_with_the_least_that_is_not():
 def test_canvases_know_what_was_made_last_and_nothing_else():
     rng = np.random.default_rng(0)
     head = rng.normal(size=(1, 2, 3, 3, 4)).astype(np.float32)
-    canvas = beginning(head, 3, patch=2, action_width=5)
+    canvas = beginning(head, 3, patch=2)
     np.testing.assert_array_equal(canvas.latents[:, :2], head)
     np.testing.assert_array_equal(canvas.level[0, :, 0, 0], [0, 0, 1, 1, 1, 1])
     assert canvas.first == 0
-    np.testing.assert_array_equal(canvas.action, np.zeros((1, 3, 5)))
-    assert beginning(head, 3, patch=2).action is None
     made = rng.normal(size=(1, 6, 3, 3, 4)).astype(np.float32)
     canvas = going_on(made, Slide(window=4, context=2, first=1), begun=head, patch=2)
     np.testing.assert_array_equal(canvas.latents, np.concatenate([made[:, -4:], np.zeros_like(made[:, :2])], axis=1))

@@ -1,6 +1,5 @@
 """Random canvases: what is known is what the kind says, at the level it is told, and never all of a clip."""
 
-import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ def row():
         return PackItem(values=np.ones((np.prod(grid), 4), np.float32), grid=grid, text=np.array([1], np.int32))
 
     packed = build_rows([[clip(grid) for grid in GRIDS], [clip(grid) for grid in GRIDS[::-1]]], LIMITS)
-    packed = dataclasses.replace(packed, action=np.zeros((2, LIMITS.slots, 3), np.float32))
+    packed = packed.with_cond("action", np.zeros((2, LIMITS.slots, 3), np.float32), "frame")
     return jax.tree.map(jnp.asarray, packed)
 
 
@@ -111,7 +110,7 @@ def test_masks_are_boxes_within_frames_that_move(row):
     """Known tokens of a frame have a slot of their own at level 0; the region, or what is around it, is a box."""
     shares, moving = [], 0
     for new, known, levels in drawn(row, only("mask")):
-        assert new.frame_segment_ids.shape[1] == 2 * LIMITS.slots == new.action.shape[1]
+        assert new.frame_segment_ids.shape[1] == 2 * LIMITS.slots == new.cond["action"].shape[1]
         np.testing.assert_array_equal(levels[known], 0.0)
         assert (levels[(new.segment_ids > 0) & ~known] > 0).all()
         assert ((new.frame_index >= LIMITS.slots) == known).all()

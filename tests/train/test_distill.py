@@ -21,6 +21,8 @@ from vdit.experiment.canvases import CanvasConfig, DrawnCanvas
 from vdit.experiment.distill import TEACHER, ConsistencyDistillation, consistency_gap, pseudo_huber, step_down
 from vdit.experiment.experiment import Experiment
 from vdit.experiment.training import LoRAConfig
+from vdit.models.backbone import Output
+from vdit.models.conditions import ClassCondition
 from vdit.models.dit.config import DiTConfig
 from vdit.models.vae.config import preset
 from vdit.sampling.canvas import Canvas, tokenize
@@ -132,10 +134,8 @@ def test_steps_lie_on_the_shifted_grid_and_what_is_known_stays(row):
 class ToyNetwork:
     """Predicts velocity, as in `gap`; `pull` [] times the label is added. told: what it was asked, while tracing."""
 
-    uses_text = False
-
     def __init__(self, classes=0):
-        self.told, self.dit = [], DiTConfig(in_channels=4, text="none", classes=classes)
+        self.told, self.classes = [], classes
 
     def encode_text(self, params, row):
         return None
@@ -146,8 +146,16 @@ class ToyNetwork:
         alpha, x = 1 - t, row.values
         x0 = likely(x, alpha, t, STD)
         x0 = x0 + params["mix"] * (place(x, alpha, t, STD) - x0)
-        label = jnp.take_along_axis(jnp.pad(row.label, ((0, 0), (1, 0))), row.segment_ids, axis=1)[..., None]
-        return (x - x0) / jnp.maximum(t, 1e-6) + params.get("pull", 0.0) * label
+        label = jnp.pad(row.cond["label"], ((0, 0), (1, 0)))
+        label = jnp.take_along_axis(label, row.segment_ids, axis=1)[..., None]
+        return Output(prediction=(x - x0) / jnp.maximum(t, 1e-6) + params.get("pull", 0.0) * label)
+
+    @property
+    def all_conditions(self):
+        return (ClassCondition(classes=self.classes),) if self.classes else ()
+
+    def drop(self, row, clips):
+        return ClassCondition(classes=self.classes).drop(row, clips)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,7 +187,7 @@ def row():
 
     groups = [[clip((5, 2, 2)), clip((3, 3, 2)), clip((1, 4, 4))] for _ in range(4)]
     rows = jax.tree.map(jnp.asarray, build_rows(groups, RowShape(tokens=64, text=8, slots=24, clips=6)))
-    return dataclasses.replace(rows, label=jnp.where(jnp.arange(6) < 3, 1, rows.label))
+    return rows.with_cond("label", jnp.tile(jnp.where(jnp.arange(6) < 3, 1, 0), (4, 1)), "clip")
 
 
 def params_of(mix, pull=0.0):

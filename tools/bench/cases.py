@@ -37,7 +37,8 @@ from vdit.types import Array, PyTree, Row
 def _rows(latents: Array, patch: tuple[int, int, int], prompts: Prompts, label: Array | None = None) -> Row:
     """Latents [b t h w c] as rows of one clip each."""
     canvas = Canvas(latents=latents, level=np.ones((*latents.shape[:2], 1, 1), np.float32))
-    return dense_rows(canvas_tokens(canvas, patch), prompts, label)
+    row = dense_rows(canvas_tokens(canvas, patch), prompts)
+    return row if label is None else row.with_cond("label", label, "clip")
 
 
 class DiTForward(Case):
@@ -72,7 +73,7 @@ class DiTForward(Case):
 
     @property
     def network(self) -> Network:
-        return Network(text=None, dit=self.config)
+        return Network(text=None, backbone=self.config)
 
     def weights(self) -> PyTree:
         return {"dit": self.params(dit_maps.diffusers_rules(self.config), lambda key: self.network.init(key)["dit"])}
@@ -89,7 +90,7 @@ class DiTForward(Case):
 
     def predict(self, params: PyTree, row: Row, times: Array) -> Array:
         """[b h w 2c]: prediction and variance."""
-        out = self.network.apply(params, row, times[:, None])
+        out = self.network.apply(params, row, times[:, None]).prediction
         halves = jnp.split(out, 2, axis=-1)
         return jnp.concatenate([unpatchify(half, self.grid, self.config.patch)[:, 0] for half in halves], axis=-1)
 
@@ -199,7 +200,7 @@ class WanForward(Case):
 
     @property
     def network(self) -> Network:
-        return Network(text=t5_text(t5_preset("umt5-xxl", layers=1, vocab_size=8)), dit=self.config)
+        return Network(text=t5_text(t5_preset("umt5-xxl", layers=1, vocab_size=8)), backbone=self.config)
 
     def ours(self) -> Run:
         params = {"dit": self.params(wan.diffusers_rules(self.config), lambda key: self.network.init(key)["dit"])}
@@ -208,7 +209,7 @@ class WanForward(Case):
 
         def predict(params, row, times, text):
             time = jnp.broadcast_to(times[:, None], row.frame_segment_ids.shape)
-            out = self.network.apply(params, row, time, text)
+            out = self.network.apply(params, row, time, text).prediction
             return unpatchify(out, self.grid, self.config.patch)
 
         return run_jax(predict, params, row, self.times, self.text)
@@ -348,7 +349,7 @@ class Sampling(Case):
     make = WanForward.make
 
     def ours(self) -> Run:
-        network = _Captioned(text=t5_text(t5_preset("umt5-xxl", layers=1, vocab_size=8)), dit=self.config)
+        network = _Captioned(text=t5_text(t5_preset("umt5-xxl", layers=1, vocab_size=8)), backbone=self.config)
         params = {"dit": self.params(wan.diffusers_rules(self.config), lambda key: network.init(key)["dit"])}
         method = SamplingConfig(
             schedule=Flow(shift=3.0, integer_timesteps=True),

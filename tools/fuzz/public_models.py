@@ -193,7 +193,7 @@ def _trees(dit_json: dict, vae_json: dict, read: Callable, family, *, text: bool
     config, vae = read(dit_json), family.vae_config(vae_json)
     encoder = t5.t5_config(_T5) if text else None
     vision = clip.clip_config(_CLIP, _PIXELS) if image else None
-    network = Network(dit=config, text=t5_text(encoder) if text else TextConfig(max_length=1), vision=vision)
+    network = Network(backbone=config, text=t5_text(encoder) if text else TextConfig(max_length=1), vision=vision)
     mesh = one_device()
     return _Trees(
         dit=config, text=encoder, vision=vision, network=abstract_params(network.init, mesh),

@@ -10,15 +10,26 @@ kept: it has the fewest and largest clips, so small ones remain to fill later ro
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from vdit.data.config import DataConfig
-from vdit.data.patches import grid_position
+from vdit.data.patches import Patch, grid_position
 from vdit.errors import DataError
+from vdit.models.conditioner import Conditioner
 from vdit.reprs import short_repr
-from vdit.types import Row
+from vdit.types import Axis, Row
+
+
+class CondShape(NamedTuple):
+    """A condition of a row: its name, what it belongs to, the shape and type of one value."""
+
+    name: str
+    axis: Axis
+    features: tuple[int, ...]
+    dtype: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,22 +37,28 @@ class RowShape:
     """The shape of one row.
 
     tokens: n, tokens of a row. text: m, text tokens. slots: k, noise levels (one for each latent frame of each clip).
-    clips: s, clips.
+    clips: s, clips. conditions: what rows carry beside.
     """
 
     tokens: int
     text: int
     slots: int
     clips: int
+    conditions: tuple[CondShape, ...] = ()
 
     def each(self) -> tuple[int, int, int, int]:
         """The four limits, in the order of PackItem.needs."""
         return self.tokens, self.text, self.slots, self.clips
 
     @staticmethod
-    def of(config: DataConfig) -> RowShape:
+    def of(config: DataConfig, conditions: Sequence[Conditioner] = (), patch: Patch = (1, 1, 1)) -> RowShape:
+        shapes = tuple(CondShape(c.name, c.axis, c.features(patch), c.dtype) for c in conditions)
         return RowShape(tokens=config.row_tokens, text=config.row_text,
-                         slots=config.row_slots, clips=config.row_clips)
+                         slots=config.row_slots, clips=config.row_clips, conditions=shapes)
+
+    def count(self, axis: Axis) -> int:
+        """How many values a condition of this axis has in a row."""
+        return {"frame": self.slots, "token": self.tokens}.get(axis, self.clips)
 
 
 @short_repr
@@ -52,8 +69,8 @@ class PackItem:
     values: float [n p], patchified latents, n = the product of grid.
     grid: tokens along t, h, w.
     text: int32 [m], token ids of the caption, at least one.
-    label: class label, 0 where there is none.
-    action: float32 [k a], what is done in each frame of tokens, k = grid[0]; None without actions.
+    cond: name -> values of a condition: [...] of the clip, [k ...] of frames of tokens (k = grid[0]), [n ...] of
+        tokens, [l e] of a sequence. Names and axes are those of the limits.
     place: the clip's place in the order of reading; from it the clip can be read again.
     name: for messages.
     """
@@ -61,8 +78,7 @@ class PackItem:
     values: np.ndarray
     grid: tuple[int, int, int]
     text: np.ndarray
-    label: int = 0
-    action: np.ndarray | None = None
+    cond: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     place: int = 0
     name: str = ""
 
@@ -126,17 +142,17 @@ def choose(needs: np.ndarray, limits: Sequence[int]) -> list[int]:
     return [0, *reversed(picked)]
 
 
-def empty_rows(count: int, width: int, limits: RowShape, *, actions: int = 0) -> Row:
-    """`count` rows of padding for tokens of `width` values, and `actions` numbers a slot (0: none)."""
+def empty_rows(count: int, width: int, limits: RowShape) -> Row:
+    """`count` rows of padding for tokens of `width` values, with the conditions of the limits."""
     n, m = limits.tokens, limits.text
 
     def ids(*shape: int) -> np.ndarray:
         return np.zeros((count, *shape), np.int32)
 
+    cond = {c.name: np.zeros((count, limits.count(c.axis), *c.features), c.dtype) for c in limits.conditions}
     return Row(values=np.zeros((count, n, width), np.float32), position=ids(n, 3), segment_ids=ids(n),
                frame_index=ids(n), frame_segment_ids=ids(limits.slots), text=ids(m), text_segment_ids=ids(m),
-               text_position=ids(m), label=ids(limits.clips),
-               action=np.zeros((count, limits.slots, actions), np.float32) if actions else None)
+               text_position=ids(m), cond=cond, cond_axes=tuple(sorted((c.name, c.axis) for c in limits.conditions)))
 
 
 def build_rows(groups: Sequence[Sequence[PackItem]], limits: RowShape) -> Row:
@@ -150,11 +166,10 @@ def build_rows(groups: Sequence[Sequence[PackItem]], limits: RowShape) -> Row:
         Rows [b ...], one for each group.
 
     Raises:
-        DataError: a group does not fit, or only some clips have a condition.
+        DataError: a group does not fit, or its clips' conditions are not those of the shape.
     """
     first = next(clip for group in groups for clip in group)
-    actions = _action_width(first)
-    rows = empty_rows(len(groups), first.values.shape[-1], limits, actions=actions)
+    rows = empty_rows(len(groups), first.values.shape[-1], limits)
     for b, group in enumerate(groups):
         n = m = k = 0
         for number, clip in enumerate(group, start=1):
@@ -162,9 +177,6 @@ def build_rows(groups: Sequence[Sequence[PackItem]], limits: RowShape) -> Row:
             total = RowShape(tokens=n + tokens, text=m + text, slots=k + slots, clips=number)
             if any(have > most for have, most in zip(total.each(), limits.each())):
                 raise DataError(f"clip {clip.name!r} overflows row {b}: {total} against {limits}")
-            if _action_width(clip) != actions:
-                raise DataError(f"clip {clip.name!r} has {_action_width(clip)} numbers a slot as its action, clip "
-                                f"{first.name!r} {actions}: all clips of a batch must have as many")
             position = grid_position(clip.grid)
             rows.values[b, n : n + tokens] = clip.values
             rows.position[b, n : n + tokens] = position
@@ -174,12 +186,23 @@ def build_rows(groups: Sequence[Sequence[PackItem]], limits: RowShape) -> Row:
             rows.text[b, m : m + text] = clip.text
             rows.text_segment_ids[b, m : m + text] = number
             rows.text_position[b, m : m + text] = np.arange(text)
-            rows.label[b, number - 1] = clip.label
-            if actions:
-                rows.action[b, k : k + slots] = clip.action
+            for condition in limits.conditions:
+                values = _cond_values(clip, condition)
+                if condition.axis == "token":
+                    rows.cond[condition.name][b, n : n + tokens] = values
+                elif condition.axis == "frame":
+                    rows.cond[condition.name][b, k : k + slots] = values
+                else:
+                    rows.cond[condition.name][b, number - 1] = values
             n, m, k = n + tokens, m + text, k + slots
     return rows
 
 
-def _action_width(clip: PackItem) -> int:
-    return 0 if clip.action is None else clip.action.shape[-1]
+def _cond_values(clip: PackItem, condition: CondShape) -> np.ndarray:
+    """A clip's values of a condition, in the shape that a row takes."""
+    lead = {"token": (len(clip.values),), "frame": (clip.grid[0],)}.get(condition.axis, ())
+    found = None if condition.name not in clip.cond else np.shape(clip.cond[condition.name])
+    if found != (*lead, *condition.features):
+        raise DataError(f"clip {clip.name!r} has the condition {condition.name!r} of shape {found}, rows take "
+                        f"{(*lead, *condition.features)}: all clips of a batch must have it so")
+    return clip.cond[condition.name]

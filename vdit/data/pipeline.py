@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import grain
 import numpy as np
 
-from vdit.data.actions import check_actions, group_actions
+from vdit.data.actions import check_actions
 from vdit.data.clips import Clips
+from vdit.data.conditions import clip_conditions, data_conditions
 from vdit.data.config import DataConfig
 from vdit.data.packer import PackedRows
 from vdit.data.packing import PackItem, RowShape
@@ -30,6 +30,7 @@ from vdit.data.streams import (
     stream_count,
 )
 from vdit.errors import ConfigError, DataError
+from vdit.models.conditioner import Conditioner
 from vdit.models.vae.statistics import normalise
 from vdit.types import Row
 
@@ -44,15 +45,17 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
 
-class ToTokenClip:
-    """Sample with a latent -> PackItem: normalise, patchify, choose a caption, tokenise it, group its actions.
+class ToPackItem:
+    """Sample with a latent -> PackItem: normalise, patchify, choose a caption, tokenise it, arrange its conditions.
 
+    conditions: those that rows carry.
     stride: video frames that a latent frame stands for, all but the first, which stands for one.
     truncated: captions cut to the tokenizer's max_length (or the row's text) so far.
     """
 
     def __init__(self, source: Source, tokenizer: Tokenizer, patch: Patch, config: DataConfig, *, seed: int,
-                 stride: int = 1, mean: np.ndarray | None = None, std: np.ndarray | None = None):
+                 conditions: Sequence[Conditioner] = (), stride: int = 1, mean: np.ndarray | None = None,
+                 std: np.ndarray | None = None):
         if (mean is None) != (std is None):
             raise ConfigError("latents are normalised by mean and std together: give both or neither")
         self.source = source
@@ -60,7 +63,7 @@ class ToTokenClip:
         self.patch = patch
         self.seed = seed
         self.detailed = config.detailed
-        self.actions, self.stride = config.actions, stride
+        self.actions, self.conditions, self.stride = config.actions, tuple(conditions), stride
         self.mean = None if mean is None else np.asarray(mean, np.float32)
         self.std = None if std is None else np.asarray(std, np.float32)
         self.text_limit = min(tokenizer.max_length, config.row_text)
@@ -72,23 +75,14 @@ class ToTokenClip:
         if "latent" not in sample:
             raise DataError(f"{type(self.source).__name__} gives videos, packed rows are made of latents: "
                             "encode it first (data_pipelines/encode_latents.py) and use source='latents'")
+        check_actions(sample, self.actions)
         latent = sample["latent"]
         if self.mean is not None:
             latent = normalise(latent.astype(np.float32), {"mean": self.mean, "std": self.std})
         grid = token_grid(latent.shape, self.patch)
         return PackItem(values=patchify(latent, self.patch), grid=grid, text=self._text(sample, index),
-                         label=int(sample.get("label", 0)), action=self._action(sample, grid[0]), place=place,
-                         name=str(sample.get("id", index)))
-
-    def _action(self, sample: Sample, slots: int) -> np.ndarray | None:
-        if not self.actions:
-            return None
-        check_actions(sample, self.actions)
-        count, expected = len(sample["actions"]), 1 + (slots * self.patch[0] - 1) * self.stride
-        if count != expected:
-            raise DataError(f"clip {sample.get('id', '')!r} has actions of {count} frames, its latents stand for "
-                            f"{expected}: encode it again with the VAE of this run (stride {self.stride} in time)")
-        return group_actions(sample["actions"], self.stride, self.patch[0])
+                        cond=clip_conditions(self.conditions, sample, grid, self.patch, self.stride), place=place,
+                        name=str(sample.get("id", index)))
 
     def _text(self, sample: Sample, index: int) -> np.ndarray:
         captions = sample.get("captions") or [""]
@@ -105,7 +99,8 @@ class ToTokenClip:
 
 def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch: Patch, *, seed: int,
                  batch_rows: int, shard_index: int = 0, shard_count: int = 1, stride: int = 1,
-                 mean: np.ndarray | None = None, std: np.ndarray | None = None) -> RowIterator:
+                 mean: np.ndarray | None = None, std: np.ndarray | None = None,
+                 conditions: Sequence[Conditioner] = ()) -> RowIterator:
     """Batches of packed rows, to train a diffusion transformer.
 
     Args:
@@ -121,6 +116,7 @@ def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch
         stride: video frames of a latent frame (the VAE's stride in time); used where config.actions is not 0.
         mean: float [c], subtracted from latents; None with std=None leaves them.
         std: float [c], which latents are then divided by.
+        conditions: those of the model, beside the class label and the actions, which the config has of its own.
 
     Returns:
         An iterator of `Row` of NumPy arrays [batch_rows / shard_count ...]. It has get_state() (JSON) and
@@ -130,11 +126,14 @@ def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch
     streams = stream_count(config.streams, batch_rows=batch_rows, items=len(source))
     own = own_streams(streams, shard_index, shard_count, batch_rows=batch_rows)
     order = Order(items=len(source), seed=seed, streams=streams, epochs=config.epochs)
-    convert = ToTokenClip(source, tokenizer, tuple(patch), config, seed=seed, stride=stride,
-                          mean=mean, std=std)
-    limits = RowShape.of(config)
+    patch = tuple(patch)
+    conditions = data_conditions(config, conditions, patch=patch, stride=stride)
+    convert = ToPackItem(source, tokenizer, patch, config, seed=seed, conditions=conditions, stride=stride,
+                         mean=mean, std=std)
+    limits = RowShape.of(config, conditions, patch)
     tokens = config.look_ahead()
-    identity = order.identity() | dataclasses.asdict(limits) | {
+    sizes = {"tokens": limits.tokens, "text": limits.text, "slots": limits.slots, "clips": limits.clips}
+    identity = order.identity() | sizes | {
         "patch": list(patch), "batch_rows": batch_rows, "look_ahead": tokens,
         "buffer_clips": config.buffer_clips, "detailed": config.detailed}
     if config.actions:  # not otherwise: places saved before there were actions stay good
@@ -219,7 +218,7 @@ class Prefetch(grain.experimental.ThreadPrefetchDatasetIterator):
 class RowIterator(Prefetch):
     """What row_iterator returns."""
 
-    def __init__(self, rows: grain.DatasetIterator, prefetch: int, convert: ToTokenClip):
+    def __init__(self, rows: grain.DatasetIterator, prefetch: int, convert: ToPackItem):
         super().__init__(rows, prefetch)
         self._convert = convert
 
@@ -253,4 +252,4 @@ def row_use(rows: Row) -> dict[str, float]:
     clips = np.asarray(rows.segment_ids).max(axis=1)
     return {"tokens": useful(rows), "text": float((np.asarray(rows.text_segment_ids) > 0).mean()),
             "slots": float((np.asarray(rows.frame_segment_ids) > 0).mean()),
-            "clips": float(clips.mean() / rows.label.shape[1])}
+            "clips": float(clips.mean() / rows.max_clips)}

@@ -64,7 +64,7 @@ def partition_spec(names: Names, shape: Sequence[int], axis_sizes: dict[str, int
             used.pop()
         if used != wanted:
             num_shards = math.prod(axis_sizes[axis] for axis in wanted)
-            notes.append(f"{name} of size {size} is not divisible by {'*'.join(wanted)}={ways}")
+            notes.append(f"{name} of size {size} is not divisible by {'*'.join(wanted)}={num_shards}")
         taken.update(used)
         entries.append(tuple(used) or None)
     return P(*entries), notes
@@ -99,7 +99,7 @@ def batch_shardings(mesh: Mesh, batch: PyTree, *, accumulation: bool = False, st
     """A NamedSharding for each array of a batch, global shapes.
 
     batch: tree of arrays or ShapeDtypeStructs [b ...]; with `accumulation`, [a b/a ...], its pieces first. The
-    fields of a Row lie as `Row.AXES` says, videos [b t h w 3] as VIDEO does, and anything else is shared out over
+    arrays of a Row lie as `Row.map_axes` says, videos [b t h w 3] as VIDEO does, and anything else is shared out over
     the batch only. What does not divide stays whole; only the batch itself must, if `strict`.
     """
 
@@ -116,10 +116,7 @@ def batch_shardings(mesh: Mesh, batch: PyTree, *, accumulation: bool = False, st
         return NamedSharding(mesh, P(None, *spec) if accumulation else spec)
 
     def each(part):
-        if not isinstance(part, Row):
-            return place(part)
-        fields = {name: (getattr(part, name), names) for name, names in Row.AXES.items()}
-        return Row(**{name: None if leaf is None else place(leaf, names) for name, (leaf, names) in fields.items()})
+        return part.map_axes(place) if isinstance(part, Row) else place(part)
 
     return jax.tree.map(each, batch, is_leaf=lambda part: isinstance(part, Row))
 

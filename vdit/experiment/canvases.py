@@ -113,12 +113,12 @@ def draw_canvases(key: Array, row: Row, config: CanvasConfig, diffusion: Diffusi
     known = known & (row.segment_ids > 0)
     # A frame that is known in part needs two levels: each frame gets a second one, for what is known.
     count = row.frame_segment_ids.shape[1]
-    twice = lambda x: None if x is None else jnp.concatenate([x, x], axis=1)  # noqa: E731
+    twice = lambda x: jnp.concatenate([x, x], axis=1)  # noqa: E731
     row = dataclasses.replace(
         row,
         frame_index=row.frame_index + count * known,
         frame_segment_ids=twice(row.frame_segment_ids),
-        action=twice(row.action),
+        cond=row.cond | {name: twice(row.cond[name]) for name, axis in row.cond_axes if axis == "frame"},
     )
     fixed = jnp.concatenate([jnp.zeros_like(known_slots), jnp.ones_like(known_slots)], axis=1)
     return DrawnCanvas(row=row, levels=jnp.concatenate([levels, context], axis=1), known=known, fixed=fixed)
@@ -137,7 +137,7 @@ class _Clips:
 
     @classmethod
     def of(cls, row: Row) -> _Clips:
-        ids = jnp.arange(row.label.shape[1] + 1)
+        ids = jnp.arange(row.max_clips + 1)
         own = (row.frame_segment_ids[:, :, None] == ids) & (ids > 0)
         rank = jnp.take_along_axis(jnp.cumsum(own, axis=1), row.frame_segment_ids[..., None], axis=2)[..., 0]
         return cls(row=row, count=own.sum(1), frame=rank - 1)

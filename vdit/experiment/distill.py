@@ -36,7 +36,7 @@ from vdit.diffusion.objectives import expand_like, weighted_mean
 from vdit.diffusion.schedules import Schedule
 from vdit.errors import ConfigError
 from vdit.experiment.canvases import DrawnCanvas, draw_canvases
-from vdit.experiment.objectives import DiffusionModel, LossFn, Objective, drop_where, token_counts
+from vdit.experiment.objectives import DiffusionModel, LossFn, Objective, token_counts
 from vdit.registry import register
 from vdit.reprs import short_repr
 from vdit.types import Array, PyTree, Row
@@ -124,7 +124,7 @@ def _network(model: DiffusionModel, params: PyTree, row: Row) -> Predict:
     text = network.encode_text(params, row)
 
     def predict(x: Array, level: Array) -> Array:
-        return network.apply(params, dataclasses.replace(row, values=x), schedule.time(level), text)
+        return network.apply(params, dataclasses.replace(row, values=x), schedule.time(level), text).prediction
 
     return predict
 
@@ -132,10 +132,10 @@ def _network(model: DiffusionModel, params: PyTree, row: Row) -> Predict:
 def _guided(config: ConsistencyDistillation, model: DiffusionModel, teacher: PyTree, row: Row) -> Predict:
     """What the teacher predicts, guided by text or class as the student is to be without."""
     positive = _network(model, teacher, row)
-    if config.guidance == 1.0 or not (model.network.uses_text or model.network.dit.classes):
+    if config.guidance == 1.0 or not any(condition.guided for condition in model.network.all_conditions):
         return positive
-    everything = jnp.ones(row.label.shape, bool)
-    negative, (low, high) = _network(model, teacher, drop_where(everything, row, model)), config.interval
+    every_clip = jnp.pad(jnp.ones((row.segment_ids.shape[0], row.max_clips), bool), ((0, 0), (1, 0)))
+    negative, (low, high) = _network(model, teacher, model.network.drop(row, every_clip)), config.interval
 
     def predict(x: Array, level: Array) -> Array:
         inside = jnp.take_along_axis((level >= low) & (level <= high), row.frame_index, axis=1)

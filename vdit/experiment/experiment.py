@@ -206,4 +206,4 @@ class Experiment:
     @property
     def network(self) -> Network:
         text = None if self.dit.text == "none" else self.text
-        return Network(text=text, dit=self.dit, vision=self.vision, boundary=self.expert_boundary)
+        return Network(text=text, backbone=self.dit, vision=self.vision, boundary=self.expert_boundary)

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from vdit.diffusion import DiffusionConfig, add_noise, diffusion_loss, make_schedule
 from vdit.experiment.canvases import CanvasConfig, draw_canvases
 from vdit.models.network import Network
-from vdit.models.text.encoder import drop_captions
 from vdit.registry import register
 from vdit.reprs import short_repr
 from vdit.types import Array, PyTree, Row
@@ -55,12 +54,14 @@ class DiffusionModel:
     diffusion: schedule, prediction, and how noise levels are sampled.
     canvases: which tokens of a clip are known in a training step.
     text_dropout: probability that a clip loses its caption or class, for classifier-free guidance.
+    condition_dropout: whether other conditions are dropped, each by its own dropout.
     """
 
     network: Network
     diffusion: DiffusionConfig = DiffusionConfig()
     canvases: CanvasConfig = CanvasConfig()
     text_dropout: float = 0.0
+    condition_dropout: bool = True
 
 
 class Objective(Protocol):
@@ -144,7 +145,7 @@ def forward(model: DiffusionModel, params: PyTree, corrupted: Corrupted) -> Arra
         float32 [b n p] ([b n 2p] with a learned variance).
     """
     time = make_schedule(model.diffusion).time(corrupted.levels)
-    return model.network.apply(params, corrupted.row, time)
+    return model.network.apply(params, corrupted.row, time).prediction
 
 
 def denoising_loss(model: DiffusionModel, output: Array, corrupted: Corrupted) -> tuple[Array, dict[str, Array]]:
@@ -186,27 +187,16 @@ class DenoisingLoss(Objective):
 
 
 def drop_conditions(key: Array, row: Row, model: DiffusionModel) -> Row:
-    """The row with the captions and classes of some clips dropped, by `model.text_dropout`. Traceable."""
-    if not model.text_dropout:
-        return row
-    drop = jax.random.bernoulli(key, model.text_dropout, row.label.shape)
-    return drop_where(drop, row, model)
+    """The row with the conditions of some clips dropped. Traceable.
 
-
-def drop_where(drop: Array, row: Row, model: DiffusionModel) -> Row:
-    """The row with captions and classes dropped where told.
-
-    Args:
-        drop: bool [b s], for clip 1, 2, ... of each row.
-        row: packed rows.
-        model: its network says which of them there are.
+    Text and class are dropped by `model.text_dropout`, every other condition by its own dropout. One number is sampled
+    for each clip: conditions of the same dropout are dropped together, as the negative rows of guidance lack them all.
     """
-    network = model.network
-    if network.uses_text:
-        text, ids = drop_captions(network.text, row.text, row.text_segment_ids, row.text_position, drop)
-        row = dataclasses.replace(row, text=text, text_segment_ids=ids)
-    if network.dit.classes:
-        row = dataclasses.replace(row, label=jnp.where(drop, 0, row.label))
+    sample = jax.random.uniform(key, (row.segment_ids.shape[0], row.max_clips))
+    for condition in model.network.all_conditions:
+        dropout = model.text_dropout if condition.prompted else condition.dropout * model.condition_dropout
+        if dropout:
+            row = condition.drop(row, jnp.pad(sample < dropout, ((0, 0), (1, 0))))
     return row
 
 

@@ -118,11 +118,7 @@ def fill(
     The image encoder of a model that has one is shown the first frame, or what stands in its place. Models that are
     told what is done (actions) are told that nothing is, where `given` does not say.
     """
-    vision, dit = generator.experiment.vision, generator.experiment.dit
-    if dit.action_width and given.action is None:
-        latent_frames = generator.experiment.vae.latent_shape(frames, 1, 1)[0]
-        shape = len(given.video), latent_frames // dit.patch[0], dit.action_width
-        given = dataclasses.replace(given, action=np.zeros(shape, np.float32))
+    vision = generator.experiment.vision
     if vision is not None and given.pixels is None:
         pixels = np.stack([clip_pixels(image, vision) for image in as_bytes(np.asarray(given.video[:, 0]))])
         given = dataclasses.replace(given, pixels=pixels)

@@ -157,7 +157,7 @@ class Generator:
         size = defaults.size if size is None else size
         if len(size) != 2:
             raise ShapeError(f"size={size} must be two numbers: (height, width)")
-        if self.experiment.dit.condition_channels and not given:
+        if self.experiment.network.reference_channels and not given:
             raise ConfigError("this model makes videos of images: give an image, the first frame")
         return (FromVideo if given else TextToVideo)(
             network=self.experiment.network,

@@ -61,7 +61,7 @@ def animate(
         raise ShapeError(f"{len(pictures)} images for {len(times)} times: give one [h w 3] for each time")
     length = min(run.window, grouping.canvas(frames))
     shown = frames_of(np.concatenate([fit_images(picture, size) for picture in pictures]), "images")
-    alone = bool(experiment.dit.condition_channels)
+    alone = bool(experiment.network.reference_channels)
     given = animating.animate(shown, times=times, frames=min(length, frames), grouping=grouping, alone=alone)
     if experiment.vision is not None:  # the encoder cuts the picture as it was given, in its own way
         first = pictures[int(np.argmin(times))][0]

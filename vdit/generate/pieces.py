@@ -158,7 +158,7 @@ class Pieces:
 
     def blend(self, first: np.ndarray, second: np.ndarray, frames: int, strength: float) -> np.ndarray:
         """`frames` in which the end of the first turns into the beginning of the second."""
-        if self.generator.experiment.dit.condition_channels:
+        if self.generator.experiment.network.reference_channels:
             raise ConfigError("this model is told of given frames, not of blends: connect the videos without blend")
         grouping = self.grouping
         for name, video, known in (("first", first, grouping.first), ("second", second, grouping.step)):

@@ -68,7 +68,7 @@ def rollout(
     Raises ShapeError for what does not fit the model, ConfigError for prompts that are not as said; at once.
     """
     script, grouping, config = Script.of(prompts), grouping_of(generator), generator.experiment
-    if config.dit.condition_channels:
+    if config.network.reference_channels:
         raise ConfigError("this model makes videos of images: it cannot go on from frames of its own, use `extend`")
     if (frames is None) == (seconds is None):
         raise ConfigError(f"frames={frames}, seconds={seconds}: give one of them, the length of the video")
@@ -213,7 +213,7 @@ class _Roll:
     @property
     def _kind(self) -> dict[str, int]:
         dit = self.generator.experiment.dit
-        return {"patch": dit.patch[0], "action_width": dit.action_width}
+        return {"patch": dit.patch[0]}
 
     def _beginning(self, head: int, wanted: int) -> Canvas:
         """The first canvas: as long as the window, or as the frames `wanted`, if these are fewer."""

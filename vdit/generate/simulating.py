@@ -67,7 +67,7 @@ class Simulator:
         **sampling: Unpack[Sampling],
     ):
         config, self._action_shape = generator.experiment, action_shape(generator)
-        if config.dit.condition_channels:
+        if config.network.reference_channels:
             raise ConfigError("this model makes videos of images: it cannot go on from frames of its own")
         negative = sampling.pop("negative", "")
         self._generator, self._grouping = generator, grouping_of(generator)
@@ -180,10 +180,10 @@ class Simulator:
         """Latents [1 p h w c] and actions [1 1 a] of a beginning that the model makes itself."""
         generator, dit = self._generator, self._generator.experiment.dit
         nothing = np.zeros((1, 0, *self._step.cell), np.float32)
-        canvas = beginning(nothing, 1, patch=dit.patch[0], action_width=dit.action_width)
+        canvas = beginning(nothing, 1, patch=dit.patch[0])
         task = SampleCanvas(network=self._step.network, method=self._method, output_shape=canvas.latents.shape[1:])
         made = generator.fill(task, (self._words, self._negative), self._key, None, Window(canvas=canvas))
-        return to_host(made), canvas.action
+        return to_host(made), np.zeros((1, 1, dit.action_width), np.float32)
 
     def _encoded(self, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Latents [1 m*p h w c] and actions [1 m a] of the last of the given frames."""

@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vdit.dist.fetch import to_host
@@ -78,7 +77,7 @@ class Remake:
 
     def __post_init__(self) -> None:
         check_size(self.generator, self.size)
-        if self.generator.experiment.dit.condition_channels:
+        if self.generator.experiment.network.reference_channels:
             raise ConfigError("this model makes videos of images, with frames given whole: it cannot make one again")
         if self.noise is not None and np.shape(self.noise)[1:] != (self.latent_frames, *self._cell_shape):
             wanted = (len(self.prompts), self.latent_frames, *self._cell_shape)
@@ -123,8 +122,7 @@ class Remake:
             head = new[:, :0] if made is None else made[:, start - before :]
             level = np.pad(level, ((0, 0), (head.shape[1], 0), (0, 0), (0, 0)))
             canvas = Canvas(
-                latents=np.concatenate([head, new], axis=1), level=level, action=self._action(stop - start),
-                first=min(start, 1),
+                latents=np.concatenate([head, new], axis=1), level=level, first=min(start, 1)
             )  # fmt: skip
             made = self._filled(index, start, stop, canvas, shown) if level.max() > 0 else canvas.latents
             video, decoder = self._decoded(made[:, known - start :], caches[1])
@@ -181,10 +179,3 @@ class Remake:
 
     def _tokens(self, texts: list[str]) -> Prompts:
         return self.generator.tokens(texts)
-
-    def _action(self, latent_frames: int) -> Array | None:
-        """Of models that are told what is done: nothing is."""
-        dit = self.generator.experiment.dit
-        if not dit.action_width:
-            return None
-        return jnp.zeros((len(self.prompts), latent_frames // dit.patch[0], dit.action_width), jnp.float32)

@@ -19,6 +19,8 @@ from vdit.dist.rules import batch_shardings, batch_ways, num_shards, replicated
 from vdit.dist.target import platform_of
 from vdit.errors import ConfigError
 from vdit.experiment.experiment import Experiment
+from vdit.models.backbone import token_values
+from vdit.models.conditions import ClassCondition
 from vdit.models.vae import split
 from vdit.models.vae.model import VAE
 from vdit.nn.compiling import compiler_options
@@ -42,9 +44,8 @@ def abstract_rows(experiment: Experiment, *, rows: int | None = None) -> Row:
     lead = (b,) if a == 1 or rows is not None else (a, b // a)
     ints = lambda *shape: jax.ShapeDtypeStruct((*lead, *shape), jnp.int32)  # noqa: E731
     floats = lambda *shape: jax.ShapeDtypeStruct((*lead, *shape), jnp.float32)  # noqa: E731
-    actions = experiment.dit.action_width
-    return Row(
-        values=floats(data.row_tokens, experiment.dit.token_values),
+    row = Row(
+        values=floats(data.row_tokens, token_values(experiment.network.backbone)),
         position=ints(data.row_tokens, 3),
         segment_ids=ints(data.row_tokens),
         frame_index=ints(data.row_tokens),
@@ -52,9 +53,14 @@ def abstract_rows(experiment: Experiment, *, rows: int | None = None) -> Row:
         text=ints(data.row_text),
         text_segment_ids=ints(data.row_text),
         text_position=ints(data.row_text),
-        label=ints(data.row_clips),
-        action=floats(data.row_slots, actions) if actions else None,
     )
+    counts = {"clip": data.row_clips, "sequence": data.row_clips, "frame": data.row_slots, "token": data.row_tokens}
+    network = experiment.network
+    conditions = {condition.name: condition for condition in (ClassCondition(), *network.spec.conditions)}
+    for condition in conditions.values():
+        shape = (*lead, counts[condition.axis], *condition.features(network.backbone.patch))
+        row = row.with_cond(condition.name, jax.ShapeDtypeStruct(shape, condition.dtype), condition.axis)
+    return row
 
 
 def abstract_prompts(experiment: Experiment, count: int, mesh: Mesh) -> Prompts:

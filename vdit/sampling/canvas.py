@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdit.data.patches import grid_position, patchify, token_grid
+from vdit.data.patches import Patch, grid_position, patchify, token_grid
 from vdit.errors import ShapeError
-from vdit.models.dit.config import DiTConfig
+from vdit.models.backbone import Backbone
+from vdit.models.conditioner import Conditioner
 from vdit.models.vae.config import VAEConfig
 from vdit.nn.rope import MAX_POSITION
 from vdit.reprs import short_repr
@@ -32,7 +33,7 @@ class Grouping:
     step: int
 
     @classmethod
-    def of(cls, vae: VAEConfig, dit: DiTConfig) -> Grouping:
+    def of(cls, vae: VAEConfig, dit: Backbone) -> Grouping:
         """The first latent frame is one video frame, each other one temporal_stride; a token is patch[0] of them."""
         stride, patch = vae.temporal_stride, dit.patch[0]
         return cls(first=1 + (patch - 1) * stride, step=patch * stride)
@@ -76,9 +77,8 @@ class Canvas:
         0: it is known, and comes back unchanged. 1: nothing is known of it. Between: it follows `latents`, noised to
         the running level, down to its own, and is free from there on (SDEdit, Meng et al. 2022; a level for each
         place as in differential diffusion, Levin and Fried 2023).
-    action: float32 [b t/pt a], what is done in each frame of tokens, for models with actions.
-    condition: float32 [b t h w cc], for models that see what is given as further channels (Wan image-to-video).
-    image: float [b m e], encoded images, for models that attend to them.
+    cond: name -> values of a condition: [b ...] of the clip, [b t/pt f] of each frame of tokens, [b t h w c] of each
+        latent, [b l e] of the clip's sequence. Conditions that are optional may be missing.
     there: bool [b t/pt], the frames of tokens that there are; None for all. Of the others nothing is seen: a canvas
         of one size serves while a video is shorter than it.
     first: the position in time of the first latent frame. A clip's latent frame 0 stands for one video frame, the
@@ -87,9 +87,7 @@ class Canvas:
 
     latents: Array
     level: Array
-    action: Array | None = None
-    condition: Array | None = None
-    image: Array | None = None
+    cond: dict[str, Array] = dataclasses.field(default_factory=dict)
     there: Array | None = None
     first: int = dataclasses.field(default=0, metadata={"static": True})
 
@@ -107,14 +105,10 @@ class Prompts:
     length: Array
 
 
-def blank(batch: int, latent_shape: tuple[int, int, int, int], dit: DiTConfig | None = None) -> Canvas:
-    """Nothing known: `batch` clips of latents (t, h, w, c); nothing done, if `dit` is told what is."""
-    latents = jnp.zeros((batch, *latent_shape), jnp.float32)
-    action = None
-    if dit is not None and dit.action_width:
-        action = jnp.zeros((batch, latent_shape[0] // dit.patch[0], dit.action_width), jnp.float32)
+def blank(batch: int, latent_shape: tuple[int, int, int, int]) -> Canvas:
+    """A canvas of which nothing is known: `batch` clips of latents (t, h, w, c), without conditions."""
     level = jnp.ones((batch, latent_shape[0], 1, 1), jnp.float32)
-    return Canvas(latents=latents, level=level, action=action)
+    return Canvas(latents=jnp.zeros((batch, *latent_shape), jnp.float32), level=level)
 
 
 def tokenize(tokenizer, prompts: list[str], *, length: int) -> Prompts:
@@ -134,15 +128,15 @@ class CanvasTokens:
     """A canvas as tokens.
 
     values: float32 [b n p]. level: float32 [b n]. frame_index: int32 [b n], 0..k-1. known: bool [b k], slots of known
-    tokens. action: float32 [b k a] or None. grid: tokens along t, h, w. there: bool [b k], slots of tokens that there
-    are; None for all.
+    tokens. doubled: whether each frame has two entries of k. grid: tokens along t, h, w. there: bool [b k], frames of
+    tokens that there are; None for all.
     """
 
     values: Array
     level: Array
     frame_index: Array
     known: Array
-    action: Array | None
+    doubled: bool
     grid: tuple[int, int, int]
     there: Array | None = None
 
@@ -154,7 +148,7 @@ def canvas_tokens(canvas: Canvas, patch: tuple[int, int, int]) -> CanvasTokens:
     are in the second.
     """
     grid = token_grid(canvas.latents.shape, patch)
-    level, action, there = canvas.level.astype(jnp.float32), canvas.action, canvas.there
+    level, there = canvas.level.astype(jnp.float32), canvas.there
     by_frame = level.shape[2:] == (1, 1)
     if by_frame:
         level = jnp.broadcast_to(level, (*level.shape[:2], patch[1] * grid[1], patch[2] * grid[2]))
@@ -165,15 +159,15 @@ def canvas_tokens(canvas: Canvas, patch: tuple[int, int, int]) -> CanvasTokens:
     else:
         frame_index = frame_index + grid[0] * (level == 0)
         known = jnp.broadcast_to(jnp.arange(2 * grid[0]) >= grid[0], (level.shape[0], 2 * grid[0]))
-        action, there = (None if x is None else jnp.concatenate([x, x], axis=1) for x in (action, there))
+        there = None if there is None else jnp.concatenate([there, there], axis=1)
     values = patchify(canvas.latents, patch)
     return CanvasTokens(
-        values=values, level=level, frame_index=frame_index, known=known, action=action, grid=grid, there=there
+        values=values, level=level, frame_index=frame_index, known=known, doubled=not by_frame, grid=grid, there=there
     )
 
 
-def dense_rows(tokens: CanvasTokens, prompts: Prompts, label: Array | None = None, *, first: int = 0) -> Row:
-    """One clip a row. label: int32 [b 1]. first: position in time of the first frame of tokens."""
+def dense_rows(tokens: CanvasTokens, prompts: Prompts, *, first: int = 0) -> Row:
+    """One clip a row, without conditions. first: position in time of the first frame of tokens."""
     b, n, _ = tokens.values.shape
     if first + max(tokens.grid) > MAX_POSITION:
         raise ShapeError(f"a grid of {tokens.grid} tokens is too large: positions go to {MAX_POSITION} along each axis")
@@ -192,6 +186,30 @@ def dense_rows(tokens: CanvasTokens, prompts: Prompts, label: Array | None = Non
         text=prompts.ids,
         text_segment_ids=(index < prompts.length[:, None]).astype(jnp.int32),
         text_position=jnp.broadcast_to(index, prompts.ids.shape),
-        label=jnp.zeros((b, 1), jnp.int32) if label is None else label,
-        action=tokens.action,
     )
+
+
+def with_conditions(
+    row: Row, canvas: Canvas, conditions: tuple[Conditioner, ...], tokens: CanvasTokens, patch: Patch
+) -> Row:
+    """The row of a canvas with those conditions that the canvas has.
+
+    Args:
+        row: of `dense_rows`.
+        conditions: those that the model is told. What others the canvas has is left out.
+        tokens: of the canvas.
+        patch: latent frames, rows and columns of a token.
+    """
+    for condition in conditions:
+        values = canvas.cond.get(condition.name)
+        if values is None:
+            continue
+        values = jnp.asarray(values, condition.dtype)
+        if condition.axis == "token":
+            values = patchify(values, patch)
+        elif condition.axis == "frame":
+            values = jnp.concatenate([values, values], axis=1) if tokens.doubled else values
+        else:
+            values = values[:, None]
+        row = row.with_cond(condition.name, values, condition.axis)
+    return row

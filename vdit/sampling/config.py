@@ -16,7 +16,7 @@ from vdit.diffusion import Guidance, make_schedule
 from vdit.diffusion.schedules import Schedule
 from vdit.errors import ConfigError
 from vdit.experiment.experiment import Experiment
-from vdit.models.dit.reuse import Residuals, Reusing
+from vdit.models.cache import BlockCall, Residuals
 from vdit.reprs import short_repr
 from vdit.samplers.base import Sampler, StatefulDenoiser
 from vdit.samplers.grid import Grid, GridOptions
@@ -62,7 +62,7 @@ def _lowest(n: int, factor: float) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockCache:
-    """When blocks are passed over (vdit/models/dit/reuse.py): faster, and not quite the same video.
+    """When blocks are passed over (vdit/models/cache.py): faster, and not quite the same video.
 
     threshold: how much of what the first block adds may change, summed over calls, before all blocks run again: 0 never
         passes over, 0.05 to 0.2 are usual. tools/reuse.py measures time and error on a model.
@@ -86,7 +86,7 @@ class BlockCache:
         return jnp.where(free, jnp.float32(self.threshold), 0.0)
 
 
-Ask = Callable[[Array, Array, Reusing], tuple[Array, Residuals]]
+Ask = Callable[[Array, Array, BlockCall], tuple[Array, Residuals]]
 
 
 def remembering(
@@ -94,7 +94,7 @@ def remembering(
 ) -> StatefulDenoiser:
     """A denoiser that remembers residuals, of two transformers or one (then high is low).
 
-    is_high(t): which of them is asked. kept, weight: as in Reusing; kept before the first call.
+    is_high(t): which of them is asked. kept, weight: as in BlockCall; kept before the first call.
     """
 
     def ask(x: Array, t: Array, memory: PyTree, done: Array, left: Array) -> tuple[Array, PyTree]:
@@ -102,7 +102,7 @@ def remembering(
         now_high = is_high(t)
         # What another transformer added is of no use.
         kept = dataclasses.replace(kept, change=jnp.where(now_high == was_high, kept.change, jnp.inf))
-        call = Reusing(kept=kept, limit=reuse.limit(done, left), weight=weight)
+        call = BlockCall(residuals=kept, limit=reuse.limit(done, left), weight=weight)
         output, kept = high(x, t, call) if low is high else jax.lax.cond(now_high, high, low, x, t, call)
         return output, (kept, now_high)
 
@@ -165,7 +165,7 @@ class SamplingConfig:
 def replaces_known(experiment: Experiment) -> bool:
     """Whether what a user gives is put back at the running noise, the model having never seen any beside noise."""
     known = experiment.sample.known or ("clean" if experiment.canvases.gives else "noised")
-    return known == "noised" and not experiment.dit.condition_channels
+    return known == "noised" and not experiment.network.reference_channels
 
 
 def resampling(experiment: Experiment, steps: int | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from vdit.data.patches import patchify, unpatchify
 from vdit.diffusion import Guidance, add_noise, guide
 from vdit.dist.rules import constrain
-from vdit.models.dit.reuse import Residuals, Reusing
+from vdit.models.cache import BlockCall, Residuals
 from vdit.models.network import HIGH, LOW, Network
 from vdit.samplers.base import Denoise, StatefulDenoiser
 from vdit.samplers.grid import resolve
@@ -38,13 +38,13 @@ def fill(
     start from, float32 [b t h w c]; drawn from `key` if None. Traceable.
     """
     noise_key, sampler_key = jax.random.split(key)
-    tokens = canvas_tokens(canvas, network.dit.patch)
+    tokens = canvas_tokens(canvas, network.backbone.patch)
     if noise is None:
         noise = jax.random.normal(noise_key, tokens.values.shape, jnp.float32)
     else:
-        noise = patchify(noise.astype(jnp.float32), network.dit.patch)
-    levels = _latent_levels(canvas, tokens, network.dit.patch)
-    held = _Held(tokens=tokens, levels=levels, noise=noise, method=method, patch=network.dit.patch)
+        noise = patchify(noise.astype(jnp.float32), network.backbone.patch)
+    levels = _latent_levels(canvas, tokens, network.backbone.patch)
+    held = _Held(tokens=tokens, levels=levels, noise=noise, method=method, patch=network.backbone.patch)
     scene = guidance_batch(network, params, canvas, tokens, prompts, negative, noise, method)
     x = method.sampler.sample(
         _denoiser(network, params, scene, method),
@@ -56,7 +56,7 @@ def fill(
         project=held,
     )
     x = jnp.where(levels == 0, tokens.values, x)
-    return unpatchify(x, tokens.grid, network.dit.patch)
+    return unpatchify(x, tokens.grid, network.backbone.patch)
 
 
 def _latent_levels(canvas: Canvas, tokens: CanvasTokens, patch: tuple[int, int, int]) -> Array:
@@ -79,7 +79,7 @@ def noise_of(
         method, guidance=Guidance(), low_guidance=None, context_guidance=1.0, known_level=0.0, structure=None,
         reuse=None,
     )
-    tokens = canvas_tokens(canvas, network.dit.patch)
+    tokens = canvas_tokens(canvas, network.backbone.patch)
     scene = guidance_batch(network, params, canvas, tokens, prompts, prompts, tokens.values, method)
     known = (tokens.level == 0)[..., None] if method.known == "clean" else jnp.zeros((), bool)
     x = invert(
@@ -93,7 +93,7 @@ def noise_of(
     start = resolve(method.grid, method.schedule)[0]
     noise = (x - float(method.schedule.alpha(start)) * tokens.values) / float(method.schedule.sigma(start))
     drawn = jax.random.normal(key, noise.shape, jnp.float32)
-    return unpatchify(jnp.where(known, drawn, noise), tokens.grid, network.dit.patch)
+    return unpatchify(jnp.where(known, drawn, noise), tokens.grid, network.backbone.patch)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,8 +171,8 @@ def _remembering(network: Network, params: PyTree, scene: GuidanceBatch, method:
     row, count = scene.row, method.rows - (method.context_guidance != 1.0)
 
     def ask_of(expert: str, guidance: Guidance):
-        def ask(x: Array, t: Array, reuse: Reusing) -> tuple[Array, Residuals]:
-            told, kept = _predict(network, params, scene, method, expert, x, t, count, reuse)
+        def ask(x: Array, t: Array, call: BlockCall) -> tuple[Array, Residuals]:
+            told, kept = _predict(network, params, scene, method, expert, x, t, count, call)
             return (guide(lambda x, t: told, guidance)(x, t) if guidance.needed else told[0]), kept
 
         return ask
@@ -183,13 +183,13 @@ def _remembering(network: Network, params: PyTree, scene: GuidanceBatch, method:
     is_high = lambda t: method.schedule.time(t) >= (network.boundary or 0.0)  # noqa: E731
     # What is known hardly changes: only tokens at the running level count.
     moves = jnp.take_along_axis(scene.told == RUNNING, row.frame_index, axis=1) & (row.segment_ids > 0)
-    blank = Residuals.blank(network.dit, *row.segment_ids.shape)
+    blank = network.backbone.empty_residuals(*row.segment_ids.shape)
     return remembering(method.reuse, high, low, is_high, kept=blank, weight=moves.astype(jnp.float32))
 
 
 def _predict(
     network: Network, params: PyTree, scene: GuidanceBatch, method: SamplingConfig, expert: str, x: Array, t: Array,
-    count: int, reuse: Reusing | None = None,
+    count: int, call: BlockCall | None = None,
 ) -> tuple[tuple[Array, ...], Residuals | None]:  # fmt: skip
     """The network's word on the first `count` rows of each video, each moved away from the one without what is known.
 
@@ -203,12 +203,12 @@ def _predict(
     level = jnp.where(asked.told == RUNNING, jnp.asarray(t, jnp.float32), asked.told)
     values = constrain(pad(inputs, asked.row.segment_ids.shape[1] - x.shape[1]), Row.AXES["values"])
     row = dataclasses.replace(asked.row, values=values)
-    more = {"condition": asked.condition, "image": asked.image, "expert": expert, "reuse": reuse}
-    output = network.apply(params, row, method.schedule.time(level), asked.text, **more)
-    output, kept = (output, None) if reuse is None else output
-    told = apart(output[:, : x.shape[1]], len(rows))
+    output = network.apply(
+        params, row, method.schedule.time(level), asked.text, expert=expert, block_cache=call
+    )
+    told = apart(output.prediction[:, : x.shape[1]], len(rows))
     if contextless:
         first, *others, without = told
         strength = (method.context_guidance - 1.0) * (first - without)
         told = [prediction + strength for prediction in (first, *others)]
-    return tuple(told), kept
+    return tuple(told), output.residuals

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from vdit.data.patches import patchify
 from vdit.dist.rules import constrain, num_shards
 from vdit.models.network import Network
 from vdit.reprs import short_repr
-from vdit.sampling.canvas import Canvas, CanvasTokens, Prompts, dense_rows
+from vdit.sampling.canvas import Canvas, CanvasTokens, Prompts, dense_rows, with_conditions
 from vdit.sampling.config import SamplingConfig
 from vdit.types import Array, PyTree, Row
 
@@ -31,8 +30,6 @@ class GuidanceBatch:
 
     row: Row
     told: Array
-    condition: Array | None
-    image: Array | None
     hidden: Array | None = None
     noise: Array | None = None
     text: Array | None = None
@@ -56,26 +53,35 @@ def _scenes(
     known = tokens.known if method.known == "clean" else jnp.zeros_like(tokens.known)
     contextless = method.context_guidance != 1.0
     hidden = (tokens.level == 0)[..., None] if contextless else None
+    row = positive_row(network, canvas, tokens, prompts)
     wanted = GuidanceBatch(
-        row=_rows(network, canvas, tokens, prompts),
+        row=row,
         told=jnp.where(known, jnp.float32(method.known_level), RUNNING),
-        condition=None if canvas.condition is None else patchify(canvas.condition, network.dit.patch),
-        image=canvas.image,
         hidden=None if hidden is None else jnp.zeros_like(hidden),
         noise=noise if contextless else None,
     )
     scenes = [wanted]
     if method.rows > 1 + contextless:
-        scenes.append(dataclasses.replace(wanted, row=_rows(network, canvas, tokens, negative)))
+        scenes.append(dataclasses.replace(wanted, row=negative_row(network, row, negative)))
     if contextless:
         scenes.append(dataclasses.replace(wanted, told=jnp.where(known, 1.0, RUNNING), hidden=hidden))
     return scenes
 
 
-def _rows(network: Network, canvas: Canvas, tokens: CanvasTokens, prompts: Prompts) -> Row:
-    """A model without text is told a class: the one token of its prompts (vdit.models.text.tokenizer)."""
-    label = None if network.uses_text else prompts.ids[:, :1]
-    return dense_rows(tokens, prompts, label, first=canvas.first)
+def positive_row(network: Network, canvas: Canvas, tokens: CanvasTokens, prompts: Prompts) -> Row:
+    """The row that is asked for: with the prompts, and with the conditions of the canvas."""
+    row = dense_rows(tokens, prompts, first=canvas.first)
+    row = with_conditions(row, canvas, network.spec.conditions, tokens, network.backbone.patch)
+    return network.with_prompts(row, prompts.ids)
+
+
+def negative_row(network: Network, row: Row, negative: Prompts) -> Row:
+    """The row that guidance moves away from: without the conditions that are guided, and with the negative prompts."""
+    clips = jnp.stack([jnp.zeros(len(negative.ids), bool), jnp.ones(len(negative.ids), bool)], axis=1)
+    row = network.drop(row, clips)
+    index = jnp.arange(negative.ids.shape[1], dtype=jnp.int32)[None]
+    ids = (index < negative.length[:, None]).astype(jnp.int32)
+    return network.with_prompts(dataclasses.replace(row, text=negative.ids, text_segment_ids=ids), negative.ids)
 
 
 def interleave(*parts: Array) -> Array:
@@ -101,18 +107,15 @@ def _lay_out(scene: GuidanceBatch) -> GuidanceBatch:
 
     A video's own number of tokens seldom does, and tokens that do not divide are shared out by no device.
     """
-    row, axes = scene.row, Row.AXES
+    row = scene.row
     extra = -row.values.shape[1] % num_shards("tokens")
 
-    def laid(x: Array | None, names: tuple[str | None, ...]) -> Array | None:
-        if x is None:
-            return None
+    def laid(x: Array, names: tuple[str | None, ...]) -> Array:
         return constrain(pad(x, extra) if "tokens" in names else x, names)
 
     return dataclasses.replace(
         scene,
-        row=Row(**{name: laid(getattr(row, name), axes[name]) for name in axes}),
-        condition=laid(scene.condition, axes["values"]),
+        row=row.map_axes(laid),
     )
 
 

@@ -1,6 +1,6 @@
 """Frames that a causal model makes one after the other, beside what it keeps of finished ones.
 
-Finished frames are not asked again: their keys and values are computed once (vdit.models.dit.past) and read by the
+Finished frames are not asked again: their keys and values are computed once (vdit.models.cache) and read by the
 frames
 that follow. While nothing has been forgotten, these are the frames that the whole canvas would give. When there is no
 room left the oldest are forgotten; what they have told the others stays in the others' keys and values, where a canvas
@@ -20,13 +20,14 @@ from vdit.data.patches import unpatchify
 from vdit.diffusion import add_noise, guide
 from vdit.dist.rules import replicated
 from vdit.errors import ConfigError
-from vdit.models.dit.past import KVCache
+from vdit.models.cache import KVCache
 from vdit.models.network import Network
 from vdit.nn.compiling import compiler_options
-from vdit.nn.rope import MAX_POSITION, rotate, rotations
+from vdit.nn.rope import MAX_POSITION
 from vdit.reprs import short_repr
-from vdit.sampling.canvas import Canvas, Prompts, canvas_tokens, dense_rows
+from vdit.sampling.canvas import Canvas, Prompts, canvas_tokens
 from vdit.sampling.config import SamplingConfig
+from vdit.sampling.guidance import negative_row, positive_row
 from vdit.types import Array, PyTree, Row
 
 
@@ -39,7 +40,7 @@ def keeps(network: Network, method: SamplingConfig) -> bool:
     if method.structure is not None or method.reuse is not None or method.context_guidance != 1.0:
         return False
     one = network.boundary is None and method.known == "clean"
-    return one and network.dit.causal and network.dit.position == "rope"
+    return one and network.backbone.caches_frames
 
 
 def check_keep(keep: bool | None, network: Network, method: SamplingConfig) -> bool:
@@ -82,15 +83,11 @@ class Continuation:
 
     def empty(self, params: PyTree, prompts: Prompts, negative: Prompts, cell: tuple[int, int, int]) -> Memory:
         """Nothing remembered yet, of a video whose latent frames are `cell` (h, w, c)."""
-        dit = self.network.dit
-        latents = jnp.zeros((1, dit.patch[0], *cell), jnp.float32)
-        action = jnp.zeros((1, 1, dit.action_width), jnp.float32) if dit.action_width else None
-        row = self._row(latents, action, jnp.int32(0), prompts, negative)
+        backbone = self.network.backbone
+        latents = jnp.zeros((1, backbone.patch[0], *cell), jnp.float32)
+        row = self._row(latents, None, jnp.int32(0), prompts, negative)
         rows, tokens = row.segment_ids.shape
-        shape = (dit.depth, rows, tokens * self.capacity, dit.heads, dit.head_dim)
-        marks = jnp.zeros(shape[1:3], jnp.int32)
-        zeros = jnp.zeros(shape, dit.dtype)
-        past = KVCache(keys=zeros, values=zeros, time=marks, segment_ids=marks)
+        past = backbone.empty_cache(rows, tokens * self.capacity)
         return Memory(past=past, text=self.network.encode_text(params, row), at=jnp.int32(0))
 
     def remember(
@@ -107,7 +104,7 @@ class Continuation:
             latents = add_noise(method.schedule, latents, noise, jnp.float32(method.known_level))
         row = self._row(latents, action, memory.at, prompts, negative)
         time = jnp.full(row.frame_segment_ids.shape, method.schedule.time(jnp.float32(method.known_level)))
-        _, more = self.network.apply(params, row, time, memory.text, past=past, keep=True)
+        more = self.network.apply(params, row, time, memory.text, cache=past, return_cache=True).cache
         count = past.time.shape[1]
         newest = lambda x, y, axis: jax.lax.slice_in_dim(  # noqa: E731
             jnp.concatenate([x, y], axis), y.shape[axis], count + y.shape[axis], axis=axis
@@ -124,7 +121,7 @@ class Continuation:
         action: Array | None, key: Array,
     ) -> Array:  # fmt: skip
         """The next latents [1 k*p h w c], from noise of that shape and what is done, [1 k a]."""
-        method, patch = self.method, self.network.dit.patch
+        method, patch = self.method, self.network.backbone.patch
         row = self._row(noise, action, memory.at, prompts, negative)
         x = method.sampler.sample(
             self._denoiser(params, memory, row),
@@ -142,9 +139,11 @@ class Continuation:
     ) -> Row:
         """The rows of these latents: one, or with guidance two."""
         level = jnp.ones((*latents.shape[:2], 1, 1), jnp.float32)
-        tokens = canvas_tokens(Canvas(latents=latents, level=level, action=action), self.network.dit.patch)
-        told = [prompts, negative][: self.method.rows]
-        rows = [dense_rows(tokens, words, None if self.network.uses_text else words.ids[:, :1]) for words in told]
+        canvas = Canvas(latents=latents, level=level, cond={} if action is None else {"action": action})
+        tokens = canvas_tokens(canvas, self.network.backbone.patch)
+        rows = [positive_row(self.network, canvas, tokens, prompts)]
+        if self.method.rows > 1:
+            rows.append(negative_row(self.network, rows[0], negative))
         row = jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
         return dataclasses.replace(row, position=row.position + jnp.stack([at, 0 * at, 0 * at]))
 
@@ -160,7 +159,7 @@ class Continuation:
             )  # fmt: skip
             asked = dataclasses.replace(asked, values=jnp.concatenate([x] * count))
             time = jnp.broadcast_to(method.schedule.time(jnp.asarray(t, jnp.float32)), asked.frame_segment_ids.shape)
-            out = self.network.apply(params, asked, time, text, past=past)
+            out = self.network.apply(params, asked, time, text, cache=past).prediction
             return tuple(out[i : i + 1] for i in range(count))
 
         single = lambda x, t: predict(x, t, 1)[0]  # noqa: E731
@@ -174,11 +173,8 @@ class Continuation:
 
         def anew(memory: Memory) -> Memory:
             by = memory.at - self.capacity
-            cos, sin = rotations(jnp.stack([by, 0 * by, 0 * by])[None, None], self.network.dit.head_dim)
-            keys = rotate(past.keys.reshape(-1, *past.keys.shape[2:]), cos, -sin).reshape(past.keys.shape)
-            time = jnp.maximum(past.time - by, 0)
             return dataclasses.replace(
-                memory, past=dataclasses.replace(past, keys=keys, time=time), at=memory.at - by
+                memory, past=self.network.backbone.shift_cache(past, by), at=memory.at - by
             )  # fmt: skip
 
         full = memory.at + self.capacity > self.limit
@@ -202,7 +198,7 @@ class Continue:
         """Latents [1 k*p h w c], the first that there are, any number: the newest are remembered."""
         go_on = self.continuation
         memory = go_on.empty(params, prompts, negative, self.cell)
-        return go_on.remember(params, memory, prompts, negative, latents, self._action(latents), key)
+        return go_on.remember(params, memory, prompts, negative, latents, None, key)
 
     def __call__(
         self, params: PyTree, prompts: Prompts, negative: Prompts, key: Array, memory: Memory
@@ -210,16 +206,11 @@ class Continue:
         """(latents [1 new*p h w c], what is remembered with them). The prompts may be others than before."""
         go_on = self.continuation
         noise_key, known_key, key = jax.random.split(key, 3)
-        noise = jax.random.normal(noise_key, (1, self.new * go_on.network.dit.patch[0], *self.cell), jnp.float32)
+        noise = jax.random.normal(noise_key, (1, self.new * go_on.network.backbone.patch[0], *self.cell), jnp.float32)
         text = go_on.empty(params, prompts, negative, self.cell).text
         memory = dataclasses.replace(memory, text=text)
-        made = go_on.make(params, memory, prompts, negative, noise, self._action(noise), key)
-        return made, go_on.remember(params, memory, prompts, negative, made, self._action(made), known_key)
-
-    def _action(self, latents: Array) -> Array | None:
-        dit = self.continuation.network.dit
-        shape = 1, latents.shape[1] // dit.patch[0], dit.action_width
-        return jnp.zeros(shape, jnp.float32) if dit.action_width else None
+        made = go_on.make(params, memory, prompts, negative, noise, None, key)
+        return made, go_on.remember(params, memory, prompts, negative, made, None, known_key)
 
 
 @functools.lru_cache(maxsize=8)

@@ -43,7 +43,7 @@ class TextToVideo:
     decode: bool = True
 
     def __post_init__(self) -> None:
-        patch = self.network.dit.patch
+        patch = self.network.backbone.patch
         _check_multiple("height", self.size[0], self.vae.spatial_stride * patch[1])
         _check_multiple("width", self.size[1], self.vae.spatial_stride * patch[2])
         stride = self.vae.temporal_stride
@@ -91,7 +91,7 @@ class TextToVideo:
     def canvas(self, params: PyTree, vae_params: PyTree, statistics: PyTree, batch: int, given: PyTree) -> Canvas:
         """What is known of the videos before they are made: nothing."""
         del params, vae_params, statistics, given
-        return blank(batch, self.latent_shape, self.network.dit)
+        return blank(batch, self.latent_shape)
 
 
 def draw(
@@ -159,13 +159,13 @@ class Reference:
         frame that is, or colours from around, since the VAE mixes a little of it into its neighbours.
     level: float32 [b s h w], or [b s 1 1] where whole frames are alike: 0 given, 1 to be made, between: to begin from
         (vdit.sampling.canvas.Canvas).
-    action: float32 [b k a], what is done in each frame of tokens (vdit.data.actions.group_actions); None without.
+    cond: conditions of the canvas, by name (vdit.sampling.canvas.Canvas).
     pixels: float32 [b side side 3], the first frame as the image encoder takes it; None for models without.
     """
 
     video: Array
     level: Array
-    action: Array | None = None
+    cond: dict[str, Array] = dataclasses.field(default_factory=dict)
     pixels: Array | None = None
 
     @property
@@ -190,10 +190,9 @@ class FromVideo(TextToVideo):
                 f"given frames of shape {given.video.shape} do not fit a video of {self.frames} frames of {self.size}: "
                 "give as many or fewer, of that size"
             )
-        canvas = blank(batch, self.latent_shape, self.network.dit)
-        if given.action is not None:
-            canvas = dataclasses.replace(canvas, action=given.action)
-        if self.network.dit.condition_channels:
+        canvas = blank(batch, self.latent_shape)
+        canvas = dataclasses.replace(canvas, cond=dict(given.cond))
+        if self.network.reference_channels:
             return self._conditioned(canvas, params, vae_params, statistics, given)
         latents = normalise(split.encode(self.vae, vae_params, given.video).mean, statistics)
         level = latent_level(self.vae, given.level)
@@ -216,8 +215,10 @@ class FromVideo(TextToVideo):
             split.encode(self.vae, vae_params, jnp.where(level[..., None] == 0, video, 0.0)).mean, statistics
         )
         mask = frame_mask(self.vae, level == 0, latents.shape)
-        image = None if given.pixels is None else self.network.encode_image(params, given.pixels)
-        return dataclasses.replace(canvas, condition=jnp.concatenate([mask, latents], axis=-1), image=image)
+        cond = canvas.cond | {"condition": jnp.concatenate([mask, latents], axis=-1)}
+        if given.pixels is not None:
+            cond["image"] = self.network.encode_image(params, given.pixels)
+        return dataclasses.replace(canvas, cond=cond)
 
 
 def latent_level(vae: VAEConfig, level: Array) -> Array:

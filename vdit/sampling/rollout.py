@@ -78,12 +78,12 @@ class Slide:
         return self.later - self.known
 
 
-def beginning(head: Array, groups: int, *, patch: int, action_width: int = 0) -> Canvas:
+def beginning(head: Array, groups: int, *, patch: int) -> Canvas:
     """The first canvas, of `groups` groups of `patch` latent frames; head: float32 [b t h w c], known, t from 0."""
-    return _canvas(head, groups, 0, patch, action_width)
+    return _canvas(head, groups, 0, patch)
 
 
-def going_on(made: Array, slide: Slide, *, begun: Array, patch: int, action_width: int = 0) -> Canvas:
+def going_on(made: Array, slide: Slide, *, begun: Array, patch: int) -> Canvas:
     """The canvas after latents `made`, float32 [b t h w c], of which it knows the last ones.
 
     begun: the first latents of the video, which it knows too where the slide has an anchor.
@@ -91,16 +91,14 @@ def going_on(made: Array, slide: Slide, *, begun: Array, patch: int, action_widt
     head = made[:, -slide.context * patch :]
     if slide.anchor:
         head = np.concatenate([begun[:, :patch], head], axis=1)
-    return _canvas(head, slide.later, slide.first, patch, action_width)
+    return _canvas(head, slide.later, slide.first, patch)
 
 
-def _canvas(head: Array, groups: int, first: int, patch: int, action_width: int) -> Canvas:
-    """Nothing is done in it, for models that are told what is."""
+def _canvas(head: Array, groups: int, first: int, patch: int) -> Canvas:
     (b, known, *cell), count = head.shape, groups * patch
     level = np.broadcast_to(np.float32(np.arange(count) >= known)[:, None, None], (b, count, 1, 1))
     latents = np.concatenate([head, np.zeros((b, count - known, *cell), np.float32)], axis=1)
-    action = np.zeros((b, groups, action_width), np.float32) if action_width else None
-    return Canvas(latents=latents, level=level, action=action, first=first)
+    return Canvas(latents=latents, level=level, first=first)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -142,11 +142,12 @@ class CanvasStep(Step):
         place = jnp.arange(self.places)
         there = (place <= known.at) & (place >= jnp.where(known.at == self.places - 1, self.first, 0))
         level = jnp.repeat((place == known.at).astype(jnp.float32), self._patch)
-        return Canvas(latents=known.latents, level=level[None, :, None, None], action=action, there=there[None])
+        level = level[None, :, None, None]
+        return Canvas(latents=known.latents, level=level, cond={"action": action}, there=there[None])
 
     @property
     def _patch(self) -> int:
-        return self.network.dit.patch[0]
+        return self.network.backbone.patch[0]
 
 
 @short_repr
@@ -162,7 +163,7 @@ class CausalStep(Step):
     def next(self, params, prompts, negative, key, known, action) -> tuple[Array, Memory]:
         """See Step."""
         noise_key, known_key, key = jax.random.split(key, 3)
-        noise = jax.random.normal(noise_key, (1, self.network.dit.patch[0], *self.cell), jnp.float32)
+        noise = jax.random.normal(noise_key, (1, self.network.backbone.patch[0], *self.cell), jnp.float32)
         words = prompts, negative
         new = self._continuation.make(params, known, *words, noise, action, key)
         return new, self._continuation.remember(params, known, *words, new, action, known_key)

@@ -205,7 +205,7 @@ class DenoisingEvaluator(Evaluator):
             raise ConfigError(f"levels={self.levels}: give at least one noise level, each above 0 and at most 1")
 
     def prepare(self, run: EvaluationRun) -> Measure:
-        model = dataclasses.replace(run.model, canvases=CanvasConfig(), text_dropout=0.0)
+        model = dataclasses.replace(run.model, canvases=CanvasConfig(), text_dropout=0.0, condition_dropout=False)
         batches = run.rows(self.clips)
         key = jax.random.fold_in(key_of(run.experiment.seed), 1)
 

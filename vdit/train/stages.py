@@ -252,6 +252,7 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
         stride=experiment.vae.temporal_stride,
         mean=statistics["mean"],
         std=statistics["std"],
+        conditions=experiment.network.spec.conditions,
     )
     beginning = begin(experiment, mesh, resumed=last_step(workspace.dit) is not None)
     plan = plan_state(beginning.init, config, mesh=mesh)

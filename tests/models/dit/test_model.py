@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models.dit.inputs import as_row, model_of, predict
 from vdit.errors import ShapeError
 from vdit.models.dit.config import DiTConfig, preset
-from vdit.models.dit.model import DiT
 
 CONFIGS = {
     "ours": DiTConfig(in_channels=3, width=32, depth=2, heads=2, text_pool=True),
@@ -63,9 +63,9 @@ def pick(row, i):
 
 def make(name):
     """A model and parameters of order one everywhere (at the start gates are zero and hide everything)."""
-    model = DiT(CONFIGS[name])
+    model = model_of(CONFIGS[name])
     row = make_row(np.random.default_rng(0), CLIPS, TEXTS)
-    params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), **row))
+    params = nn.meta.unbox(jax.jit(lambda key, row: model.init(key, *as_row(row)))(jax.random.key(0), row))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     scale = lambda x: 0.3 if x.ndim < 2 else 1.5 / np.sqrt(x.shape[-2])  # noqa: E731
@@ -85,7 +85,7 @@ def test_packed_equals_separate(model_params):
     weight *= row["segment_ids"][..., None] > 0
 
     def loss(params, row, weight):
-        out = model.apply(params, **row)
+        out = predict(model, params, row)
         return jnp.sum(out * weight), out
 
     value_grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -110,7 +110,7 @@ def test_nothing_crosses_clips(model_params):
     @jax.jit
     def gradients(of_clip):
         mine = (row["segment_ids"] == of_clip)[..., None]
-        return jax.grad(lambda x: jnp.sum((model.apply(params, **{**row, **x}) * mine) ** 2))(inputs)
+        return jax.grad(lambda x: jnp.sum((predict(model, params, {**row, **x}) * mine) ** 2))(inputs)
 
     owner = {"values": row["segment_ids"], "time": row["frame_segment_ids"], "text": row["text_segment_ids"]}
     for i in range(1, len(CLIPS) + 1):
@@ -124,22 +124,24 @@ def test_nothing_crosses_clips(model_params):
 def test_remat_and_unrolled_blocks_give_the_same(model_params):
     model, params = model_params
     row = make_row(np.random.default_rng(5), CLIPS, TEXTS)
-    want = jax.jit(model.apply)(params, **row)
+    run = lambda model, params: jax.jit(lambda params, row: predict(model, params, row))(params, row)  # noqa: E731
+    want = run(model, params)
     for remat in ("full", "dots"):
-        other = DiT(dataclasses.replace(model.config, remat=remat))
-        np.testing.assert_allclose(jax.jit(other.apply)(params, **row), want, atol=1e-5)
+        other = model_of(dataclasses.replace(model.config, remat=remat))
+        np.testing.assert_allclose(run(other, params), want, atol=1e-5)
     unrolled = {k: v for k, v in params["params"].items() if k != "blocks"}
     for i in range(model.config.depth):
         unrolled[f"block_{i}"] = jax.tree.map(lambda x, i=i: x[i], params["params"]["blocks"])
-    other = DiT(dataclasses.replace(model.config, scan=False))
-    np.testing.assert_allclose(jax.jit(other.apply)({"params": unrolled}, **row), want, atol=1e-5)
+    other = model_of(dataclasses.replace(model.config, scan=False))
+    np.testing.assert_allclose(run(other, {"params": unrolled}), want, atol=1e-5)
 
 
 def test_at_the_start_a_dit_predicts_zero():
     row = make_row(np.random.default_rng(0), CLIPS, TEXTS)
     for config in CONFIGS.values():
-        out, _ = jax.jit(DiT(config).init_with_output)(jax.random.key(0), **row)
-        assert not np.any(out)
+        model = model_of(config)
+        out, _ = jax.jit(lambda row, model=model: model.init_with_output(jax.random.key(0), *as_row(row)))(row)
+        assert not np.any(out.prediction)
 
 
 def test_sizes_are_those_of_the_paper():
@@ -155,7 +157,7 @@ def test_sizes_are_those_of_the_paper():
         "values": (256, 16), "time": (1,), "position": (256, 3), "segment_ids": (256,), "frame_index": (256,),
         "frame_segment_ids": (1,), "label": (1,),
     }.items()}  # fmt: skip
-    shapes = jax.eval_shape(lambda **row: DiT(config).init(jax.random.key(0), **row), **row)
+    shapes = jax.eval_shape(lambda row: model_of(config).init(jax.random.key(0), *as_row(row)), row)
     count = sum(x.size for x in jax.tree.leaves(shapes))
     assert count == pytest.approx(675e6, rel=0.005)
 
@@ -169,11 +171,11 @@ def test_inputs_that_the_config_asks_for_must_be_there(name):
         "image": np.zeros((1, 3, 6)),
         "image_segment_ids": np.ones((1, 3)),
     }
-    init = lambda **row: jax.eval_shape(DiT(config).init, jax.random.key(0), **row)  # noqa: E731
-    init(**row)
+    init = lambda row: jax.eval_shape(lambda: model_of(config).init(jax.random.key(0), *as_row(row)))  # noqa: E731
+    init(row)
     for wrong in (None, np.zeros((*row[name].shape[:2], 5))):
         with pytest.raises(ShapeError, match=name):
-            init(**{**row, name: wrong})
+            init({**row, name: wrong})
 
 
 def test_flops_count_images_and_conditions():

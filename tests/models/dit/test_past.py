@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models.dit.inputs import as_row, model_of, predict
 from tests.models.dit.test_model import CLIPS, TEXTS, make_row
 from vdit.errors import ConfigError
 from vdit.models.dit.config import DiTConfig
-from vdit.models.dit.model import DiT
 
 OURS = DiTConfig(in_channels=3, width=24, depth=2, heads=2, position="both", action_width=2, causal=True)
 CONFIGS = {
@@ -41,8 +41,8 @@ def part(row, wanted):
 
 def make(config, row):
     """A model, and parameters of order one."""
-    model, rng = DiT(config), np.random.default_rng(1)
-    shapes = nn.meta.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), **row)))
+    model, rng = model_of(config), np.random.default_rng(1)
+    shapes = nn.meta.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), *as_row(row))))
     draw = lambda x: np.float32(rng.normal(size=x.shape) * (0.3 if x.ndim < 2 else 1.5 / np.sqrt(x.shape[-2])))  # noqa: E731
     return model, jax.tree.map(draw, shapes)
 
@@ -51,7 +51,13 @@ def make(config, row):
 def case(request):
     row = packed(CONFIGS[request.param])
     model, params = make(CONFIGS[request.param], row)
-    return jax.jit(lambda row, past: model.apply(params, **row, past=past, keep=True)), row
+
+    @jax.jit
+    def run(row, cache):
+        out = model.apply(params, *as_row(row), cache=cache, return_cache=True)
+        return out.prediction, out.cache
+
+    return run, row
 
 
 def finished(row, until):
@@ -83,7 +89,7 @@ def test_past_grows_frame_by_frame(case):
     whole, _ = run(row, None)
     _, past = run(part(row, time == 0), None)
     _, more = run(part(row, time == 1), past)
-    last, _ = run(part(row, time == 2), past.then(more))
+    last, _ = run(part(row, time == 2), past.append(more))
     np.testing.assert_allclose(last, part(row | {"values": np.asarray(whole)}, time == 2)["values"], atol=1e-5)
 
 
@@ -116,7 +122,7 @@ def test_causality_by_gradients(causal):
     mine = (frame == 1) & (row["segment_ids"] > 0)
 
     def total(values, action):
-        out = model.apply(params, **row | {"values": values, "action": action})
+        out = predict(model, params, row | {"values": values, "action": action})
         return jnp.sum(jnp.where(mine[..., None], out, 0) ** 2)
 
     values, action = jax.jit(jax.grad(total, (0, 1)))(row["values"], row["action"])
@@ -131,7 +137,7 @@ def test_a_past_needs_a_causal_model():
     config = dataclasses.replace(OURS, causal=False)
     row = packed(config)
     with pytest.raises(ConfigError, match=r"set dit.causal=True"):
-        jax.eval_shape(lambda: DiT(config).init(jax.random.key(0), **row, keep=True))
+        jax.eval_shape(lambda: model_of(config).init(jax.random.key(0), *as_row(row), return_cache=True))
 
 
 def test_half_of_a_clip_is_counted_and_all_of_a_past():

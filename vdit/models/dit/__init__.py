@@ -2,7 +2,5 @@
 
 from vdit.models.dit.config import DiTConfig, preset
 from vdit.models.dit.model import DiT
-from vdit.models.dit.past import KVCache
-from vdit.models.dit.reuse import Residuals, Reusing
 
-__all__ = ["DiT", "DiTConfig", "KVCache", "Residuals", "Reusing", "preset"]
+__all__ = ["DiT", "DiTConfig", "preset"]

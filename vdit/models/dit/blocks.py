@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
 from flax import linen as nn
 
 from vdit.dist.rules import constrain
+from vdit.models.cache import KEYS, AttentionIds, concat_tokens
 from vdit.models.dit.config import DiTConfig
-from vdit.models.dit.past import KEYS, Reading, beside
 from vdit.nn.attention import attention
 from vdit.nn.linear import MLP, Linear
 from vdit.nn.norm import LayerNorm, RMSNorm, layer_norm
@@ -15,6 +17,7 @@ from vdit.nn.rope import rotate
 from vdit.types import Array
 
 ACTIVATION = ("batch", "tokens", "embed")
+Sequences = Mapping[str, tuple[Array, Array]]
 # Of noise levels there are few: what they give is whole over tensor and sequence too.
 OF_FRAMES = ("batch", None, None)
 
@@ -49,14 +52,14 @@ def whole_columns(x: Array) -> Array:
 class SelfAttention(nn.Module):
     """Self-attention within clips: `[b n d] -> [b n d]`, and this layer's keys and values `[b n h d]`.
 
-    past: keys and values of tokens before these, [b m h d] each, or None.
+    cache: keys and values of tokens before these, [b m h d] each, or None.
     """
 
     config: DiTConfig
 
     @nn.compact
     def __call__(
-        self, x: Array, reading: Reading, rotation: tuple[Array, Array] | None, past: tuple[Array, Array] | None
+        self, x: Array, ids: AttentionIds, rotation: tuple[Array, Array] | None, cache: tuple[Array, Array] | None
     ) -> tuple[Array, tuple[Array, Array]]:
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         q, k, v = (Linear(cfg.width, ("embed", "heads"), dtype=dtype, name=name)(x) for name in ("q", "k", "v"))
@@ -64,44 +67,40 @@ class SelfAttention(nn.Module):
         q, k, v = (y.reshape(*y.shape[:2], cfg.heads, cfg.head_dim) for y in (q, k, v))
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
-        all_k, all_v = (k, v) if past is None else (beside(x, y, KEYS) for x, y in zip(past, (k, v)))
+        all_k, all_v = (k, v) if cache is None else (concat_tokens(x, y, KEYS) for x, y in zip(cache, (k, v)))
         y = attention(
-            q, all_k, all_v, reading.segment_ids, reading.k_segment_ids, sequence_parallel=cfg.sequence_parallel,
-            q_time=reading.time, k_time=reading.k_time,
+            q, all_k, all_v, ids.segment_ids, ids.k_segment_ids, sequence_parallel=cfg.sequence_parallel,
+            q_time=ids.time, k_time=ids.k_time,
         )  # fmt: skip
         return Linear(cfg.width, ("heads", "embed"), dtype=dtype, name="out")(y.reshape(x.shape)), (k, v)
 
 
 class CrossAttention(nn.Module):
-    """Attention from a clip's tokens to its caption, and to its images where there are some.
+    """Attention from a clip's tokens to its caption, and to the tokens of other conditions: `[b n d] -> [b n d]`.
 
-    `[b n d]`, text `[b m d]`, image `[b mi d]` -> `[b n d]`. Images have keys and values of their own, and
-    what is read from them is added before the output product (Wan 2.1, after IP-Adapter; Ye et al. 2023).
+    sequences: name -> (tokens `[b m d]`, their segment ids int `[b m]`); "text" is there always. Others have keys and
+    values of their own, and what is read from them is added before the output product (Wan 2.1, after IP-Adapter; Ye
+    et al. 2023).
     """
 
     config: DiTConfig
 
     @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        segment_ids: Array,
-        text: Array,
-        text_segment_ids: Array,
-        image: Array | None,
-        image_segment_ids: Array | None,
-    ) -> Array:
+    def __call__(self, x: Array, segment_ids: Array, sequences: Sequences) -> Array:
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         split = lambda y: y.reshape(*y.shape[:2], cfg.heads, cfg.head_dim)  # noqa: E731
         project = lambda name: Linear(cfg.width, ("embed", "heads"), dtype=dtype, name=name)  # noqa: E731
+        text, text_segment_ids = sequences["text"]
         q, k, v = project("q")(x), project("k")(text), project("v")(text)
         q, k = QKNorm(cfg, name="norm")(q, k)
         q = split(q)
         y = attention(q, split(k), split(v), segment_ids, text_segment_ids, axes=("tokens", "text_tokens"))
-        if image is not None:
-            k, v = project("image_k")(image), project("image_v")(image)
-            k = RMSNorm(cfg.norm_eps, axis=None, name="image_norm")(k)
-            y = y + attention(q, split(k), split(v), segment_ids, image_segment_ids, axes=("tokens", "text_tokens"))
+        for name, (tokens, token_ids) in sequences.items():
+            if name == "text":
+                continue
+            k, v = project(f"{name}_k")(tokens), project(f"{name}_v")(tokens)
+            k = RMSNorm(cfg.norm_eps, axis=None, name=f"{name}_norm")(k)
+            y = y + attention(q, split(k), split(v), segment_ids, token_ids, axes=("tokens", "text_tokens"))
         return Linear(cfg.width, ("heads", "embed"), dtype=dtype, name="out")(y.reshape(x.shape))
 
 
@@ -123,27 +122,24 @@ class QKNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer. `x` is the residual stream `[b n d]`, past as in SelfAttention.
+    """One layer. `x` is the residual stream `[b n d]`, cache as in SelfAttention.
 
-    Returned as lax.scan wants it: (x, keys and values of this layer if `keep`, else None).
+    Returned as lax.scan wants it: (x, keys and values of this layer if `return_cache`, else None).
     """
 
     config: DiTConfig
-    keep: bool = False
+    return_cache: bool = False
 
     @nn.compact
     def __call__(
         self,
         x: Array,
-        past: tuple[Array, Array] | None,
+        cache: tuple[Array, Array] | None,
         condition: Array,
         frame_index: Array,
-        reading: Reading,
+        ids: AttentionIds,
         rotation: tuple[Array, Array] | None,
-        text: Array | None,
-        text_segment_ids: Array | None,
-        image: Array | None,
-        image_segment_ids: Array | None,
+        sequences: Sequences,
     ) -> tuple[Array, tuple[Array, Array] | None]:
         cfg = self.config
         mlp_eps = cfg.norm_eps if cfg.mlp_norm_eps is None else cfg.mlp_norm_eps
@@ -151,15 +147,14 @@ class Block(nn.Module):
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
 
         y = modulate(x, shift, scale, cfg.norm_eps)
-        y, made = SelfAttention(cfg, name="attention")(y, reading, rotation, past)
+        y, made = SelfAttention(cfg, name="attention")(y, ids, rotation, cache)
         x = constrain(_add_gated(x, gate, y), ACTIVATION)
-        if text is not None:
+        if sequences:
             y = LayerNorm(cfg.norm_eps, name="cross_norm")(x)
-            attend = CrossAttention(cfg, name="cross_attention")
-            x = x + attend(y, reading.segment_ids, text, text_segment_ids, image, image_segment_ids)
+            x = x + CrossAttention(cfg, name="cross_attention")(y, ids.segment_ids, sequences)
         y = modulate(x, mlp_shift, mlp_scale, mlp_eps)
         y = MLP(cfg.hidden, cfg.width, jnp.dtype(cfg.dtype), name="mlp")(y)
-        return constrain(_add_gated(x, mlp_gate, y), ACTIVATION), made if self.keep else None
+        return constrain(_add_gated(x, mlp_gate, y), ACTIVATION), made if self.return_cache else None
 
 
 class Modulation(nn.Module):

@@ -6,13 +6,23 @@ import dataclasses
 import math
 from typing import Literal
 
+import jax.numpy as jnp
+
 from vdit.errors import ConfigError
+from vdit.models.backbone import Backbone, Context, Output, Spec, smallest_row
+from vdit.models.cache import KVCache, Residuals
+from vdit.models.conditioner import Conditioner
+from vdit.models.conditions import ActionCondition, ChannelsCondition, ClassCondition, ImageCondition
+from vdit.nn.rope import rotate, rotations
+from vdit.registry import register
 from vdit.reprs import short_repr
+from vdit.types import Array, PyTree, Row
 
 
+@register("backbone", "dit")
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiTConfig:
+class DiTConfig(Backbone):
     """One transformer for class-conditional DiT, Wan 2.x and vdit's own models.
 
     in_channels: channels of the latents (vdit.models.vae.VAEConfig.latent_channels).
@@ -36,7 +46,7 @@ class DiTConfig:
     action_width: numbers that say what is done in one frame of tokens, embedded beside its noise level; 0 for none.
     causal: frames read themselves and earlier ones of their clip, not later ones: world models that are told what is
         done and answer frame by frame (diffusion forcing, Chen et al. 2024; CausVid, Yin et al. 2024). What was
-        computed of finished frames can be kept and used again (vdit/models/dit/past.py).
+        computed of finished frames can be kept and used again (vdit/models/cache.py).
     learn_variance: predict 2 x channels, the second half for the variance (Nichol and Dhariwal, 2021).
     time_frequency_shift: the sinusoids of the time embedding have the frequencies
         10000^(-i / (time_features / 2 - shift)): 0 in DiT and Wan, 1 in diffusers' DiT.
@@ -110,6 +120,69 @@ class DiTConfig:
     @property
     def hidden(self) -> int:
         return self.mlp_width or 4 * self.width
+
+    @property
+    def uses_text(self) -> bool:
+        return self.text != "none"
+
+    @property
+    def caches_frames(self) -> bool:
+        """Only where positions are distances, so that cached frames can move to earlier positions."""
+        return self.causal and self.position == "rope"
+
+    @property
+    def caches_blocks(self) -> bool:
+        return True
+
+    @property
+    def conditions(self) -> tuple[Conditioner, ...]:
+        """What `classes`, `action_width`, `condition_channels` and `image_width` declare."""
+        found: list[Conditioner] = []
+        if self.classes:
+            found.append(ClassCondition(classes=self.classes))
+        if self.action_width:
+            found.append(ActionCondition(width=self.action_width))
+        if self.condition_channels:
+            found.append(ChannelsCondition(channels=self.condition_channels))
+        if self.image_width:
+            image = ImageCondition(width=self.image_width, positions=self.image_positions, products=self.dtype)
+            found.append(image)
+        return tuple(found)
+
+    def init(self, key: Array, spec: Spec) -> PyTree:
+        from vdit.models.dit.model import DiT
+
+        row, text = smallest_row(self, spec.conditions), None
+        if spec.text_width is not None:
+            text = jnp.zeros((*row.text.shape, spec.text_width), jnp.float32)
+        time = jnp.zeros(row.frame_segment_ids.shape, jnp.float32)
+        return DiT(self, spec.conditions).init(key, row, time, text)["params"]
+
+    def apply(self, params: PyTree, row: Row, levels: Array, context: Context) -> Output:
+        from vdit.models.dit.model import DiT
+
+        return DiT(self, context.spec.conditions).apply(
+            {"params": params}, row, levels, context.text, cache=context.cache, return_cache=context.return_cache,
+            block_cache=context.block_cache,
+        )  # fmt: skip
+
+    def with_remat(self, policy: str) -> DiTConfig:
+        return dataclasses.replace(self, remat=policy)
+
+    def empty_cache(self, rows: int, tokens: int) -> KVCache:
+        zeros = jnp.zeros((self.depth, rows, tokens, self.heads, self.head_dim), self.dtype)
+        marks = jnp.zeros((rows, tokens), jnp.int32)
+        return KVCache(keys=zeros, values=zeros, time=marks, segment_ids=marks)
+
+    def shift_cache(self, cache: KVCache, frames: Array) -> KVCache:
+        """Keys are turned back as rotary positions are; what is before frame 0 then stays at 0."""
+        by = jnp.asarray(frames)
+        cos, sin = rotations(jnp.stack([by, 0 * by, 0 * by])[None, None], self.head_dim)
+        keys = rotate(cache.keys.reshape(-1, *cache.keys.shape[2:]), cos, -sin).reshape(cache.keys.shape)
+        return dataclasses.replace(cache, keys=keys, time=jnp.maximum(cache.time - by, 0))
+
+    def empty_residuals(self, rows: int, tokens: int) -> Residuals:
+        return Residuals.empty(rows, tokens, self.width, self.dtype)
 
     @property
     def token_values(self) -> int:

@@ -1,0 +1,97 @@
+"""The data side of conditions: what a clip's conditions are, and how they are arranged for a row of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vdit.data.actions import group_actions
+from vdit.data.config import DataConfig
+from vdit.data.patches import Patch, patchify
+from vdit.errors import DataError
+from vdit.models.conditioner import Conditioner
+from vdit.models.conditions import ActionCondition, ClassCondition
+
+
+def data_conditions(
+    config: DataConfig, conditions: Sequence[Conditioner] = (), *, patch: Patch, stride: int
+) -> tuple[Conditioner, ...]:
+    """The conditions that rows carry: the class label, actions where the config has them, and those given.
+
+    Args:
+        config: with `actions` numbers for each video frame.
+        conditions: of a model. One that is named as the config's own takes its place.
+        patch: latent frames, rows and columns of a token.
+        stride: video frames that a latent frame stands for.
+    """
+    own: list[Conditioner] = [ClassCondition()]
+    if config.actions:
+        own.append(ActionCondition(width=config.actions * stride * patch[0]))
+    named = {condition.name for condition in own}
+    return (*own, *(condition for condition in conditions if condition.name not in named))
+
+
+def read_conditions(conditions: Sequence[Conditioner], sample: Mapping[str, Any], view: Any) -> dict[str, np.ndarray]:
+    """What the conditions read of a clip that is cut from its video: field -> values, to be stored with its latents.
+
+    Args:
+        conditions: those that the sample may lack. What it has already is not read again.
+        sample: of a data source, with "video".
+        view: which part of the source's video it is (vdit.data.clips.ClipView).
+    """
+    whole = {**sample, "view": view}
+    return {c.field: np.asarray(c.read(whole)) for c in conditions if c.field not in sample}
+
+
+def clip_conditions(
+    conditions: Sequence[Conditioner], sample: Mapping[str, Any], grid: tuple[int, int, int], patch: Patch, stride: int
+) -> dict[str, np.ndarray]:
+    """The conditions of one clip as a row takes them: name -> [...], [k f], [n p] or [l e].
+
+    Args:
+        conditions: those that rows carry.
+        sample: with a latent, and with what conditions were stored beside it.
+        grid: tokens of the clip along t, h, w.
+        patch: latent frames, rows and columns of a token.
+        stride: video frames that a latent frame stands for.
+
+    Raises:
+        DataError: a condition is missing, or does not fit the clip's latents.
+    """
+    return {c.name: _arranged(c, sample, grid, patch, stride) for c in conditions}
+
+
+def _arranged(
+    condition: Conditioner, sample: Mapping[str, Any], grid: tuple[int, int, int], patch: Patch, stride: int
+) -> np.ndarray:
+    name = str(sample.get("id", ""))
+    values = np.asarray(condition.read(sample), condition.dtype)
+    wanted = condition.features(patch)
+    if condition.axis == "frame":
+        expected = 1 + (grid[0] * patch[0] - 1) * stride
+        if len(values) != expected:
+            raise DataError(
+                f"clip {name!r} has {condition.field} of {len(values)} frames, its latents stand for {expected}: "
+                f"encode it again with the VAE of this run (stride {stride} in time)"
+            )
+        values = group_actions(values, stride, patch[0])
+        found = values.shape[1:]
+    elif condition.axis == "token":
+        extent = tuple(count * size for count, size in zip(grid, patch))
+        if values.shape[:3] != extent:
+            raise DataError(
+                f"clip {name!r} has the condition {condition.name!r} for {values.shape[:3]} latents, the clip has "
+                f"{extent} (t, h, w): let its `read` give one value for each latent, and encode the clips again"
+            )
+        values = patchify(values, patch)
+        found = values.shape[1:]
+    else:
+        found = values.shape
+    if found != wanted:
+        raise DataError(
+            f"clip {name!r} has the condition {condition.name!r} of shape {found}, its conditioner declares {wanted}: "
+            "change its shape, or encode the clips again"
+        )
+    return values
