@@ -233,7 +233,7 @@ def compare(one: Path, other: Path) -> None:
     from orbax.checkpoint import v1 as ocp
 
     from vdit.checkpoint import find_step
-    from vdit.train.metrics import read_json_lines
+    from vdit.train.logging import read_json_lines
 
     def lines(directory):
         exact = read_json_lines(directory / "metrics.jsonl")

@@ -130,8 +130,8 @@ def run(options: dict, phase: Phase, together) -> bool:
     from vdit.checkpoint import Checkpointer, RunLock
     from vdit.dist.mesh import MeshConfig, make_mesh
     from vdit.experiment.training import OptimizerConfig, TrainConfig
+    from vdit.train.logging import JsonLines
     from vdit.train.loop import start, train
-    from vdit.train.metrics import JsonLines
     from vdit.train.monitor import RunMonitor
     from vdit.train.state import plan_state
     from vdit.train.step import make_train_step

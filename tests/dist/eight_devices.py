@@ -17,7 +17,7 @@ from tests import tiny
 from vdit.checkpoint import load_params, load_trees
 from vdit.dist.mesh import MeshConfig, make_mesh
 from vdit.dist.rules import constrain
-from vdit.train.loop import Feed
+from vdit.train.loop import PrefetchToDevice
 from vdit.train.state import TrainState, plan_state
 from vdit.train.step import make_train_step
 
@@ -50,7 +50,7 @@ def run(mesh, *, accumulation=1):
     plan = plan_state(tiny.init_params, tiny.train_config(accumulation=accumulation), mesh=mesh)
     step = make_train_step(loss_fn, plan)
     state = plan.create(jax.random.key(0))
-    feed = Feed(batches(3), step, remaining=3)
+    feed = PrefetchToDevice(batches(3), step, remaining=3)
     on_device = [feed.take()[0] for _ in range(3)]
     with jax.set_mesh(mesh):
         compiled = step.jitted.lower(state, on_device[0]).compile()

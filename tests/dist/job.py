@@ -14,7 +14,7 @@ import numpy as np
 
 from vdit.config import load_config
 from vdit.data.latents import write_latents
-from vdit.train.metrics import read_json_lines
+from vdit.train.logging import read_json_lines
 from vdit.train.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]

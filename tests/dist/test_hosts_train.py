@@ -9,7 +9,7 @@ import pytest
 
 from tests.dist.job import LONG, Job, last_line, losses, make_run, saved_steps
 from vdit.checkpoint import load_params
-from vdit.train.metrics import read_json_lines
+from vdit.train.logging import read_json_lines
 
 STEPS = 8
 # The steps to train to, the processes that do it, and the devices of each: always one mesh of 4 devices.

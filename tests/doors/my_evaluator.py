@@ -1,6 +1,6 @@
 """An evaluator: how strongly the model's predictions vary on held-out clips, as a share of what they should.
 
-    vdit train --plugin my_evaluator.py experiment.py --cfg.evaluators=my_evaluator --cfg.evaluators.my_evaluator.every=100
+    vdit train --plugin my_evaluator.py experiment.py --cfg.evaluators=my_evaluator
 """
 
 import dataclasses

@@ -26,9 +26,7 @@ class TarVideo:
     elastic: bool = False  # it cannot be rendered at any size, as worlds can
 
     def bytes(self):
-        with self.tar.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
+        return self.tar.read_bytes()[self.offset : self.offset + self.size]
 
     def __getattr__(self, name):  # height, width, fps and seconds, when they are asked for
         if name not in ("height", "width", "fps", "seconds"):

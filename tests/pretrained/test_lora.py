@@ -25,7 +25,7 @@ from vdit.pretrained.lora import experts, lora_tensors, read_lora, write_lora, w
 from vdit.pretrained.lora_layouts import METADATA
 from vdit.pretrained.open import open_tensors
 from vdit.pretrained.wan import diffusers_rules, wan_config, wan_json
-from vdit.train.base import base_identity, begin, trained_params
+from vdit.train.pretrained import pretrained_identity, split_trainable, trained_params
 from vdit.train.state import plan_state
 from vdit.train.workspace import Workspace
 
@@ -293,10 +293,10 @@ def test_the_lora_of_a_run_loads_in_the_reference(torch, tmp_path, parity):
 
     make_base(tmp_path / "base")
     space, experiment = Workspace(tmp_path / "run"), lora_experiment(tmp_path / "base")
-    shapes = plan_state(begin(experiment, make_mesh()).init, experiment.dit_train).abstract.params
+    shapes = plan_state(split_trainable(experiment, make_mesh()).init, experiment.dit_train).abstract.params
     rng = np.random.default_rng(0)
     leaves = jax.tree.map(lambda leaf: 0.3 * rng.normal(size=leaf.shape).astype(np.float32), shapes)
-    with Checkpointer(space.dit, meta={"base": base_identity(experiment)}) as checkpointer:
+    with Checkpointer(space.dit, meta={"base": pretrained_identity(experiment)}) as checkpointer:
         checkpointer.save(1, {"params": jax.tree.map(jnp.asarray, leaves)})
     space.save_experiment(experiment)
     file = write_run(space.root)

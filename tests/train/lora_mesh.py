@@ -20,7 +20,7 @@ from vdit.data.pipeline import row_iterator
 from vdit.dist.mesh import MeshConfig, make_mesh
 from vdit.experiment.objectives import DenoisingLoss
 from vdit.nn.lora import attach, detach, join
-from vdit.train.base import begin, starting_params
+from vdit.train.pretrained import split_trainable, starting_params
 from vdit.train.stages import with_tokenizer
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
@@ -30,7 +30,7 @@ jax.config.update("jax_disable_most_optimizations", True)  # compiling is nearly
 
 
 def run(base, batches, experiment, mesh):
-    start = begin(experiment, mesh)
+    start = split_trainable(experiment, mesh)
     plan = plan_state(start.init, experiment.dit_train, mesh=mesh)
     step = make_train_step(DenoisingLoss().make_loss(experiment.model), plan, frozen=start.frozen)
     state = plan.create(jax.random.key(0))

@@ -28,8 +28,8 @@ from vdit.models.vae.config import preset
 from vdit.sampling.canvas import Canvas, tokenize
 from vdit.sampling.config import sampling_config
 from vdit.sampling.denoise import fill
-from vdit.train.base import begin, starting_params, trained_params
-from vdit.train.resuming import last_step
+from vdit.train.pretrained import split_trainable, starting_params, trained_params
+from vdit.train.resume import last_step
 from vdit.train.workspace import Workspace
 
 MEAN, STD = 0.5, 0.4  # of data whose values are independent Gaussians
@@ -300,7 +300,7 @@ def test_a_run_distils_resumes_bit_for_bit_and_samples_in_two_steps(tmp_path):
         assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(teacher)))
 
     mesh = make_mesh()
-    teacher = begin(experiment, mesh).frozen[TEACHER]
+    teacher = split_trainable(experiment, mesh).frozen[TEACHER]
     jax.tree.map(np.testing.assert_array_equal, teacher, starting_params(experiment, mesh))
     prompts = tokenize(whole.open_tokenizer(experiment), ["a red disc"], length=8)
     canvas = Canvas(latents=jnp.zeros((1, 3, 4, 4, 4)), level=jnp.array([0.0, 1.0, 1.0]).reshape(1, 3, 1, 1))

@@ -10,12 +10,14 @@ from rich.console import Console
 
 from tests.data.test_folder import write_film
 from vdit.cli.folder import folder_experiment
+from vdit.cli.main import main
 from vdit.config import apply_overrides
 from vdit.data.latents import LatentStore
 from vdit.errors import ConfigError, DataError
 from vdit.train import encoding, stages
-from vdit.train.reporting import Logging, TrainingVideos
+from vdit.train.logging import Logging, TrainingVideos
 from vdit.train.workspace import Workspace
+from vdit.video.write import write_video
 
 TINY = ("data.areas=1024", "data.frames=(1,5)", "data.fps=6.0", "data.size_multiple=16", "latents.latent_frames=0")
 
@@ -205,3 +207,15 @@ def test_a_tokenizer_of_no_captions_is_refused_before_anything_is_trained(run):
     with pytest.raises(DataError, match=r"none of the 3 videos .* has a caption"):
         stages.run(experiment, run.space, logging=logging)
     assert not run.space.root.exists()
+
+
+def test_strict_leaves_nothing_behind_when_it_refuses(tmp_path, capsys):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "broken.mp4").write_bytes(b"no video")
+    write_video(tmp_path / "videos" / "a.mp4", np.zeros((9, 32, 32, 3), np.uint8), fps=8)
+    (tmp_path / "videos" / "a.txt").write_text("a black square")
+    assert main(["train", "--data", str(tmp_path / "videos"), "--workdir", str(tmp_path / "run"), "--strict"]) == 2
+    out = capsys.readouterr()
+    assert "broken.mp4" in out.out
+    assert "--strict" in out.err
+    assert not (tmp_path / "run").exists()

@@ -16,8 +16,8 @@ from vdit.data.latents import write_latents
 from vdit.dist.mesh import make_mesh
 from vdit.errors import CheckpointError, ConfigError
 from vdit.train.evaluate import DenoisingEvaluator, EvaluationRun, ReconstructionEvaluator, evaluations, frechet
+from vdit.train.logging import JsonLines, read_json_lines
 from vdit.train.loop import Evaluation, start, train
-from vdit.train.metrics import JsonLines, read_json_lines
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
 from vdit.train.workspace import Workspace

@@ -17,11 +17,10 @@ from vdit.cli import output
 from vdit.cli.exit_status import ending
 from vdit.data.latents import write_latents
 from vdit.errors import DataError, VideoError
-from vdit.train import metrics
+from vdit.train import logging as metrics
+from vdit.train.logging import Logging, make_writers, read_json_lines
 from vdit.train.loop import train
-from vdit.train.metrics import read_json_lines
 from vdit.train.monitor import RunMonitor
-from vdit.train.reporting import Logging, make_writers
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
 from vdit.train.workspace import Workspace

@@ -14,8 +14,8 @@ from tests import tiny
 from vdit.checkpoint import Checkpointer
 from vdit.errors import ConfigError, DataError
 from vdit.train import progress
-from vdit.train.loop import Feed, SampleHook, start, train
-from vdit.train.metrics import JsonLines, read_json_lines
+from vdit.train.logging import JsonLines, read_json_lines
+from vdit.train.loop import PrefetchToDevice, SampleHook, start, train
 from vdit.train.progress import Bar, Lines, make_display
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
@@ -60,7 +60,7 @@ def run(step, directory, quiet, data=None, keep=3, **more):
 
 def test_the_saved_place_is_after_the_last_batch_used_not_the_one_fetched_ahead(step):
     data, reference = tiny.batches(), tiny.batches()
-    feed = Feed(data, step, remaining=3)
+    feed = PrefetchToDevice(data, step, remaining=3)
     for ahead in (True, True, False):
         batch, place = feed.take()
         feed.fill()
@@ -135,7 +135,7 @@ def test_data_that_ends_too_soon_is_named(step, quiet):
 
 def test_a_batch_of_the_wrong_size_is_named(step):
     with pytest.raises(DataError, match=r"shape \(6, 8\).*batch_size / hosts = 8"):
-        Feed(iter([{"x": np.zeros((6, 8))}]), step, remaining=1).take()
+        PrefetchToDevice(iter([{"x": np.zeros((6, 8))}]), step, remaining=1).take()
 
 
 def test_a_finished_run_has_nothing_left_to_do(step, tmp_path, quiet):
@@ -190,7 +190,7 @@ def test_the_time_left_is_measured_without_compilation(monkeypatch, terminal):
 
 
 def test_a_batch_that_the_devices_cannot_share_is_named(step, monkeypatch):
-    feed = Feed(tiny.batches(), step, remaining=1)
+    feed = PrefetchToDevice(tiny.batches(), step, remaining=1)
     monkeypatch.setattr(feed, "_ways", 3)
     with pytest.raises(ConfigError, match=r"batch_size=8 must be a multiple .* = 1 \* 3"):
         feed.take()

@@ -21,7 +21,7 @@ from vdit.dist.mesh import make_mesh
 from vdit.errors import CheckpointError, ConfigError
 from vdit.experiment.training import LoRAConfig
 from vdit.nn.lora import LEAVES, detach, merge, without_lora
-from vdit.train.base import begin, starting_params, trained_params, with_lora
+from vdit.train.pretrained import split_trainable, starting_params, trained_params, with_lora
 from vdit.train.state import plan_state
 from vdit.train.workspace import Workspace
 
@@ -88,7 +88,7 @@ def test_the_base_keeps_its_bits(base, trained):
 
 
 def test_it_begins_as_the_base(base, trained):
-    start = begin(lora_experiment(base), make_mesh())
+    start = split_trainable(lora_experiment(base), make_mesh())
     fresh = plan_state(start.init, trained.experiment().dit_train).create(jax.random.key(0)).params
     for path, leaf in flatten_dict(fresh).items():
         assert np.any(leaf) == (path[-1] == "lora_a")
@@ -98,7 +98,7 @@ def test_it_begins_as_the_base(base, trained):
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
 def test_frozen_weights_may_be_held_in_fewer_bits(base, weights):
     experiment = lora_experiment(base, lora=LoRAConfig(rank=4, weights=weights))
-    kernel = begin(experiment, make_mesh()).frozen["dit"]["blocks"]["mlp"]["up"]
+    kernel = split_trainable(experiment, make_mesh()).frozen["dit"]["blocks"]["mlp"]["up"]
     if weights == "bfloat16":
         assert kernel["kernel"].dtype == "bfloat16"
     else:  # kernels of this size are too small for int8 to pay
@@ -117,7 +117,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(base, trained):
         train(lora_experiment(base, steps=steps), resumed.root)
     assert losses(trained) == losses(resumed)
     names = ("params", "ema", "optimizer", "progress")
-    start = begin(lora_experiment(base), make_mesh())
+    start = split_trainable(lora_experiment(base), make_mesh())
     abstract = plan_state(start.init, lora_experiment(base).dit_train).abstract.trees()
     one, two = (load_trees(space.dit, {name: abstract[name] for name in names}) for space in (trained, resumed))
     plain = lambda leaf: jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf  # noqa: E731

@@ -16,7 +16,7 @@ from vdit.cli import output
 from vdit.errors import CheckpointError, NumericsError, TrainingError, VideoError
 from vdit.quickstart.config import experiment
 from vdit.train.loop import SampleHook, train
-from vdit.train.resuming import is_complete
+from vdit.train.resume import is_complete
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
 

@@ -15,7 +15,7 @@ from vdit.checkpoint import check_config, load_params
 from vdit.config import apply_overrides
 from vdit.errors import CheckpointError, ConfigError
 from vdit.quickstart.config import experiment as quickstart_experiment
-from vdit.train import resuming
+from vdit.train import resume as resuming
 from vdit.train.stages import Logging, run
 from vdit.train.workspace import Workspace
 

@@ -15,7 +15,7 @@ from vdit.errors import ConfigError
 from vdit.experiment.optimizer import Optimizer, decayed
 from vdit.experiment.training import OptimizerConfig, TrainConfig
 from vdit.registry import register
-from vdit.train.loop import Feed
+from vdit.train.loop import PrefetchToDevice
 from vdit.train.state import plan_state
 from vdit.train.step import ema_decay, make_train_step
 
@@ -23,7 +23,7 @@ from vdit.train.step import ema_decay, make_train_step
 def steps_of(step, batches, each=None):
     """Trains from one start on a list of batches; returns (state, list of metrics as floats)."""
     state = step.plan.create(jax.random.key(0))
-    feed = Feed(iter(batches), step, remaining=len(batches))
+    feed = PrefetchToDevice(iter(batches), step, remaining=len(batches))
     metrics = []
     for _ in batches:
         state, values = step(state, feed.take()[0])

@@ -125,7 +125,7 @@ class DiTTraining(DiTForward):
         config = TrainConfig(steps=10**6, batch_size=self.batch, ema_decay=None, optimizer=optimizer)
         plan = plan_state(self.network.init, config, mesh=one_device())
         step = make_train_step(loss, plan, compiler_options=compiler_options())
-        box = [plan.adopt(self.weights(), jax.random.key(0))]
+        box = [plan.with_params(self.weights(), jax.random.key(0))]
         batch = {"row": self.row(), "times": self.times, "target": self.target}
         batch = jax.device_put(batch, step.place(batch))
 

@@ -20,7 +20,7 @@ from vdit.dist.heartbeat import Heartbeat, HostStatus, peer_is_gone
 from vdit.dist.multihost import initialize, leave
 from vdit.dist.target import available_devices
 from vdit.errors import EX_TEMPFAIL, INTERRUPTED
-from vdit.train.stopping import PreemptionHandler
+from vdit.train.preemption import PreemptionHandler
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

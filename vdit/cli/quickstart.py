@@ -44,7 +44,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from vdit.cli.status import Status
     from vdit.dist.target import available_devices
     from vdit.quickstart.run import quickstart
-    from vdit.train.stopping import PreemptionHandler
+    from vdit.train.preemption import PreemptionHandler
 
     keep_compiled()
     available_devices()  # refused here, before any work

@@ -83,7 +83,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from vdit.cli.hosts import joined
     from vdit.cli.status import Status
     from vdit.config import to_json
-    from vdit.train.profile import parse_steps
+    from vdit.train.monitor import parse_steps
     from vdit.train.workspace import EXPERIMENT, Workspace
 
     steps = None if options.profile is None else parse_steps(options.profile)
@@ -133,14 +133,13 @@ def _train(experiment, space, stages, options, together, profile_steps, status) 
 
     from vdit.dist.multihost import is_primary_host
     from vdit.train import stages as training
-    from vdit.train.monitor import RunMonitor
-    from vdit.train.profile import ASK, Profiler
+    from vdit.train.monitor import ASK, Profiler, RunMonitor
 
     wandb = {"project": options.wandb, "name": space.root.name} if options.wandb else None
     traces = space.logs / "profile" / f"host_{jax.process_index()}"
     profiler = Profiler(traces, steps=profile_steps, ask=space.root / ASK if is_primary_host() else None)
     parts = {"place": together.place, "peers": together.peers, "stop": together.stop, "profiler": profiler}
-    training.check_run(experiment, space, stages)
+    training.check_run(experiment, space, stages, strict=options.strict)
     status.begin()
     with RunMonitor(space.logs / "hosts", **parts) as watch:
         logging = training.Logging(tensorboard=not options.no_tensorboard, wandb=wandb, watch=watch)

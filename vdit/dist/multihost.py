@@ -80,7 +80,7 @@ def initialize(
     have come (VDIT_WAIT_FOR_HOSTS, or 300). Raises on all hosts that came, HostsError or ConfigError, with one line
     that names the hosts that are missing or do not fit. From then on a host that falls silent for VDIT_HEARTBEAT (100)
     seconds ends the others: see vdit.dist.heartbeat. place: where this host stands, kept by the caller. met: called once
-    all hosts have come, before jax starts with them: from here on no exception may come between, see `Stop.held`.
+    all hosts have come, before jax starts with them: from here on no exception may come between, see `PreemptionHandler.held`.
     """
     config = config or from_environment()
     if config is None:

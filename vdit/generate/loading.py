@@ -30,8 +30,8 @@ from vdit.models.vae.video import VideoVAE
 from vdit.nn.lora import attach, merge
 from vdit.pretrained.lora import LoRAFile, open_loras
 from vdit.pretrained.model import PublicModel, open_model
-from vdit.train.base import trained_params
-from vdit.train.resuming import check_run
+from vdit.train.pretrained import trained_params
+from vdit.train.resume import check_trained_run
 from vdit.train.workspace import EXPERIMENT, Workspace, open_tokenizer
 from vdit.types import PyTree
 
@@ -181,7 +181,7 @@ def _open_run(path: Path, mesh: Mesh, *, ema: bool, step: int | None, compute: C
     for folder in (space.vae, space.dit):
         if not (folder.is_dir() and steps_in(folder)):
             find_step(folder)  # says what is missing
-    check_run(stored, space, step=step)
+    check_trained_run(stored, space, step=step)
 
     def read() -> tuple[dict, VideoVAE]:
         params = trained_params(stored, space, mesh, ema=ema, step=step, as_stored=True)

@@ -46,7 +46,7 @@ from vdit.pretrained.open import SUFFIXES, open_tensors
 from vdit.pretrained.tensors import TensorFiles
 from vdit.pretrained.wan import diffusers_rules, expert_of_name, original_rules
 from vdit.reprs import listed
-from vdit.train.base import run_lora
+from vdit.train.pretrained import run_lora
 from vdit.train.workspace import Workspace
 from vdit.types import Array
 

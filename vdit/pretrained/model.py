@@ -32,7 +32,7 @@ from vdit.paths import read_bytes
 from vdit.pretrained.tensors import TensorFiles
 from vdit.pretrained.weights import Rule, TreeSource, check, check_names, import_trees, load
 from vdit.reprs import short_repr
-from vdit.train.base import step_identity
+from vdit.train.pretrained import step_identity
 from vdit.train.state import abstract_params
 from vdit.train.workspace import EXPERIMENT, FILES, PUBLIC, Workspace
 from vdit.types import PyTree

@@ -9,7 +9,7 @@ from pathlib import Path
 from vdit.eval.page import Page
 from vdit.experiment.experiment import Experiment
 from vdit.quickstart.score import PARTS, Measured, Samples
-from vdit.train.metrics import read_json_lines
+from vdit.train.logging import read_json_lines
 from vdit.train.progress import clock_face
 from vdit.train.workspace import Workspace
 

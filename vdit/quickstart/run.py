@@ -23,7 +23,7 @@ from vdit.quickstart import config
 from vdit.quickstart.clock import Clock, expected_seconds
 from vdit.quickstart.report import write_report
 from vdit.quickstart.score import PARTS, Measured, Samples, measure, sample_videos
-from vdit.train.metrics import read_json_lines
+from vdit.train.logging import read_json_lines
 from vdit.train.progress import clock_face, make_display
 from vdit.train.stages import STAGES, Logging, check_run, run
 from vdit.train.workspace import Workspace

@@ -26,10 +26,10 @@ from vdit.experiment.experiment import Experiment
 from vdit.models.vae.statistics import MIN_STD, constant_channels
 from vdit.models.vae.video import VideoVAE
 from vdit.registry import name_of
-from vdit.train.base import brings
+from vdit.train.logging import Logging, TrainingVideos
+from vdit.train.pretrained import provides
 from vdit.train.progress import make_display
-from vdit.train.reporting import Logging, TrainingVideos
-from vdit.train.resuming import last_step
+from vdit.train.resume import last_step
 from vdit.train.workspace import Workspace
 from vdit.types import PyTree
 
@@ -57,7 +57,7 @@ def encode_latents(experiment: Experiment, workspace: Workspace, logging: Loggin
             f"are all alike there, or the VAE does not use them; they are normalised by {MIN_STD:g}"
         )
     # What a transformer was trained with stays: it would make other colours by other statistics.
-    kept = brings(experiment, "statistics.json") or (last_step(workspace.dit) is not None and workspace.statistics())
+    kept = provides(experiment, "statistics.json") or (last_step(workspace.dit) is not None and workspace.statistics())
     if not kept:
         on_primary_host(lambda: workspace.save_statistics(index["mean"], index["std"]), "statistics.json")
 
@@ -127,7 +127,7 @@ def _encode_changes(
             f"latents: the transformer's {step} steps were trained on the videos as they were; more steps "
             f"(--cfg.dit_train.steps=N) train it on these"
         )
-    elif experiment.text.tokenizer is None and not brings(experiment, "tokenizer.model"):
+    elif experiment.text.tokenizer is None and not provides(experiment, "tokenizer.model"):
         # The tokenizer is of the old captions.
         on_primary_host(lambda: workspace.tokenizer.unlink(missing_ok=True), "tokenizer.model")
 

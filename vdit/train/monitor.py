@@ -1,16 +1,27 @@
-"""What a process of a run tells of itself: its log, where its time goes, and where it stands when nothing moves."""
+"""What a process of a run tells of itself: its log, where its time goes, traces of steps, and what went wrong.
+
+RunMonitor      one process: its log, its place for the other hosts, figures
+StepTimer       books wall time to input, compute, checkpoint, evaluation, samples
+HangDetector    notices when steps cease to come
+Profiler        traces of steps, asked for by an option, a signal or a file
+origin_of_nan   where a loss that is not finite comes from
+"""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
 import faulthandler
+import math
 import os
+import signal
 import socket
+import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -19,12 +30,227 @@ from jax.sharding import Mesh
 import vdit
 from vdit.dist.heartbeat import Heartbeat, HostStatus
 from vdit.dist.process_shard import host_share
-from vdit.errors import reason
-from vdit.train.clock import StepTimer
-from vdit.train.hang import HangDetector
-from vdit.train.profile import Profiler
-from vdit.train.stopping import PreemptionHandler
+from vdit.errors import ConfigError, reason
+from vdit.finite import nonfinite_names
+from vdit.reprs import listed
+from vdit.train.preemption import PreemptionHandler
+from vdit.train.state import TrainState
 from vdit.types import PyTree
+
+KINDS = ("input", "compute", "checkpoint", "evaluate", "sample", "other")
+
+
+class StepTimer:
+    """Books all wall time to one of `KINDS`, so that its shares add up to one.
+
+    input: the devices stood idle for want of a batch. compute: they worked, a batch being read meanwhile or not.
+    checkpoint: the loop waited for a save. evaluate: evaluators. sample: hooks. other: the rest,
+    metrics written and steps compiled.
+    """
+
+    def __init__(self):
+        self._mark = time.perf_counter()
+        self._seconds = dict.fromkeys(KINDS, 0.0)
+        self._whole = dict.fromkeys(KINDS, 0.0)
+
+    def book(self, kind: str) -> None:
+        """The time since the last call was this."""
+        now = time.perf_counter()
+        self._seconds[kind] += now - self._mark
+        self._mark = now
+
+    def take(self) -> dict[str, float]:
+        """Seconds of each kind since the last call; what is not booked yet is `other`."""
+        self.book("other")
+        taken, self._seconds = self._seconds, dict.fromkeys(KINDS, 0.0)
+        for kind, seconds in taken.items():
+            self._whole[kind] += seconds
+        return taken
+
+    def whole(self) -> dict[str, float]:
+        """Seconds of each kind since the beginning."""
+        return {kind: self._whole[kind] + self._seconds[kind] for kind in KINDS}
+
+
+_SLOW = 10  # times the usual step is a stall, where that is more than the limit
+
+
+class HangDetector:
+    """A thread that calls `stalled(seconds since the last step, the usual seconds)` when steps cease to come.
+
+    limit: at least so many seconds must have passed, and ten times what a step usually takes. It is called once more
+    whenever the time has doubled; `again(seconds)` when a step came after all. Nothing counts before the first step,
+    which is compiled.
+    """
+
+    def __init__(self, limit: float, stalled: Callable[[float, float], None], again: Callable[[float], None]):
+        self._limit, self._stalled, self._again = limit, stalled, again
+        self._last: float | None = None
+        self._usual: deque[float] = deque(maxlen=64)
+        self._reported = 0.0
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def moved(self) -> None:
+        """A step has come."""
+        now = time.monotonic()
+        if self._last is not None:
+            self._usual.append(now - self._last)
+            if self._reported:
+                self._again(now - self._last)
+        self._last, self._reported = now, 0.0
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._closed.set()
+        self._thread.join(1.0)
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(self._limit / 4, 5.0)):
+            last, usual = self._last, list(self._usual)
+            if last is None or not usual:
+                continue
+            seconds, median = time.monotonic() - last, statistics.median(usual)
+            if seconds > max(self._limit, _SLOW * median, 2 * self._reported):
+                self._reported = seconds
+                self._stalled(seconds, median)
+
+
+STEPS = 3  # that a trace asked for on the way takes
+ASK = "profile"  # the file; it may hold the number of steps
+
+
+def parse_steps(text: str) -> tuple[int, int]:
+    """"20:25" -> (20, 25): the first and the last step of a trace."""
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise ConfigError(f"--profile={text!r}: give the first and the last step, 20:25 for instance")
+    return int(first), int(last)
+
+
+class Profiler:
+    """Traces steps into `folder`, to be opened in TensorBoard or Perfetto.
+
+    folder: None for no traces. steps: the first and last step of one that is asked for from the start. ask: a file
+    that asks for one when it appears; it is removed. SIGUSR1 asks, too, where the context is entered.
+    """
+
+    def __init__(self, folder: Path | None, *, steps: tuple[int, int] | None = None, ask: Path | None = None):
+        self._folder, self._range, self._ask = folder, steps, ask
+        self._wanted = 0  # steps that were asked for
+        self._last: int | None = None  # of the trace under way
+        self._before: object = None
+        self.warn: Callable[[str], None] = lambda line: None
+
+    def __enter__(self) -> Profiler:
+        main = threading.current_thread() is threading.main_thread()
+        if self._folder is not None and main and hasattr(signal, "SIGUSR1"):
+            self._before = signal.signal(signal.SIGUSR1, self._on_signal)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGUSR1, self._before)
+        if self._last is not None:
+            self._stop()
+
+    def look(self) -> None:
+        """Looks for the file; called now and then."""
+        if self._ask is None or self._last is not None or not self._ask.exists():
+            return
+        count = STEPS
+        with contextlib.suppress(OSError, ValueError):
+            count = max(int(self._ask.read_text().strip() or STEPS), 1)
+        with contextlib.suppress(OSError):
+            self._ask.unlink()
+        self._wanted = count
+
+    def before(self, step: int) -> None:
+        """Called right before a step is dispatched."""
+        if self._folder is None or self._last is not None:
+            return
+        if self._wanted:
+            self._start(step + self._wanted - 1)
+            self._wanted = 0
+        elif self._range is not None and self._range[0] <= step <= self._range[1]:
+            self._start(self._range[1])
+
+    def after(self, step: int, outputs: PyTree) -> Path | None:
+        """Called when a step has been dispatched; the trace's folder where it ends the trace, which waits for it."""
+        if self._last is None or step < self._last:
+            return None
+        jax.block_until_ready(outputs)
+        return self._folder if self._stop() else None
+
+    def _start(self, last: int) -> None:
+        with self._outlived():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            jax.profiler.start_trace(str(self._folder))
+            self._last = last
+
+    def _stop(self) -> bool:
+        """Whether the trace is written."""
+        self._last = None
+        with self._outlived() as failures:
+            jax.profiler.stop_trace()
+        return not failures
+
+    @contextlib.contextmanager
+    def _outlived(self) -> Iterator[list[Exception]]:
+        """A trace that fails (on a full disk, or where another one is under way) costs a warning, not the run."""
+        failures: list[Exception] = []
+        try:
+            yield failures
+        except (OSError, RuntimeError) as error:
+            failures.append(error)
+            self._range = None
+            self.warn(f"{self._folder}: no profiler trace: {reason(error)}; training goes on")
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._wanted = STEPS
+
+
+# What arrays of a batch hold, for users who never see a Row.
+_HOLDS = {"values": "latents", "video": "pixels", "action": "actions"}
+
+
+def origin_of_nan(state: TrainState, batch: PyTree, frozen: PyTree | None, metrics: Mapping[str, float]) -> str:
+    """One sentence on where a loss or gradient that is not finite comes from, and what to do.
+
+    Args:
+        state: after the step, which was skipped: parameters are those that the step began with.
+        batch: a batch on the devices that gave such a loss.
+        frozen: weights that are not trained, or None.
+        metrics: of such a step, with its "loss" and "grad_norm".
+    """
+    found = nonfinite_names(batch)
+    if found:
+        names = [_HOLDS.get(name.rpartition(".")[2], name) for name in found]
+        rule = "check its files, and encode the latents again"
+        return f"the data holds NaN or infinity already ({listed(names)}): {rule}"
+    for what, tree in (("frozen weights", frozen), ("parameters", state.params)):
+        found = nonfinite_names(tree)
+        if found:
+            return (
+                f"{what} hold NaN or infinity already ({listed(found)}), the data does not: start from other weights, "
+                "or go on from an earlier checkpoint"
+            )
+    found = nonfinite_names(state.opt_state)
+    if found:
+        return f"the optimizer's state holds NaN or infinity ({listed(found)}): go on from an earlier checkpoint"
+    if math.isfinite(metrics["loss"]):
+        groups = [name.partition("/")[2] for name, value in metrics.items() if _spoilt_group(name, value)]
+        where = f" of {listed(groups)}" if groups else ""
+        arises = f"the gradient{where} overflows, though data, parameters and loss are finite"
+    else:
+        arises = "the loss overflows in the network, though data and parameters are finite"
+    return f"{arises}: lower the learning rate, lengthen the warm-up, clip gradients, or compute in float32"
+
+
+def _spoilt_group(name: str, value: float) -> bool:
+    return name.startswith("grad_norm/") and not math.isfinite(value)
+
 
 _NOTE_EVERY = 60.0  # seconds between lines about steps in a host's log
 

@@ -42,13 +42,13 @@ from vdit.models.text.tokenizer import NoText
 from vdit.models.vae import make_loss
 from vdit.nn.compiling import compiler_options
 from vdit.seeds import key_of
-from vdit.train.base import adopt, base_identity, begin, brings, step_identity
 from vdit.train.encoding import encode_latents
 from vdit.train.evaluate import EvaluationRun, evaluations, sample_hook
+from vdit.train.logging import Logging, TrainingVideos, check_strict, make_writers, report_cut_captions
 from vdit.train.loop import TrainResult, start, train
 from vdit.train.monitor import RunMonitor
-from vdit.train.reporting import Logging, TrainingVideos, make_writers, report_cut_captions
-from vdit.train.resuming import is_complete, last_step, outlook
+from vdit.train.pretrained import copy_pretrained, pretrained_identity, provides, split_trainable, step_identity
+from vdit.train.resume import is_complete, last_step, outlook
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
 from vdit.train.workspace import FILES, Workspace
@@ -73,16 +73,14 @@ def run(
         raise ConfigError(f"stage {unknown[0]!r} is unknown: use some of {', '.join(STAGES)}")
     with contextlib.ExitStack() as inside:
         if logging.watch is None:
-            check_run(experiment, workspace, stages)
+            check_run(experiment, workspace, stages, strict=strict)
             watch = inside.enter_context(RunMonitor(workspace.logs / "hosts"))
             logging = dataclasses.replace(logging, watch=watch)
         inside.enter_context(RunLock(workspace.root))
         on_primary_host(lambda: _begin_folder(experiment, workspace), "experiment.json")
-        adopt(experiment, workspace)
+        copy_pretrained(experiment, workspace)
         wait_for_all("start_from")
         videos = TrainingVideos(experiment, logging, strict=strict)
-        if strict:  # before anything slow; otherwise they are opened by the first stage that needs them
-            videos.open()
         for stage in STAGES:
             if stage in stages:
                 experiment = _run_stage(stage, experiment, workspace, logging, videos)
@@ -91,16 +89,22 @@ def run(
     return experiment
 
 
-def check_run(experiment: Experiment, workspace: Workspace, stages: Sequence[str] = STAGES) -> None:
+def check_run(
+    experiment: Experiment, workspace: Workspace, stages: Sequence[str] = STAGES, *, strict: bool = False
+) -> None:
     """Refuses a run that cannot go on here as it is asked for, before any file changes. All hosts call it.
+
+    strict: also refuse data of which a video is not used, or has no caption.
 
     Raises: OutputError (see Workspace.check), CheckpointError where a stage was trained with another config, DataError
     where captions cannot be read, or there are none for a tokenizer to be trained of.
     """
     workspace.check(experiment)
-    if "tokenizer" in stages and not brings(experiment, "tokenizer.model"):
+    if strict:
+        check_strict(experiment, Logging().say)
+    if "tokenizer" in stages and not provides(experiment, "tokenizer.model"):
         _check_captions(experiment, workspace)
-    if "vae" in stages and not brings(experiment, "vae"):
+    if "vae" in stages and not provides(experiment, "vae"):
         is_complete(workspace.vae, experiment.vae_train, experiment)
     if "dit" in stages and workspace.tokenizer.exists():
         is_complete(workspace.dit, experiment.dit_train, with_tokenizer(experiment, workspace))
@@ -171,7 +175,7 @@ def train_vae(
 ) -> TrainResult | None:
     """Train the VAE on windows of the videos. Returns None if it is trained already, or the base's."""
     config, clips = experiment.vae_train, experiment.vae_clips
-    if brings(experiment, "vae") or is_complete(workspace.vae, config, experiment):
+    if provides(experiment, "vae") or is_complete(workspace.vae, config, experiment):
         return None
     source = videos.open()
     mesh = make_mesh(experiment.mesh)
@@ -254,9 +258,9 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
         std=statistics["std"],
         conditions=experiment.network.spec.conditions,
     )
-    beginning = begin(experiment, mesh, resumed=last_step(workspace.dit) is not None)
-    plan = plan_state(beginning.init, config, mesh=mesh)
-    evaluation = EvaluationRun(experiment, workspace, mesh, frozen=beginning.frozen)
+    init_state = split_trainable(experiment, mesh, resumed=last_step(workspace.dit) is not None)
+    plan = plan_state(init_state.init, config, mesh=mesh)
+    evaluation = EvaluationRun(experiment, workspace, mesh, frozen=init_state.frozen)
     hooks = [sample_hook(evaluation)] if config.sample_every and experiment.sample.prompts else []
     rows = config.batch_size * experiment.data.row_tokens
     forward = experiment.dit.flops(rows, _mean_tokens(store, experiment), experiment.text.max_length / 2)
@@ -265,7 +269,7 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
     loss = experiment.objective.make_loss(experiment.model)
     return _train(
         "dit", experiment, workspace.dit, workspace, plan, loss, data, logging, hooks=hooks, flops=flops,
-        params=beginning.params, frozen=beginning.frozen, evaluations=evaluations(evaluation, "dit"),
+        params=init_state.params, frozen=init_state.frozen, evaluations=evaluations(evaluation, "dit"),
     )  # fmt: skip
 
 
@@ -278,7 +282,7 @@ def _train(
     if stage == "dit":
         meta |= {FILES: workspace.file_sums(), "vae": step_identity(workspace.vae) if workspace.vae.is_dir() else None}
     if stage == "dit" and experiment.start_from is not None:
-        meta["base"] = base_identity(experiment)
+        meta["base"] = pretrained_identity(experiment)
     with Checkpointer(folder, keep=plan.config.keep, meta=meta, warn=logging.watch.warn) as checkpointer:
         state = start(plan, key_of(experiment.seed), checkpointer, data, params)
         step = int(state.step)

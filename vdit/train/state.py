@@ -71,7 +71,7 @@ class StatePlan:
     abstract: TrainState of ShapeDtypeStructs that carry their sharding: what a checkpoint restores into.
     shardings: TrainState of NamedShardings. configured: whether the optimizer is that of `config`. report: a line for
     each dimension left whole against the table of vdit/dist/rules.py. create(key) makes the state, each device its
-    own part only; adopt(params, key) makes it of parameters that are there already, which are donated.
+    own part only; with_params(params, key) makes it of parameters that are there already, which are donated.
     """
 
     config: TrainConfig
@@ -82,7 +82,7 @@ class StatePlan:
     shardings: TrainState
     report: tuple[str, ...]
     create: Callable[[jax.Array], TrainState]
-    adopt: Callable[[PyTree, jax.Array], TrainState]
+    with_params: Callable[[PyTree, jax.Array], TrainState]
 
 
 def plan_state(
@@ -121,7 +121,7 @@ def plan_state(
         init_key, run_key = jax.random.split(key)
         return begin(nn.meta.unbox(init(init_key)), run_key)
 
-    def adopt(params: PyTree, key: jax.Array) -> TrainState:
+    def with_params(params: PyTree, key: jax.Array) -> TrainState:
         params = jax.tree.map(lambda leaf, made: leaf.astype(made.dtype), params, abstract.params)
         return begin(params, jax.random.split(key)[1])
 
@@ -147,7 +147,7 @@ def plan_state(
         shardings=shardings,
         report=tuple(report),
         create=jax.jit(create, out_shardings=shardings),
-        adopt=jax.jit(adopt, in_shardings=(placed, whole), out_shardings=shardings, donate_argnums=0),
+        with_params=jax.jit(with_params, in_shardings=(placed, whole), out_shardings=shardings, donate_argnums=0),
     )
 
 

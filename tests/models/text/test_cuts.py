@@ -9,7 +9,7 @@ from vdit.cli.main import _warnings_as_lines
 from vdit.errors import VditWarning
 from vdit.models.text import train_tokenizer, warn_of_cuts
 from vdit.models.text.tokenizer import kept_text
-from vdit.train.reporting import report_cut_captions
+from vdit.train.logging import report_cut_captions
 
 WORDS = [f"the {colour} dog number {number} runs" for number in range(40) for colour in ("red", "blue", "green")]
 LONG = " and ".join(WORDS[:60])

@@ -45,7 +45,7 @@ class InitState:
     frozen: PyTree | None = None
 
 
-def begin(experiment: Experiment, mesh: Mesh, *, resumed: bool = False) -> InitState:
+def split_trainable(experiment: Experiment, mesh: Mesh, *, resumed: bool = False) -> InitState:
     """Loads the base, if there is one, and takes apart what of it is trained.
 
     With `lora` that is new factors only. Without, it is the base itself, but for encoders that came trained (T5,
@@ -107,10 +107,10 @@ def trained_params(
     if experiment.start_from is None:
         abstract = abstract_params(experiment.network.init, mesh)
         return load_params(space.dit, ema=ema, step=step, abstract=abstract, as_stored=as_stored)
-    check_base(experiment, load_meta(space.dit, step=step).get("base"))
+    check_pretrained(experiment, load_meta(space.dit, step=step).get("base"))
     if experiment.lora is not None:
         return with_lora(starting_params(experiment, mesh), space.root, ema=ema, step=step)
-    start = begin(dataclasses.replace(experiment, objective=DenoisingLoss()), mesh, resumed=True)
+    start = split_trainable(dataclasses.replace(experiment, objective=DenoisingLoss()), mesh, resumed=True)
     trained = load_params(space.dit, ema=ema, step=step, abstract=abstract_params(start.init, mesh))
     return trained if start.frozen is None else start.frozen | trained
 
@@ -130,7 +130,7 @@ def run_lora(space: Workspace, *, ema: bool = True, step: int | None = None) -> 
     return detach(join(leaves, scales(leaves, space.experiment().lora.scale)))
 
 
-def base_identity(experiment: Experiment) -> dict[str, Any] | None:
+def pretrained_identity(experiment: Experiment) -> dict[str, Any] | None:
     """What a checkpoint says of the base that it belongs to: its folder, step, and a digest of its files' digests."""
     if experiment.start_from is None:
         return None
@@ -144,9 +144,9 @@ def step_identity(directory: Path) -> dict[str, Any]:
     return {"step": int(folder.name), "sha256": digest}
 
 
-def check_base(experiment: Experiment, saved: dict[str, Any] | None) -> None:
+def check_pretrained(experiment: Experiment, saved: dict[str, Any] | None) -> None:
     """Refuses a base that is not the one a checkpoint was trained on; it may have moved to another folder."""
-    now = base_identity(experiment)
+    now = pretrained_identity(experiment)
     same = saved == now or (saved and now and all(saved[key] == now[key] for key in ("step", "sha256")))
     if not same:
         raise CheckpointError(
@@ -154,7 +154,7 @@ def check_base(experiment: Experiment, saved: dict[str, Any] | None) -> None:
         )
 
 
-def adopt(experiment: Experiment, workspace: Workspace) -> None:
+def copy_pretrained(experiment: Experiment, workspace: Workspace) -> None:
     """Gives a new run the VAE, its statistics and the tokenizer of the model that it starts from."""
     if experiment.start_from is None:
         return
@@ -174,8 +174,8 @@ def adopt(experiment: Experiment, workspace: Workspace) -> None:
             shutil.copy(base.root / name, workspace.root / name)
 
 
-def brings(experiment: Experiment, name: str) -> bool:
-    """Whether the model that the run starts from brings this part along."""
+def provides(experiment: Experiment, name: str) -> bool:
+    """Whether the model that the run starts from provides this part along."""
     return experiment.start_from is not None and (Path(experiment.start_from) / name).exists()
 
 

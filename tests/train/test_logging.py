@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vdit.errors import ConfigError, ShapeError
-from vdit.train.metrics import JsonLines, Speed, TensorBoard, WandB, encode_gif, read_json_lines, video_grid
+from vdit.train.logging import JsonLines, Speed, TensorBoard, WandB, encode_gif, read_json_lines, video_grid
 
 
 def test_a_resumed_file_is_that_of_a_run_that_was_never_stopped(tmp_path):
@@ -81,7 +81,7 @@ def test_a_gif_keeps_its_frames_and_pace():
 
 def test_speed_counts_steps_tokens_and_flops(monkeypatch):
     now = iter([0.0, 10.0, 10.0])
-    monkeypatch.setattr("vdit.train.metrics.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("vdit.train.logging.time.perf_counter", lambda: next(now))
     speed = Speed(flops_per_step=100.0, peak_flops=50.0)
     for tokens in (30.0, 50.0):
         speed.add(tokens)
@@ -96,3 +96,15 @@ def test_without_wandb_the_mend_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match="pip install"):
         WandB(project="x")
+
+
+DAMAGES = [b"[1, 2]\n", b"3\n", b'{"loss": 1}\n', b'{"step": "x"}\n', b"\xff\xfe\n", b"\0\0\0\n"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_lines_are_read_up_to_the_first_that_is_damaged(tmp_path, damage):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": 2.0}\n\n' + damage + b'{"step": 3, "loss": 1.0}\n')
+    assert read_json_lines(path) == [{"step": 1, "loss": 2.0}]
+    JsonLines(path, resume_step=5).close()
+    assert path.read_text() == '{"step": 1, "loss": 2.0}\n'

@@ -16,7 +16,7 @@ from vdit.errors import CheckpointError, TrainingError
 from vdit.experiment.experiment import Experiment
 from vdit.experiment.training import TrainConfig
 from vdit.experiment.upgrade import upgrade
-from vdit.train.base import check_base, step_identity
+from vdit.train.pretrained import check_pretrained, step_identity
 from vdit.train.workspace import EXPERIMENT, FILES, SAMPLED, Workspace
 
 # What a resumed run may change without becoming another run.
@@ -39,7 +39,7 @@ def is_complete(folder: Path, config: TrainConfig, experiment: Experiment) -> bo
     meta = load_meta(folder)
     check_config(as_of_now(meta["config"]), config_tools.to_dict(experiment), may_change=_free(folder.name))
     if folder.name == "dit":
-        check_base(experiment, meta.get("base"))
+        check_pretrained(experiment, meta.get("base"))
         Workspace(folder.parent).check_files(meta.get(FILES, {}), names=SAMPLED)
     if step < config.steps:
         return False
@@ -80,7 +80,7 @@ def as_of_now(saved: dict[str, Any]) -> dict[str, Any]:
         return saved  # with fields that are no more: the comparison names them
 
 
-def check_run(experiment: Experiment, space: Workspace, *, step: int | None = None) -> None:
+def check_trained_run(experiment: Experiment, space: Workspace, *, step: int | None = None) -> None:
     """Refuses a run whose files are not those that its DiT was trained with; says so in one line of runs of old, whose
     files have no checksums.
 

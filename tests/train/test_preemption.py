@@ -12,8 +12,8 @@ import pytest
 
 from vdit.checkpoint import Checkpointer
 from vdit.errors import Preempted
-from vdit.train.resuming import outlook
-from vdit.train.stopping import PreemptionHandler
+from vdit.train.preemption import PreemptionHandler
+from vdit.train.resume import outlook
 from vdit.train.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +67,7 @@ def test_where_hosts_meet_and_part_signals_interrupt_nothing():
 
 HELD = """
 import ctypes, sys
-from vdit.train.stopping import PreemptionHandler
+from vdit.train.preemption import PreemptionHandler
 with PreemptionHandler() as stop:
     stop.last_words = lambda name: print("last words", flush=True)
     stop.outlook = lambda: "this is what comes next"

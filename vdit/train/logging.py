@@ -1,12 +1,17 @@
-"""Where figures and sample videos go: JSON lines, TensorBoard, Weights & Biases, the terminal."""
+"""Where the figures and sample videos of a run go, and what a run tells its user.
+
+Writers: JSON lines, TensorBoard, Weights & Biases. Their failures end no run (ResilientWriter).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +21,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
+from rich.console import Console
 
-from vdit.errors import ConfigError, ShapeError, install_command, reason
+from vdit.data.data_source import open_source
+from vdit.data.latents import LatentStore
+from vdit.data.sources import DataSummary, Source
+from vdit.dist.multihost import is_primary_host
+from vdit.errors import ConfigError, DataError, ShapeError, install_command, one_line, reason
+from vdit.experiment.experiment import Experiment
+from vdit.models.text import Tokenizer
+from vdit.reprs import short_repr
+from vdit.train.monitor import RunMonitor
+from vdit.train.workspace import Workspace
 
 
 class Writer(Protocol):
@@ -66,16 +81,25 @@ class JsonLines:
 
 
 def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file in order; an incomplete last line, of a killed run, is left out."""
+    """The lines of a metrics file in order, up to the first that is damaged.
+
+    A killed run leaves an incomplete last line, a full disk or a crash of the machine leaves zeros or bytes of other
+    files. What follows such a line cannot be trusted to belong to the same run, and is left out.
+    """
     path = Path(path)
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text().splitlines():
+    for text in path.read_bytes().split(b"\n"):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = json.loads(text) if text.strip() else None
+        except ValueError:  # no JSON, or no UTF-8
             break
+        if line is None:
+            continue
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            break
+        lines.append(line)
     return lines
 
 
@@ -310,3 +334,132 @@ def write_all(writers: Sequence[Writer], step: int, values: Mapping[str, float])
     """The same figures to every writer."""
     for writer in writers:
         writer.scalars(step, values)
+
+
+CAPTIONS_COUNTED = 10_000  # clips whose captions are looked at for their length
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Logging:
+    """Where figures go beside the JSON lines.
+
+    tensorboard: write TensorBoard events. wandb: options of wandb.init; None for no W&B.
+    console: where progress is shown; None is the terminal.
+    watch: watches this process, entered already; None makes one for each call of `run`.
+    """
+
+    tensorboard: bool = True
+    wandb: dict | None = None
+    console: Console | None = None
+    watch: RunMonitor | None = None
+
+    def say(self, text: str) -> None:
+        """A line for the user, from the first host."""
+        if is_primary_host():
+            (self.console or Console()).print(text, markup=False, soft_wrap=True)
+
+
+def make_writers(stage: str, workspace: Workspace, logging: Logging, step: int) -> list[Writer]:
+    """The first host's, of a stage that goes on from `step`; the others have none. Their failures end no run."""
+    if not is_primary_host():
+        return []
+    lines, events = workspace.logs / f"{stage}.jsonl", workspace.logs / stage
+    openers = {str(lines): lambda after: JsonLines(lines, resume_step=after)}
+    if logging.tensorboard:
+        openers[f"{events} (TensorBoard)"] = lambda after: TensorBoard(events, resume_step=after)
+    if logging.wandb is not None:
+        options = {"group": workspace.root.name, "job_type": stage, **logging.wandb}
+        openers["Weights & Biases"] = lambda after: WandB(**options)
+    warn = logging.watch.warn
+    return [ResilientWriter(name, open, step=step, warn=warn) for name, open in openers.items()]
+
+
+class TrainingVideos:
+    """The videos that an experiment trains on, opened once for all stages; what was found in them is said once.
+
+    strict: refuse data of which a video is not used, or has no caption that the model could learn from.
+    """
+
+    def __init__(self, experiment: Experiment, logging: Logging, *, strict: bool = False):
+        self._experiment, self._logging, self._strict = experiment, logging, strict
+        self._source: Source | None = None
+        self._told: set[str] = set()
+
+    def open(self) -> Source:
+        """The source, the same at every call; DataError if it cannot be opened, or is not as `strict` asks."""
+        if self._source is None:
+            experiment = self._experiment
+            source = open_source(experiment.data, seed=experiment.seed, exclude=experiment.holdout)
+            if source.summary is not None:
+                self._tell(source.summary)
+            self._told.update(source.report())
+            self._source = source
+        return self._source
+
+    def tell_broken(self) -> None:
+        """Which files could not be read since: the first twenty on the console, all in the log."""
+        broken = {} if self._source is None else self._source.report()
+        new = {name: reason for name, reason in broken.items() if name not in self._told}
+        self._told.update(new)
+        if new:
+            self._logging.say(f"skipped {len(new)} more, others took their place:")
+        for number, (name, why) in enumerate(new.items()):
+            self._logging.watch.note(one_line(f"skipped: {name}: {why}"))
+            if number < 20:
+                self._logging.say(f"  {one_line(f'{name}: {why}')}")
+
+    def _tell(self, summary: DataSummary) -> None:
+        for line in summary.lines():
+            self._logging.say(line)
+        for line in summary.lines(most=sys.maxsize)[1:]:
+            self._logging.watch.note(line.strip())
+        if self._strict:
+            _refuse_unused(summary, self._experiment)
+
+
+def check_strict(experiment: Experiment, say: Callable[[str], None]) -> None:
+    """Opens the data of an experiment, and refuses it if a video is not used or has no caption. Writes nothing.
+
+    Args:
+        experiment: names the data.
+        say: takes the lines that list what is wrong.
+
+    Raises:
+        DataError: the data cannot be opened, or not all of it would be used.
+    """
+    summary = open_source(experiment.data, seed=experiment.seed, exclude=experiment.holdout).summary
+    if summary is not None:
+        try:
+            _refuse_unused(summary, experiment)
+        except DataError:
+            for line in summary.lines():
+                say(line)
+            raise
+
+
+def _refuse_unused(summary: DataSummary, experiment: Experiment) -> None:
+    uncaptioned = summary.uncaptioned if experiment.network.uses_text else ()
+    if summary.skipped or uncaptioned:
+        first = next(iter(summary.skipped.items()), None)
+        example = f"{first[0]}: {first[1]}" if first else f"{uncaptioned[0]} has no caption"
+        raise DataError(
+            f"--strict: of {summary.found} videos in {summary.place}, {len(summary.skipped)} are not used and "
+            f"{len(uncaptioned)} have no caption; for one, {example}"
+        )
+
+
+def report_cut_captions(store: LatentStore, tokenizer: Tokenizer, limit: int, logging: Logging) -> None:
+    """How many captions are longer than the model reads, once, before training; of the first CAPTIONS_COUNTED clips."""
+    if not is_primary_host():
+        return
+    clips = min(len(store), CAPTIONS_COUNTED)
+    lengths = {text: 0 for i in range(clips) for text in store[i]["captions"]}
+    lengths = [tokenizer.length(text) for text in lengths]
+    cut = [length for length in lengths if length > limit]
+    if cut:
+        part = "" if clips == len(store) else f" (of the first {clips} clips)"
+        logging.say(
+            f"captions: {len(cut)} of {len(lengths)} different ones{part} have more than text.max_length={limit} "
+            f"pieces and are cut there; the longest has {max(cut)}"
+        )

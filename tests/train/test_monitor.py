@@ -13,11 +13,8 @@ from rich.console import Console
 from tests import tiny
 from vdit.dist.mesh import make_mesh
 from vdit.errors import ConfigError
-from vdit.train.clock import KINDS, StepTimer
-from vdit.train.hang import HangDetector
 from vdit.train.loop import train
-from vdit.train.monitor import RunMonitor
-from vdit.train.profile import Profiler, parse_steps
+from vdit.train.monitor import KINDS, HangDetector, Profiler, RunMonitor, StepTimer, parse_steps
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
 
@@ -40,11 +37,12 @@ def test_all_time_is_booked_once(monkeypatch):
         now[0] += seconds
         clock.book(kind)
     now[0] += 4.0
-    assert clock.take() == {"input": 1.0, "compute": 5.0, "checkpoint": 0.0, "sample": 0.0, "other": 4.0}
+    nothing = {"checkpoint": 0.0, "evaluate": 0.0, "sample": 0.0}
+    assert clock.take() == nothing | {"input": 1.0, "compute": 5.0, "other": 4.0}
     assert sum(clock.take().values()) == 0
     now[0] += 1.0
     clock.book("sample")
-    assert clock.whole() == {"input": 1.0, "compute": 5.0, "checkpoint": 0.0, "sample": 1.0, "other": 4.0}
+    assert clock.whole() == nothing | {"input": 1.0, "compute": 5.0, "sample": 1.0, "other": 4.0}
 
 
 class Recorder:
