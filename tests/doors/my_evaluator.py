@@ -29,7 +29,7 @@ class MyEvaluator(Evaluator):
         def predict(params, row):
             noisy = corrupt(jax.random.key(0), row, run.model, level=self.level)
             target = noisy.noise - noisy.clean  # of models that predict the velocity
-            return forward(run.model, params, noisy).prediction, target, noisy.weight
+            return forward(run.model, params, noisy), target, noisy.weight
 
         def measure(params):
             found = []

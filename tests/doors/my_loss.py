@@ -36,7 +36,7 @@ class MyLoss(Objective):
 
             alpha, sigma = (f(noisy.level)[..., None] for f in (schedule.alpha, schedule.sigma))
             clean, _ = to_clean_and_noise(
-                model.diffusion.prediction, output.prediction, noisy.row.values, alpha, sigma
+                model.diffusion.prediction, output, noisy.row.values, alpha, sigma
             )
             gap = jnp.mean(jnp.square(features(clean) - features(noisy.clean)), axis=-1)
             term = weighted_mean(gap, noisy.weight)
