@@ -141,15 +141,14 @@ def parse_model(data: bytes):
         data: content of a .model file, at most MODEL_LIMIT bytes.
 
     Returns:
-        The `sentencepiece_model_pb2.ModelProto`, of 1 to MOST_PIECES pieces, each of valid text.
+        A ModelProto with the fields of `_PROTO`, of 1 to MOST_PIECES pieces, each of valid text.
 
     Raises:
         TextError: it does not parse as one.
     """
     from google.protobuf.message import DecodeError
-    from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = _model_proto()()
     if len(data) > MODEL_LIMIT:
         raise TextError(f"a sentencepiece model of {len(data)} bytes, at most {MODEL_LIMIT}: give the right file")
     try:
@@ -163,6 +162,46 @@ def parse_model(data: bytes):
     if not proto.pieces:
         raise TextError("not a sentencepiece model: it has no pieces")
     return proto
+
+
+# What is read of sentencepiece_model.proto: message -> field -> (number, type, default).
+_PROTO = {
+    "SentencePiece": {"piece": (1, "string", ""), "score": (2, "float", ""), "type": (3, "int32", "1")},
+    "TrainerSpec": {"model_type": (3, "int32", "1")},
+    "NormalizerSpec": {"precompiled_charsmap": (2, "bytes", "")},
+    "ModelProto": {
+        "pieces": (1, "SentencePiece", ""),
+        "trainer_spec": (2, "TrainerSpec", ""),
+        "normalizer_spec": (3, "NormalizerSpec", ""),
+    },
+}
+
+
+@functools.cache
+def _model_proto():
+    """The class of ModelProto.
+
+    Built here, because the one that the sentencepiece package ships loads only with the newest protobuf.
+    """
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="vdit/sentencepiece_model.proto", package="vdit", syntax="proto2")
+    for message, fields in _PROTO.items():
+        described = file.message_type.add(name=message)
+        for name, (number, kind, default) in fields.items():
+            field = described.field.add(name=name, number=number, label=kinds.LABEL_OPTIONAL)
+            if kind in _PROTO:
+                field.type, field.type_name = kinds.TYPE_MESSAGE, f".vdit.{kind}"
+            else:
+                field.type = getattr(kinds, f"TYPE_{kind.upper()}")
+            if default:
+                field.default_value = default
+            if name == "pieces":
+                field.label = kinds.LABEL_REPEATED
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("vdit.ModelProto"))
 
 
 def load_tokenizer(path: str | Path, *, max_length: int = 64) -> SentencePieceTokenizer:
