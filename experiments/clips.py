@@ -84,7 +84,7 @@ def config() -> Experiment:
         ),
         latents=LatentsConfig(samples=21 * 16, latent_frames=1),
         text=TextConfig(vocab_size=512, max_length=64, width=128, depth=1, heads=4),
-        dit=DiTConfig(width=192, depth=6, heads=3, position="both", scan=False),
+        backbone=DiTConfig(width=192, depth=6, heads=3, position="both", scan=False),
         diffusion=DiffusionConfig(kind="flow", prediction="velocity", stratified=True),
         canvases=CanvasConfig(
             none=0.4, first=0.15, head=0.15, tail=0.08, ends=0.08, mask=0.1, frames=0.04, window=0.2, context_noise=0.1

@@ -13,7 +13,7 @@ Expected: by `vdit plan`, at the roofline with nothing overlapped, rows of one c
 Start the same command on every host (see experiments/launch). Mesh: parameters and optimizer state over `fsdp`, the
 batch over `data` and `fsdp`, accumulated in four pieces to fit. For longer rows use --cfg.mesh.sequence=4, for wider
 models --cfg.mesh.tensor=2.
-Smaller: --cfg.dit.width=768 --cfg.dit.depth=12 --cfg.dit.heads=12 is DiT-B.
+Smaller: --cfg.backbone.width=768 --cfg.backbone.depth=12 --cfg.backbone.heads=12 is DiT-B.
 """
 
 from vdit.data.config import DataConfig
@@ -62,7 +62,7 @@ def config() -> Experiment:
         ),
         latents=LatentsConfig(samples=0, dtype="bfloat16"),
         text=TextConfig(vocab_size=32_000, max_length=128, width=768, depth=6, heads=12, dtype="bfloat16"),
-        dit=dit_preset("XL", dtype="bfloat16", remat="attention"),
+        backbone=dit_preset("XL", dtype="bfloat16", remat="attention"),
         diffusion=DiffusionConfig(kind="flow", prediction="velocity", timestep_sampling="logit_normal", shift=3.0),
         canvases=CanvasConfig(none=0.6, first=0.1, head=0.1, tail=0.05, ends=0.05, frames=0.1, window=0.1),
         dit_train=TrainConfig(

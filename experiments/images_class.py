@@ -41,7 +41,7 @@ def config() -> Experiment:
             batch_size=32,
             optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=1000, schedule="cosine", final_scale=0.1),
         ),
-        dit=dit_preset(
+        backbone=dit_preset(
             "B",
             classes=1000,
             text="none",

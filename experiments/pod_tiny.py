@@ -48,7 +48,7 @@ def config() -> Experiment:
         ),
         latents=LatentsConfig(samples=0),
         text=TextConfig(vocab_size=16_000, max_length=64, width=384, depth=2, heads=6, dtype="bfloat16"),
-        dit=dit_preset("S", dtype="bfloat16", remat="attention"),
+        backbone=dit_preset("S", dtype="bfloat16", remat="attention"),
         diffusion=DiffusionConfig(kind="flow", prediction="velocity", timestep_sampling="logit_normal"),
         dit_train=TrainConfig(
             steps=100_000,

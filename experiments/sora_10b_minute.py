@@ -61,7 +61,7 @@ def config() -> Experiment:
         ),
         latents=LatentsConfig(latent_frames=4, dtype="bfloat16"),
         text=TextConfig(vocab_size=64_000, max_length=256, width=2048, depth=12, heads=16, dtype="bfloat16"),
-        dit=DiTConfig(in_channels=48, width=4096, depth=36, heads=32, dtype="bfloat16", remat="attention"),
+        backbone=DiTConfig(in_channels=48, width=4096, depth=36, heads=32, dtype="bfloat16", remat="attention"),
         diffusion=DiffusionConfig(kind="flow", prediction="velocity", timestep_sampling="logit_normal", shift=8.0),
         canvases=CanvasConfig(none=0.6, first=0.1, head=0.1, tail=0.05, ends=0.05, frames=0.1, window=0.1),
         dit_train=TrainConfig(

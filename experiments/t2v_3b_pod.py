@@ -59,7 +59,7 @@ def config() -> Experiment:
         ),
         latents=LatentsConfig(latent_frames=4, dtype="bfloat16"),
         text=TextConfig(vocab_size=32_000, max_length=256, width=1024, depth=6, heads=16, dtype="bfloat16"),
-        dit=DiTConfig(width=2560, depth=32, heads=20, dtype="bfloat16", remat="attention"),
+        backbone=DiTConfig(width=2560, depth=32, heads=20, dtype="bfloat16", remat="attention"),
         diffusion=DiffusionConfig(kind="flow", prediction="velocity", timestep_sampling="logit_normal", shift=5.0),
         canvases=CanvasConfig(none=0.6, first=0.1, head=0.1, tail=0.05, ends=0.05, frames=0.1, window=0.1),
         dit_train=TrainConfig(

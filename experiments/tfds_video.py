@@ -46,7 +46,7 @@ def config() -> Experiment:
         ),
         latents=LatentsConfig(samples=0),
         text=TextConfig(vocab_size=4096, max_length=64, width=256, depth=2, heads=4),
-        dit=dit_preset("S", modulation="block", qk_norm="full", dtype="bfloat16"),
+        backbone=dit_preset("S", modulation="block", qk_norm="full", dtype="bfloat16"),
         diffusion=DiffusionConfig(kind="ddpm", prediction="v", beta_schedule="cosine", timestep_sampling="uniform"),
         dit_train=TrainConfig(
             steps=100_000,

@@ -43,7 +43,7 @@ def config() -> Experiment:
         vae=vae_preset("wan21", dtype="bfloat16"),
         latents=LatentsConfig(latent_frames=1, dtype="bfloat16"),
         text=t5_text(t5_preset("umt5-xxl", dtype="bfloat16")),
-        dit=dit_preset("wan2.1-t2v-1.3b", dtype="bfloat16", remat="full"),
+        backbone=dit_preset("wan2.1-t2v-1.3b", dtype="bfloat16", remat="full"),
         diffusion=DiffusionConfig(kind="flow", prediction="velocity", shift=3.0, integer_timesteps=True),
         dit_train=TrainConfig(
             steps=1000,

@@ -57,7 +57,7 @@ def config() -> Experiment:
         ),
         latents=LatentsConfig(samples=12_000),
         text=TextConfig(width=128, depth=0, heads=4, max_length=48, vocab_size=500),
-        dit=DiTConfig(in_channels=8, width=192, depth=6, heads=3, position="both", scan=False),
+        backbone=DiTConfig(in_channels=8, width=192, depth=6, heads=3, position="both", scan=False),
         diffusion=DiffusionConfig(stratified=True),
         canvases=CanvasConfig(
             none=0.45,

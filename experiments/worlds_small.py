@@ -51,7 +51,7 @@ def config() -> Experiment:
         ),
         latents=LatentsConfig(samples=60_000),
         text=TextConfig(vocab_size=2048, max_length=64, width=256, depth=2, heads=4),
-        dit=dit_preset("S", dtype="bfloat16"),
+        backbone=dit_preset("S", dtype="bfloat16"),
         diffusion=DiffusionConfig(kind="flow", prediction="velocity", stratified=True),
         canvases=CanvasConfig(none=0.5, first=0.1, head=0.1, tail=0.05, ends=0.05, mask=0.1, frames=0.1, window=0.1),
         dit_train=TrainConfig(

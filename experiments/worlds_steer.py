@@ -55,7 +55,7 @@ def config() -> Experiment:
         ),
         latents=LatentsConfig(samples=4000),
         text=TextConfig(width=96, depth=0, heads=4, max_length=40, vocab_size=300),
-        dit=DiTConfig(
+        backbone=DiTConfig(
             in_channels=8, patch=(1, 1, 1), width=160, depth=4, heads=5, action_width=2, causal=True, scan=False
         ),
         diffusion=DiffusionConfig(stratified=True),

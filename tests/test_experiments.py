@@ -82,9 +82,9 @@ def shrink(experiment: Experiment, data: str) -> Experiment:
         text=dataclasses.replace(
             e.text, vocab_size=300, max_length=24, width=32, depth=1, heads=2, t5=None, tokenizer=None
         ),
-        dit=dataclasses.replace(
-            e.dit, in_channels=4, width=32, depth=2, heads=2, mlp_width=None, classes=min(e.dit.classes, 10),
-            text_width=32 if e.dit.text_width else None,
+        backbone=dataclasses.replace(
+            e.backbone, in_channels=4, width=32, depth=2, heads=2, mlp_width=None, classes=min(e.backbone.classes, 10),
+            text_width=32 if e.backbone.text_width else None,
         ),
         sample=dataclasses.replace(e.sample, frames=frames[-1], size=(multiple, 2 * multiple), steps=2),
     )
@@ -225,7 +225,7 @@ def test_it_restores_and_goes_on(trained):
 def test_it_samples(trained):
     experiment, workdir = trained
     wanted = experiment.sample
-    prompt = "7" if experiment.dit.classes else "colours drift over a wide picture"
+    prompt = "7" if experiment.backbone.classes else "colours drift over a wide picture"
     videos = vdit.load(workdir)(prompt, guidance=2.0)
     assert videos.shape == (1, wanted.frames, *wanted.size, 3)
     assert bool(np.isfinite(videos).all())

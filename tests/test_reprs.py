@@ -44,7 +44,7 @@ def objects():
     """Of each kind that a user of the Python API has in hand."""
     generator = tiny.generator(stride=2, window=9, actions=2)
     yield from (generator, generator.experiment, generator.vae, generator.method())
-    yield from (generator.experiment.dit, generator.experiment.vae, generator.experiment.network)
+    yield from (generator.experiment.backbone, generator.experiment.vae, generator.experiment.network)
     yield generator.task(generator.method(), 9, tiny.SIZE)
     yield vdit.Simulator(generator, "a", steps=1)
     yield Clip(frames=np.zeros((9, 64, 96, 3), np.uint8), times=np.arange(9.0), fps=8.0)
@@ -69,8 +69,8 @@ def test_reprs_are_short_and_say_what_it_is():
 def test_a_repr_shows_what_differs_from_the_default():
     experiment = tiny.experiment()
     assert "name='tiny'" in repr(experiment)
-    assert "width=16" in repr(experiment.dit)
-    assert "mlp_ratio" not in repr(experiment.dit), "as it is by default"
+    assert "width=16" in repr(experiment.backbone)
+    assert "mlp_ratio" not in repr(experiment.backbone), "as it is by default"
     clip = Clip(frames=np.zeros((2, 4, 6, 3), np.uint8), times=np.arange(2.0), fps=8.0)
     assert repr(clip) == "Clip(frames=uint8 [2 4 6 3], times=float64 [2], fps=8.0)"
     tree = {"a": {"kernel": np.zeros((100, 100))}, "b": [np.zeros(5)]}

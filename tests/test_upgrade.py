@@ -11,6 +11,7 @@ from vdit.experiment.distill import ConsistencyDistillation
 from vdit.experiment.experiment import Experiment
 from vdit.experiment.objectives import DenoisingLoss
 from vdit.experiment.upgrade import RENAMED, upgrade, upgrade_overrides
+from vdit.models.dit.config import DiTConfig
 
 # What an older vdit wrote of a data source: the fields of all of them, side by side.
 OLD_FIELDS = {
@@ -88,3 +89,13 @@ def test_distillation_and_optimizers_of_old_become_choices():
     assert experiment.dit_train == Experiment(name="new").dit_train
     values["distill"] = None
     assert from_dict(Experiment, upgrade(values, quiet=True)).objective == DenoisingLoss()
+
+
+def test_a_backbone_that_was_dit_keeps_its_values():
+    values = to_dict(Experiment(name="old"))
+    values["dit"] = values.pop("backbone") | {"depth": 3}
+    del values["dit"]["kind"]
+    with pytest.warns(VditWarning, match="dit is backbone"):
+        assert from_dict(Experiment, upgrade(values)).backbone == DiTConfig(depth=3)
+    with pytest.warns(VditWarning, match=r"dit\.depth is backbone\.depth"):
+        assert upgrade_overrides(["dit.depth=3"]) == ["backbone.depth=3"]

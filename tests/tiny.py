@@ -66,7 +66,7 @@ def experiment(
             edge_kernel=(3, 3, 3) if memory else (1, 1, 1),
         ),
         text=TextConfig(vocab_size=16, max_length=6, width=16, depth=1, heads=2),
-        dit=DiTConfig(
+        backbone=DiTConfig(
             in_channels=4, width=16, depth=1, heads=2, patch=(patch_frames, 2, 2),
             action_width=actions * stride * patch_frames, causal=causal,
         ),
@@ -116,7 +116,7 @@ class Noise:
     asked: list = dataclasses.field(default_factory=list)
 
     def __call__(self, prompts, *, given=None, frames=None, size=None, seed=0, **sampling) -> np.ndarray:
-        vae, patch = self.experiment.vae, self.experiment.dit.patch[0]
+        vae, patch = self.experiment.vae, self.experiment.backbone.patch[0]
         latent_frames = 1 + (frames - 1) / vae.temporal_stride
         assert latent_frames == int(latent_frames)
         assert latent_frames % patch == 0
@@ -200,7 +200,7 @@ def base_experiment() -> Experiment:
         data=DataConfig(row_tokens=64, row_text=128, row_slots=24, row_clips=12, threads=0, read_ahead=0, prefetch=0),
         vae=preset("tiny", latent_channels=4),
         text=TextConfig(vocab_size=300, max_length=8, width=16, depth=1, heads=2),
-        dit=DiTConfig(**WAN | {"text_width": 16}, in_channels=4, width=32, depth=2, heads=2, mlp_width=48),
+        backbone=DiTConfig(**WAN | {"text_width": 16}, in_channels=4, width=32, depth=2, heads=2, mlp_width=48),
         dit_train=TrainConfig(steps=1, batch_size=8),
     )
 

@@ -87,7 +87,7 @@ def token_use(generator: Generator, workspace: Workspace, rows: int) -> dict[str
     experiment, statistics = generator.experiment, workspace.statistics()
     size = experiment.dit_train.batch_size
     iterator = row_iterator(
-        experiment.data, LatentStore(workspace.latents), generator.tokenizer, experiment.dit.patch,
+        experiment.data, LatentStore(workspace.latents), generator.tokenizer, experiment.backbone.patch,
         seed=experiment.seed, batch_rows=size, mean=statistics["mean"], std=statistics["std"],
     )  # fmt: skip
     use = [row_use(next(iterator)) for _ in range(-(-rows // size))]

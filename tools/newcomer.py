@@ -32,8 +32,9 @@ SMALL = (
     "vae.patch_frames=4 vae.blocks_per_level=1 vae.middle=none vae.decoder_extra_blocks=0 vae_clips.frames=9 "
     "vae_clips.size=32,32 vae_train.steps=8 vae_train.batch_size=2 latents.samples=24 data.areas=1024 data.frames=1,9 "
     "data.aspects=1.0 data.row_tokens=32 data.row_slots=16 data.row_clips=8 data.row_text=192 text.width=16 "
-    "text.heads=1 text.depth=1 text.max_length=48 text.vocab_size=300 dit.in_channels=8 dit.width=32 dit.depth=2 "
-    "dit.heads=2 dit_train.steps=8 dit_train.batch_size=2 sample.frames=9 sample.size=32,32 sample.steps=2"
+    "text.heads=1 text.depth=1 text.max_length=48 text.vocab_size=300 backbone.in_channels=8 backbone.width=32 "
+    "backbone.depth=2 backbone.heads=2 dit_train.steps=8 dit_train.batch_size=2 sample.frames=9 "
+    "sample.size=32,32 sample.steps=2"
 )
 TRAIN = "train --data my_videos --workdir runs/mine " + " ".join(f"--cfg.{item}" for item in SMALL.split())
 BATCH = "sample runs/mine --prompts prompts.jsonl --out batch"
@@ -70,8 +71,8 @@ STEPS = (
     mistake("The folder without --data", "train my_videos", "--data"),
     mistake("A folder that is not there", "train --data my_vidoes", "my_vidoes"),
     mistake("An experiment by a wrong name", "train clps", "clips"),
-    Step(title="An experiment by its name", command="train clips --help-config", says=("--cfg.dit.depth",)),
-    mistake("An option without --cfg", "train --data my_videos --dit.depth=4", r"--cfg\.dit\.depth"),
+    Step(title="An experiment by its name", command="train clips --help-config", says=("--cfg.backbone.depth",)),
+    mistake("An option without --cfg", "train --data my_videos --backbone.depth=4", r"--cfg\.backbone\.depth"),
     mistake("Captions with a comma and no quotes", TRAIN, r"captions\.csv", "line 3"),
     mistake("With --strict nothing may be skipped", TRAIN + " --strict", "broken.mp4",
             prepare=lambda home: write_captions(home, quoted=True), lines=9),

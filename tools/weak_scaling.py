@@ -41,8 +41,8 @@ def experiment(way: str, chips: int):
         full,
         mesh=mesh,
         data=dataclasses.replace(full.data, row_tokens=tokens, row_slots=1, row_clips=1),
-        dit=dataclasses.replace(
-            full.dit, width=1024, depth=4, heads=16, text="none", text_pool=False, remat="attention"
+        backbone=dataclasses.replace(
+            full.backbone, width=1024, depth=4, heads=16, text="none", text_pool=False, remat="attention"
         ),
         dit_train=dataclasses.replace(full.dit_train, batch_size=rows),
     )

@@ -569,6 +569,10 @@ def _check_known(cls: type, name: str, path: str) -> None:
 def _deeper(cls: type, name: str, path: str) -> str:
     """The keys of this very name in the configs inside of `cls`."""
     inside = {parent: _nested_class(annotation) for parent, annotation in _annotations(cls).items()}
+    for parent, annotation in _annotations(cls).items():
+        if _kind_of_items(annotation) is None and _kind_of(annotation) is not None:
+            chosen = _default(cls, parent)  # the usual choice: which one it is now is not known here
+            inside[parent] = None if chosen is None else type(chosen)
     found = [parent for parent, nested in inside.items() if nested is not None and name in _annotations(nested)]
     return f"; nearest: {' or '.join(f'{_join(path, parent)}.{name}' for parent in found)}" if found else ""
 

@@ -68,12 +68,12 @@ def test_help_starts_nothing_heavy():
     (["sample", "run"], "nothing to sample"),
     (["sample", "a dog runs"], "'a dog runs' is where RUN"),
     (["animate", "dog.jpg", "a dog"], "'dog.jpg' is where RUN"),
-    (["train", "x.py", "--dit.depth=4"], "write --cfg.dit.depth=VALUE"),
-    (["train", "x.py", "--dit.dpeth", "4"], "nearest: --cfg.dit.depth"),
-    (["train", "x.py", "dit.depth=4"], "write --cfg.dit.depth=VALUE"),
-    (["train", "x.py", "--cfg-dit.depth=4"], "nearest: --cfg.dit.depth"),
+    (["train", "x.py", "--backbone.depth=4"], "write --cfg.backbone.depth=VALUE"),
+    (["train", "x.py", "--backbone.dpeth", "4"], "nearest: --cfg.backbone.depth"),
+    (["train", "x.py", "backbone.depth=4"], "write --cfg.backbone.depth=VALUE"),
+    (["train", "x.py", "--cfg-backbone.depth=4"], "nearest: --cfg.backbone.depth"),
     (["quickstart", "--seed=4"], "write --cfg.seed=VALUE"),
-    (["quickstart", "--cfg.depth=4"], "nearest: text.depth or dit.depth"),
+    (["quickstart", "--cfg.depth=4"], "nearest: text.depth or backbone.depth"),
     (["sample", "run", "a", "--dit.depth=4"], "unknown option --dit.depth"),
     (["sample", "run", "a", "--frames", "0s"], "a duration above 0"),
     (["sample", "run", "a", "--seed", str(2**64)], "from 0 to 18446744073709551615"),
@@ -91,7 +91,7 @@ def test_help_starts_nothing_heavy():
     (["sample", "run", "a", "--out", "x.avi"], "'.avi'"),
     (["sample", "run", "a", "--out", "x.png"], "--frames 1"),
     (["sample", "no-such-run", "a"], "no-such-run holds no trained model"),
-    (["sample", "run", "a", "--cfg.dit.depth=3"], "takes no overrides"),
+    (["sample", "run", "a", "--cfg.backbone.depth=3"], "takes no overrides"),
     (["sample", "run", "--prompts", "none.txt"], "none.txt: cannot be read"),
     (["reconstruct", "no-such-run", "x.mp4"], "no-such-run holds no trained model"),
     (["reconstruct", "run"], "VIDEO"),
@@ -99,9 +99,9 @@ def test_help_starts_nothing_heavy():
     (["train", "none.py"], "none.py: no such experiment file"),
     (["train", "--data", "no-such-folder"], "no-such-folder is not a folder"),
     (["train", "x.py", "--stage", "veo"], "stage 'veo' is unknown; nearest: vae"),
-    (["quickstart", "--cfg.dit.dept=4"], "nearest: dit.depth"),
-    (["quickstart", "--cfg.dit.depth=four"], "'four' is not of type int"),
-    (["quickstart", "--cfg.dit.depth"], "needs a value"),
+    (["quickstart", "--cfg.backbone.dept=4"], "nearest: backbone.depth"),
+    (["quickstart", "--cfg.backbone.depth=four"], "'four' is not of type int"),
+    (["quickstart", "--cfg.backbone.depth"], "needs a value"),
     (["quickstart", "--cfg.data.source.world=orbit"], "the world 'moving' only"),
     (["quickstart", "--cfg.dit_train.steps=3", "--cfg.dit_train.optimizer.warmup_steps=4"], "warmup_steps"),
 ])  # fmt: skip
@@ -210,9 +210,9 @@ def test_sizes():
 
 
 def test_help_config_lists_keys_that_overrides_take(capsys):
-    assert main(["quickstart", "--help-config", "--cfg.dit.depth=9"]) == 0
+    assert main(["quickstart", "--help-config", "--cfg.backbone.depth=9"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.split() == ["--cfg.dit.depth", "int", "9"] for line in lines)
+    assert any(line.split() == ["--cfg.backbone.depth", "int", "9"] for line in lines)
     assert all(line.startswith("--cfg.") for line in lines)
 
 

@@ -96,7 +96,7 @@ def experiment(case: Case) -> Experiment:
         text=TextConfig(vocab_size=136, max_length=24, width=TEXT_WIDTH, depth=1, heads=HEADS),
         text_dropout=0.3,
         canvases=CanvasConfig(first=1.0, ends=1.0, mask=1.0, frames=1.0, window=0.3, context_noise=0.2),
-        dit=DiTConfig(**dit),
+        backbone=DiTConfig(**dit),
         dit_train=TrainConfig(
             steps=4,
             batch_size=case.rows,

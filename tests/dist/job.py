@@ -26,7 +26,7 @@ from vdit.quickstart.config import experiment
 
 def config():
     return apply_overrides(experiment(), (
-        *TINY, "dit.text=none", "dit_train.save_every=2", "dit_train.keep=9", "dit_train.batch_size=4",
+        *TINY, "backbone.text=none", "dit_train.save_every=2", "dit_train.keep=9", "dit_train.batch_size=4",
         "dit_train.optimizer.schedule=constant", "mesh.data=-1", "mesh.fsdp=2",
     ))
 """

@@ -62,7 +62,7 @@ HARM = {
 
 def deeper(run):
     experiment = Workspace(run).experiment()
-    return dataclasses.replace(experiment, dit=dataclasses.replace(experiment.dit, depth=3))
+    return dataclasses.replace(experiment, backbone=dataclasses.replace(experiment.backbone, depth=3))
 
 
 def pipe(path):

@@ -250,9 +250,9 @@ def test_what_cannot_be_made_is_told():
 def by_channels():
     """A model that is told what is given by further channels, and sees the first frame by an image encoder."""
     config = tiny.experiment()
-    dit = dataclasses.replace(config.dit, condition_channels=8, image_width=32)
+    dit = dataclasses.replace(config.backbone, condition_channels=8, image_width=32)
     vision = CLIPVisionConfig(image_size=28, width=32, layers=2, heads=2, mlp=32)
-    return tiny.Noise(dataclasses.replace(config, dit=dit, vision=vision))
+    return tiny.Noise(dataclasses.replace(config, backbone=dit, vision=vision))
 
 
 def test_an_image_is_given_as_the_generator_takes_one(by_channels):
@@ -283,8 +283,8 @@ def test_a_model_told_by_channels_cannot_blend(by_channels):
 
 def test_a_model_of_actions_is_told_that_nothing_is_done():
     config = tiny.experiment(stride=2, patch_frames=2, window=15)
-    data, dit = dataclasses.replace(config.data, actions=3), dataclasses.replace(config.dit, action_width=12)
-    generator = tiny.Noise(dataclasses.replace(config, data=data, dit=dit))
+    data, dit = dataclasses.replace(config.data, actions=3), dataclasses.replace(config.backbone, action_width=12)
+    generator = tiny.Noise(dataclasses.replace(config, data=data, backbone=dit))
     vdit.extend(generator, "a", frames(9), after=8)
     assert generator.asked[0]["frames"] == 15
     assert not generator.asked[0]["given"].cond  # the network takes that for nothing done

@@ -171,8 +171,8 @@ def test_it_begins_with_what_is_given(generator, simulator):
 @pytest.fixture(scope="module")
 def causal():
     generator = tiny.generator(stride=1, window=5, actions=2, causal=True)
-    dit = dataclasses.replace(generator.experiment.dit, depth=2)  # one layer alone passes nothing on
-    experiment = dataclasses.replace(generator.experiment, dit=dit)
+    dit = dataclasses.replace(generator.experiment.backbone, depth=2)  # one layer alone passes nothing on
+    experiment = dataclasses.replace(generator.experiment, backbone=dit)
     params = generator.params | {"dit": tiny.random_params(experiment.network.init)["dit"]}
     return dataclasses.replace(generator, experiment=experiment, params=params)
 
@@ -217,7 +217,7 @@ def test_several_frames_beside_what_is_kept_are_those_of_the_canvas(causal):
 def test_positions_that_are_counted_anew_keep_their_distances(causal):
     """Keys are what they would be had they been counted so from the beginning."""
     go_on = Continuation(network=causal.experiment.network, method=causal.method(), capacity=3, limit=7)
-    dit, rng = causal.experiment.dit, np.random.default_rng(0)
+    dit, rng = causal.experiment.backbone, np.random.default_rng(0)
     raw = rng.normal(size=(2, 6, dit.heads, dit.head_dim)).astype(np.float32)
     place = np.stack([[2, 2, 3, 3, 4, 4], [0, 1] * 3, [3] * 6], axis=-1)[None]
     turned = lambda place: np.asarray(rotate(raw, *rotations(place, dit.head_dim)))  # noqa: E731
@@ -237,7 +237,7 @@ def test_only_what_no_later_frame_changes_is_kept(causal, generator):
     assert keeps(network, method)
     assert not keeps(network, causal.method(context_guidance=2.0))
     assert not keeps(network, causal.method(known="noised"))
-    placed = dataclasses.replace(network, dit=dataclasses.replace(network.backbone, position="both"))
+    placed = dataclasses.replace(network, backbone=dataclasses.replace(network.backbone, position="both"))
     assert not keeps(placed, method)
     with pytest.raises(ConfigError, match="keep=True: only of a causal model"):
         vdit.Simulator(generator, "a", keep=True)

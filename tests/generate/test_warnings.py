@@ -53,7 +53,7 @@ def test_prompts_after_the_end(generator):
 
 
 def test_durations_of_samples(generator):
-    grouping = Grouping.of(generator.experiment.vae, generator.experiment.dit)
+    grouping = Grouping.of(generator.experiment.vae, generator.experiment.backbone)
     wanted = grouping.first + 3 * grouping.step
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -32,8 +32,8 @@ def shrunk() -> Experiment:
         full,
         mesh=MeshConfig(data=2, fsdp=2, sequence=2),
         data=dataclasses.replace(full.data, row_tokens=1024, row_text=64, row_slots=16),
-        dit=dataclasses.replace(
-            full.dit, width=128, depth=4, heads=4, dtype="float32", remat="none", text="none", text_pool=False
+        backbone=dataclasses.replace(
+            full.backbone, width=128, depth=4, heads=4, dtype="float32", remat="none", text="none", text_pool=False
         ),
         dit_train=dataclasses.replace(full.dit_train, batch_size=4),
     )

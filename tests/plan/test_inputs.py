@@ -36,19 +36,19 @@ def test_there_are_pods_from_tiny_to_a_minute_of_1080p():
 def largest_clip(experiment) -> int:
     """Tokens of the longest clip that the experiment draws, at the size at which it samples."""
     shape = experiment.vae.latent_shape(max(experiment.data.frames), *experiment.sample.size)
-    return math.prod(shape[:3]) // math.prod(experiment.dit.patch)
+    return math.prod(shape[:3]) // math.prod(experiment.backbone.patch)
 
 
 @pytest.mark.parametrize("actions", [0, 2])
 def test_planned_rows_are_those_that_the_packer_makes(actions):
     experiment = PODS["pod_tiny"]
-    width = actions * experiment.vae.temporal_stride * experiment.dit.patch[0]
+    width = actions * experiment.vae.temporal_stride * experiment.backbone.patch[0]
     experiment = dataclasses.replace(
         experiment,
         data=dataclasses.replace(experiment.data, actions=actions),
-        dit=dataclasses.replace(experiment.dit, action_width=width),
+        backbone=dataclasses.replace(experiment.backbone, action_width=width),
     )
-    real = empty_rows(3, experiment.dit.token_values, RowShape.of(experiment.data), actions=width)
+    real = empty_rows(3, experiment.backbone.token_values, RowShape.of(experiment.data), actions=width)
     planned = abstract_rows(experiment, rows=3)
     assert jax.tree.map(lambda x: (x.shape, str(x.dtype)), real) == jax.tree.map(
         lambda x: (x.shape, str(x.dtype)), planned
@@ -66,7 +66,7 @@ def test_model_flops_are_the_formulas(name):
     """Within 2% of DiTConfig.flops plus the text encoder, three times, with every row one clip; and of
     2 L (k d^2 N + 2 N^2 d), k = 12 and cross-attention, where attention and the blocks are nearly all."""
     experiment = PODS[name]
-    dit, text, data = experiment.dit, experiment.text, experiment.data
+    dit, text, data = experiment.backbone, experiment.text, experiment.data
     n, m, rows = data.row_tokens, data.row_text, experiment.dit_train.batch_size
     counted = train_flops(experiment)
     encoder = 2 * m * text.depth * (12 * text.width**2 + 2 * m * text.width)

@@ -64,13 +64,13 @@ def test_a_plan_is_whole(tiny):
 
 def test_the_minute_of_1080p_fits_its_pod():
     experiment = load_config(ROOT / "experiments" / "sora_10b_minute.py")
-    short = apply_overrides(experiment, ["dit.text=none", "dit.text_pool=false"])
+    short = apply_overrides(experiment, ["backbone.text=none", "backbone.text_pool=false"])
     train = plan(short, experiment.topology, programs=("train",), effort="quick").programs[0]
     assert train.fits
     assert train.total < 0.8 * train.capacity
     rows, shared = experiment.dit_train.batch_size, 512
     assert train.memory["batch"] < 1.1 * rows * experiment.data.row_tokens * (192 + 6) * 4 / shared
-    stream = experiment.data.row_tokens / 32 * experiment.dit.width * 2 * experiment.dit.depth
+    stream = experiment.data.row_tokens / 32 * experiment.backbone.width * 2 * experiment.backbone.depth
     # the residual stream and the attention's output, both of a chip's tokens alone
     assert 1.9 * stream < train.memory["activations kept for the backward"] < 3.5 * stream
 
@@ -78,7 +78,8 @@ def test_the_minute_of_1080p_fits_its_pod():
 def test_what_does_not_fit_is_said_with_the_exit_code(tmp_path, capsys):
     """The tiny pod without remat, on rows eight times as long: refused by the compiler in its first seconds."""
     command = ["plan", str(ROOT / "experiments" / "pod_tiny.py"), "--quick", "--out", str(tmp_path)]
-    cut = ["--cfg.dit.remat=none", "--cfg.data.row_tokens=262144", "--cfg.dit.text=none", "--cfg.dit.text_pool=false"]
+    cut = ["--cfg.backbone.remat=none", "--cfg.data.row_tokens=262144"]
+    cut += ["--cfg.backbone.text=none", "--cfg.backbone.text_pool=false"]
     assert main([*command, "--program", "train", *cut]) == 3
     assert "DOES NOT FIT" in capsys.readouterr().out
 

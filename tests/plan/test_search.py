@@ -42,10 +42,10 @@ def test_candidates_divide_what_they_share_out(pod, found):
         assert math.prod((mesh.data, mesh.fsdp, mesh.sequence, mesh.tensor)) == 64
         assert pod.dit_train.batch_size % (mesh.data * mesh.fsdp * pieces) == 0
         assert pod.data.row_tokens % mesh.sequence == 0
-        assert pod.dit.heads % mesh.tensor == 0
-        assert one.of(pod).dit.remat == one.remat
+        assert pod.backbone.heads % mesh.tensor == 0
+        assert one.of(pod).backbone.remat == one.remat
     shipped = {(one.mesh, one.remat, one.accumulation) for one in found if one.reason is None}
-    assert (pod.mesh, pod.dit.remat, pod.dit_train.accumulation) in shipped
+    assert (pod.mesh, pod.backbone.remat, pod.dit_train.accumulation) in shipped
 
 
 def test_what_cannot_fit_is_ruled_out_with_the_reason(found):
@@ -97,7 +97,7 @@ def test_trials_are_ranked_by_time_among_those_that_fit(pod, found, monkeypatch,
     events = []
     result = search(pod, TOPOLOGY, limit=4, progress=events.append)
     assert tried[0] == pod.mesh  # what is shipped is measured first
-    rest = [one for one in hopeful if (one.mesh, one.remat, one.accumulation) != (pod.mesh, pod.dit.remat, 1)]
+    rest = [one for one in hopeful if (one.mesh, one.remat, one.accumulation) != (pod.mesh, pod.backbone.remat, 1)]
     assert tried[1:] == [one.mesh for one in spread(rest, 3)]
     assert [trial.fits for trial in result.trials] == [True, True, False, False]
     assert (result.best.seconds, result.trials[1].seconds) == (1.0, 3.0)
@@ -112,7 +112,7 @@ def test_trials_are_ranked_by_time_among_those_that_fit(pod, found, monkeypatch,
 
 
 def test_what_can_never_fit_is_said(pod):
-    huge = dataclasses.replace(pod, dit=dataclasses.replace(pod.dit, depth=4000))
+    huge = dataclasses.replace(pod, backbone=dataclasses.replace(pod.backbone, depth=4000))
     with pytest.raises(ConfigError, match="comes near to fitting"):
         search(huge, parse_topology("v5e:2x2"), limit=1)
     with pytest.raises(ConfigError, match="simulated devices"):

@@ -157,7 +157,7 @@ def original_wan(model: Path, target: Path, torch) -> Path:
     opened = open_model(model)
     trees, vae = opened.load(make_mesh(devices=jax.devices()[:1]))
     trees = trees | {"vae": vae}
-    config = opened.experiment.dit
+    config = opened.experiment.backbone
     maps = {
         "dit": wan.original_rules(config),
         "text": t5.original_rules(opened.experiment.text.t5),
@@ -219,7 +219,7 @@ def test_wan_with_two_experts_in_its_own_layout(wan_folder, tmp_path, torch, mon
 
 def test_dit_in_its_own_layout(dit_folder, tmp_path, torch, monkeypatch):
     trees, _ = open_model(dit_folder).load(make_mesh(devices=jax.devices()[:1]))
-    config = open_model(dit_folder).experiment.dit
+    config = open_model(dit_folder).experiment.backbone
     state = state_dict(dit_maps.original_rules(config), trees["dit"], torch)
     positions = dit_maps.original_constants(config, {"pos_embed": (1, 16, config.width)})
     state |= {name: torch.from_numpy(np.array(value)) for name, value in positions.items()}

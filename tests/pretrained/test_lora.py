@@ -302,7 +302,7 @@ def test_the_lora_of_a_run_loads_in_the_reference(torch, tmp_path, parity):
     file = write_run(space.root)
     assert file == space.root / "lora.safetensors"
 
-    params, config = trained_params(experiment, space, make_mesh())["dit"], experiment.dit
+    params, config = trained_params(experiment, space, make_mesh())["dit"], experiment.backbone
     rules = diffusers_rules(config)
     model = WanTransformer3DModel.from_config(wan_json(config))
     state = empty(rules, without_lora(params))

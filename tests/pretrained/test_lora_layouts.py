@@ -77,7 +77,7 @@ def experiment(model: str) -> Experiment:
         parts["expert_boundary"] = 875.0
     start = Experiment(name="tiny")
     vae = dataclasses.replace(start.vae, latent_channels=changes["in_channels"])
-    return dataclasses.replace(start, vae=vae, dit=DiTConfig(**{**WAN, **changes}), **parts)
+    return dataclasses.replace(start, vae=vae, backbone=DiTConfig(**{**WAN, **changes}), **parts)
 
 
 @functools.cache
@@ -274,7 +274,7 @@ def layout(name: str, model: str) -> File:
         "PEFT rsLoRA with patterns": peft_patterns,
         "ComfyUI, lora_A": lambda: dataclasses.replace(low_rank(comfy), name="style_LOW_fp16.safetensors"),
         "ComfyUI, lora_down and alpha": lambda: low_rank(as_original("diffusion_model.", **kohya), alpha=2.0),
-        "lightx2v, whole differences": lambda: lightx2v(experiment(model).dit),
+        "lightx2v, whole differences": lambda: lightx2v(experiment(model).backbone),
         "kohya, underscores": lambda: low_rank(as_original("lora_unet_", **kohya, flat="all"), alpha=2.0),
         "kohya, dots": lambda: low_rank(as_original("lora_unet_", **kohya, flat="block"), alpha=2.0),
         "VideoX-Fun": lambda: low_rank(as_original("lora_unet__", **kohya, flat="all"), alpha=2.0),
@@ -330,7 +330,7 @@ def test_each_cell_of_the_table(tmp_path, name, model, cell):
     target = cell.rpartition(" to ")[2].removeprefix("@") if " to " in cell else None
     wanted = {"high": trees[:1], "low": trees[1:], "both": trees, None: trees}[target]
     assert sorted(tree for tree, _, _ in loras) == sorted(wanted)
-    base = state(about.dit) if model != "not a Wan" else None
+    base = state(about.backbone) if model != "not a Wan" else None
     for tree, lora, strength in loras:
         assert strength == 0.5
         change = file.second if tree == "dit_low" and file.second is not None else file.change
@@ -341,7 +341,8 @@ def test_each_cell_of_the_table(tmp_path, name, model, cell):
             continue
         changed = {key: value for key, value in change.items() if key in base}
         after = {key: value + strength * changed.get(key, 0) for key, value in base.items()}
-        same(merge(fill(diffusers_rules(about.dit), base), lora, strength), fill(diffusers_rules(about.dit), after))
+        rules = diffusers_rules(about.backbone)
+        same(merge(fill(rules, base), lora, strength), fill(rules, after))
 
 
 def same(ours, theirs) -> None:
@@ -353,12 +354,12 @@ def same(ours, theirs) -> None:
 @pytest.mark.parametrize("kind", ["wan2.1-t2v-1.3b", "wan2.1-i2v-14b", "wan2.2-ti2v-5b", "flf2v, by tiny steps"])
 def test_shapes_of_public_tensors_are_those_of_the_model(rules, kind):
     tiny = experiment("Wan 2.1 I2V")
-    config = dataclasses.replace(tiny.dit, image_positions=10) if "tiny" in kind else preset(kind, depth=1)
+    config = dataclasses.replace(tiny.backbone, image_positions=10) if "tiny" in kind else preset(kind, depth=1)
     vision = tiny.vision if config.image_width == 32 else None
     if config.image_width and vision is None:
         vision = CLIPVisionConfig(layers=2)
     vae = dataclasses.replace(tiny.vae, latent_channels=config.in_channels)
-    about = dataclasses.replace(tiny, dit=config, vision=vision, vae=vae)
+    about = dataclasses.replace(tiny, backbone=config, vision=vision, vae=vae)
     about = dataclasses.replace(about, text=dataclasses.replace(about.text, width=config.text_width, heads=8))
     shapes = jax.eval_shape(about.network.init, jax.random.key(0))["dit"]
     flat = {
@@ -480,7 +481,8 @@ def test_peft_itself_gives_the_same_numbers(torch, tmp_path, parity, kind):
         "LoKr": lambda: peft.LoKrConfig(alpha=6, alpha_pattern={r"ffn.net.2": 5}, **options),
     }[kind]()
     about = dataclasses.replace(experiment("Wan 2.1 T2V"))
-    base = fill(diffusers_rules(about.dit), {name: value.numpy().copy() for name, value in model.state_dict().items()})
+    tensors = {name: value.numpy().copy() for name, value in model.state_dict().items()}
+    base = fill(diffusers_rules(about.backbone), tensors)
     adapted = peft.get_peft_model(model, made)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in adapted.named_parameters():
@@ -491,8 +493,8 @@ def test_peft_itself_gives_the_same_numbers(torch, tmp_path, parity, kind):
     ((_, lora, _),) = open_loras([tmp_path], about, lambda line: None)
     params = jax.tree.map(np.asarray, merge(base, lora))
     want = run(torch, adapted, theirs)
-    parity(f"Wan, a {kind} that PEFT saved", run_ours(about.dit, params, ours, (2, 4, 6)), want)
-    assert np.abs(run_ours(about.dit, base, ours, (2, 4, 6)) - want.numpy()).max() > 0.01
+    parity(f"Wan, a {kind} that PEFT saved", run_ours(about.backbone, params, ours, (2, 4, 6)), want)
+    assert np.abs(run_ours(about.backbone, base, ours, (2, 4, 6)) - want.numpy()).max() > 0.01
 
 
 @pytest.fixture(scope="module")
@@ -520,7 +522,7 @@ def test_a_pair_of_files_from_python(a14b):
 
 def single_files(folder: Path, target: Path) -> Path:
     """The experts of a diffusers folder as ComfyUI has them, one file each; returns the high one's."""
-    config = experiment("Wan 2.2 T2V A14B").dit
+    config = experiment("Wan 2.2 T2V A14B").backbone
     names = {theirs.name: own.name for theirs, own in zip(diffusers_rules(config), original_rules(config), strict=True)}
     for name, part in (("low", "transformer_2"), ("high", "transformer")):
         (source,) = (folder / part).glob("*.safetensors")
@@ -564,7 +566,7 @@ METADATA = [
 
 def test_hostile_files_end_in_one_error():
     """Names, shapes, types and metadata changed at random: a LoRA, or a WeightsError."""
-    rng, config, refused = np.random.default_rng(0), experiment("Wan 2.1 T2V").dit, []
+    rng, config, refused = np.random.default_rng(0), experiment("Wan 2.1 T2V").backbone, []
     comfy = as_original("diffusion_model.", "lora_A.weight", "lora_B.weight")
     sources = [low_rank(comfy, alpha=2.0), lycoris("loha", peft=False), lycoris("lokr", peft=False), lightx2v(config)]
     sources += [diffusers_one(), peft_patterns()]

@@ -47,7 +47,7 @@ def states(model: PublicModel, flat: dict[str, np.ndarray]) -> dict[str, dict[st
     """The networks of a diffusers folder under the names that ComfyUI's files have. flat: its parameters."""
     about = model.experiment
     maps = {
-        "dit": wan.original_rules(about.dit),
+        "dit": wan.original_rules(about.backbone),
         "text": t5.diffusers_rules(about.text.t5),
         "vae": wan_vae.original_rules(about.vae),
     }
@@ -117,7 +117,7 @@ def test_the_parts_of_a_file_are_those_of_a_folder_that_is_named(folder, network
     for tree in ("text", "vae"):
         same_tensors(tensors_of(model, tree), tensors_of(whole, tree))
     assert model.experiment.diffusion.shift == 3.0
-    assert model.experiment.dit == whole.experiment.dit
+    assert model.experiment.backbone == whole.experiment.backbone
 
 
 def same_tensors(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:

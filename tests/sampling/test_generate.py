@@ -158,7 +158,7 @@ def test_models_of_one_level_get_what_is_known_at_matching_noise():
             jax.debug.callback(lambda *x: seen.append(jax.tree.map(np.asarray, x)), row.values, time)
             return jnp.zeros_like(row.values)
 
-    network = Spy(text=NETWORK.text, dit=NETWORK.dit)
+    network = Spy(text=NETWORK.text, backbone=NETWORK.backbone)
     params = {"text": jax.jit(NETWORK.init)(jax.random.key(0))["text"]}
     params = nn.meta.unbox(params)
     latents, noise = (jax.random.normal(jax.random.key(k), (1, *SHAPE)) for k in (1, 2))
@@ -166,7 +166,7 @@ def test_models_of_one_level_get_what_is_known_at_matching_noise():
     one = method(guidance=Guidance(), known="noised", grid=Grid(steps=4))
     out = fill(network, params, canvas, prompts(3), prompts(3), jax.random.key(0), one, noise=noise)
     np.testing.assert_array_equal(out[:, 0], latents[:, 0])
-    x0, z = (np.asarray(patchify(x[:, :1], NETWORK.dit.patch)) for x in (latents, noise))
+    x0, z = (np.asarray(patchify(x[:, :1], NETWORK.backbone.patch)) for x in (latents, noise))
     assert len(seen) == 4
     for values, time in seen:
         assert len(np.unique(time)) == 1
@@ -203,7 +203,7 @@ def test_a_window_begins_at_its_position(params):
     np.testing.assert_allclose(
         run(params, shifted, prompts(3), method()), run(params, blank(1, SHAPE), prompts(3), method()), atol=1e-4
     )
-    absolute = dataclasses.replace(NETWORK, dit=dataclasses.replace(NETWORK.dit, position="both"))
+    absolute = dataclasses.replace(NETWORK, backbone=dataclasses.replace(NETWORK.backbone, position="both"))
     words = prompts(3)
     a, b = (
         jax.jit(lambda canvas: fill(absolute, params, canvas, words, words, jax.random.key(0), method()))(canvas)

@@ -21,7 +21,7 @@ from vdit.sampling.canvas import Canvas, blank, canvas_tokens, dense_rows
 from vdit.sampling.config import BlockCache, remembering
 from vdit.sampling.denoise import fill
 
-DEEP = dataclasses.replace(NETWORK, dit=dataclasses.replace(NETWORK.dit, depth=3))
+DEEP = dataclasses.replace(NETWORK, backbone=dataclasses.replace(NETWORK.backbone, depth=3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def test_threshold_0_gives_the_same_bits(params):
 
 def test_unrolled_layers_pass_over_as_scanned_ones(params):
     """The DiT alone, with parameters stacked and not: all blocks run, and then the first one."""
-    cfg = DEEP.dit
+    cfg = DEEP.backbone
     dit = params["dit"]
     flat = {name: tree for name, tree in dit.items() if name != "blocks"}
     flat |= {f"block_{i}": jax.tree.map(lambda y: y[i], dit["blocks"]) for i in range(cfg.depth)}  # noqa: B023

@@ -85,7 +85,7 @@ def main(base, root):
     experiment = with_tokenizer(lora_experiment(Path(base)), tokenizer_space)
     tokenizer = tokenizer_space.open_tokenizer(experiment)
     store = LatentStore(space.latents)
-    data = row_iterator(experiment.data, store, tokenizer, experiment.dit.patch, seed=0, batch_rows=8)
+    data = row_iterator(experiment.data, store, tokenizer, experiment.backbone.patch, seed=0, batch_rows=8)
     batches = [next(data) for _ in range(2)]
     meshes = {
         "mixed": make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)),

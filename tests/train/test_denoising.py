@@ -25,7 +25,7 @@ EXPERIMENT = Experiment(
     data=DataConfig(row_tokens=64, row_text=40, row_slots=24, row_clips=12, threads=0, read_ahead=0, prefetch=0),
     vae=preset("tiny", latent_channels=4),
     text=TextConfig(vocab_size=16, max_length=8, width=16, depth=1, heads=2),
-    dit=DiTConfig(in_channels=4, width=32, depth=2, heads=2),
+    backbone=DiTConfig(in_channels=4, width=32, depth=2, heads=2),
     dit_train=TrainConfig(steps=8, batch_size=2),
 )
 

@@ -172,7 +172,7 @@ class Toy(Experiment):
 def toy(objective=None, classes=0, **changes) -> Toy:
     return Toy(**{
         "name": "toy", "toy": ToyNetwork(classes), "start_from": "nowhere", "vae": preset("tiny", latent_channels=4),
-        "dit": DiTConfig(in_channels=4, text="none", classes=classes),
+        "backbone": DiTConfig(in_channels=4, text="none", classes=classes),
         "objective": objective or ConsistencyDistillation(guidance=1.0, steps=32), **changes,
     })  # fmt: skip
 

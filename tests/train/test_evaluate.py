@@ -102,10 +102,10 @@ def space(tmp_path_factory):
 
 def experiment_of(space, **changes):
     experiment = tiny.experiment()
-    dit = dataclasses.replace(experiment.dit, text="none")
+    dit = dataclasses.replace(experiment.backbone, text="none")
     data = dataclasses.replace(experiment.data, row_tokens=32)
     return dataclasses.replace(
-        experiment, dit=dit, data=data, held_out=LatentsSource(path=str(space.latents)),
+        experiment, backbone=dit, data=data, held_out=LatentsSource(path=str(space.latents)),
         dit_train=dataclasses.replace(experiment.dit_train, batch_size=2), **changes
     )  # fmt: skip
 

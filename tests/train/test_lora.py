@@ -138,8 +138,8 @@ def test_another_base_is_refused(base, trained):
 
 def test_what_does_not_fit_the_base_is_named(base, tmp_path):
     experiment = lora_experiment(base)
-    wider = dataclasses.replace(experiment, dit=dataclasses.replace(experiment.dit, mlp_width=64))
-    with pytest.raises(ConfigError, match=r"dit.mlp_width=64: the model in start_from=.* has 48"):
+    wider = dataclasses.replace(experiment, backbone=dataclasses.replace(experiment.backbone, mlp_width=64))
+    with pytest.raises(ConfigError, match=r"backbone.mlp_width=64: the model in start_from=.* has 48"):
         train(wider, tmp_path / "wider")
     nothing = lora_experiment(base, lora=LoRAConfig(targets=("attn/*",)))
     with pytest.raises(ConfigError, match=r"'attn/\*' matches no dense layer of this model: it has attention/k"):

@@ -66,19 +66,19 @@ def test_a_complete_stage_is_not_run_again(runs):
 
 def test_another_model_in_the_same_folder_is_refused(runs):
     experiment, whole, _ = runs
-    other = dataclasses.replace(experiment, dit=dataclasses.replace(experiment.dit, depth=2))
-    with pytest.raises(Exception, match=r"dit\.depth was 1, is 2"):
+    other = dataclasses.replace(experiment, backbone=dataclasses.replace(experiment.backbone, depth=2))
+    with pytest.raises(Exception, match=r"backbone\.depth was 1, is 2"):
         run(with_steps(other, 6), whole, stages=("dit",), logging=LOGGING)
 
 
 def test_fields_that_came_after_the_checkpoint_are_at_their_defaults(runs):
     experiment, _, _ = runs
     older = config_tools.to_dict(experiment)
-    del older["dit"]["causal"]
+    del older["backbone"]["causal"]
     assert resuming.as_of_now(older) == config_tools.to_dict(experiment)
-    older["dit"]["no_more"] = 3
-    with pytest.raises(CheckpointError, match=r"dit\.no_more was 3"):
-        check_config(resuming.as_of_now(older), config_tools.to_dict(experiment), may_change=("dit.causal",))
+    older["backbone"]["no_more"] = 3
+    with pytest.raises(CheckpointError, match=r"backbone\.no_more was 3"):
+        check_config(resuming.as_of_now(older), config_tools.to_dict(experiment), may_change=("backbone.causal",))
 
 
 def test_costs_of_stages_are_kept(runs):

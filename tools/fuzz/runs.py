@@ -135,7 +135,7 @@ def _video() -> np.ndarray:
 
 
 def _sample(generator: vdit.Generator) -> np.ndarray:
-    size = generator.experiment.vae.spatial_stride * generator.experiment.dit.patch[1] * 4
+    size = generator.experiment.vae.spatial_stride * generator.experiment.backbone.patch[1] * 4
     return generator(PROMPT, frames=1, size=(size, size), steps=2, seed=3)
 
 

@@ -40,7 +40,7 @@ def folder_experiment(path: str | Path) -> Experiment:
         vae_train=TrainConfig(steps=2000, batch_size=8, ema_decay=0.99, optimizer=_optimizer(1e-3)),
         latents=LatentsConfig(samples=-(-CUTS // videos) * videos, latent_frames=1),
         text=TextConfig(vocab_size=2048, width=128, depth=2, heads=4),
-        dit=DiTConfig(width=256, depth=8, heads=4, position="both"),
+        backbone=DiTConfig(width=256, depth=8, heads=4, position="both"),
         canvases=EVERY_TASK,
         dit_train=TrainConfig(steps=5000, batch_size=8, optimizer=_optimizer(5e-4)),
         sample=SampleConfig(frames=17, size=(96, 96), fps=8.0, steps=25, guidance=3.0),

@@ -61,7 +61,7 @@ EPILOG = """\
 examples:
   vdit quickstart                                  # from nothing to a measured model, in minutes
   vdit train --data my_videos --workdir runs/mine  # a folder of video files with captions
-  vdit train experiments/clips.py --cfg.dit.depth=4 # an experiment file, one value changed
+  vdit train experiments/clips.py --cfg.backbone.depth=4 # an experiment file, one value changed
   vdit plan experiments/dit_xl_pod.py              # what a pod needs for it, compiled without one
   vdit sample runs/mine "a dog runs" --out dog.mp4
   vdit sample --model Wan2.1-T2V-1.3B-Diffusers "a dog runs" --out dog.mp4

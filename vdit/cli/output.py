@@ -209,7 +209,7 @@ def opened(options: argparse.Namespace, folder: str, *, about: Mapping[str, str]
         how = {"compute": options.compute, "weights": options.weights, "lora": options.lora}
         how["parts"] = options.parts
         generator = open_generator(folder, mesh, loading=status.loading, drawn=status.drawn, **how)
-        parts = (generator.experiment.dit, generator.experiment.vae, generator.experiment.text)
+        parts = (generator.experiment.backbone, generator.experiment.vae, generator.experiment.text)
         status.model = " ".join([*map(to_json, parts), str(options.weights)])
         status.tell("model", shown_model(folder, generator.experiment))
         yield generator, status

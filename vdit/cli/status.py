@@ -286,7 +286,7 @@ def shown_model(folder: str | Path, experiment) -> str:
     """A model in words, for the head of a command."""
     import jax
 
-    dit, devices = experiment.dit, jax.devices()
+    dit, devices = experiment.backbone, jax.devices()
     where = f"{len(devices)} x {devices[0].device_kind}" if len(devices) > 1 else devices[0].device_kind
     return f'{folder}: "{experiment.name}", a DiT {dit.width} wide and {dit.depth} deep, on {where}'
 

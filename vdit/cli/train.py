@@ -30,7 +30,7 @@ model learns canvases of every task, for vdit animate, extend, loop, connect, in
 EPILOG = """\
 examples:
   vdit train --data my_videos --workdir runs/mine
-  vdit train experiments/clips.py --workdir runs/clips --cfg.dit.depth=4 --cfg.data.areas=9216,16384
+  vdit train experiments/clips.py --workdir runs/clips --cfg.backbone.depth=4 --cfg.data.areas=9216,16384
   vdit train experiments/clips.py --help-config    # lists every --cfg key with its type and value
   vdit train runs/clips --stage dit --cfg.dit_train.steps=20000    # goes on with a run, longer
 
@@ -116,7 +116,7 @@ def _tell(experiment, space, stages, status) -> None:
         "latents": f"{e.latents.samples or 'one pass of'} clips, encoded once",
         "tokenizer": f"of the captions, {e.text.vocab_size} pieces at most",
         "dit": f"{dit.steps} steps of {dit.batch_size} rows of {e.data.row_tokens} tokens, "
-        f"{e.dit.width} wide and {e.dit.depth} deep",
+        f"{e.backbone.width} wide and {e.backbone.depth} deep",
     }
     status.tell("makes", f'{space.root}: "{e.name}" on {len(devices)} x {devices[0].device_kind}')
     for stage in stages:

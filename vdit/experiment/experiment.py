@@ -14,6 +14,7 @@ from vdit.experiment.canvases import CanvasConfig
 from vdit.experiment.evaluator import Evaluator
 from vdit.experiment.objectives import DenoisingLoss, DiffusionModel, Objective
 from vdit.experiment.training import LoRAConfig, TrainConfig
+from vdit.models.backbone import Backbone
 from vdit.models.dit.config import DiTConfig
 from vdit.models.network import Network
 from vdit.models.text.config import TextConfig
@@ -124,7 +125,7 @@ class Experiment:
     text: TextConfig = TextConfig()
     text_dropout: float = 0.1
     vision: CLIPVisionConfig | None = None
-    dit: DiTConfig = DiTConfig()
+    backbone: Annotated[Backbone, OneOf("backbone")] = DiTConfig()
     expert_boundary: float | None = None
     first_label: int = 1
     label_names: tuple[str, ...] = ()
@@ -142,17 +143,18 @@ class Experiment:
         kinds = [type(evaluator) for evaluator in self.evaluators]
         if len(set(kinds)) < len(kinds):
             raise ConfigError("evaluators: the same one is given twice; their figures would have one name")
-        if self.dit.in_channels != self.vae.latent_channels:
+        if self.backbone.in_channels != self.vae.latent_channels:
             raise ConfigError(
-                f"dit.in_channels={self.dit.in_channels} must equal vae.latent_channels={self.vae.latent_channels}"
+                f"backbone.in_channels={self.backbone.in_channels} must equal "
+                f"vae.latent_channels={self.vae.latent_channels}"
             )
-        if self.dit.learn_variance != self.diffusion.learn_variance:
-            raise ConfigError("dit.learn_variance and diffusion.learn_variance must be the same")
+        if self.backbone.learn_variance != self.diffusion.learn_variance:
+            raise ConfigError("backbone.learn_variance and diffusion.learn_variance must be the same")
         multiple = self.size_multiple
         if self.data.size_multiple % multiple:
             raise ConfigError(
                 f"data.size_multiple={self.data.size_multiple} must be a multiple of {multiple}: "
-                f"VAE stride {self.vae.spatial_stride} times the DiT's patch {self.dit.patch[1:]}"
+                f"VAE stride {self.vae.spatial_stride} times the backbone's patch {self.backbone.patch[1:]}"
             )
         if self.data.frame_multiple % self.vae.temporal_stride:
             raise ConfigError(
@@ -161,11 +163,12 @@ class Experiment:
             )
         if not 0 <= self.text_dropout <= 1:
             raise ConfigError(f"text_dropout={self.text_dropout}: a probability, give 0 to 1")
-        wanted = self.data.actions * self.vae.temporal_stride * self.dit.patch[0]
-        if self.dit.action_width != wanted:
+        wanted = self.data.actions * self.vae.temporal_stride * self.backbone.patch[0]
+        width = getattr(self.backbone, "action_width", wanted)
+        if width != wanted:
             raise ConfigError(
-                f"dit.action_width={self.dit.action_width} must be {wanted}: data.actions={self.data.actions} numbers "
-                "for each video frame that a frame of tokens stands for"
+                f"backbone.action_width={width} must be {wanted}: data.actions={self.data.actions} numbers for each "
+                "video frame that a frame of tokens stands for"
             )
         if self.lora is not None and self.start_from is None:
             raise ConfigError("lora is added to a trained model: name its folder in start_from, or set lora=none")
@@ -174,7 +177,7 @@ class Experiment:
             raise ConfigError("objective needs a teacher: name the folder of a trained model in start_from")
         if self.objective.teacher and self.lora is not None:
             raise ConfigError("an objective with a teacher trains all weights: set lora=none")
-        if self.data.row_text < self.text.max_length and self.dit.text != "none":
+        if self.data.row_text < self.text.max_length and self.backbone.uses_text:
             raise ConfigError(
                 f"data.row_text={self.data.row_text} must hold one caption of text.max_length={self.text.max_length}"
             )
@@ -194,7 +197,7 @@ class Experiment:
     @property
     def size_multiple(self) -> int:
         """Heights and widths of videos must be multiples of this."""
-        return self.vae.spatial_stride * max(self.dit.patch[1:])
+        return self.vae.spatial_stride * max(self.backbone.patch[1:])
 
     @property
     def model(self) -> DiffusionModel:
@@ -205,5 +208,5 @@ class Experiment:
 
     @property
     def network(self) -> Network:
-        text = None if self.dit.text == "none" else self.text
-        return Network(text=text, backbone=self.dit, vision=self.vision, boundary=self.expert_boundary)
+        text = self.text if self.backbone.uses_text else None
+        return Network(text=text, backbone=self.backbone, vision=self.vision, boundary=self.expert_boundary)

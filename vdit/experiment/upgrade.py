@@ -18,6 +18,7 @@ from vdit.registry import KIND
 
 # Old dotted key -> today's. The keys below a renamed one move with it. Keys are looked up in this order.
 RENAMED: dict[str, str] = {
+    "dit": "backbone",
     "diffusion.whole_time": "diffusion.integer_timesteps",
 }
 
@@ -111,6 +112,13 @@ def _optimizer(values: dict[str, Any]) -> list[str]:
     return notes
 
 
+def _backbone(values: dict[str, Any]) -> list[str]:
+    """A backbone had no kind: there was the DiT only."""
+    if isinstance(values.get("backbone"), dict) and KIND not in values["backbone"]:
+        values["backbone"] = {KIND: "dit", **values["backbone"]}
+    return []
+
+
 def _objective(values: dict[str, Any]) -> list[str]:
     """Distillation was `distill`, none or its settings; it is one of the objectives."""
     if "distill" not in values:
@@ -121,7 +129,7 @@ def _objective(values: dict[str, Any]) -> list[str]:
 
 
 # Changes of structure: each changes the values in place, and returns notes.
-STRUCTURES: list[Callable[[dict[str, Any]], list[str]]] = [_data_source, _optimizer, _objective]
+STRUCTURES: list[Callable[[dict[str, Any]], list[str]]] = [_data_source, _backbone, _optimizer, _objective]
 
 
 def _key_now(key: str) -> str:

@@ -78,7 +78,7 @@ def as_bytes(frames: np.ndarray) -> np.ndarray:
 
 
 def grouping_of(generator: Generator) -> Grouping:
-    return Grouping.of(generator.experiment.vae, generator.experiment.dit)
+    return Grouping.of(generator.experiment.vae, generator.experiment.backbone)
 
 
 def window_of(generator: Generator, window: int | None = None) -> int:

@@ -21,7 +21,7 @@ def noise_of(generator: Generator, seeds: Sequence[int], *, frames: int, size: t
     draw more noise on their way (ddpm). Raises ShapeError for sizes that the model cannot make.
     """
     shape = generator.task(generator.method(), frames, size, given=True).latent_shape
-    patch = generator.experiment.dit.patch
+    patch = generator.experiment.backbone.patch
     grid = token_grid((1, *shape), patch)
     tokens = (math.prod(grid), math.prod(patch) * shape[-1])
     draw = lambda seed: jax.random.normal(jax.random.split(key_of(seed))[0], tokens, jnp.float32)  # noqa: E731

@@ -25,7 +25,7 @@ def computing(experiment: Experiment, compute: Compute | None) -> Experiment:
     if text.t5 is not None:
         text = dataclasses.replace(text, t5=dataclasses.replace(text.t5, dtype=compute))
     changed: dict[str, Any] = {
-        name: dataclasses.replace(getattr(experiment, name), dtype=compute) for name in ("dit", "vae")
+        name: dataclasses.replace(getattr(experiment, name), dtype=compute) for name in ("backbone", "vae")
     }
     if experiment.vision is not None:
         changed["vision"] = dataclasses.replace(experiment.vision, dtype=compute)

@@ -212,7 +212,7 @@ class _Roll:
 
     @property
     def _kind(self) -> dict[str, int]:
-        dit = self.generator.experiment.dit
+        dit = self.generator.experiment.backbone
         return {"patch": dit.patch[0]}
 
     def _beginning(self, head: int, wanted: int) -> Canvas:

@@ -30,7 +30,7 @@ from vdit.types import Array
 
 def action_shape(generator: Generator) -> tuple[int, int]:
     """(t, a): a step makes t frames, and what is done in each is a numbers. ConfigError for models not told of it."""
-    if not generator.experiment.dit.action_width:
+    if not getattr(generator.experiment.backbone, "action_width", 0):
         raise ConfigError("this model is not told what is done (data.actions=0): make long videos by `rollout`")
     return grouping_of(generator).step, generator.experiment.data.actions
 
@@ -178,12 +178,12 @@ class Simulator:
 
     def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
         """Latents [1 p h w c] and actions [1 1 a] of a beginning that the model makes itself."""
-        generator, dit = self._generator, self._generator.experiment.dit
+        generator, dit = self._generator, self._generator.experiment.backbone
         nothing = np.zeros((1, 0, *self._step.cell), np.float32)
         canvas = beginning(nothing, 1, patch=dit.patch[0])
         task = SampleCanvas(network=self._step.network, method=self._method, output_shape=canvas.latents.shape[1:])
         made = generator.fill(task, (self._words, self._negative), self._key, None, Window(canvas=canvas))
-        return to_host(made), np.zeros((1, 1, dit.action_width), np.float32)
+        return to_host(made), np.zeros((1, 1, getattr(dit, "action_width", 0)), np.float32)
 
     def _encoded(self, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Latents [1 m*p h w c] and actions [1 m a] of the last of the given frames."""
@@ -202,5 +202,5 @@ class Simulator:
         with jax.set_mesh(self._generator.mesh):
             latents = to_host(self._generator.vae.encode(given[None]))
         experiment = self._generator.experiment
-        return latents, group_actions(actions, experiment.vae.temporal_stride, experiment.dit.patch[0])[None]
+        return latents, group_actions(actions, experiment.vae.temporal_stride, experiment.backbone.patch[0])[None]
 

@@ -92,7 +92,7 @@ class Remake:
     @property
     def windows(self) -> list[tuple[int, int, int]]:
         """See latent_windows."""
-        stride, patch = self.generator.experiment.vae.temporal_stride, self.generator.experiment.dit.patch[0]
+        stride, patch = self.generator.experiment.vae.temporal_stride, self.generator.experiment.backbone.patch[0]
         window = 1 + (window_of(self.generator, self.window) - 1) // stride
         if window >= self.latent_frames:
             return latent_windows(self.latent_frames, self.latent_frames, 0)

@@ -41,7 +41,7 @@ class Network:
         wanted, found = self.vision.width if self.vision is not None else 0, encoded.get("image", 0)
         if found != wanted:
             rule = f"must be vision.width={wanted} (0 without vision)"
-            raise ConfigError(f"dit.image_width={found} {rule}")
+            raise ConfigError(f"backbone.image_width={found} {rule}")
         names = [condition.name for condition in (*self.backbone.conditions, *self.conditions)]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ConfigError(f"conditions named {', '.join(sorted(twice))} more than once: rename or leave one out")

@@ -200,7 +200,7 @@ def sample_program(experiment: Experiment, mesh: Mesh) -> Program:
         held={"parameters": held(params), "prompts": held(rest)},
         flops=flops,
         model_flops=flops,
-        tokens=count * math.prod(task.latent_shape[:3]) // math.prod(experiment.dit.patch),
+        tokens=count * math.prod(task.latent_shape[:3]) // math.prod(experiment.backbone.patch),
         seconds=count * sample.frames / sample.fps,
     )
 
@@ -248,7 +248,7 @@ def tokens_per_second(experiment: Experiment) -> float:
     """Tokens that a second of video is, at the size and frame rate at which the experiment samples."""
     sample = experiment.sample
     shape = experiment.vae.latent_shape(sample.frames, *sample.size)[:3]
-    return math.prod(shape) / math.prod(experiment.dit.patch) * sample.fps / sample.frames
+    return math.prod(shape) / math.prod(experiment.backbone.patch) * sample.fps / sample.frames
 
 
 def unboxed(params):

@@ -56,7 +56,7 @@ class Candidate:
         return dataclasses.replace(
             experiment,
             mesh=self.mesh,
-            dit=dataclasses.replace(experiment.dit, remat=self.remat),
+            backbone=dataclasses.replace(experiment.backbone, remat=self.remat),
             dit_train=dataclasses.replace(experiment.dit_train, accumulation=self.accumulation),
         )
 
@@ -70,7 +70,7 @@ def candidates(experiment: Any, topology: Topology) -> list[Candidate]:
     found = []
     for sizes in meshes(topology.devices):
         data, fsdp, sequence, tensor = sizes
-        if experiment.data.row_tokens % sequence or experiment.dit.heads % tensor or data % topology.slices:
+        if experiment.data.row_tokens % sequence or experiment.backbone.heads % tensor or data % topology.slices:
             continue
         state = _state_bytes(experiment, shapes, names, dict(zip(AXES, sizes)))
         for remat, pieces in itertools.product(REMAT, PIECES):
@@ -104,7 +104,7 @@ def _state_bytes(experiment: Any, shapes: Any, names: Any, sizes: dict[str, int]
 
 
 def _estimate(experiment, topology, mesh: MeshConfig, remat: str, pieces: int, state: int, flops: float) -> Candidate:
-    dit, data, chip = experiment.dit, experiment.data, topology.chip
+    dit, data, chip = experiment.backbone, experiment.data, topology.chip
     rows = experiment.dit_train.batch_size // (mesh.data * mesh.fsdp)  # on a device, in a step
     tokens = rows * data.row_tokens / mesh.sequence
     stream = tokens / pieces * dit.width * 2
@@ -211,7 +211,7 @@ def _own(experiment: Any, topology: Topology, known: list[Candidate]) -> Candida
         mesh = MeshConfig(**dict(zip(AXES, experiment.mesh.shape(topology.devices))))
     except ConfigError:
         return None
-    mine = mesh, experiment.dit.remat, experiment.dit_train.accumulation
+    mine = mesh, experiment.backbone.remat, experiment.dit_train.accumulation
     return next((one for one in known if (one.mesh, one.remat, one.accumulation) == mine), None)
 
 

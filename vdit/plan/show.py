@@ -193,8 +193,8 @@ def print_search(found: Search, console: Console) -> None:
     if found.best is not None:
         mesh, best = found.best.candidate.mesh, found.best.candidate
         sizes = " ".join(f"--cfg.mesh.{axis}={size}" for axis, size in dataclasses.asdict(mesh).items())
-        console.print(f"\nbest: {sizes} --cfg.dit.remat={best.remat} --cfg.dit_train.accumulation={best.accumulation}",
-                      markup=False)  # fmt: skip
+        sizes += f" --cfg.backbone.remat={best.remat} --cfg.dit_train.accumulation={best.accumulation}"
+        console.print(f"\nbest: {sizes}", markup=False)
 
 
 def save_search(found: Search, folder: Path) -> Path:

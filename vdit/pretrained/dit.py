@@ -293,13 +293,13 @@ def _check(config: DiTConfig, more: Mapping[str, Any], family: str) -> None:
     for name, value in wanted.items():
         if getattr(config, name) != value:
             raise WeightsError(
-                f"dit.{name}={getattr(config, name)!r}, {family} has {value!r}: this model is not of that "
+                f"backbone.{name}={getattr(config, name)!r}, {family} has {value!r}: this model is not of that "
                 "architecture, and cannot be written in its layout"
             )
     if config.hidden != _HIDDEN * config.width or config.patch[0] != 1 or config.patch[1] != config.patch[2]:
         raise WeightsError(
-            f"dit.mlp_width={config.hidden}, dit.patch={config.patch} are not {family}'s: it has "
+            f"backbone.mlp_width={config.hidden}, backbone.patch={config.patch} are not {family}'s: it has "
             f"{_HIDDEN * config.width} and a square of one frame"
         )
     if not config.classes:
-        raise WeightsError(f"dit.classes=0 is not {family}'s: it has at least one class")
+        raise WeightsError(f"backbone.classes=0 is not {family}'s: it has at least one class")

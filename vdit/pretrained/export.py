@@ -227,15 +227,15 @@ _Folder = tuple[str, tuple[str, str], list[Rule], Callable[[Any], dict[str, Any]
 
 def _parts(experiment: Experiment) -> dict[str, _Folder]:
     """Tree of ours -> (folder, (library, class), rules, statistics -> config.json)."""
-    classes = experiment.dit.classes > 0
+    classes = experiment.backbone.classes > 0
     parts: dict[str, _Folder] = {}
     for tree in experiment.network.experts:
         if classes:
             side = experiment.sample.size[0] // experiment.vae.spatial_stride
-            config = dit.dit_json(experiment.dit, sample_size=side)
-            rules = dit.diffusers_rules(experiment.dit)
+            config = dit.dit_json(experiment.backbone, sample_size=side)
+            rules = dit.diffusers_rules(experiment.backbone)
         else:
-            config, rules = wan.wan_json(experiment.dit), wan.diffusers_rules(experiment.dit)
+            config, rules = wan.wan_json(experiment.backbone), wan.diffusers_rules(experiment.backbone)
         parts[tree] = (TRANSFORMERS[tree], ("diffusers", config["_class_name"]), rules, lambda _, config=config: config)
     family, name = (kl_vae, "AutoencoderKL") if classes else (wan_vae, "AutoencoderKLWan")
     vae = experiment.vae
@@ -293,9 +293,9 @@ def _small(file: Path) -> bytes:
 
 
 def _pipeline(experiment: Experiment) -> str:
-    if experiment.dit.classes:
+    if experiment.backbone.classes:
         return "DiTPipeline"
-    return "WanImageToVideoPipeline" if experiment.dit.condition_channels else "WanPipeline"
+    return "WanImageToVideoPipeline" if experiment.backbone.condition_channels else "WanPipeline"
 
 
 def _scheduling(experiment: Experiment) -> Scheduling:

@@ -1,7 +1,7 @@
 """LoRA files: read into a LoRA for a model, opened as a user names them, and written in the public layouts.
 
     for tree, lora, strength in open_loras(["style.safetensors:0.8"], experiment, say=print): ...
-    write_lora(lora, experiment.dit, "mine.safetensors")
+    write_lora(lora, experiment.backbone, "mine.safetensors")
 
 vdit.pretrained.lora_layouts knows which tensor of a file is for what.
 """
@@ -283,7 +283,7 @@ def open_loras(
         try:
             # Read before it is asked where they go: what is wrong with the file comes first.
             read = {
-                owner: read_lora(tensors, experiment.dit, adapter=adapter, expert=owner, note=notes.append)
+                owner: read_lora(tensors, experiment.backbone, adapter=adapter, expert=owner, note=notes.append)
                 for owner in owners
             }
             targets = _targets(file, owners, experiment, notes.append)
@@ -384,7 +384,7 @@ def write_run(folder: str | Path, path: str | Path | None = None) -> Path:
         The file.
     """
     space = Workspace(folder)
-    config = space.experiment().dit
+    config = space.experiment().backbone
     path = space.root / "lora.safetensors" if path is None else Path(path)
     write_lora(run_lora(space), config, path, "diffusers" if is_wan(config) else "vdit")
     return path

@@ -197,7 +197,7 @@ def _dit_folder(path: Path) -> PublicModel:
         data=data_config(vae, config.patch, fps=1.0),
         text=TextConfig(max_length=1),
         vae=vae,
-        dit=config,
+        backbone=config,
         diffusion=diffusion,
         first_label=0,
         sample=dit_sample(scheduling, side=side),
@@ -282,7 +282,7 @@ def _is_model(path: Path) -> bool:
 
 def _replace(base: PublicModel, path: Path, files: TensorFiles, named: str | None) -> PublicModel:
     """A public model with the transformer, or both, of single files."""
-    config = base.experiment.dit
+    config = base.experiment.backbone
     found = _config_of_shapes(files, like=config)
     for field in dataclasses.fields(DiTConfig):
         ours, theirs = getattr(found, field.name), getattr(config, field.name)

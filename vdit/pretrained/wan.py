@@ -398,13 +398,14 @@ def _check_is_wan(config: DiTConfig) -> None:
     for name, value in wanted.items():
         if getattr(config, name) != value:
             raise WeightsError(
-                f"dit.{name}={getattr(config, name)!r}, Wan has {value!r}: this model is not of Wan's architecture, "
-                "and only Wan and DiT models can be exported; use its run as it is"
+                f"backbone.{name}={getattr(config, name)!r}, Wan has {value!r}: this model is not of Wan's "
+                "architecture, and only Wan and DiT models can be exported; use its run as it is"
             )
     if config.mlp_norm_eps not in (None, config.norm_eps):
-        raise WeightsError(f"dit.mlp_norm_eps={config.mlp_norm_eps} is not Wan's {config.norm_eps}, one for all norms")
+        rule = f"is not Wan's {config.norm_eps}, one for all norms"
+        raise WeightsError(f"backbone.mlp_norm_eps={config.mlp_norm_eps} {rule}")
     if config.text_width is None:
-        raise WeightsError("dit.text_width=None does not say how wide captions are: set it to the encoder's width")
+        raise WeightsError("backbone.text_width=None does not say how wide captions are: set it to the encoder's width")
 
 
 def _rules(config: DiTConfig, names: Mapping[str, str]) -> list[Rule]:

@@ -54,11 +54,11 @@ def expected_seconds(experiment: Experiment, samples: int) -> dict[str, float]:
     rows = experiment.dit_train.batch_size * data.row_tokens
     video = sample.frames * sample.size[0] * sample.size[1]
     latent = experiment.vae.latent_shape(sample.frames, *sample.size)
-    patch = experiment.dit.patch
+    patch = experiment.backbone.patch
     tokens = latent[0] * latent[1] * latent[2] // (patch[0] * patch[1] * patch[2])
 
     def gflop(tokens: float) -> float:
-        return experiment.dit.flops(tokens, tokens / samples, experiment.text.max_length) / 1e9
+        return experiment.backbone.flops(tokens, tokens / samples, experiment.text.max_length) / 1e9
 
     calls = samples * sample.steps * (2 if sample.guidance != 1 else 1)
     return {

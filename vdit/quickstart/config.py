@@ -57,7 +57,7 @@ def experiment() -> Experiment:
         latents=LatentsConfig(samples=6000),
         text=TextConfig(width=128, depth=0, heads=4, max_length=40, vocab_size=400),
         # Small rows: many cheap steps teach a small model more than few large ones.
-        dit=DiTConfig(in_channels=8, width=192, depth=4, heads=3, position="both", scan=False),
+        backbone=DiTConfig(in_channels=8, width=192, depth=4, heads=3, position="both", scan=False),
         diffusion=DiffusionConfig(stratified=True),
         # Enough for animate, extend, loop, connect and rollout; more cost text to video what so few steps teach.
         canvases=CanvasConfig(

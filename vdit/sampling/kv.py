@@ -48,8 +48,8 @@ def check_keep(keep: bool | None, network: Network, method: SamplingConfig) -> b
     can = keeps(network, method)
     if keep and not can:
         raise ConfigError(
-            "keep=True: only of a causal model (dit.causal, dit.position='rope') that is told what is known, without "
-            "context_guidance and reuse, can what was computed serve again: leave it out"
+            "keep=True: only of a causal model (backbone.causal, backbone.position='rope') that is told what is known, "
+            "without context_guidance and reuse, can what was computed serve again: leave it out"
         )
     return can if keep is None else keep
 

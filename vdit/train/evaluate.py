@@ -125,7 +125,7 @@ class EvaluationRun:
                                    buffer_clips=clips, hflip=0.0)  # fmt: skip
         source = _Held(self.clips(clips))
         batches, seen = [], 0
-        rows = row_iterator(data, source, tokenizer, e.dit.patch, seed=e.seed, batch_rows=e.dit_train.batch_size,
+        rows = row_iterator(data, source, tokenizer, e.backbone.patch, seed=e.seed, batch_rows=e.dit_train.batch_size,
                             stride=e.vae.temporal_stride)  # fmt: skip
         while seen < clips:
             batch = next(rows)

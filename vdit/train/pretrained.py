@@ -27,7 +27,7 @@ from vdit.train.workspace import SAMPLED, Workspace
 from vdit.types import PyTree
 
 # Parts of an experiment that must be the base's, since its weights are of them; and what may differ in those.
-_SAME = ("vae", "text", "dit", "diffusion.kind", "diffusion.prediction")
+_SAME = ("vae", "text", "backbone", "diffusion.kind", "diffusion.prediction")
 _MAY_DIFFER = ("dtype", "remat", "sequence_parallel", "tokenizer", "max_length", "vocab_size")
 
 

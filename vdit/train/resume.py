@@ -120,7 +120,7 @@ def _check_vae(space: Workspace, saved: dict[str, Any] | None) -> None:
 
 def _free(stage: str) -> tuple[str, ...]:
     """Keys that a finished or resumed stage does not depend on."""
-    later = ("latents", "text", "text_dropout", "dit", "dit_train", "diffusion", "canvases", "data")
+    later = ("latents", "text", "text_dropout", "backbone", "dit_train", "diffusion", "canvases", "data")
     # The latents' number: their own stage refuses one that the transformer cannot go on with, and says what changed.
     earlier = ("vae_train", "vae_loss", "discriminator", "vae_clips", "latents.samples")
     return MAY_CHANGE + (later if stage == "vae" else earlier)

@@ -123,7 +123,7 @@ def _run_stage(
         worked = train_vae(experiment, workspace, logging, videos) is not None
     elif stage == "latents":
         encode_latents(experiment, workspace, logging, videos)
-    elif stage == "tokenizer" and experiment.dit.text != "none":
+    elif stage == "tokenizer" and experiment.backbone.text != "none":
         experiment = train_tokenizer(experiment, workspace)
         logging.say(f"tokenizer: {(experiment.text.t5 or experiment.text).vocab_size} pieces")
     elif stage == "dit":
@@ -155,7 +155,7 @@ def _check_captions(experiment: Experiment, workspace: Workspace) -> None:
     if not any(entry.captioned for entry in entries):
         raise DataError(
             f"none of the {len(entries)} videos in {data.path} has a caption: write captions.csv there, with the "
-            "columns file and caption, or train a model without text: --cfg.dit.text=none"
+            "columns file and caption, or train a model without text: --cfg.backbone.text=none"
         )
 
 
@@ -221,7 +221,7 @@ def _make_tokenizer(experiment: Experiment, workspace: Workspace) -> None:
 
 def with_tokenizer(experiment: Experiment, workspace: Workspace) -> Experiment:
     """The experiment with an embedding table of the tokenizer's size."""
-    if experiment.dit.text == "none":
+    if experiment.backbone.text == "none":
         return experiment
     tokenizer = make_tokenizer(experiment.text, workspace.tokenizer)
     return dataclasses.replace(experiment, text=fit_vocabulary(experiment.text, tokenizer))
@@ -248,7 +248,7 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
         experiment.data,
         store,
         tokenizer if experiment.network.uses_text else NoText(),
-        experiment.dit.patch,
+        experiment.backbone.patch,
         seed=experiment.seed,
         batch_rows=config.batch_size,
         shard_index=share.index,
@@ -263,7 +263,7 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
     evaluation = EvaluationRun(experiment, workspace, mesh, frozen=init_state.frozen)
     hooks = [sample_hook(evaluation)] if config.sample_every and experiment.sample.prompts else []
     rows = config.batch_size * experiment.data.row_tokens
-    forward = experiment.dit.flops(rows, _mean_tokens(store, experiment), experiment.text.max_length / 2)
+    forward = experiment.backbone.flops(rows, _mean_tokens(store, experiment), experiment.text.max_length / 2)
     # The gradient of frozen weights is not taken.
     flops = (experiment.objective.forward_passes - (experiment.lora is not None)) * forward
     loss = experiment.objective.make_loss(experiment.model)
@@ -319,5 +319,5 @@ def _train(
 def _mean_tokens(store: LatentStore, experiment: Experiment, clips: int = 64) -> float:
     """Tokens of a clip, on the average over tokens (what attention costs by)."""
     shapes = [store[i]["latent"].shape for i in range(min(clips, len(store)))]
-    tokens = np.array([np.prod(shape[:3]) / np.prod(experiment.dit.patch) for shape in shapes])
+    tokens = np.array([np.prod(shape[:3]) / np.prod(experiment.backbone.patch) for shape in shapes])
     return float((tokens**2).sum() / tokens.sum())

@@ -136,7 +136,7 @@ def test_causality_by_gradients(causal):
 def test_a_past_needs_a_causal_model():
     config = dataclasses.replace(OURS, causal=False)
     row = packed(config)
-    with pytest.raises(ConfigError, match=r"set dit.causal=True"):
+    with pytest.raises(ConfigError, match=r"set backbone.causal=True"):
         jax.eval_shape(lambda: model_of(config).init(jax.random.key(0), *as_row(row), return_cache=True))
 
 

@@ -91,27 +91,27 @@ class DiTConfig(Backbone):
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
-            raise ConfigError(f"dit.width={self.width} must be a multiple of dit.heads={self.heads}")
+            raise ConfigError(f"backbone.width={self.width} must be a multiple of backbone.heads={self.heads}")
         if self.position != "sincos" and self.head_dim % 2:
             raise ConfigError(
                 f"dit.width/dit.heads={self.head_dim} must be even for rotary positions: change dit.heads"
             )
         if self.position != "rope" and self.width % 4:
-            raise ConfigError(f"dit.width={self.width} must be a multiple of 4 for sin-cos positions")
+            raise ConfigError(f"backbone.width={self.width} must be a multiple of 4 for sin-cos positions")
         for name in ("in_channels", "width", "depth", "heads"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"dit.{name}={getattr(self, name)} must be at least 1")
+                raise ConfigError(f"backbone.{name}={getattr(self, name)} must be at least 1")
         for name in ("condition_channels", "image_width", "image_positions", "action_width"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"dit.{name}={getattr(self, name)} must not be negative: use 0 for none")
+                raise ConfigError(f"backbone.{name}={getattr(self, name)} must not be negative: use 0 for none")
         if self.image_width and self.text != "cross":
             raise ConfigError(
-                f"dit.image_width={self.image_width} needs the text cross-attention: set dit.text='cross'"
+                f"backbone.image_width={self.image_width} needs the text cross-attention: set backbone.text='cross'"
             )
         if self.image_positions and not self.image_width:
-            raise ConfigError(f"dit.image_positions={self.image_positions} needs encoded images: set dit.image_width")
+            raise ConfigError(f"backbone.image_positions={self.image_positions} needs encoded images (image_width)")
         if len(self.patch) != 3 or min(self.patch) < 1:
-            raise ConfigError(f"dit.patch={self.patch} must be three numbers, each at least 1: (t, h, w)")
+            raise ConfigError(f"backbone.patch={self.patch} must be three numbers, each at least 1: (t, h, w)")
 
     @property
     def head_dim(self) -> int:

@@ -68,13 +68,13 @@ class DiT(nn.Module):
         dtype = jnp.dtype(cfg.dtype)
         _check_text(cfg, text)
         if (cache is not None or return_cache) and not cfg.causal:
-            raise ConfigError("a cache needs frames that no later ones change: set dit.causal=True, or leave it out")
+            raise ConfigError("a cache needs frames that no later ones change: set backbone.causal=True")
         if return_cache and block_cache is not None:
             raise ConfigError("return_cache=True needs all blocks to run: leave block_cache out")
         conditions = embed_conditions(self.conditions, row, cfg.width, cfg.patch)
         if conditions.sequences and cfg.text == "none":
             named = ", ".join(conditions.sequences)
-            raise ConfigError(f"conditions of tokens ({named}) need the text cross-attention: set dit.text='cross'")
+            raise ConfigError(f"conditions of tokens ({named}) need cross-attention to text: set backbone.text='cross'")
         values = row.values
         if conditions.channels is not None:
             values = jnp.concatenate([values, conditions.channels.astype(values.dtype)], -1)
