@@ -258,7 +258,7 @@ def position_error(points: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def obeyed_fraction(points: np.ndarray, displacement: np.ndarray, *, within: float) -> float:
-    """The fraction of steps that move as they were told to.
+    """The fraction of steps that move as asked.
 
     Args:
         points: [t 2], where the object is, in pixels. A step to or from NaN (nothing visible) does not count as obeyed.

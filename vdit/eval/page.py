@@ -30,7 +30,7 @@ from vdit.outputs import write_whole
 from vdit.video.write import encode_bytes
 
 SMALL = 160  # pixels of the longer side below which pixels are shown as squares, not blurred
-_LEAST, _GAP = 150, 14  # CSS pixels: the narrowest card of one video, and what lies between cards
+_LEAST, _GAP = 150, 14  # CSS pixels: the narrowest card of one video, and the gap between cards
 
 Badge = Literal["ok", "wrong"]
 Curve = tuple[Sequence[float], Sequence[float]]

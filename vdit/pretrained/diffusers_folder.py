@@ -88,10 +88,10 @@ def _check_parts(path: Path, parts: Mapping[str, str], pipeline: str) -> None:
         wanted += ["text_encoder", "tokenizer"]
     for name in wanted:
         if name not in parts:
-            raise WeightsError(f"{path / INDEX}: has no {name!r}, which a {pipeline} needs: take the whole folder")
+            raise WeightsError(f"{path / INDEX}: has no {name!r}, which a {pipeline} needs: download the whole folder")
     for name in parts:
         if not (path / name).is_dir():
-            raise WeightsError(f"{path / name}: no such folder, though {INDEX} names it: take the whole folder")
+            raise WeightsError(f"{path / name}: no such folder, though {INDEX} names it: download the whole folder")
 
 
 def _wan_pipeline(path: Path, index: Mapping[str, Any], parts: Mapping[str, str]) -> PublicModel:
@@ -101,7 +101,8 @@ def _wan_pipeline(path: Path, index: Mapping[str, Any], parts: Mapping[str, str]
     components = [_component(path, "transformer", wan.diffusers_rules(config), ignore=unused)]
     if "transformer_2" in parts:
         if read_config(wan.wan_config, path / "transformer_2" / "config.json") != config:
-            raise WeightsError(f"{path}: transformer and transformer_2 differ in config.json: experts are of one form")
+            rule = "transformer and transformer_2 differ in config.json: both experts must have the same shape"
+            raise WeightsError(f"{path}: {rule}")
         components.append(_component(path, "transformer_2", wan.diffusers_rules(config)))
     tokenizer = find_tokenizer(path / "tokenizer")
     text = with_sentinels(read_config(t5.t5_config, path / "text_encoder" / "config.json"), tokenizer)
@@ -123,7 +124,7 @@ def _wan_pipeline(path: Path, index: Mapping[str, Any], parts: Mapping[str, str]
     scheduling = read_config(scheduler_config, path / "scheduler" / "scheduler_config.json")
     boundary = index.get("boundary_ratio")
     if (boundary is None) != ("transformer_2" not in parts):
-        rule = "and transformer_2 go together: take the whole folder"
+        rule = "and transformer_2 go together: download the whole folder"
         raise WeightsError(f"{path / INDEX}: boundary_ratio={boundary} {rule}")
     boundary = None if boundary is None else 1000.0 * boundary
     return PublicModel(
@@ -154,7 +155,7 @@ def wan_experiment(
         vision: config of the image encoder. None: the model has none.
         vae: config of the autoencoder.
         scheduling: noise schedule, sampler and grid that the model is sampled with.
-        boundary: time (0..1000) below which the second transformer is asked. None: there is one transformer.
+        boundary: time (0..1000) below which the second transformer is used. None: there is one transformer.
 
     Raises:
         WeightsError: transformer and autoencoder do not go together.
@@ -212,7 +213,7 @@ def _labels(path: Path, names: Any, classes: int) -> tuple[str, ...]:
     if not fits or not all(isinstance(name, str) and len(name) <= _LABEL for name in names.values()):
         raise WeightsError(
             f"{path / INDEX}: id2label must be an object of at most {classes} names of up to {_LABEL} characters, as "
-            "transformer/config.json has that many classes: take the whole folder"
+            "transformer/config.json has that many classes: download the whole folder"
         )
     return tuple(names.get(str(i), "") for i in range(classes))
 

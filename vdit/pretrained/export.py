@@ -140,7 +140,7 @@ def _tensor_values(rule: Rule, ours: Mapping[str, jax.Array], dtype: np.dtype) -
 def _part(part: Part, array: jax.Array) -> np.ndarray:
     """A part of a parameter on the host; of a stack only the layer leaves the devices."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        raise WeightsError(f"{part.path}: lies on several hosts; export on one, from the checkpoint")
+        raise WeightsError(f"{part.path}: is spread over several hosts: export on one host, from the checkpoint")
     if part.layer is not None:
         array = array[part.layer]
     whole = np.asarray(array)

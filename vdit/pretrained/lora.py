@@ -193,7 +193,7 @@ def _matrix(values: np.ndarray) -> np.ndarray:
 
 
 class _Lazy(Mapping):
-    """Arrays by name, each computed when it is asked for."""
+    """Arrays by name, each computed when it is read."""
 
     def __init__(self, makers: Mapping[str, Callable[[], np.ndarray]]):
         self._makers = dict(makers)
@@ -281,7 +281,7 @@ def open_loras(
         tensors, adapter = open_tensors(file.path), _adapter_config(file.path)
         owners = experts(tensors.info)
         try:
-            # Read before it is asked where they go: what is wrong with the file comes first.
+            # Read before targets are chosen, so that faults of the file are reported first.
             read = {
                 owner: read_lora(tensors, experiment.backbone, adapter=adapter, expert=owner, note=notes.append)
                 for owner in owners

@@ -368,7 +368,7 @@ def _rules_of(known: Mapping[str, Rule], module: str, kind: str) -> dict[str, Ru
 
 
 def _own_rules(module: str, kind: str) -> dict[str, Rule] | None:
-    """Of vdit's own layout: names are the paths of our layers, whose factors lie as torch's do."""
+    """Of vdit's own layout: names are the paths of our layers; factors are transposed as in torch."""
     if kind in ENDS:
         return None
     path = module.removeprefix("vdit.").replace(".", "/")
@@ -446,7 +446,7 @@ def _missing(module: Module, kinds: set[str]) -> str:
 
 def _of_another(name: str, shape: tuple[int, ...], wanted: tuple[int, ...], config: DiTConfig) -> str:
     return (
-        f"{name}: is for a weight of {list(shape)}, and that of this model is {list(wanted)}: the file is for another "
+        f"{name}: is for a weight of {list(shape)}, and this model's is {list(wanted)}: the file is for another "
         f"Wan than this one of width {config.width} ({_SIZES.get(config.width, 'no published size')})"
     )
 

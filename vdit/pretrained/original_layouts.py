@@ -54,7 +54,7 @@ from vdit.samplers.grid import GridOptions
 
 HIGH, LOW = "high_noise_model", "low_noise_model"
 VAE_FILES = ("Wan2.1_VAE.pth", "Wan2.2_VAE.pth")
-# Of Wan 2.2 A14B: the share of 1000 below which the second transformer is asked.
+# Of Wan 2.2 A14B: the share of 1000 below which the second transformer is used.
 BOUNDARY = {"t2v": 875.0, "i2v": 900.0}
 SHIFT = {"t2v": 5.0, "i2v": 3.0, "ti2v": 5.0}
 # The level that Wan's own sampler starts from, in the bits that it has there.
@@ -110,7 +110,7 @@ def _wan_folder(path: Path) -> PublicModel:
         found = read_config(functools.partial(wan.original_config, names=files.info), folder / "config.json")
         json = read_json(folder / "config.json")
         if config not in (None, found):
-            raise WeightsError(f"{path}: {HIGH} and {LOW} differ in config.json: experts are of one form")
+            raise WeightsError(f"{path}: {HIGH} and {LOW} differ in config.json: both experts must have the same shape")
         kind, config = json.get("model_type"), found
         name = "transformer" if tree == "dit" else "transformer_2"
         components.append(Component(tree=tree, folder=name, files=files, rules=tuple(wan.original_rules(config))))
@@ -290,8 +290,9 @@ def _replace(base: PublicModel, path: Path, files: TensorFiles, named: str | Non
             raise WeightsError(f"{path}: has {field.name}={ours}, {base.folder} has {theirs}: give parts of its kind")
     experts = base.experiment.expert_boundary is not None
     if experts != (named is not None):
-        rule = "has two experts, and the file's name must say high_noise or low_noise" if experts else "has one"
-        raise WeightsError(f"{path}: is by its name {named or 'no'} expert, {base.folder} {rule} transformer")
+        rule = "has two experts: put high_noise or low_noise into the file's name" if experts else "has one transformer"
+        which = f"{named}-noise" if named else "no"
+        raise WeightsError(f"{path}: is by its name {which} expert, and {base.folder} {rule}")
     rules = wan.original_rules(config)
     new = [_component("dit", "transformer", files, rules)]
     if named is not None:
@@ -308,11 +309,12 @@ def _experts(path: Path, files: TensorFiles, named: str, config: DiTConfig, rule
     beside = [file for file in _files(path.parent) if file.suffix in SUFFIXES and alike(file.name) == alike(path.name)]
     found = [file for file in beside if wan.expert_of_name(file.name) == other]
     if len(found) != 1:
-        rule = f"{len(found)} files beside it are named like it for the {other}-noise one"
-        raise WeightsError(f"{path}: is the {named}-noise expert of Wan 2.2 A14B by its name, and {rule}: put it there")
+        rule = f"{len(found)} files beside it have the same name for the {other}-noise one"
+        which = f"is the {named}-noise expert of Wan 2.2 A14B by its name"
+        raise WeightsError(f"{path}: {which}, and {rule}: put that file beside it")
     second = _transformer(open_weights(found[0]))
     if _config_of_shapes(second, like=config) != _config_of_shapes(files, like=config):
-        raise WeightsError(f"{found[0]}: is of another form than {path.name}: experts are of one form")
+        raise WeightsError(f"{found[0]}: is of another form than {path.name}: both experts must have the same shape")
     both = {named: files, other: second}
     places = {"high": ("dit", "transformer"), "low": ("dit_low", "transformer_2")}
     return [_component(*place, both[name], rules) for name, place in places.items()]

@@ -259,7 +259,7 @@ def _read(
 
 def _checksum(path: Path, member: _Member, raw: np.ndarray) -> int:
     """Of a storage: of `raw` if that is all of it, else of the file, block by block."""
-    if member.crc == 0:  # torch was told to write none
+    if member.crc == 0:  # torch.save was asked for no checksums
         return 0
     if len(raw) == member.size:
         return zlib.crc32(raw)

@@ -160,7 +160,7 @@ def original_config(json: Mapping[str, Any], names: Collection[str] | None = Non
     try:
         values = read_options(json, "WanModel", _ORIGINAL, _ORIGINAL_FIXED)
     except WeightsError:
-        # Its unknown options are the lesser news where it wants inputs that nobody can give it.
+        # That it needs unsupported inputs matters more than its unknown options.
         total, out = json.get("in_dim"), json.get("out_dim")
         if isinstance(total, int) and isinstance(out, int) and out > 0 and total - out not in (0, out + MASK):
             raise _of_further_inputs(total, out, out + MASK) from None
@@ -283,7 +283,7 @@ def refuse_variants(names: Iterable[str], *, where: str, kind: Any = None) -> No
         if found is None and re.search(pattern, str(kind)):
             found = kind
         if found is not None:
-            raise WeightsError(f"{where}: {found!r} is of {variant}, which is told by {what}: {_UNSUPPORTED}")
+            raise WeightsError(f"{where}: {found!r} belongs to {variant}, controlled by {what}: {_UNSUPPORTED}")
 
 
 def check_inputs(config: DiTConfig, channels: int, stride: int) -> None:
@@ -300,7 +300,7 @@ def check_inputs(config: DiTConfig, channels: int, stride: int) -> None:
     image = channels + stride  # known latents, and a mask of the frames that are known
     if config.in_channels != channels:
         rule = f"the transformer makes {config.in_channels} channels and the autoencoder has {channels}"
-        raise WeightsError(f"{rule}: take both from one model")
+        raise WeightsError(f"{rule}: use both from one model")
     if config.condition_channels not in (0, image):
         raise _of_further_inputs(channels + config.condition_channels, channels, image)
 
@@ -308,7 +308,7 @@ def check_inputs(config: DiTConfig, channels: int, stride: int) -> None:
 def _of_further_inputs(total: int, channels: int, image: int) -> WeightsError:
     return WeightsError(
         f"the patch embedding takes {total} channels, where text to video has {channels} and image to video "
-        f"{channels + image}: it is a Wan Fun-Control, or another one that takes further videos: {_UNSUPPORTED}"
+        f"{channels + image}: this is a Wan Fun-Control, or another Wan that takes more videos as input: {_UNSUPPORTED}"
     )
 
 

@@ -262,7 +262,7 @@ def check(rules: Iterable[Rule], tensors: TensorFiles, abstract: PyTree, *, igno
 
 
 def check_names(rules: Iterable[Rule], tensors: TensorFiles, *, ignore: Sequence[str] = ()) -> None:
-    """Check that every rule has its tensor, and that no tensor is left over: what can be told without a model.
+    """Check that every rule has its tensor, and that no tensor is left over: what can be checked without a model.
 
     Args:
         rules, tensors, ignore: see `make_plan`.
@@ -436,7 +436,7 @@ def _sharding(struct: jax.ShapeDtypeStruct) -> Sharding:
 
 
 def _layer_sharding(sharding: Sharding) -> Sharding:
-    """Where one layer of a stack lies: as the stack, without its first axis."""
+    """Sharding of one layer of a stack: that of the stack, without its first axis."""
     if not isinstance(sharding, NamedSharding):
         return sharding
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]), memory_kind=sharding.memory_kind)

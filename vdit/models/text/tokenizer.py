@@ -382,7 +382,7 @@ class LabelTokenizer:
         if not 1 <= label <= self.classes:
             named = "or a class's name, " if self.names else ""
             rule = f'give "{self.first}" to "{self.first + self.classes - 1}", {named}or "" for none'
-            raise TextError(f"prompt {text!r}: this model is told a class, {rule}")
+            raise TextError(f"prompt {text!r}: this model generates from a class, {rule}")
         return [label]
 
     def length(self, text: str) -> int:
