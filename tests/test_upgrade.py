@@ -99,3 +99,12 @@ def test_a_backbone_that_was_dit_keeps_its_values():
         assert from_dict(Experiment, upgrade(values)).backbone == DiTConfig(depth=3)
     with pytest.warns(VditWarning, match=r"dit\.depth is backbone\.depth"):
         assert upgrade_overrides(["dit.depth=3"]) == ["backbone.depth=3"]
+
+
+def test_keys_of_rows_and_sizes_are_taken_under_their_old_names():
+    values = to_dict(Experiment(name="old"))
+    renamed = {old.partition(".")[2]: now.partition(".")[2] for old, now in RENAMED.items() if old.startswith("data.")}
+    for was, now in renamed.items():
+        values["data"][was] = values["data"].pop(now)
+    assert {"areas", "detailed", "row_slots", "row_text", "row_clips"} <= set(values["data"])
+    assert from_dict(Experiment, upgrade(values, quiet=True)) == Experiment(name="old")

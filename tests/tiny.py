@@ -58,7 +58,8 @@ def experiment(
     return Experiment(
         name="tiny",
         data=DataConfig(
-            frames=(first, window), frame_multiple=stride, areas=(256,), size_multiple=8, row_text=8, actions=actions
+            frames=(first, window), frame_multiple=stride, pixel_budgets=(256,), size_multiple=8, max_text_per_row=8,
+            actions=actions
         ),
         vae=VAEConfig(
             latent_channels=4, base_channels=8, channel_mults=(1,), spatial_down=(), temporal_down=(), patch=4,
@@ -197,7 +198,8 @@ CAPTIONS = ("a red disc moves to the left", "two blue discs collide", "a green b
 def base_experiment() -> Experiment:
     return Experiment(
         name="base",
-        data=DataConfig(row_tokens=64, row_text=128, row_slots=24, row_clips=12, threads=0, read_ahead=0, prefetch=0),
+        data=DataConfig(row_tokens=64, max_text_per_row=128, max_frames_per_row=24, max_clips_per_row=12, threads=0,
+                        read_ahead=0, prefetch=0),
         vae=preset("tiny", latent_channels=4),
         text=TextConfig(vocab_size=300, max_length=8, width=16, depth=1, heads=2),
         backbone=DiTConfig(**WAN | {"text_width": 16}, in_channels=4, width=32, depth=2, heads=2, mlp_width=48),

@@ -160,7 +160,7 @@ def report(
     footage = [library.open(i, np.random.default_rng(0)) for i in range(len(library))]
     captions = {one.id: one.captions[0] for one in footage}
     began = time.time()
-    area = max(experiment.data.areas)
+    area = max(experiment.data.pixel_budgets)
     clips = {one.id: shown(one, experiment, frames, area) for one in footage}
     table, again = reconstruction(generator, clips, experiment.holdout)
 

@@ -53,19 +53,19 @@ COMMON = (
     "data.row_text=96", "data.row_slots=24", "data.row_clips=8", "data.buffer_rows=4", "data.buffer_clips=8",
     "data.fps=(8.0,)", "data.threads=0", "vae_clips.size=(16,16)",
     "text.width=16", "text.heads=2", "text.depth=0", "text.max_length=40", "text.vocab_size=300",
-    "backbone.in_channels=4", "backbone.width=24", "backbone.heads=2",
+    "dit.in_channels=4", "dit.width=24", "dit.heads=2",
     "sample.size=(16,16)", "sample.steps=3", "sample.fps=8.0",
 )  # fmt: skip
 CLIPS = (
-    "name=clips", "backbone.depth=2", "backbone.scan=true",
+    "name=clips", "dit.depth=2", "dit.scan=true",
     "data.world=moving", "data.world_options=()", "data.frames=(1,5,9)", "data.row_tokens=32",
     "data.detailed=0.3", "vae.patch_frames=4", "vae_clips.frames=5", "sample.frames=9", "sample.sampler=euler",
     "sample.guidance=3.0", "sample.interval=(0.1,0.9)", "sample.context_guidance=1.5", "canvases.none=0.4",
     "canvases.first=0.2", "canvases.head=0.2", "canvases.mask=0.2", "canvases.window=0.3", "canvases.context_noise=0.1",
 )  # fmt: skip
 STEER = (
-    "name=steer", "backbone.depth=1", "data.frames=(9,)", "data.row_tokens=80", "vae_clips.frames=3", "sample.frames=9",
-    "sample.guidance=1.0", "backbone.patch=(1,2,2)",
+    "name=steer", "dit.depth=1", "data.frames=(9,)", "data.row_tokens=80", "vae_clips.frames=3", "sample.frames=9",
+    "sample.guidance=1.0", "dit.patch=(1,2,2)",
 )  # fmt: skip
 LORA = ("name=lora", "start_from=clips", "lora.rank=2", "lora.alpha=4", "dit_train.steps=4", "dit_train.save_every=4")
 

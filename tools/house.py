@@ -132,7 +132,8 @@ def prepare_train() -> list[str]:
     Path("videos/a.txt").write_text("noise")
     options = (
         "data.threads=0", "data.read_ahead=0", "data.prefetch=0", "vae_clips.frames=5", "vae_clips.size=(32,32)",
-        "data.frames=(5,)", "data.areas=1024", "vae_train.steps=1", "vae_train.batch_size=1", "vae.base_channels=8",
+        "data.frames=(5,)", "data.pixel_budgets=1024", "vae_train.steps=1", "vae_train.batch_size=1",
+        "vae.base_channels=8",
         "vae.channel_mults=(1,)", "vae.spatial_down=()", "vae.temporal_down=()", "vae.patch=8", "vae.patch_frames=4",
         "vae.blocks_per_level=1", "vae.middle=none", "vae.decoder_extra_blocks=0",
     )  # fmt: skip

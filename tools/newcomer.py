@@ -30,8 +30,10 @@ SECONDS_OF_A_MISTAKE = 20.0  # of CPU: imports and all; loading a large model wo
 SMALL = (
     "vae.latent_channels=8 vae.base_channels=8 vae.channel_mults=1 vae.spatial_down= vae.temporal_down= vae.patch=8 "
     "vae.patch_frames=4 vae.blocks_per_level=1 vae.middle=none vae.decoder_extra_blocks=0 vae_clips.frames=9 "
-    "vae_clips.size=32,32 vae_train.steps=8 vae_train.batch_size=2 latents.samples=24 data.areas=1024 data.frames=1,9 "
-    "data.aspects=1.0 data.row_tokens=32 data.row_slots=16 data.row_clips=8 data.row_text=192 text.width=16 "
+    "vae_clips.size=32,32 vae_train.steps=8 vae_train.batch_size=2 latents.samples=24 "
+    "data.pixel_budgets=1024 data.frames=1,9 "
+    "data.aspects=1.0 data.row_tokens=32 data.max_frames_per_row=16 data.max_clips_per_row=8 "
+    "data.max_text_per_row=192 text.width=16 "
     "text.heads=1 text.depth=1 text.max_length=48 text.vocab_size=300 backbone.in_channels=8 backbone.width=32 "
     "backbone.depth=2 backbone.heads=2 dit_train.steps=8 dit_train.batch_size=2 sample.frames=9 "
     "sample.size=32,32 sample.steps=2"

@@ -40,7 +40,7 @@ def experiment(way: str, chips: int):
     return dataclasses.replace(
         full,
         mesh=mesh,
-        data=dataclasses.replace(full.data, row_tokens=tokens, row_slots=1, row_clips=1),
+        data=dataclasses.replace(full.data, row_tokens=tokens, max_frames_per_row=1, max_clips_per_row=1),
         backbone=dataclasses.replace(
             full.backbone, width=1024, depth=4, heads=16, text="none", text_pool=False, remat="attention"
         ),

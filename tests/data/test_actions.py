@@ -49,8 +49,9 @@ def actions_of(item, frames, width=2):
 
 
 def config_of(**changes):
-    return DataConfig(**({"areas": (256,), "frames": (1, 9, 17), "actions": 2, "threads": 0, "row_tokens": 12,
-                          "row_text": 24, "row_slots": 9, "row_clips": 4, "buffer_clips": 8, "streams": 1} | changes))
+    return DataConfig(**({"pixel_budgets": (256,), "frames": (1, 9, 17), "actions": 2, "threads": 0, "row_tokens": 12,
+                          "max_text_per_row": 24, "max_frames_per_row": 9, "max_clips_per_row": 4, "buffer_clips": 8,
+                          "streams": 1} | changes))
 
 
 def encode(video):

@@ -49,7 +49,7 @@ def film(frames=40, height=90, width=160, fps=10.0, caption="a dog runs"):
     return ArrayHandle(video=video, captions=(caption,), id="film", fps=fps)
 
 
-CONFIG = DataConfig(areas=(48 * 48, 64 * 64, 400 * 400), frames=(1, 9, 17, 81), fps=(5.0, 10.0, 30.0))
+CONFIG = DataConfig(pixel_budgets=(48 * 48, 64 * 64, 400 * 400), frames=(1, 9, 17, 81), fps=(5.0, 10.0, 30.0))
 
 
 def test_a_cut_has_room_in_the_video():
@@ -65,7 +65,7 @@ def test_a_cut_has_room_in_the_video():
 
 
 def test_a_video_too_short_or_too_slow_gives_the_most_it_can():
-    config = DataConfig(areas=(64 * 64,), frames=(17, 33), fps=(8.0, 24.0))
+    config = DataConfig(pixel_budgets=(64 * 64,), frames=(17, 33), fps=(8.0, 24.0))
     cut = draw_cut(film(frames=8, fps=4.0), config, np.random.default_rng(0))
     assert cut.fps == 8.0
     assert cut.frames == 13  # 1 + 4 * 3 frames at 8 fps in the 7 / 4 seconds between first and last
@@ -144,7 +144,7 @@ def test_captions_that_name_a_side_forbid_mirroring(caption, allowed):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"frames": (1, 16)}, r"frames has 16: each must be 1 \+ 4 \* k, give 17"),
-    ({"areas": ()}, "at least one value"), ({"areas": (100,)}, "at least data.size_multiple squared"),
+    ({"pixel_budgets": ()}, "at least one value"), ({"pixel_budgets": (100,)}, "at least data.size_multiple squared"),
     ({"hflip": 2.0}, "a probability"), ({"row_tokens": 0}, "at least 1"),
 ])
 def test_settings_that_cannot_work_are_refused(changes, message):

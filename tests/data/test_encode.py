@@ -39,7 +39,7 @@ def halve(video):
 
 def test_clips_are_encoded_in_order_with_what_is_known_of_them(tmp_path):
     config = DataConfig(
-        areas=(32 * 32, 48 * 48), frames=(1, 9), aspects=(1.0, 1.5), source=WorldsSource(count=5), threads=2
+        pixel_budgets=(32 * 32, 48 * 48), frames=(1, 9), aspects=(1.0, 1.5), source=WorldsSource(count=5), threads=2
     )
     source, seen = open_source(config, seed=3), []
     index = encode_clips(source, halve, tmp_path / "out", samples=8, vae="v",
@@ -185,7 +185,8 @@ def test_the_script_leaves_out_what_the_run_holds_out_and_sees_changed_videos(tm
     for name in "abc":
         write_film(films / f"{name}.mp4")
     (films / "b.mp4").write_bytes(b"no film")
-    data = DataConfig(source=FolderSource(path=str(films)), areas=(32 * 32,), frames=(1, 5), fps=(6.0,), threads=1)
+    data = DataConfig(source=FolderSource(path=str(films)), pixel_budgets=(32 * 32,), frames=(1, 5), fps=(6.0,),
+                      threads=1)
     experiment = types.SimpleNamespace(data=data, seed=0, holdout=("a.mp4",))
     script = runpy.run_path(str(ROOT / "data_pipelines" / "encode_latents.py"))
     vae = types.SimpleNamespace(encode=halve, params={"w": np.ones(3)})

@@ -30,7 +30,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-CONFIG = dict(areas=(32 * 32, 48 * 64), frames=(1, 9), fps=(6.0, 12.0), threads=2)
+CONFIG = dict(pixel_budgets=(32 * 32, 48 * 64), frames=(1, 9), fps=(6.0, 12.0), threads=2)
 
 
 def captions_file(folder, text, name="captions.jsonl"):
@@ -106,7 +106,7 @@ def test_excluded_files_are_left_out(folder):
 
 def test_real_clips_read_at_many_sizes_without_a_skip():
     path = shared_data("clips")
-    sizes = {"areas": (64 * 64, 96 * 96), "frames": (1, 9, 17), "fps": (8.0, 24.0)}
+    sizes = {"pixel_budgets": (64 * 64, 96 * 96), "frames": (1, 9, 17), "fps": (8.0, 24.0)}
     config = DataConfig(source=FolderSource(path=str(path)), threads=2, **sizes)
     source = open_source(config, exclude=("exo_portrait_4k60.mp4", "exo_portrait_bracelet_hevc10.mp4"))
     shapes = set()

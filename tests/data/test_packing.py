@@ -123,7 +123,8 @@ def bench():
 
 @pytest.mark.parametrize("row_tokens", [4096, 8192])
 def test_rows_of_a_realistic_mix_are_over_98_percent_useful(bench, row_tokens):
-    config = DataConfig(row_tokens=row_tokens, row_text=row_tokens // 4, row_slots=512, row_clips=128)
+    config = DataConfig(row_tokens=row_tokens, max_text_per_row=row_tokens // 4, max_frames_per_row=512,
+                        max_clips_per_row=128)
     clips = bench.mix(700, row_tokens, width=1)
     useful, _, _ = bench.ours(clips, RowShape.of(config), config)
     assert useful > 0.98

@@ -53,7 +53,7 @@ def store(tmp_path_factory):
 
 
 def config_of(**changes):
-    return DataConfig(**({"row_tokens": 64, "row_text": 64, "row_clips": 16, "buffer_clips": 20,
+    return DataConfig(**({"row_tokens": 64, "max_text_per_row": 64, "max_clips_per_row": 16, "buffer_clips": 20,
                           "threads": 2, "read_ahead": 4} | changes))
 
 
@@ -172,9 +172,9 @@ def test_latents_are_normalised_by_the_given_statistics(store):
 
 
 def test_rows_are_full_and_the_budget_that_binds_can_be_seen(store):
-    full = take(rows_of(store, config_of(row_text=160)), 30)
+    full = take(rows_of(store, config_of(max_text_per_row=160)), 30)
     assert np.mean([useful(rows) for rows in full]) > 0.98
-    short_of_text = [row_use(rows) for rows in take(rows_of(store, config_of(row_text=24)), 30)]
+    short_of_text = [row_use(rows) for rows in take(rows_of(store, config_of(max_text_per_row=24)), 30)]
     use = {key: np.mean([u[key] for u in short_of_text]) for key in ("tokens", "text", "slots", "clips")}
     assert max(use, key=use.get) == "text"
     assert use["tokens"] < 0.9
@@ -209,7 +209,8 @@ def test_a_source_that_is_all_broken_raises_instead_of_looping():
 
 @pytest.fixture(scope="module")
 def worlds():
-    config = DataConfig(areas=(32 * 32, 48 * 48), frames=(1, 5), aspects=(1.0, 1.5), source=WorldsSource(count=20),
+    config = DataConfig(pixel_budgets=(32 * 32, 48 * 48), frames=(1, 5), aspects=(1.0, 1.5),
+                        source=WorldsSource(count=20),
                         threads=2)
     return open_source(config, seed=7)
 

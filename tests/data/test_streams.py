@@ -41,7 +41,8 @@ class Letters:
 
 
 def rows_of(items, batch_rows, index=0, count=1, **changes):
-    config = DataConfig(**({"row_tokens": 48, "row_text": 32, "row_clips": 8, "row_slots": 16, "buffer_clips": 6,
+    config = DataConfig(**({"row_tokens": 48, "max_text_per_row": 32, "max_clips_per_row": 8,
+                            "max_frames_per_row": 16, "buffer_clips": 6,
                             "threads": 1, "prefetch": 0} | changes))
     return row_iterator(config, Numbers(items), Letters(), (1, 2, 2), seed=7, batch_rows=batch_rows,
                         shard_index=index, shard_count=count)

@@ -44,7 +44,7 @@ def config_of(directory, **changes):
     settings = {"path": directory, "video_feature": "clip", "caption_feature": "words", "label_feature": "kind",
                 "fps_feature": "rate"}  # fmt: skip
     source = TfdsSource(**(settings | changes))
-    return DataConfig(source=source, areas=(32 * 32,), frames=(5,), fps=(5.0,))
+    return DataConfig(source=source, pixel_budgets=(32 * 32,), frames=(5,), fps=(5.0,))
 
 
 def test_videos_captions_labels_and_rates(directory):

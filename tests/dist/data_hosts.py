@@ -43,7 +43,7 @@ class Letters:
 
 
 def rows_of(folder, share):
-    config = DataConfig(row_tokens=32, row_text=16, row_slots=12, row_clips=6, buffer_clips=5, threads=1, epochs=PASSES)
+    config = DataConfig(row_tokens=32, max_text_per_row=16, max_frames_per_row=12, max_clips_per_row=6, buffer_clips=5, threads=1, epochs=PASSES)
     return row_iterator(config, LatentStore(folder), Letters(), (1, 2, 2), seed=3, batch_rows=BATCH,
                         shard_index=share.index, shard_count=share.count)
 

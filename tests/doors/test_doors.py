@@ -82,7 +82,7 @@ def test_the_source_gives_the_videos_of_the_tar_files_but_those_held_out(run):
     source = registry.get("data_source", "my_tars")(path=saved["data"]["source"]["path"])
     from vdit.data import DataConfig
 
-    data = DataConfig(source=source, areas=(1024,), frames=(1, 5))
+    data = DataConfig(source=source, pixel_budgets=(1024,), frames=(1, 5))
     seen, held_out = (make(data, seed=0, holdout=("clip_12",)) for make in (source.open, source.open_held_out))
     assert [seen.name(i) for i in range(len(seen))] == ["clip_00", "clip_01", "clip_02", "clip_10", "clip_11"]
     assert held_out[0]["captions"] == ["noise number 2"]

@@ -31,7 +31,7 @@ def shrunk() -> Experiment:
     return dataclasses.replace(
         full,
         mesh=MeshConfig(data=2, fsdp=2, sequence=2),
-        data=dataclasses.replace(full.data, row_tokens=1024, row_text=64, row_slots=16),
+        data=dataclasses.replace(full.data, row_tokens=1024, max_text_per_row=64, max_frames_per_row=16),
         backbone=dataclasses.replace(
             full.backbone, width=128, depth=4, heads=4, dtype="float32", remat="none", text="none", text_pool=False
         ),

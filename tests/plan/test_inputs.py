@@ -67,7 +67,7 @@ def test_model_flops_are_the_formulas(name):
     2 L (k d^2 N + 2 N^2 d), k = 12 and cross-attention, where attention and the blocks are nearly all."""
     experiment = PODS[name]
     dit, text, data = experiment.backbone, experiment.text, experiment.data
-    n, m, rows = data.row_tokens, data.row_text, experiment.dit_train.batch_size
+    n, m, rows = data.row_tokens, data.max_text_per_row, experiment.dit_train.batch_size
     counted = train_flops(experiment)
     encoder = 2 * m * text.depth * (12 * text.width**2 + 2 * m * text.width)
     keys = 2 * m * dit.depth * 2 * dit.width**2  # of the captions, which DiTConfig.flops leaves out

@@ -22,7 +22,8 @@ from vdit.types import Row
 
 EXPERIMENT = Experiment(
     name="mixed",
-    data=DataConfig(row_tokens=64, row_text=40, row_slots=24, row_clips=12, threads=0, read_ahead=0, prefetch=0),
+    data=DataConfig(row_tokens=64, max_text_per_row=40, max_frames_per_row=24, max_clips_per_row=12, threads=0,
+                    read_ahead=0, prefetch=0),
     vae=preset("tiny", latent_channels=4),
     text=TextConfig(vocab_size=16, max_length=8, width=16, depth=1, heads=2),
     backbone=DiTConfig(in_channels=4, width=32, depth=2, heads=2),

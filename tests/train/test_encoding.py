@@ -19,7 +19,8 @@ from vdit.train.logging import Logging, TrainingVideos
 from vdit.train.workspace import Workspace
 from vdit.video.write import write_video
 
-TINY = ("data.areas=1024", "data.frames=(1,5)", "data.fps=6.0", "data.size_multiple=16", "latents.latent_frames=0")
+TINY = ("data.pixel_budgets=1024", "data.frames=(1,5)", "data.fps=6.0", "data.size_multiple=16",
+        "latents.latent_frames=0")
 
 
 class Halves:
@@ -110,7 +111,7 @@ def test_a_folder_that_draws_as_many_as_it_has_videos_may_grow(run):
     write_film(run.films / "d.mp4")
     assert run.encode("latents.samples=4")[0] == 4
     with pytest.raises(ConfigError, match="another data config"):
-        run.encode("latents.samples=4", "data.areas=2304")
+        run.encode("latents.samples=4", "data.pixel_budgets=2304")
 
 
 def test_what_a_transformer_was_trained_with_stays(run, monkeypatch):

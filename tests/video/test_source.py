@@ -166,7 +166,7 @@ def test_what_nobody_foresaw_is_an_error_of_that_file_and_ends_no_training(tmp_p
     with pytest.raises(VideoError, match=r"a\.mkv: .*KeyError") as raised:
         read_video(tmp_path / "a.mkv", size=(7, 7))
     assert "\n" not in str(raised.value)
-    training = Clips(FolderDataset(tmp_path), DataConfig(areas=(256,), frames=(1,), fps=(8.0,)))
+    training = Clips(FolderDataset(tmp_path), DataConfig(pixel_budgets=(256,), frames=(1,), fps=(8.0,)))
     monkeypatch.setattr(video_io.FrameConverter, "__call__", lambda self, frame: _unless(original, self, frame))
     assert [training[k]["id"] for k in range(2)] == ["b.mkv", "b.mkv"]
     assert list(training.report()) == ["a.mkv"]

@@ -68,7 +68,7 @@ def test_unknown_parts_and_options_are_refused(name, options, message):
 def test_the_data_config_mixes_worlds_by_name_and_options():
     options = ("subset=train", "occluder.sizes=(0.09,0.1)")
     source = WorldsSource(world="moving+occluder", count=9, options=options)
-    config = DataConfig(source=source, areas=(32 * 32,), frames=(5,))
+    config = DataConfig(source=source, pixel_budgets=(32 * 32,), frames=(5,))
     library = open_source(config).library
     assert library.world.parts[0].subset == "train"
     assert library.world.parts[1].sizes == (0.09, 0.1)

@@ -86,7 +86,8 @@ def main() -> None:
     args = parser.parse_args()
     print("row tokens  text  clips/row |  useful  worst row | grain first-fit  best-fit | padded | clips/min")
     for tokens in args.row_tokens:
-        config = DataConfig(row_tokens=tokens, row_text=tokens // 4, row_slots=512, row_clips=128)
+        config = DataConfig(row_tokens=tokens, max_text_per_row=tokens // 4, max_frames_per_row=512,
+                            max_clips_per_row=128)
         limits = RowShape.of(config)
         mean = np.mean([len(clip.values) for clip in mix(500, tokens, 1)])
         clips = mix(int(args.rows * tokens / mean) + config.buffer_clips, tokens, args.width)

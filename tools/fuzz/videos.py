@@ -159,7 +159,7 @@ def make(seed: int, folder: Path) -> tuple[str, Callable[[], object]]:
 
 def _read(path: Path, way: int) -> object:
     if way == 0:  # as training does
-        config = DataConfig(areas=(32 * 32,), frames=(1, 5), fps=(8.0, 12.0))
+        config = DataConfig(pixel_budgets=(32 * 32,), frames=(1, 5), fps=(8.0, 12.0))
         return Clips(FolderDataset(path.parent), config)[0]["video"].shape
     if way == 1:  # as a command does
         return read_input(path, size=(32, 32), fps=8.0).note, read_input(path, size=(32, 32), last=5).note

@@ -195,7 +195,7 @@ def _work(options: argparse.Namespace) -> str:
 def largest_area(experiment) -> int:
     """Pixels of the largest frames that the model was trained on or is sampled at."""
     height, width = experiment.sample.size
-    return max(*experiment.data.areas, height * width)
+    return max(*experiment.data.pixel_budgets, height * width)
 
 
 def sampling(options: argparse.Namespace, seed: int | None = None) -> dict:

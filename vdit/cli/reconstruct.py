@@ -58,7 +58,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
 
     keep_compiled()
     available_devices()  # refused here, before any work
-    area = options.area or max(Workspace(options.run_folder).experiment().data.areas)
+    area = options.area or max(Workspace(options.run_folder).experiment().data.pixel_budgets)
     pairs = [(file, target) for file, target in zip(files, targets) if _is_video(file)]
     if not pairs:
         return EX_USAGE

@@ -30,7 +30,7 @@ model learns canvases of every task, for vdit animate, extend, loop, connect, in
 EPILOG = """\
 examples:
   vdit train --data my_videos --workdir runs/mine
-  vdit train experiments/clips.py --workdir runs/clips --cfg.backbone.depth=4 --cfg.data.areas=9216,16384
+  vdit train experiments/clips.py --workdir runs/clips --cfg.backbone.depth=4 --cfg.data.pixel_budgets=9216,16384
   vdit train experiments/clips.py --help-config    # lists every --cfg key with its type and value
   vdit train runs/clips --stage dit --cfg.dit_train.steps=20000    # goes on with a run, longer
 

@@ -20,17 +20,17 @@ class DataConfig:
         source: any registered data source (vdit.data.data_source): "folder", "worlds", "latents", "tfds".
 
     Sizes (a clip keeps its aspect ratio: see vdit.data.cuts.fit_size):
-        areas: pixel budgets, one drawn for each sample among those not above the video's own.
+        pixel_budgets: pixel budgets, one drawn for each sample among those not above the video's own.
         size_multiple: height and width are multiples of this (VAE stride x patch).
         frames: durations in frames, each 1 + frame_multiple * k; one drawn among those that fit.
         fps: frame rates, one drawn among those not above the video's own.
         aspects: width / height of worlds, which have no size of their own.
         hflip: probability of a mirror image, only where no caption names a side or a direction.
-        detailed: probability of a caption other than the first (the short one), where there is one.
+        long_caption_prob: probability of a caption other than the first (the short one), where there is one.
         actions: numbers that say what is done in each video frame (vdit.data.actions); 0 for none.
 
     Rows:
-        row_tokens, row_text, row_slots, row_clips: n, m, k and s of vdit.types.Row.
+        row_tokens, max_text_per_row, max_frames_per_row, max_clips_per_row: n, m, k and s of vdit.types.Row.
         buffer_rows: each stream's packer looks ahead over this many rows' worth of tokens ...
         buffer_tokens: ... or, where that is fewer, this many tokens (and 8 rows at least) ...
         buffer_clips: ... and at most this many clips; a clip waits at most this many rows.
@@ -49,20 +49,20 @@ class DataConfig:
 
     source: Annotated[DataSource, OneOf("data_source")] = WorldsSource()
 
-    areas: tuple[int, ...] = (64 * 64,)
+    pixel_budgets: tuple[int, ...] = (64 * 64,)
     size_multiple: int = 16
     frames: tuple[int, ...] = (17,)
     frame_multiple: int = 4
     fps: tuple[float, ...] = (8.0,)
     aspects: tuple[float, ...] = (1.0,)
     hflip: float = 0.0
-    detailed: float = 0.5
+    long_caption_prob: float = 0.5
     actions: int = 0
 
     row_tokens: int = 1024
-    row_text: int = 256
-    row_slots: int = 128
-    row_clips: int = 32
+    max_text_per_row: int = 256
+    max_frames_per_row: int = 128
+    max_clips_per_row: int = 32
     buffer_rows: int = 64
     buffer_tokens: int = 1 << 18
     buffer_clips: int = 256
@@ -74,18 +74,18 @@ class DataConfig:
     prefetch: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("areas", "frames", "fps", "aspects"):
+        for name in ("pixel_budgets", "frames", "fps", "aspects"):
             values = getattr(self, name)
             if not values or min(values) <= 0:
                 raise ConfigError(f"data.{name}={values}: needs at least one value, all above 0")
-        for name in ("size_multiple", "frame_multiple", "row_tokens", "row_text",
-                     "row_slots", "row_clips", "buffer_rows", "buffer_tokens", "buffer_clips"):
+        for name in ("size_multiple", "frame_multiple", "row_tokens", "max_text_per_row",
+                     "max_frames_per_row", "max_clips_per_row", "buffer_rows", "buffer_tokens", "buffer_clips"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"data.{name}={getattr(self, name)}: must be at least 1")
         for name in ("actions", "streams", "epochs", "threads", "read_ahead", "prefetch"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"data.{name}={getattr(self, name)}: must be 0 or more")
-        for name in ("hflip", "detailed"):
+        for name in ("hflip", "long_caption_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"data.{name}={getattr(self, name)}: a probability, give 0 to 1")
         for count in self.frames:
@@ -93,9 +93,9 @@ class DataConfig:
                 near = 1 + self.frame_multiple * round((count - 1) / self.frame_multiple)
                 raise ConfigError(f"data.frames has {count}: each must be 1 + {self.frame_multiple} * k, "
                                   f"give {near} (data.frame_multiple is the VAE's stride in time)")
-        smallest = min(self.areas)
+        smallest = min(self.pixel_budgets)
         if smallest < self.size_multiple**2:
-            raise ConfigError(f"data.areas has {smallest}: must be at least data.size_multiple squared, "
+            raise ConfigError(f"data.pixel_budgets has {smallest}: must be at least data.size_multiple squared, "
                               f"{self.size_multiple**2}")
 
     @property

@@ -106,7 +106,7 @@ def draw_cut(footage: VideoHandle, config: DataConfig, rng: np.random.Generator)
     fps, frames, start = _draw_time(footage, config, rng)
     height, width = footage.height, footage.width
     own = height * width
-    allowed = [area for area in config.areas if footage.elastic or area <= own]
+    allowed = [area for area in config.pixel_budgets if footage.elastic or area <= own]
     area = int(rng.choice(allowed)) if allowed else own
     if area < config.size_multiple**2:
         raise DataError(f"video {footage.id!r} is {width}x{height}, smaller than one block of "
@@ -133,7 +133,7 @@ def draw_crop(footage: VideoHandle, config: DataConfig, rng: np.random.Generator
     fps = float(rng.choice(rates))
     start = _draw_start(footage, span, (frames - 1) / fps, rng)
     height, width = footage.height, footage.width
-    allowed = [area for area in config.areas if footage.elastic or area <= height * width]
+    allowed = [area for area in config.pixel_budgets if footage.elastic or area <= height * width]
     scale = math.sqrt(int(rng.choice(allowed or [height * width])) / (height * width))
     resize = round(height * scale), round(width * scale)
     if resize[0] < size[0] or resize[1] < size[1]:

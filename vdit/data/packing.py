@@ -53,8 +53,8 @@ class RowShape:
     @staticmethod
     def of(config: DataConfig, conditions: Sequence[Conditioner] = (), patch: Patch = (1, 1, 1)) -> RowShape:
         shapes = tuple(CondShape(c.name, c.axis, c.features(patch), c.dtype) for c in conditions)
-        return RowShape(tokens=config.row_tokens, text=config.row_text,
-                         slots=config.row_slots, clips=config.row_clips, conditions=shapes)
+        return RowShape(tokens=config.row_tokens, text=config.max_text_per_row,
+                         slots=config.max_frames_per_row, clips=config.max_clips_per_row, conditions=shapes)
 
     def count(self, axis: Axis) -> int:
         """How many values a condition of this axis has in a row."""
@@ -94,12 +94,12 @@ def check_fits(clip: PackItem, limits: RowShape) -> None:
     t, h, w = clip.grid
     for need, limit, what, field in (
         (tokens, limits.tokens, f"{tokens} tokens ({t} x {h} x {w})", "row_tokens"),
-        (text, limits.text, f"{text} text tokens", "row_text"),
-        (slots, limits.slots, f"{slots} noise levels (latent frames)", "row_slots"),
+        (text, limits.text, f"{text} text tokens", "max_text_per_row"),
+        (slots, limits.slots, f"{slots} noise levels (latent frames)", "max_frames_per_row"),
     ):
         if need > limit:
             raise DataError(f"clip {clip.name!r} has {what}, a row holds {limit}: raise data.{field} to "
-                            f"{need} or more, or draw smaller clips (data.areas, data.frames)")
+                            f"{need} or more, or draw smaller clips (data.pixel_budgets, data.frames)")
 
 
 def choose(needs: np.ndarray, limits: Sequence[int]) -> list[int]:

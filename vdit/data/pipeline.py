@@ -62,11 +62,11 @@ class ToPackItem:
         self.tokenizer = tokenizer
         self.patch = patch
         self.seed = seed
-        self.detailed = config.detailed
+        self.long_caption_prob = config.long_caption_prob
         self.actions, self.conditions, self.stride = config.actions, tuple(conditions), stride
         self.mean = None if mean is None else np.asarray(mean, np.float32)
         self.std = None if std is None else np.asarray(std, np.float32)
-        self.text_limit = min(tokenizer.max_length, config.row_text)
+        self.text_limit = min(tokenizer.max_length, config.max_text_per_row)
         self.truncated = 0
         self._lock = threading.Lock()
 
@@ -88,7 +88,7 @@ class ToPackItem:
         captions = sample.get("captions") or [""]
         rng = draws(self.seed, index, CAPTION_DRAW)
         pick = 0
-        if len(captions) > 1 and rng.random() < self.detailed:
+        if len(captions) > 1 and rng.random() < self.long_caption_prob:
             pick = int(rng.integers(1, len(captions)))
         ids = self.tokenizer.encode(captions[pick])
         if len(ids) > self.text_limit:
@@ -135,7 +135,7 @@ def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch
     sizes = {"tokens": limits.tokens, "text": limits.text, "slots": limits.slots, "clips": limits.clips}
     identity = order.identity() | sizes | {
         "patch": list(patch), "batch_rows": batch_rows, "look_ahead": tokens,
-        "buffer_clips": config.buffer_clips, "detailed": config.detailed}
+        "buffer_clips": config.buffer_clips, "detailed": config.long_caption_prob}
     if config.actions:  # not otherwise: places saved before there were actions stay good
         identity |= {"actions": config.actions, "stride": stride}
     rows = PackedRows({stream: order.dataset(stream) for stream in own}, convert, limits,
@@ -224,7 +224,7 @@ class RowIterator(Prefetch):
 
     @property
     def truncated(self) -> int:
-        """Captions cut so far to the tokenizer's max_length (or to data.row_text)."""
+        """Captions cut so far to the tokenizer's max_length (or to data.max_text_per_row)."""
         return self._convert.truncated
 
 

@@ -177,9 +177,10 @@ class Experiment:
             raise ConfigError("objective needs a teacher: name the folder of a trained model in start_from")
         if self.objective.teacher and self.lora is not None:
             raise ConfigError("an objective with a teacher trains all weights: set lora=none")
-        if self.data.row_text < self.text.max_length and self.backbone.uses_text:
+        if self.data.max_text_per_row < self.text.max_length and self.backbone.uses_text:
             raise ConfigError(
-                f"data.row_text={self.data.row_text} must hold one caption of text.max_length={self.text.max_length}"
+                f"data.max_text_per_row={self.data.max_text_per_row} must hold one caption of "
+                f"text.max_length={self.text.max_length}"
             )
 
     def check_rate(self) -> None:

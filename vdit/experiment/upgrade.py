@@ -18,6 +18,11 @@ from vdit.registry import KIND
 
 # Old dotted key -> today's. The keys below a renamed one move with it. Keys are looked up in this order.
 RENAMED: dict[str, str] = {
+    "data.areas": "data.pixel_budgets",
+    "data.detailed": "data.long_caption_prob",
+    "data.row_slots": "data.max_frames_per_row",
+    "data.row_text": "data.max_text_per_row",
+    "data.row_clips": "data.max_clips_per_row",
     "dit": "backbone",
     "diffusion.whole_time": "diffusion.integer_timesteps",
 }

@@ -49,12 +49,13 @@ def abstract_rows(experiment: Experiment, *, rows: int | None = None) -> Row:
         position=ints(data.row_tokens, 3),
         segment_ids=ints(data.row_tokens),
         frame_index=ints(data.row_tokens),
-        frame_segment_ids=ints(data.row_slots),
-        text=ints(data.row_text),
-        text_segment_ids=ints(data.row_text),
-        text_position=ints(data.row_text),
+        frame_segment_ids=ints(data.max_frames_per_row),
+        text=ints(data.max_text_per_row),
+        text_segment_ids=ints(data.max_text_per_row),
+        text_position=ints(data.max_text_per_row),
     )
-    counts = {"clip": data.row_clips, "sequence": data.row_clips, "frame": data.row_slots, "token": data.row_tokens}
+    counts = {"clip": data.max_clips_per_row, "sequence": data.max_clips_per_row, "frame": data.max_frames_per_row,
+              "token": data.row_tokens}
     network = experiment.network
     conditions = {condition.name: condition for condition in (ClassCondition(), *network.spec.conditions)}
     for condition in conditions.values():
@@ -169,7 +170,7 @@ def train_flops(experiment: Experiment) -> float:
     With one noise level a row: to look up the levels of tokens is no arithmetic of the model, though it is done by
     products (vdit.models.dit.blocks.take_slots).
     """
-    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, row_slots=1))
+    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, max_frames_per_row=1))
     loss = experiment.objective.make_loss(experiment.model)
     params = jax.eval_shape(experiment.network.init, jax.random.key(0))
     one = abstract_rows(experiment, rows=1)

@@ -311,7 +311,7 @@ def data_config(vae: VAEConfig, patch: tuple[int, int, int], *, fps: float) -> D
         fps=(fps,),
         size_multiple=vae.spatial_stride * max(patch[1:]),
         frame_multiple=vae.temporal_stride,
-        row_text=MAX_TEXT,
+        max_text_per_row=MAX_TEXT,
     )
 
 

@@ -50,7 +50,7 @@ def expected_seconds(experiment: Experiment, samples: int) -> dict[str, float]:
     """A guess, before anything is measured."""
     data, clips, sample = experiment.data, experiment.vae_clips, experiment.sample
     window = clips.frames * clips.size[0] * clips.size[1]
-    clip = sum(data.frames) / len(data.frames) * sum(data.areas) / len(data.areas)
+    clip = sum(data.frames) / len(data.frames) * sum(data.pixel_budgets) / len(data.pixel_budgets)
     rows = experiment.dit_train.batch_size * data.row_tokens
     video = sample.frames * sample.size[0] * sample.size[1]
     latent = experiment.vae.latent_shape(sample.frames, *sample.size)

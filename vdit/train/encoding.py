@@ -196,8 +196,9 @@ def vae_identity(params: PyTree, more: Any = None) -> str:
 def _fingerprint(params: PyTree, experiment: Experiment) -> str:
     """Changes with the VAE's weights and with the choice of clips to encode."""
     data = experiment.data
-    names = ("areas", "size_multiple", "frames", "fps", "aspects", "hflip")
-    chosen = {name: getattr(data, name) for name in names} | _source_values(data.source)
+    names = ("size_multiple", "frames", "fps", "aspects", "hflip")
+    chosen = {"areas": data.pixel_budgets} | {name: getattr(data, name) for name in names}
+    chosen |= _source_values(data.source)
     return vae_identity(params, [chosen, experiment.seed, experiment.holdout, experiment.latents.samples])
 
 
