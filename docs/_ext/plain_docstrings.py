@@ -111,7 +111,8 @@ def _indent(line: str) -> int:
 
 def summary(module) -> list[str]:
     """A table of the names that a module exports, each with the first sentence of its docstring."""
-    names = [name for name in module.__all__ if not name.startswith("_") and name != "errors"]
+    documented = lambda name: getattr(getattr(module, name), "__module__", "").startswith("vdit")  # noqa: E731
+    names = [name for name in module.__all__ if documented(name)]
     return ["", ".. autosummary::", "    :nosignatures:", "", *(f"    {name}" for name in names), ""]
 
 

@@ -1,10 +1,8 @@
-"""Sources of samples, packing, and the iterators that training loops take.
-
-Imported on first use: who needs only patches or the config does not wait for grain.
-"""
+"""Sources of samples, packing, and the iterators that training loops take."""
 
 from vdit.lazy import exports
 
+# Imported on first use, so that a config alone does not wait for jax, grain or flax.
 _HOMES = {
     "Clips": "clips",
     "DataConfig": "config",

@@ -1,10 +1,8 @@
-"""An experiment: every choice of a run, in one frozen tree.
-
-Imported on first use.
-"""
+"""An experiment: every choice of a run, in one frozen tree."""
 
 from vdit.lazy import exports
 
+# Imported on first use, so that a config alone does not wait for jax, grain or flax.
 _HOMES = {
     "CanvasConfig": "canvases",
     "Corrupted": "objectives",

@@ -1,10 +1,8 @@
-"""The networks: diffusion transformer, VAE, text and image encoders.
-
-Imported on first use.
-"""
+"""The networks: diffusion transformer, VAE, text and image encoders."""
 
 from vdit.lazy import exports
 
+# Imported on first use, so that a config alone does not wait for jax, grain or flax.
 _HOMES = {
     "CLIPVisionConfig": "vision.clip",
     "DiT": "dit.model",

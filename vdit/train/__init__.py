@@ -1,10 +1,8 @@
-"""Training: the state, the step, the loop and the stages of a run.
-
-Imported on first use.
-"""
+"""Training: the state, the step, the loop and the stages of a run."""
 
 from vdit.lazy import exports
 
+# Imported on first use, so that a config alone does not wait for jax, grain or flax.
 _HOMES = {
     "DenoisingEvaluator": "evaluate",
     "Evaluation": "loop",
