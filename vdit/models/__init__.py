@@ -4,12 +4,17 @@ from vdit.lazy import exports
 
 # Imported on first use, so that a config alone does not wait for jax, grain or flax.
 _HOMES = {
+    "Backbone": "backbone",
     "CLIPVisionConfig": "vision.clip",
+    "Conditioner": "conditioner",
+    "Context": "backbone",
     "DiT": "dit.model",
     "DiTConfig": "dit.config",
     "DiscriminatorConfig": "vae.config",
     "Gaussian": "vae.model",
     "Network": "network",
+    "Output": "backbone",
+    "Spec": "backbone",
     "T5Config": "text.config",
     "TextConfig": "text.config",
     "Tokenizer": "text.tokenizer",
@@ -18,9 +23,12 @@ _HOMES = {
     "VAELossConfig": "vae.config",
     "VideoVAE": "vae.video",
     "dit_preset": "dit.config:preset",
+    "embed_conditions": "conditioner",
     "load_tokenizer": "text.tokenizer",
+    "smallest_row": "backbone",
     "t5_preset": "text.config",
     "t5_text": "text.config",
+    "token_values": "backbone",
     "train_tokenizer": "text.tokenizer",
     "vae_preset": "vae.config:preset",
 }
