@@ -21,7 +21,7 @@ STEPS = 40  # of a simulation
 
 
 def rollout(generator: Generator, run: str, *, seconds: int, out: Path) -> Measure:
-    """7. A long video in the memory of a short one, and how colour and count of objects drift along it."""
+    """7. A long video in constant memory, and how colour and count of objects drift along it."""
     scene = next(one for one in scenes(generator, "bounce", 16) if len(one.meta["objects"]) == 1)
     fps = generator.experiment.sample.fps
     files = {length: out / f"rollout-{length}s.mp4" for length in (SHORT, seconds)}

@@ -8,7 +8,7 @@ and any of these `| None`. The annotations are the schema.
 
 A field `Annotated[Protocol, OneOf(kind)]` holds any registered choice of a kind (vdit.registry), a field
 `tuple[Annotated[Protocol, OneOf(kind)], ...]` several. JSON names the choice: {"kind": "folder", "path": "videos"}.
-Overrides name it, set its fields, or both; a choice that is named anew has the defaults of its class:
+Overrides name it, set its fields, or both; a newly named choice has the defaults of its class:
 
     apply_overrides(config, ["data.source=folder", "data.source.path=videos", "evaluators=a,b", "evaluators.b.every=9"])
 

@@ -1,4 +1,4 @@
-"""Which part of a video a sample is."""
+"""The crop, start, frame rate and length of a sample."""
 
 import dataclasses
 

@@ -76,7 +76,7 @@ def accelerator_peak(side: str) -> int | None:
 
 
 def torch_module(make: Callable[[], Any]):
-    """A reference module with every parameter drawn anew, on the device, in the dtype of the bench."""
+    """A reference module with every parameter sampled again, on the device, in the dtype of the bench."""
     import torch
 
     torch.manual_seed(0)

@@ -27,7 +27,7 @@ class RunLock:
 
     folder: made if absent. The first host's process holds a lock of the kernel's on a file in it, which goes when the
     process does, however that ends: there are no stale locks. patience: seconds that a predecessor has to end. Where
-    the filesystem has no locks, `warn` says so and the run goes on without. CheckpointError if the folder is taken.
+    the filesystem has no locks, `warn` says so and the run continues. CheckpointError if the folder is taken.
     """
 
     def __init__(self, folder: str | Path, *, patience: float = 10.0, warn: Warn = say):

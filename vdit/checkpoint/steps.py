@@ -52,8 +52,8 @@ def find_step(
 def repair(directory: Path, warn: Warn) -> Path | None:
     """The newest good step of a run that is to go on, None if it has none; all hosts call it at once.
 
-    Damaged steps that are newer are renamed, so that they are not taken for steps; a step that was not sealed is. If
-    none is good, nothing is renamed: the run must not silently start from scratch.
+    Renames damaged newer steps so they are ignored (unfinished ones stay). If no step is intact, renames nothing and
+    raises, so a run never silently restarts from scratch.
     """
     found, bad = _newest(directory, _listed(directory, together=True), together=True)
     if found is None and bad:

@@ -246,7 +246,7 @@ def _spec(folder: Path, name: str, leaf: StreamedLeaf, chunk: list[int]) -> dict
             "driver": "ocdbt",
             "base": {"driver": "file", "path": f"{folder / 'ocdbt.process_0'}/"},
             "path": name,
-            # small nodes: the tree of keys is written anew with every piece
+            # small nodes: the tree of keys is written again with every piece
             "config": {"max_inline_value_bytes": 1024, "max_decoded_node_bytes": 65536, "manifest_kind": "single"},
             "assume_config": True,
         },

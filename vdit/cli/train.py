@@ -32,7 +32,7 @@ examples:
   vdit train --data my_videos --workdir runs/mine
   vdit train experiments/clips.py --workdir runs/clips --cfg.backbone.depth=4 --cfg.data.pixel_budgets=9216,16384
   vdit train experiments/clips.py --help-config    # lists every --cfg key with its type and value
-  vdit train runs/clips --stage dit --cfg.dit_train.steps=20000    # goes on with a run, longer
+  vdit train runs/clips --stage dit --cfg.dit_train.steps=20000    # continues a run, longer
 
 On several hosts, start the same command on each. In GKE and under Slurm jax finds the others itself, on a TPU pod with
 VDIT_CLUSTER=1; elsewhere set VDIT_COORDINATOR (host:port of the first), VDIT_PROCESSES and VDIT_PROCESS_ID. If a host

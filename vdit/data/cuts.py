@@ -1,4 +1,4 @@
-"""Which part of a video a sample is: start, frame rate, frames, size. Drawn from a seed, never by chance."""
+"""Choose the crop, start, frame rate and length of a sample, deterministically from the seed."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class Heartbeat:
 
         Should it have been brought down by another host that is gone, this waits until it is known which, and that
         ends the process. code: the exit code for the others, so that a launcher starts again what may go on, and not
-        what must be mended first.
+        what must be fixed first.
         """
         self.write(f"this host {what}")
         if code != EX_USAGE and peer_is_gone(what):

@@ -31,7 +31,7 @@ class Answer:
     mend: bool = False
 
     def check(self) -> None:
-        """Raises what is wrong: ConfigError where a user must mend it, else HostsError."""
+        """Raises what is wrong: ConfigError where a user must fix it, else HostsError."""
         if self.error:
             raise ConfigError(self.error) if self.mend else HostsError(self.error)
 

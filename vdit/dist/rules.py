@@ -145,8 +145,8 @@ def constrain(x: Array, names: Names) -> Array:
 def all_gather_param(parameter: Array, names: Names) -> Array:
     """A parameter as a product takes it: whole over the mesh axes of the batch, split over the others.
 
-    Says what is meant by fsdp: gather the weights before use, and share out their gradient's sum after. Left to
-    itself, XLA at times rather moves activations, or weights over mesh axes that are not theirs.
+    Makes FSDP explicit: all-gather the weight before use, reduce-scatter its gradient. Without this XLA sometimes
+    moves activations instead, or weights over other mesh axes.
     """
     return _constrain(parameter, names, RULES["batch"])
 

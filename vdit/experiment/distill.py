@@ -1,7 +1,8 @@
 """Few-step models: consistency distillation of a trained one, with its guidance distilled in.
 
 A frozen teacher takes one step along the probability-flow ODE, with classifier-free guidance, from a level t to the
-next lower level s of a grid. The student learns that its word on the clean data at t is its own word at s:
+next lower level s of a grid. The student's x0 estimate at t is trained to match its own
+(stop-gradient) estimate at s:
 
     loss = d(f(x_t, t), stop_gradient(f(x_s, s))),        f(x, 0) = x
 

@@ -91,6 +91,13 @@ class SampleConfig:
 class Experiment:
     """A run of `vdit train`. Its stages: tokenizer, VAE, latents, DiT.
 
+    name: of the run. mesh: how devices share the work.
+    vae, vae_loss, discriminator, vae_clips, vae_train: the VAE, what it is trained on, and for how long.
+    text, vision, diffusion, dit_train: encoders, noise schedule and prediction, and the transformer's training.
+    dit: the transformer.
+    expert_boundary: the time (0 to 1000) above which the first of two transformers is used; None for one.
+    first_label, label_names: number of the first class in prompts, and names of classes.
+    sample: how videos are sampled by default.
     seed: from 0 to 2**64 - 1: of weights, of the order of the data and of the parts that are cut from it.
     holdout: ids of videos (file names in a folder) that nothing is trained on.
     held_out: data that evaluators measure on; None is what `data.source` leaves out: the files in `holdout`, other

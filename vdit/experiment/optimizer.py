@@ -74,6 +74,7 @@ class OptimizerConfig(Optimizer):
     learning_rate: the peak.
     warmup_steps: steps from 0 to the peak.
     schedule: what follows the warm-up; "cosine" falls to final_scale * learning_rate at the last step.
+    b1, b2: decay of the first and second moment. eps: added to the root of the second.
     weight_decay: decoupled; arrays of fewer than two dimensions (biases, norms) are exempt.
     clip_norm: largest global norm of the gradient; None leaves it alone.
     lr_scale: (top-level key of the parameters, factor on its learning rate); a group named here is

@@ -109,10 +109,10 @@ def inpaint(
     noise: Array | None = None,
     **sampling: Unpack[Sampling],
 ) -> np.ndarray:
-    """The video with what the mask says made anew; all other pixels come back bit for bit.
+    """The video with the masked part regenerated; all other pixels come back bit for bit.
 
     mask: bool [h w], or [t h w] where it moves, true where something is to be made. Of latents those are known all of
-        whose pixels are, so of a mask smaller than a latent one is made anew. A mask of nothing, or of everything
+        whose pixels are, so of a mask smaller than a latent one is regenerated. A mask of nothing, or of everything
         (that is text to video), is a ShapeError.
     grow: pixels by which the mask is wider for the model, so that it sees nothing of what is to go; those come back.
     edge: the noise level at which latents begin that are known in part, filled up smoothly from what is. 1 makes them

@@ -240,7 +240,7 @@ def _for_each(given: Reference, count: int) -> Reference:
 
 
 def _suited(method: SamplingConfig, given: Reference | None) -> SamplingConfig:
-    """The method from the noise level on at which the given videos begin: 1 where anything is to be made anew.
+    """The method from the noise level on at which the given videos begin: 1 where anything is generated from scratch.
 
     Guidance by what is known is left out where nothing is: it would cost a row and change nothing.
     """

@@ -150,7 +150,7 @@ def blend(
     something that is neither.
     """
     if not 0 < strength < 1:
-        raise ShapeError(f"strength={strength}: how freely the middle is made anew, give more than 0 and less than 1")
+        raise ShapeError(f"strength={strength}: how freely the middle is regenerated, give more than 0 and less than 1")
     share = ((np.arange(frames) + 1) / (frames + 1)).astype(np.float32)[:, None, None, None]
     start = first.shape[1] - frames
     mix = (1 - share) * first[:, start:] + share * second[:, :frames]
@@ -191,7 +191,7 @@ def loop(video: Array, *, frames: int, before: int, after: int) -> Reference:
 def edit(video: Array, *, strength: Array | float, mask: Array | None = None) -> Reference:
     """float32 [b t h w 3] in [-1, 1] -> Reference that begins from the video.
 
-    strength: the noise level to begin at, 0 to 1, of all frames or [t] of each: 0 is as it was, 1 made anew.
+    strength: the noise level to begin at, 0 to 1, of all frames or [t] of each: 0 keeps it, 1 regenerates it.
     mask: bool [t h w], where; None for everywhere.
     """
     level = np.broadcast_to(np.asarray(strength, np.float32), video.shape[1:2])[:, None, None]
@@ -207,7 +207,7 @@ def check_strength(strength: Array | float, frames: int) -> np.ndarray:
         raise ShapeError(f"strength of shape {value.shape}: give one number, or one for each of {frames} frames")
     if not (np.all(value >= 0) and np.all(value <= 1) and value.max() > 0):
         shown = value if value.ndim == 0 else f"from {value.min()} to {value.max()}"
-        raise ShapeError(f"strength={shown}: how much is made anew, give more than 0 and at most 1")
+        raise ShapeError(f"strength={shown}: how much is regenerated, give more than 0 and at most 1")
     return np.broadcast_to(value, (frames,))
 
 

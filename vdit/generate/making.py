@@ -148,7 +148,7 @@ def connect(
 
     frames: a multiple of the frames that are made at once (ShapeError names the nearest); None for about half the
         window. With blend: for how many frames both run at once, so that the result is as much shorter than both.
-    strength: with blend, how freely its middle is made anew, above 0 and below 1 (vdit.generate.known.blend).
+    strength: with blend, how freely its middle is regenerated, above 0 and below 1 (vdit.generate.known.blend).
     """
     ahead, behind = given_frames(generator, first, "first"), given_frames(generator, second, "second")
     if ahead.shape[2:] != behind.shape[2:]:

@@ -62,7 +62,7 @@ class Pieces:
 
     @property
     def slides(self) -> bool:
-        """Whether the model was trained on windows that have slid on (canvases without a clip's first latent frame)."""
+        """Whether training included windows that start mid-clip (CanvasConfig.window > 0)."""
         return self.generator.experiment.canvases.window > 0
 
     def passage_frames(self, name: str, frames: int | None) -> int:

@@ -170,7 +170,7 @@ class Remake:
 
     def _decoded(self, latents: np.ndarray, cache) -> tuple[np.ndarray, object]:
         count = latents.shape[1]
-        if cache is not None:  # more of the last, whose frames nobody asks for
+        if cache is not None:  # pad with copies of the last latent; extra frames are dropped
             latents = np.concatenate([latents, np.repeat(latents[:, -1:], self._chunk - count, axis=1)], axis=1)
         with jax.set_mesh(self.generator.mesh):
             video, new = self.generator.vae.decode_chunk(latents, cache)

@@ -162,13 +162,28 @@ class Backbone(Protocol):
 
 
 def token_values(backbone: Backbone) -> int:
-    """p: how many latent values a token carries."""
+    """How many latent values a token carries.
+
+    Args:
+        backbone: gives patch and channels.
+
+    Returns:
+        p = prod(patch) * in_channels.
+    """
     pt, ph, pw = backbone.patch
     return pt * ph * pw * backbone.in_channels
 
 
 def smallest_row(backbone: Backbone, conditions: tuple[Conditioner, ...]) -> Row:
-    """A row of one clip of one token with one token of text, to make parameters with: they do not depend on sizes."""
+    """A row of one clip of one token with one token of text, to make parameters with: they do not depend on sizes.
+
+    Args:
+        backbone: gives the size of a token.
+        conditions: those that the model is told.
+
+    Returns:
+        A row of zeros.
+    """
     one, zero = jnp.ones((1, 1), jnp.int32), jnp.zeros((1, 1), jnp.int32)
     row: Any = Row(
         values=jnp.zeros((1, 1, token_values(backbone)), jnp.float32),

@@ -76,8 +76,8 @@ def attention_ids(segment_ids: Array, time: Array | None, cache: KVCache | None)
 def concat_tokens(x: Array, more: Array, names: tuple[str | None, ...]) -> Array:
     """Tokens of both in one array, along the axis that is named so.
 
-    Which token is which is told by marks that lie alike, so their order is free: where devices share tokens out, each
-    puts its own side by side, and nothing is sent.
+    Attention depends on segment ids and times, not on order. So each device may concatenate its local shards without
+    communication.
     """
     axis, shares = names.index("tokens"), num_shards("tokens")
     x, more = constrain(x, names), constrain(more, names)

@@ -178,6 +178,9 @@ def embed_conditions(conditions: tuple[Conditioner, ...], row: Row, width: int, 
         width: d, the width of the model.
         patch: latent frames, rows and columns of a token.
 
+    Returns:
+        The embeddings, by where they go: modulation, channels, sequences.
+
     Raises:
         ShapeError: a condition that is not optional is missing, or has another shape than declared.
     """

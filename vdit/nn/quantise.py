@@ -5,7 +5,7 @@ so activations stay as they are, and memory and its traffic fall by four against
 with s = max |W| / (largest value of the type) over each output channel's column: absmax, no data needed.
 
 The qwix library's weights-only mode finds weights by intercepting jax's products while a module runs. It does not see
-into a custom derivative, which every Linear here has, and leaves all kernels in float32 without a word (0.1.8).
+into a custom derivative, which every Linear here has, and silently leaves all kernels in float32 (0.1.8).
 """
 
 from __future__ import annotations

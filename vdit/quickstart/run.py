@@ -58,7 +58,7 @@ def quickstart(
 ) -> Result:
     """Train on the embedded worlds, sample `count` held-out prompts, measure, and write report.html.
 
-    workdir: the run's folder; a quickstart that was interrupted there goes on where it stopped.
+    workdir: the run's folder; an interrupted quickstart resumes there.
     experiment: of the world "moving"; None is vdit.quickstart.config.experiment(). batch: videos sampled at once.
     command: how it was started, for the page.
     """

@@ -15,7 +15,7 @@ class Consistency:
 
     Each step's guess is noised afresh to the next level, so the noise of a step is not carried on. Where the model is
     the true consistency function, samples have exactly the data's distribution after any number of steps; further steps
-    mend a model that is not. Of other models it shows means of what the data may be: blurred.
+    fix a model that is not. Of other models it shows means of what the data may be: blurred.
     """
 
     def sample(self, denoise, x, *, schedule, prediction, grid, key=None, project=None):

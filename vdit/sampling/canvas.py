@@ -79,8 +79,8 @@ class Canvas:
         place as in differential diffusion, Levin and Fried 2023).
     cond: name -> values of a condition: [b ...] of the clip, [b t/pt f] of each frame of tokens, [b t h w c] of each
         latent, [b l e] of the clip's sequence. Conditions that are optional may be missing.
-    there: bool [b t/pt], the frames of tokens that there are; None for all. Of the others nothing is seen: a canvas
-        of one size serves while a video is shorter than it.
+    there: bool [b t/pt], mask of the frames of tokens in use (None: all). Others are padding and are masked out of
+        attention, so one compiled size serves shorter videos.
     first: the position in time of the first latent frame. A clip's latent frame 0 stands for one video frame, the
         others for several: a window that has slid on holds only such others, and begins at 1.
     """

@@ -114,6 +114,7 @@ def remembering(
 class SamplingConfig:
     """How a canvas is filled in; all of it static under jit.
 
+    schedule, prediction: of the model. sampler, grid: the method and its noise levels. guidance: by the prompt.
     low_guidance: for the second transformer of a network that has two; None is `guidance`.
     known: how the network is told what is known. "clean": at noise level 0, beside the noisy rest, as models are
         trained that draw canvases. "noised": at the running level like the rest, noised to it again at every step
@@ -185,7 +186,15 @@ def resampling(experiment: Experiment, steps: int | None = None) -> dict[str, An
 
 
 def sampling_config(experiment: Experiment, **changes: Any) -> SamplingConfig:
-    """How the experiment samples (`experiment.sample`), with changes to single fields."""
+    """How an experiment samples, with changes to single fields.
+
+    Args:
+        experiment: its `sample` holds the defaults.
+        **changes: fields of `vdit.experiment.SampleConfig` to set otherwise.
+
+    Returns:
+        The sampling config.
+    """
     if changes.get("sampler", experiment.sample.sampler) != experiment.sample.sampler:
         changes = {"sampler_options": (), "grid": None} | changes
     if "guidance" in changes:

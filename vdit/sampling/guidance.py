@@ -1,4 +1,4 @@
-"""The rows that a network is asked about while it fills in a canvas: wanted, negative, and without what is known."""
+"""Batches the network evaluates per sampling step: positive prompt, negative prompt (CFG), and context-free."""
 
 from __future__ import annotations
 

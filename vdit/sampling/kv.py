@@ -73,7 +73,7 @@ class Memory:
 class Continuation:
     """How one video goes on, k frames of tokens (of `patch` latent frames each) at a time.
 
-    capacity: how many frames of tokens are remembered. limit: positions go up to it, then they are counted anew.
+    capacity: how many frames of tokens are remembered. limit: positions go up to it, then they are counted again.
     """
 
     network: Network

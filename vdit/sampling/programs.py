@@ -184,7 +184,7 @@ class FromVideo(TextToVideo):
     """
 
     def canvas(self, params: PyTree, vae_params: PyTree, statistics: PyTree, batch: int, given: Reference) -> Canvas:
-        """The canvas on which that is known which can be: latents all of whose pixels are given."""
+        """Canvas where a latent counts as known only if every pixel it covers was given."""
         if given.video.shape[1] > self.frames or given.video.shape[2:4] != self.size:
             raise ShapeError(
                 f"given frames of shape {given.video.shape} do not fit a video of {self.frames} frames of {self.size}: "

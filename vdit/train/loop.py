@@ -123,6 +123,7 @@ class PrefetchToDevice:
 class Evaluation:
     """Every `every` steps, `measure(params)` -> figures, told as "eval/NAME/FIGURE". All hosts call it.
 
+    name: of the evaluator.
     params: the averaged ones, where there are any.
     """
 
@@ -215,13 +216,31 @@ def train(
     console: Console | None = None,
     watch: RunMonitor | None = None,
 ) -> TrainResult:
-    """Trains from `state` to `config.steps`; saves, logs and samples on the way, and saves at the end.
+    """Trains from `state` to `config.steps`. Saves, logs, evaluates and samples on the way, and saves at the end.
 
-    state: donated. data: endless iterator of trees of numpy arrays [b ...], b the host's share of
-    batch_size; with `get_state`/`set_state` where a checkpointer is given. hooks, writers: see there.
-    TrainingError where more than `max_nonfinite` steps in a row were skipped, or the last one was (after its save).
     SIGTERM and Ctrl-C, on any host, end the run on all hosts after the same step, with a checkpoint; before the first
-    step is done, at once. watch: entered already; None makes one for this call.
+    step is done, at once.
+
+    Args:
+        state: where to begin; donated.
+        train_step: of `make_train_step`.
+        data: endless iterator of trees of numpy arrays [b ...], b being the host's part of batch_size; with `get_state`
+            and `set_state` where a checkpointer is given.
+        name: of the stage, for the display.
+        checkpointer: where checkpoints go; None keeps none.
+        writers: get the metrics.
+        hooks: are called every so many steps.
+        evaluations: measurements on held-out data.
+        flops_per_step: for the utilisation that is shown; None shows none.
+        peak_flops: of the devices; None measures it.
+        console: where progress is shown; None is the terminal.
+        watch: watches this process, entered already; None makes one for this call.
+
+    Returns:
+        The last state, its metrics, and whether a signal ended the run early.
+
+    Raises:
+        TrainingError: more than `max_nonfinite` steps in a row were skipped, or the last one was (after its save).
     """
     with contextlib.ExitStack() as inside:
         watch = inside.enter_context(RunMonitor()) if watch is None else watch

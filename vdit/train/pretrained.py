@@ -46,7 +46,7 @@ class InitState:
 
 
 def split_trainable(experiment: Experiment, mesh: Mesh, *, resumed: bool = False) -> InitState:
-    """Loads the base, if there is one, and takes apart what of it is trained.
+    """Load the pretrained model, if any, and split it into frozen and trainable parameters.
 
     With `lora` that is new factors only. Without, it is the base itself, but for encoders that came trained (T5,
     image encoders). resumed: a checkpoint holds what is trained, so the base's is let go.

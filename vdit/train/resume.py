@@ -73,7 +73,7 @@ def last_step(folder: Path) -> int | None:
 
 
 def as_of_now(saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved config with the fields that vdit has got since, at their defaults: what they were before they were."""
+    """Upgrade an old saved config: fields added since get their defaults, which reproduce the old behaviour."""
     try:
         return config_tools.to_dict(config_tools.from_dict(Experiment, upgrade(saved, quiet=True)))
     except config_tools.ConfigError:

@@ -62,10 +62,22 @@ def run(
     experiment: Experiment, workspace: Workspace, *, stages: Sequence[str] = STAGES, logging: Logging | None = None,
     strict: bool = False,
 ) -> Experiment:  # fmt: skip
-    """Run the named stages in their order; returns the experiment as resolved (vocabulary fitted).
+    """Runs the named stages in their order, each resumed where it was interrupted. All hosts call it.
 
-    strict: refuse data of which a video is not used, or has no caption (DataError). All hosts call it. Raises
-    Preempted where SIGTERM ended it, KeyboardInterrupt where Ctrl-C did.
+    Args:
+        experiment: every choice of the run.
+        workspace: the run's folder.
+        stages: some of "vae", "latents", "tokenizer", "dit".
+        logging: where figures go beside the JSON lines; None is the default.
+        strict: refuse data of which a video is not used, or has no caption.
+
+    Returns:
+        The experiment as resolved (vocabulary fitted).
+
+    Raises:
+        ConfigError: a stage is unknown.
+        DataError: with `strict`, a video is not used or has no caption.
+        Preempted: SIGTERM ended it, after a checkpoint; KeyboardInterrupt where Ctrl-C did.
     """
     logging = logging or Logging()
     unknown = sorted(set(stages) - set(STAGES))

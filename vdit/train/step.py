@@ -112,7 +112,7 @@ def make_train_step(
 
 
 def _beside(frozen: PyTree, loss_fn: LossFn) -> LossFn:
-    """The loss as a function of what is trained alone."""
+    """Close the loss over frozen parameters, leaving a function of the trainable ones."""
     return lambda params, *rest: loss_fn(join(frozen, params), *rest)
 
 

@@ -42,9 +42,10 @@ def modulate(x: Array, shift: Array, scale: Array, eps: float) -> Array:
 
 
 def whole_columns(x: Array) -> Array:
-    """What a product of ("embed", "mlp") gives, `[b k parts*d]`, whole: split over tensor, its parts lie on others.
+    """All-gather the output of an ("embed", "mlp") projection, `[b k parts*d]`, over `tensor`.
 
-    Its gradient is split again before it meets the kernel, which stays where it is.
+    Otherwise its chunks would straddle devices. Its gradient is split again before it meets the kernel, which stays
+    sharded.
     """
     return constrain(constrain(x, ("batch", None, "mlp")), OF_FRAMES)
 

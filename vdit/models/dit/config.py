@@ -29,6 +29,8 @@ class DiTConfig(Backbone):
     condition_channels: channels of known latents and masks that come beside the noisy ones, 0 for none
         (Wan's image-to-video: 4 of mask, 16 of latents).
     patch: latent frames, rows and columns folded into one token.
+    width, depth, heads: channels of the residual stream, number of blocks, attention heads.
+    mlp_width: hidden width of the MLPs; None is 4 * width.
     modulation: "block", an adaLN-Zero projection in each block (Peebles and Xie, 2023), or "shared", one
         projection for all blocks plus a learned table in each (Wan, PixArt-alpha).
     position: "rope" turns queries and keys in 3D; "sincos" adds fixed embeddings at the input; "both" does

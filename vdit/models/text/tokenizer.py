@@ -211,6 +211,9 @@ def load_tokenizer(path: str | Path, *, max_length: int = 64) -> SentencePieceTo
         path: the file.
         max_length: the most ids of an encoding.
 
+    Returns:
+        The tokenizer.
+
     Raises:
         TextError: the file is missing, too large, or no sentencepiece model.
     """
@@ -234,6 +237,9 @@ def train_tokenizer(
         path: where to write the model. None: nowhere.
         vocab_size: the most pieces; a small corpus gives as many as it has.
         max_length: the most ids of an encoding.
+
+    Returns:
+        The tokenizer.
 
     Raises:
         TextError: there is no caption with a letter in it, vocab_size is too small, or the file cannot be written.

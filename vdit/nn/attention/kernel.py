@@ -12,9 +12,9 @@ delta: float32 [b h n], sum of out * do over d. Gradients come in the types of q
 The backward needs no more than `lse` and `delta` of the whole row, so keys may lie anywhere: it is exact for
 any part of them, and the parts' gradients add up. That is what ring attention stands on.
 
-q_from: int32 [b n], or None. With it a query reads the keys whose k_ids lies from its q_from to its q_ids: so are
-frames told that do not read later ones, by numbers that grow from clip to clip and, within a clip, from frame to
-frame (`numbered`). Without it a query reads the keys of its q_ids.
+q_from: int32 [b n], or None. If given, query i attends to keys with q_from[i] <= k_ids <= q_ids[i]: block-causal
+masks are expressed this way, by ids that increase with frame and clip (`numbered`). If None, query i attends to keys
+with k_ids == q_ids[i].
 
 A query whose clip has no key reads zeros and passes on no gradient: its `lse` is `MASKED`.
 """

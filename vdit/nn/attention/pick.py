@@ -8,7 +8,7 @@
 
 All of them know times as well: splash by putting keys in order first (vdit/nn/attention/splash.py).
 
-cuDNN is never picked: it knows no clip ids, and would read across the clips of a packed row without a word.
+cuDNN is never picked: it knows no clip ids, and would silently read across the clips of a packed row.
 """
 
 from __future__ import annotations
