@@ -94,7 +94,7 @@ class Experiment:
     name: of the run. mesh: how devices share the work.
     vae, vae_loss, discriminator, vae_clips, vae_train: the VAE, what it is trained on, and for how long.
     text, vision, diffusion, dit_train: encoders, noise schedule and prediction, and the transformer's training.
-    dit: the transformer.
+    backbone: the transformer, any registered backbone.
     expert_boundary: the time (0 to 1000) above which the first of two transformers is used; None for one.
     first_label, label_names: number of the first class in prompts, and names of classes.
     sample: how videos are sampled by default.
