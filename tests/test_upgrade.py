@@ -4,11 +4,12 @@ import warnings
 
 import pytest
 
+from vdit import samplers
 from vdit.config import apply_overrides, describe, from_dict, to_dict
 from vdit.data import DataConfig, FolderSource, LatentsSource, TfdsSource, WorldsSource
 from vdit.errors import VditWarning
 from vdit.experiment.distill import ConsistencyDistillation
-from vdit.experiment.experiment import Experiment
+from vdit.experiment.experiment import Experiment, SampleConfig
 from vdit.experiment.objectives import DenoisingLoss
 from vdit.experiment.upgrade import RENAMED, upgrade, upgrade_overrides
 from vdit.models.dit.config import DiTConfig
@@ -108,3 +109,19 @@ def test_keys_of_rows_and_sizes_are_taken_under_their_old_names():
         values["data"][was] = values["data"].pop(now)
     assert {"areas", "detailed", "row_slots", "row_text", "row_clips"} <= set(values["data"])
     assert from_dict(Experiment, upgrade(values, quiet=True)) == Experiment(name="old")
+
+
+def test_a_sampler_of_old_holds_its_options():
+    values = to_dict(Experiment(name="old"))
+    values["sample"] |= {"sampler": "heun", "sampler_options": [["frame", "exploding"]]}
+    sample = from_dict(Experiment, upgrade(values, quiet=True)).sample
+    assert sample.sampler == samplers.Heun(frame="exploding")
+    values["sample"] = to_dict(SampleConfig()) | {"sampler": "ddim", "sampler_options": []}
+    assert from_dict(Experiment, upgrade(values, quiet=True)).sample == SampleConfig(sampler="ddim")
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_every_sampler_goes_to_json_and_back(name):
+    config = apply_overrides(SampleConfig(), [f"sampler={name}"])
+    assert config == SampleConfig(sampler=name) == from_dict(SampleConfig, to_dict(config))
+    assert type(config.sampler) is samplers.SAMPLERS[name]

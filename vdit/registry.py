@@ -36,6 +36,7 @@ _OWN_MODULES: dict[str, tuple[str, ...]] = {
     "evaluator": ("vdit.train.evaluate",),
     "objective": ("vdit.experiment.objectives", "vdit.experiment.distill"),
     "optimizer": ("vdit.experiment.optimizer",),
+    "sampler": ("vdit.samplers",),
 }
 
 _classes: dict[str, dict[str, type]] = {}

@@ -13,6 +13,7 @@ import pytest
 import vdit
 from tests.conftest import run_vdit
 from tests.pretrained import public_folders as public
+from vdit import samplers
 from vdit.dist.mesh import make_mesh
 from vdit.errors import OutputError, WeightsError
 from vdit.models.text import load_t5_tokenizer
@@ -232,7 +233,7 @@ def test_dit_in_its_own_layout(dit_folder, tmp_path, torch, monkeypatch):
     for name in wanted:
         np.testing.assert_array_equal(wanted[name], got[name], err_msg=name)
     experiment = open_model(folder).experiment
-    assert experiment.sample.sampler == "ddpm"
+    assert experiment.sample.sampler == samplers.DDPM()
     assert (experiment.sample.steps, experiment.sample.size, experiment.first_label) == (250, (16, 16), 0)
 
 

@@ -114,9 +114,14 @@ def check_texts(options: argparse.Namespace, prompts: Sequence[str]) -> None:
 
 
 def check_sampler(options: argparse.Namespace) -> None:
-    if options.sampler is not None and options.sampler not in SAMPLERS:
-        hint = nearest(options.sampler, SAMPLERS)
-        raise UsageError(f"sampler {options.sampler!r} is unknown{hint} (samplers: {', '.join(SAMPLERS)})")
+    if options.sampler is None or options.sampler in SAMPLERS:
+        return
+    from vdit import registry  # with the samplers of plugins
+
+    known = registry.names("sampler")
+    if options.sampler not in known:
+        hint = nearest(options.sampler, known)
+        raise UsageError(f"sampler {options.sampler!r} is unknown{hint} (samplers: {', '.join(known)})")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -293,10 +293,9 @@ def shown_model(folder: str | Path, experiment) -> str:
 
 def shown_method(method, asked: dict) -> str:
     """How videos are sampled, in words. method: a vdit.sampling.SamplingConfig. asked: options of the command."""
-    from vdit.samplers import SAMPLERS
+    from vdit.registry import name_of
 
-    names = {kind: name for name, kind in SAMPLERS.items()}
-    parts = [names[type(method.sampler)], f"{method.grid.steps} steps"]
+    parts = [name_of("sampler", method.sampler), f"{method.grid.steps} steps"]
     parts.append(f"guidance {method.guidance.scale:g}" if method.guidance.scale != 1 else "no guidance")
     names = ("context_guidance", "known_level", "reuse", "negative")
     parts += [f"{name.replace('_', '-')} {asked[name]!r}" for name in names if asked.get(name)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
+from vdit import samplers
 from vdit.data.config import DataConfig
 from vdit.data.data_source import DataSource
 from vdit.diffusion import DiffusionConfig
@@ -22,6 +23,7 @@ from vdit.models.vae.config import DiscriminatorConfig, VAEConfig, VAELossConfig
 from vdit.models.vision import CLIPVisionConfig
 from vdit.registry import OneOf
 from vdit.reprs import short_repr
+from vdit.samplers import Sampler
 from vdit.samplers.grid import GridOptions
 from vdit.seeds import check_seed
 
@@ -59,8 +61,8 @@ class SampleConfig:
 
     prompts: shown in the log at every `dit_train.sample_every` steps.
     size: (height, width) in pixels. frames, fps: duration and frame rate.
-    sampler_options: (name, value) of the sampler's own options. grid: where the levels lie; None is the usual
-        for the kind of diffusion. Both belong to `sampler`: asking for another one leaves them out.
+    sampler: any registered sampler (vdit.samplers); in Python its name stands for the one with its usual options.
+    grid: where the levels lie; None is the usual for the kind of diffusion. Asking for another sampler leaves it out.
     guidance: scale of classifier-free guidance, 1 for none; interval, rescale: see vdit.diffusion.Guidance.
     low_guidance: its scale for the second transformer of a model that has two; None is `guidance`.
     known, known_level, context_guidance: how what a user gives is told and followed (vdit.sampling.SamplingConfig);
@@ -72,8 +74,7 @@ class SampleConfig:
     frames: int = 17
     size: tuple[int, int] = (64, 64)
     fps: float = 8.0
-    sampler: Literal["ddpm", "ddim", "euler", "heun", "dpmpp2m", "unipc", "consistency", "resample"] = "euler"
-    sampler_options: tuple[tuple[str, bool | int | float | str], ...] = ()
+    sampler: Annotated[Sampler, OneOf("sampler")] = samplers.Euler()
     grid: GridOptions | None = None
     steps: int = 20
     guidance: float = 4.0
@@ -84,6 +85,10 @@ class SampleConfig:
     known_level: float = 0.0
     context_guidance: float = 1.0
     reuse: float = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sampler, str):
+            object.__setattr__(self, "sampler", samplers.make(self.sampler))
 
 
 @short_repr

@@ -133,8 +133,17 @@ def _objective(values: dict[str, Any]) -> list[str]:
     return ["distill is objective"]
 
 
+def _sampler(values: dict[str, Any]) -> list[str]:
+    """A sampler was a name, with its options beside it."""
+    sample = values.get("sample")
+    if not isinstance(sample, dict) or not isinstance(sample.get("sampler"), str):
+        return []
+    sample["sampler"] = {KIND: sample["sampler"], **dict(sample.pop("sampler_options", None) or ())}
+    return ["sample.sampler holds its options"]
+
+
 # Changes of structure: each changes the values in place, and returns notes.
-STRUCTURES: list[Callable[[dict[str, Any]], list[str]]] = [_data_source, _backbone, _optimizer, _objective]
+STRUCTURES: list[Callable[[dict[str, Any]], list[str]]] = [_data_source, _backbone, _optimizer, _objective, _sampler]
 
 
 def _key_now(key: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from vdit import samplers
 from vdit.data.config import DataConfig
 from vdit.errors import ConfigError, WeightsError
 from vdit.experiment.experiment import Experiment, SampleConfig
@@ -282,7 +283,7 @@ def sample_config(scheduling, vae: VAEConfig, *, experts: bool, image: bool) -> 
         low, high = (3.5, 3.5) if image else (3.0, 4.0)
         options |= {"size": (720, 1280), "steps": 40, "guidance": high, "low_guidance": low}
     return SampleConfig(
-        sampler=scheduling.sampler, sampler_options=scheduling.options, grid=scheduling.grid, **options
+        sampler=samplers.make(scheduling.sampler, **dict(scheduling.options)), grid=scheduling.grid, **options
     )
 
 
@@ -295,7 +296,7 @@ def dit_sample(scheduling, *, side: int) -> SampleConfig:
     """
     return SampleConfig(
         frames=1, size=(side, side), fps=1.0, steps=250, guidance=4.0,
-        sampler=scheduling.sampler, sampler_options=scheduling.options, grid=scheduling.grid,
+        sampler=samplers.make(scheduling.sampler, **dict(scheduling.options)), grid=scheduling.grid,
     )  # fmt: skip
 
 

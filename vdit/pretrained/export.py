@@ -5,6 +5,7 @@ Weights are safetensors, sharded with an index as diffusers does.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +28,7 @@ from vdit.pretrained.model import MAX_EXTRA
 from vdit.pretrained.scheduler import Scheduling, scheduler_json, usual_scheduling
 from vdit.pretrained.tensors import NAMES, TensorInfo, write_safetensors
 from vdit.pretrained.weights import Part, Rule, flatten
+from vdit.registry import name_of
 from vdit.reprs import listed
 from vdit.samplers.grid import GridOptions
 from vdit.train.workspace import FILES, PUBLIC, SAMPLED, Workspace
@@ -303,8 +305,12 @@ def _scheduling(experiment: Experiment) -> Scheduling:
     sample = experiment.sample
     scheduling = Scheduling(
         diffusion=experiment.diffusion,
-        sampler=sample.sampler,
-        options=sample.sampler_options,
+        sampler=name_of("sampler", sample.sampler),
+        options=tuple(
+            (field.name, getattr(sample.sampler, field.name))
+            for field in sorted(dataclasses.fields(sample.sampler), key=lambda field: field.name)
+            if getattr(sample.sampler, field.name) != field.default
+        ),
         grid=sample.grid or GridOptions(),
     )
     try:

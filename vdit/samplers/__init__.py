@@ -1,6 +1,7 @@
 """Samplers by name: `make("unipc").sample(denoise, x, schedule=..., prediction=..., grid=20)`.
 
-A new sampler is one file and one row of SAMPLERS, and then takes part in the shared convergence test.
+A sampler of vdit is one file and one row of SAMPLERS, and then takes part in the shared convergence test. One of a
+user's own is a frozen dataclass with `sample`, under `@register("sampler", "my_sampler")`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
+from vdit import registry
 from vdit.errors import ConfigError
 from vdit.samplers.base import Denoise, Project, Sampler, StatefulDenoiser
 from vdit.samplers.consistency import Consistency
@@ -32,15 +34,21 @@ SAMPLERS: dict[str, type] = {
 }
 
 
+for _name, _kind in SAMPLERS.items():
+    registry.register("sampler", _name)(_kind)
+
+
 def make(name: str, **options) -> Sampler:
     """The sampler of that name. options: its fields."""
-    if name not in SAMPLERS:
-        raise ConfigError(f"sampler {name!r} is unknown{_nearest(name, SAMPLERS)}")
-    fields = [field.name for field in dataclasses.fields(SAMPLERS[name])]
+    known = registry.names("sampler")
+    if name not in known:
+        raise ConfigError(f"sampler {name!r} is unknown{_nearest(name, known)}")
+    kind = registry.get("sampler", name)
+    fields = [field.name for field in dataclasses.fields(kind)]
     for option in options:
         if option not in fields:
             raise ConfigError(f"sampler {name!r} has no option {option!r}{_nearest(option, fields)}")
-    return SAMPLERS[name](**options)
+    return kind(**options)
 
 
 def _nearest(name, known) -> str:

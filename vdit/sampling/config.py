@@ -179,9 +179,9 @@ def resampling(experiment: Experiment, steps: int | None = None) -> dict[str, An
         steps: None is as in the experiment's `sample`.
     """
     sample = experiment.sample
-    if sample.sampler not in ("euler", "heun", "dpmpp2m", "unipc"):
+    if not isinstance(sample.sampler, samplers.Euler | samplers.Heun | samplers.DPMpp2M | samplers.UniPC):
         return {}
-    calls = (sample.steps if steps is None else steps) * (2 if sample.sampler == "heun" else 1)
+    calls = (sample.steps if steps is None else steps) * (2 if isinstance(sample.sampler, samplers.Heun) else 1)
     return {"sampler": "resample", "grid": sample.grid, "steps": max(1, round(calls / samplers.Resample().times))}
 
 
@@ -195,8 +195,11 @@ def sampling_config(experiment: Experiment, **changes: Any) -> SamplingConfig:
     Returns:
         The sampling config.
     """
+    if isinstance(changes.get("sampler"), str):
+        own, named = experiment.sample.sampler, samplers.make(changes["sampler"])
+        changes |= {"sampler": own if type(own) is type(named) else named}  # a name leaves the options as they are
     if changes.get("sampler", experiment.sample.sampler) != experiment.sample.sampler:
-        changes = {"sampler_options": (), "grid": None} | changes
+        changes = {"grid": None} | changes
     if "guidance" in changes:
         changes = {"low_guidance": None} | changes
     sample = dataclasses.replace(experiment.sample, **changes)
@@ -206,7 +209,7 @@ def sampling_config(experiment: Experiment, **changes: Any) -> SamplingConfig:
     return SamplingConfig(
         schedule=make_schedule(experiment.diffusion),
         prediction=experiment.diffusion.prediction,
-        sampler=samplers.make(sample.sampler, **dict(sample.sampler_options)),
+        sampler=sample.sampler,
         grid=Grid(steps=sample.steps, **dataclasses.asdict(grid)),
         guidance=Guidance(scale=sample.guidance, **more),
         low_guidance=low,
