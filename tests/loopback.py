@@ -13,6 +13,7 @@ import email
 import hashlib
 import http.server
 import json
+import os
 import re
 import threading
 import uuid
@@ -146,6 +147,32 @@ class Buckets(Loopback):
             taken = self.cut > 0
             self.cut -= taken
             return taken
+
+
+    def reset(self) -> None:
+        """Empties the buckets, and gives all rights back."""
+        with self.lock:
+            self.objects.clear()
+            self.generations.clear()
+            self.asked.clear()
+            self.cut, self.deny = 0, lambda method, key: False
+
+
+def serve_buckets():
+    """A fixture: one server for the tests of a file, since the libraries keep their connections."""
+    from vdit import buckets
+
+    with Buckets("vdit-test") as found:
+        before = {key: os.environ.get(key) for key in found.environment()}
+        os.environ.update(found.environment())
+        buckets.forget()
+        yield found
+        buckets.forget()
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key)
+            else:
+                os.environ[key] = value
 
 
 class _BucketHandler(_Handler):

@@ -8,27 +8,14 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from tests.loopback import Buckets
+from tests.loopback import serve_buckets
 from vdit import buckets, paths
 from vdit.errors import BucketError, ConfigError, DataError, OutputError, WeightsError
 
 NAME = "vdit-test"
 
 
-@pytest.fixture(scope="module")
-def server():
-    """One server for all tests of this file: the libraries keep their connections."""
-    with Buckets(NAME) as found:
-        before = {name: os.environ.get(name) for name in found.environment()}
-        os.environ.update(found.environment())
-        buckets._store.cache_clear()
-        yield found
-        buckets._store.cache_clear()
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
+server = pytest.fixture(scope="module")(serve_buckets)
 
 
 @pytest.fixture(params=["gs", "s3"])
@@ -36,9 +23,7 @@ def root(request, server, tmp_path, monkeypatch):
     """The URL of an empty bucket."""
     monkeypatch.setenv("VDIT_FILE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(buckets, "_PAUSE", 0.01)
-    server.objects.clear()
-    server.asked.clear()
-    server.cut, server.deny = 0, lambda method, key: False
+    server.reset()
     return f"{request.param}://{NAME}"
 
 

@@ -193,7 +193,7 @@ class Run:
 
     def _check(self, codes, victims, signals, phase, before) -> None:
         """What must hold after a kill."""
-        from vdit.checkpoint.checksums import damage
+        from vdit.checkpoint.integrity import damage
 
         now = self.sealed()
         self.ever = sorted({*self.ever, *before, *now})

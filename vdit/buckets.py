@@ -65,6 +65,16 @@ def _store(scheme: str) -> Any:
     return fsspec.filesystem("gcs", skip_instance_cache=True)
 
 
+def forget() -> None:
+    """Drops the connections to all stores, and epath's own: for another address or another login."""
+    _store.cache_clear()
+    from etils.epath import backend
+
+    filesystem = getattr(backend.fsspec_backend, "_get_filesystem", None)
+    if hasattr(filesystem, "cache_clear"):
+        filesystem.cache_clear()
+
+
 def store(url: str) -> Any:
     """The fsspec file system of a URL."""
     require(url)
@@ -134,6 +144,13 @@ def version(url: str) -> tuple | None:
     return None if found is None else _version(found)
 
 
+def versions(url: str) -> tuple:
+    """Changes with every key below a URL, and its content."""
+    with failures(url, OSError):
+        found = _again(lambda: store(url).find(url.rstrip("/") + "/", detail=True))
+    return tuple((key, _version(about)) for key, about in sorted(found.items()))
+
+
 def _version(found: dict[str, Any]) -> tuple:
     told = (found.get(key) for key in ("generation", "ETag", "etag", "md5Hash", "updated", "LastModified"))
     return found.get("size"), *(str(value) for value in told if value is not None)
@@ -169,6 +186,24 @@ def read(url: str) -> bytes:
         return data
 
     return _again(whole)
+
+
+def digest(url: str) -> str:
+    """The sha256 of a key, read in blocks."""
+    expected = size(url)
+
+    def whole() -> str:
+        sha, count = hashlib.sha256(), 0
+        with store(url).open(url, "rb", cache_type="readahead", block_size=8 << 20) as file:
+            while block := file.read(8 << 20):
+                sha.update(block)
+                count += len(block)
+        if count != expected:
+            raise ConnectionError(f"{count} of {expected} bytes came")
+        return sha.hexdigest()
+
+    with failures(url, OSError):
+        return _again(whole)
 
 
 def put(url: str, data: bytes) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from tests.checkpoint.runs import Source, abstract, assert_same, make_run, trees
 from vdit.checkpoint import MANIFEST, Checkpointer, find_step, load_meta, load_params, load_trees
-from vdit.checkpoint import trees as tree_reading
-from vdit.checkpoint.checksums import files_in, share
+from vdit.checkpoint import restore as tree_reading
+from vdit.checkpoint.integrity import files_in, share
 from vdit.errors import CheckpointError
 
 

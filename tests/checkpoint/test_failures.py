@@ -16,16 +16,27 @@ from vdit.checkpoint import (
     MANIFEST,
     Checkpointer,
     StreamedLeaf,
-    agree,
     files,
+    hosts,
     load_params,
     save_streamed,
-    saver,
     stream,
+)
+from vdit.checkpoint import (
+    checkpointer as checkpointer_module,
 )
 from vdit.errors import CheckpointError, HostsError
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def fails_with(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
 TREE = {"params": {"w": jnp.ones(4)}}
 
 
@@ -70,7 +81,7 @@ def test_a_disk_that_is_full_when_the_sums_are_written_counts_as_a_failed_save(t
     with Checkpointer(tmp_path, keep=1, warn=heard.append) as checkpointer:
         checkpointer.save(1, TREE)
         checkpointer.wait()
-        monkeypatch.setattr(saver, "write_manifest", lambda *_: (_ for _ in ()).throw(OSError(number, "no")))
+        monkeypatch.setattr(checkpointer_module, "write_manifest", fails_with(OSError(number, "no")))
         checkpointer.save(2, TREE)
         checkpointer._settle()
         assert [entry.name for entry in tmp_path.iterdir()] == ["1"]
@@ -90,7 +101,7 @@ def test_an_old_step_goes_only_after_the_new_one_is_sealed(tmp_path, monkeypatch
         seen.append((folder.name, names, (tmp_path / names[-1] / MANIFEST).exists()))
         files.remove_step(folder)
 
-    monkeypatch.setattr(saver, "remove_step", remove)
+    monkeypatch.setattr(checkpointer_module, "remove_step", remove)
     with Checkpointer(tmp_path, keep=2) as checkpointer:
         for step in (1, 2, 3, 4):
             checkpointer.save(step, TREE)
@@ -161,7 +172,7 @@ def interrupt():
 
 
 def test_an_error_on_its_way_is_not_hidden_by_that_of_a_save(tmp_path, monkeypatch):
-    monkeypatch.setattr(saver, "write_manifest", fail_to_seal)
+    monkeypatch.setattr(checkpointer_module, "write_manifest", fail_to_seal)
     with pytest.raises(KeyboardInterrupt):
         save_and(interrupt, tmp_path)
     with pytest.raises(CheckpointError, match="disk is full"):
@@ -172,12 +183,12 @@ def test_a_lost_host_is_no_failure_of_the_save(tmp_path, monkeypatch):
     """It is not for the user to mend: the run ends, to be started again."""
 
     def lose_host(*_):
-        with agree._asking("host 1"):
+        with hosts._asking("host 1"):
             raise jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed")
 
     heard = []
     checkpointer = Checkpointer(tmp_path, warn=heard.append)
-    monkeypatch.setattr(agree.Exchange, "agree", lose_host)
+    monkeypatch.setattr(hosts.Exchange, "agree", lose_host)
     checkpointer.save(1, TREE)
     with pytest.raises(HostsError, match="host 1 gave no answer"):
         checkpointer.close()

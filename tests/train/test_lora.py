@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 
 from tests.tiny import STEPS, lora_experiment, make_base, train
 from vdit.checkpoint import find_step, load_meta, load_params, load_trees
-from vdit.checkpoint.checksums import write_manifest
+from vdit.checkpoint.integrity import write_manifest
 from vdit.dist.mesh import make_mesh
 from vdit.errors import CheckpointError, ConfigError
 from vdit.experiment.training import LoRAConfig

@@ -12,6 +12,7 @@ import itertools
 import math
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,22 @@ import numpy as np
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
-from vdit.checkpoint.agree import Exchange
-from vdit.checkpoint.checksums import write_manifest
-from vdit.checkpoint.files import META, File, clear_left_overs, no_room, quiet_orbax, remove_failed
-from vdit.checkpoint.places import Places
+from vdit import buckets, paths
+from vdit.checkpoint.files import (
+    COMMITTED,
+    META,
+    File,
+    Places,
+    clear_left_overs,
+    no_room,
+    place_of,
+    quiet_orbax,
+    remove_failed,
+)
+from vdit.checkpoint.hosts import Exchange
+from vdit.checkpoint.integrity import MANIFEST, write_manifest
 from vdit.errors import CheckpointError
+from vdit.paths import AnyPath
 from vdit.types import PyTree
 
 _LONGEST = 7 * 24 * 3600  # seconds: Orbax gives up on a save after minutes
@@ -59,7 +71,11 @@ def save_streamed(
     leaf's path ("a/b/c") and, if stacked, each of its layers. Trees are fed in turn. About 2 * piece_bytes are held
     besides what the feed holds. One host only. meta: as Checkpointer's.
     """
-    directory = Path(directory).absolute()
+    place = place_of(directory)
+    if not isinstance(place, Path):
+        _save_to_bucket(place, trees, feeds, step=step, meta=meta, piece_bytes=piece_bytes)
+        return
+    directory = place
     if jax.process_count() > 1:
         raise CheckpointError(f"{jax.process_count()} hosts: streaming is for one; load onto the mesh and save that")
     if (directory / str(step)).exists():
@@ -90,6 +106,19 @@ def save_streamed(
         if words is None:
             raise
         raise CheckpointError(f"{directory / str(step)}: not saved: {words}") from error
+
+
+def _save_to_bucket(place: AnyPath, trees, feeds, *, step: int, **how: Any) -> None:
+    """Writes the step on the local disk, and uploads it with its checksums last."""
+    if paths.exists(place / str(step)):
+        raise CheckpointError(f"{place}: has step {step} already; give another directory")
+    stage = buckets.home() / "saving" / uuid.uuid4().hex
+    try:
+        save_streamed(stage, trees, feeds, step=step, **how)
+        with buckets.failures(str(place), CheckpointError):
+            buckets.send_folder(stage / str(step), str(place / str(step)), last=(COMMITTED, MANIFEST))
+    finally:
+        paths.remove_folder(stage)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from vdit import config as config_tools
 from vdit.checkpoint import load_params
-from vdit.checkpoint.agree import Exchange
+from vdit.checkpoint.hosts import Exchange
 from vdit.data.changes import RECORD, Changes, Record, digest_of, find_changes, look_at_videos, read_record
 from vdit.data.data_source import DataSource, FolderSource, LatentsSource, TfdsSource, WorldsSource
 from vdit.data.encode import Former, encode_clips

@@ -22,8 +22,8 @@ import numpy as np
 from rich.console import Console
 
 from vdit.checkpoint import BestStep, Checkpointer, DataIterator
-from vdit.checkpoint.checksums import is_finalized
 from vdit.checkpoint.files import steps_in
+from vdit.checkpoint.integrity import is_finalized
 from vdit.dist.multihost import is_primary_host
 from vdit.dist.process_shard import host_share
 from vdit.dist.rules import batch_ways

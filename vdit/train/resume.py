@@ -9,9 +9,9 @@ import jax
 
 from vdit import config as config_tools
 from vdit.checkpoint import Checkpointer, check_config, find_step, load_meta, load_progress, say_once
-from vdit.checkpoint.agree import on_first
-from vdit.checkpoint.checksums import is_finalized
 from vdit.checkpoint.files import steps_in
+from vdit.checkpoint.hosts import on_first
+from vdit.checkpoint.integrity import is_finalized
 from vdit.errors import CheckpointError, TrainingError
 from vdit.experiment.experiment import Experiment
 from vdit.experiment.training import TrainConfig

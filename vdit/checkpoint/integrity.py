@@ -1,7 +1,7 @@
-"""The seal of a step: a sha256 of every file, written after the save and compared before every use.
+"""The checksums of a step: a sha256 of every file, written after the save and compared before every use.
 
-Orbax itself silently reads a flipped bit back. Each host reads its share of the files, in several threads; the
-first one puts the sums together.
+Orbax itself silently reads a flipped bit back. Each host reads its part of the files, in several threads; the first
+one writes all checksums into the step's last file, which finalizes it.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from vdit.checkpoint.agree import Exchange
-from vdit.checkpoint.files import PARTIAL, flush_folder, write_whole
-from vdit.errors import CheckpointError
-from vdit.paths import MIB, open_regular, parse_json, read_text
+from vdit import buckets, paths
+from vdit.checkpoint.files import FINAL, PARTIAL
+from vdit.checkpoint.hosts import Exchange
+from vdit.errors import CheckpointError, DataError
+from vdit.paths import MIB, AnyPath, open_regular, parse_json, read_text
 
-MANIFEST = "sha256.json"
+MANIFEST = FINAL
 _LARGEST = 64 * MIB  # bytes of a manifest
 _THREADS = 8  # hashing lets go of the interpreter: as many files at a time as a disk array likes
 # Folder -> sizes and times of its files when they were last found whole by this process: the way from a folder to a
 # model asks several times, and hashing terabytes once is enough.
-_whole: dict[Path, tuple] = {}
+_whole: dict[AnyPath, tuple] = {}
 
 
-def files_in(folder: Path) -> dict[str, int]:
+def files_in(folder: AnyPath) -> dict[str, int]:
     """Name -> bytes of each file of a step but its manifest."""
-    files = [entry for entry in folder.rglob("*") if entry.is_file()]
     own = (MANIFEST, MANIFEST + PARTIAL)
-    return {str(file.relative_to(folder)): file.stat().st_size for file in files if file.name not in own}
+    return {name: size for name, size in paths.files_below(folder).items() if name.rpartition("/")[2] not in own}
 
 
 def share(files: dict[str, int], index: int, count: int) -> list[str]:
@@ -44,11 +44,13 @@ def share(files: dict[str, int], index: int, count: int) -> list[str]:
     return mine
 
 
-def sums(folder: Path, names: Iterable[str], *, flush: bool = False) -> dict[str, str | None]:
+def sums(folder: AnyPath, names: Iterable[str], *, flush: bool = False) -> dict[str, str | None]:
     """Name -> sha256 of the file, None if it cannot be read. flush: sees it on the disk before."""
 
     def one(name: str) -> str | None:
         try:
+            if not isinstance(folder, Path):
+                return buckets.digest(str(folder / name))
             with open_regular(folder / name, error=CheckpointError) as file:
                 if flush:
                     os.fsync(file.fileno())
@@ -61,12 +63,12 @@ def sums(folder: Path, names: Iterable[str], *, flush: bool = False) -> dict[str
         return dict(zip(names, threads.map(one, names)))
 
 
-def my_sums(folder: Path, exchange: Exchange) -> dict[str, str | None]:
+def my_sums(folder: AnyPath, exchange: Exchange) -> dict[str, str | None]:
     """The sums of this host's share of a step just written, with its files seen on the disk."""
     return sums(folder, share(files_in(folder), exchange.index, exchange.count), flush=True)
 
 
-def write_manifest(folder: Path, found: Iterable[dict[str, str | None]] = ()) -> None:
+def write_manifest(folder: AnyPath, found: Iterable[dict[str, str | None]] = ()) -> None:
     """Seals a step. found: sums that hosts have computed; those that lack are computed here."""
     known = {name: digest for part in found for name, digest in part.items() if digest is not None}
     names = sorted(files_in(folder))
@@ -74,18 +76,19 @@ def write_manifest(folder: Path, found: Iterable[dict[str, str | None]] = ()) ->
     lost = [name for name in names if known[name] is None]
     if lost:
         raise OSError(f"{lost[0]} cannot be read back")
-    for entry in (*(entry for entry in folder.rglob("*") if entry.is_dir()), folder, folder.parent):
-        flush_folder(entry)
+    if isinstance(folder, Path):
+        for entry in (*(entry for entry in folder.rglob("*") if entry.is_dir()), folder, folder.parent):
+            paths.sync_folder(entry)
     listed = {name: known[name] for name in names}
-    write_whole(folder / MANIFEST, json.dumps(listed | {MANIFEST: _own(listed)}, indent=1))
+    paths.write_atomic(folder / MANIFEST, json.dumps(listed | {MANIFEST: _own(listed)}, indent=1), sync=True)
 
 
-def is_finalized(folder: Path) -> bool:
+def is_finalized(folder: AnyPath) -> bool:
     """Whether the step has a manifest; whether the manifest is right is another question."""
-    return (folder / MANIFEST).exists()
+    return paths.is_file(folder / MANIFEST)
 
 
-def damage(folder: Path, *, together: bool = False) -> list[str]:
+def damage(folder: AnyPath, *, together: bool = False) -> list[str]:
     """What is wrong with a sealed step, a line for each file: [] if nothing.
 
     together: all hosts ask at once; each reads its share, and all get the same answer.
@@ -103,17 +106,17 @@ def damage(folder: Path, *, together: bool = False) -> list[str]:
     return problems
 
 
-def _compare(folder: Path, parts: list[dict[str, str | None]]) -> list[str]:
+def _compare(folder: AnyPath, parts: list[dict[str, str | None]]) -> list[str]:
     expected = _expected(folder)
     if expected is None:
         return [f"{MANIFEST} is damaged"]
     now = {name: digest for part in parts for name, digest in part.items()}
     now |= sums(folder, [name for name in expected if now.get(name) is None])
     wrong = [name for name, digest in expected.items() if now[name] != digest]
-    return [f"{name} is {'damaged' if (folder / name).exists() else 'missing'}" for name in wrong]
+    return [f"{name} is {'damaged' if paths.is_file(folder / name) else 'missing'}" for name in wrong]
 
 
-def _expected(folder: Path) -> dict[str, str] | None:
+def _expected(folder: AnyPath) -> dict[str, str] | None:
     """What the manifest says, or None if it is not, to the byte, a manifest as it is written."""
     try:
         text = read_text(folder / MANIFEST, limit=_LARGEST, error=CheckpointError)
@@ -133,14 +136,16 @@ def _own(listed: dict[str, str | None]) -> str:
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
-def _bytes(file: Path) -> int:
+def _bytes(file: AnyPath) -> int:
     try:
-        return file.stat().st_size
-    except OSError:
+        return paths.file_size(file)
+    except (OSError, DataError):
         return 0
 
 
-def _stamp(folder: Path) -> tuple:
+def _stamp(folder: AnyPath) -> tuple:
+    if not isinstance(folder, Path):
+        return buckets.versions(str(folder))
     return tuple((str(file), *_times(file)) for file in sorted(folder.rglob("*")) if not file.is_dir())
 
 

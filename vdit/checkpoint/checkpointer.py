@@ -1,8 +1,12 @@
-"""Saving the steps of a run in the background, and going on from them."""
+"""Saving the steps of a run in the background, going on from them, and keeping the best of them."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
+import math
+import os
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,25 +16,29 @@ import jax
 from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint._src.futures import synchronization
 
-from vdit.checkpoint.agree import PATIENCE, Exchange, on_first, this_host
-from vdit.checkpoint.checksums import is_finalized, my_sums, write_manifest
+from vdit import buckets, paths
 from vdit.checkpoint.files import (
+    COMMITTED,
     META,
     File,
+    Places,
     Warn,
     clear_left_overs,
     no_room,
+    place_of,
     prepare,
     quiet_orbax,
+    read_place,
     remove_failed,
     remove_step,
     say,
     steps_in,
 )
-from vdit.checkpoint.places import Places, read_place
-from vdit.checkpoint.steps import find_step, repair
-from vdit.checkpoint.trees import read_trees, total_bytes, without_keys
+from vdit.checkpoint.hosts import PATIENCE, Exchange, on_first, this_host
+from vdit.checkpoint.integrity import is_finalized, my_sums, write_manifest
+from vdit.checkpoint.restore import find_step, read_trees, repair, total_bytes, without_keys
 from vdit.errors import CheckpointError, HostsError, reason
+from vdit.paths import AnyPath
 from vdit.types import PyTree
 
 
@@ -66,7 +74,12 @@ class Checkpointer:
         warn: Warn = say,
         attempts: int = 3,
     ):
-        self.directory = Path(directory).absolute()
+        self.directory = place_of(directory)
+        if str(self.directory).startswith("s3://") and jax.process_count() > 1:
+            raise CheckpointError(
+                f"{self.directory}: {jax.process_count()} hosts cannot save to s3://, since Orbax cannot, and "
+                "what each saves on its own disk is a part only: use gs://, or a folder that all hosts share"
+            )
         self._meta, self._keep, self._attempts = dict(meta or {}), keep, attempts
         self._warn, self._quiet, self._ending = warn, False, False
         self._saving: _Save | None = None
@@ -148,7 +161,10 @@ class Checkpointer:
             self._settle()  # a save that fails is told by a warning
 
     def _open(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
+        if isinstance(self.directory, Path):
+            self.directory.mkdir(parents=True, exist_ok=True)
+        elif stage_of(self.directory) is not None:
+            paths.remove_folder(stage_of(self.directory))
         clear_left_overs(self.directory)
 
     def _settle(self) -> None:
@@ -175,9 +191,11 @@ class _Save:
     """One save under way. Once its thread has ended, failure: what went wrong, in the same words on all hosts; lost:
     that a host did not answer."""
 
-    def __init__(self, folder: Path, trees: dict[str, PyTree], meta: dict, place, *, keep: int,
+    def __init__(self, folder: AnyPath, trees: dict[str, PyTree], meta: dict, place, *, keep: int,
                  protected: frozenset[int], failed: Warn):  # fmt: skip
         self._folder, self._keep, self._protected, self._failed = folder, keep, protected, failed
+        stage = stage_of(folder.parent)
+        self._written_to = folder if stage is None else stage / folder.name
         self._bytes = total_bytes(trees)
         self._exchange = Exchange()  # here, in the main thread: hosts number them alike
         self.failure: str | None = None
@@ -187,7 +205,7 @@ class _Save:
         try:
             on_first(lambda: prepare(folder))
             with _context():
-                self._response = ocp.save_checkpointables_async(folder, parts)
+                self._response = ocp.save_checkpointables_async(self._written_to, parts)
             self._barriers = _orbax_barriers(trees)
         except Exception as error:
             self._error = error
@@ -211,7 +229,7 @@ class _Save:
 
     def _written(self) -> str | None:
         """Waits until Orbax has committed the step; returns what went wrong here, or that it did elsewhere."""
-        error = self._error or _outcome(self._response)
+        error = self._error or _outcome(self._response) or self._sent()
         if error is None:
             return None
         if self._exchange.seen("failed"):
@@ -220,6 +238,19 @@ class _Save:
         self._exchange.put("failed", words)
         self._exchange.spoil(self._barriers)  # where the others would wait for this host for minutes
         return words
+
+    def _sent(self) -> Exception | None:
+        """Uploads a step that was written here; returns what went wrong."""
+        if self._written_to is self._folder:
+            return None
+        try:
+            with buckets.failures(str(self._folder), OSError):
+                buckets.send_folder(self._written_to, str(self._folder), last=(COMMITTED,))
+        except Exception as error:
+            return error
+        finally:
+            paths.remove_folder(self._written_to)
+        return None
 
     def _words(self, error: BaseException) -> str:
         words = no_room(error, self._folder.parent, self._bytes) or reason(error)
@@ -252,6 +283,16 @@ class _Save:
                 remove_step(directory / str(step))
             except OSError as failure:
                 say(f"{directory}: step {step} is old and could not be deleted: {reason(failure)}")
+
+
+def stage_of(directory: AnyPath) -> Path | None:
+    """The local folder where steps are written before they are uploaded; None where Orbax writes them in their place.
+
+    Orbax 0.12 writes to disks and to gs://; it has no driver for s3://.
+    """
+    if not str(directory).startswith("s3://"):
+        return None
+    return buckets.home() / "saving" / hashlib.sha256(f"{os.getpid()} {directory}".encode()).hexdigest()[:16]
 
 
 def _context() -> ocp.Context:
@@ -289,3 +330,89 @@ def _same_everywhere(failure: Exception | None):
                 raise CheckpointError(f"host {host}: {words}")
 
     return merge
+
+
+BEST = "best.json"  # beside the steps: {"metric": name, "values": {step: value}, "best": step}
+
+
+class BestStep:
+    """Protects the best of the saved steps from being deleted (`Checkpointer.protected`).
+
+    The values of steps that are on disk are kept in best.json. A run that is killed while its best step is being saved
+    goes on with the one that was best before.
+
+    Args:
+        checkpointer: of the run.
+        metric: the figure.
+        lowest: whether the lowest value is the best, else the highest.
+        warn: takes a line when best.json cannot be written; the run goes on.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, metric: str, *, lowest: bool = True, warn: Warn):
+        self._checkpointer, self._metric, self._lowest, self._warn = checkpointer, metric, lowest, warn
+        self._file = checkpointer.directory / BEST
+        self._told = False
+        values = on_first(lambda: _read_best(self._file, metric))
+        self._values = {int(step): value for step, value in values.items()}
+        self._protect()
+
+    def take(self, step: int, figures: Mapping[str, float]) -> bool:
+        """Takes what was measured after `step` steps; returns whether that is the best so far, to be saved now.
+
+        Raises:
+            CheckpointError: the metric is not among the figures.
+        """
+        if self._metric not in figures:
+            known = ", ".join(figures) or "none"
+            raise CheckpointError(f"best_metric={self._metric!r}: is not measured; name one of: {known}")
+        value = float(figures[self._metric])
+        if not math.isfinite(value):
+            return False
+        on_disk = on_first(self._saved)
+        self._values = {s: v for s, v in self._values.items() if s in on_disk or s in self._checkpointer.protected}
+        self._values[step] = value
+        best = self._protect()
+        on_first(lambda: self._write(best))
+        return best == step
+
+    def _saved(self) -> list[int]:
+        folder = self._checkpointer.directory
+        return [step for step in steps_in(folder) if is_finalized(folder / str(step))]
+
+    def _protect(self) -> int | None:
+        """The best step, which is protected from here on."""
+        order = min if self._lowest else max
+        best = order(self._values, key=lambda step: (self._values[step], step if self._lowest else -step), default=None)
+        self._checkpointer.protected = frozenset(() if best is None else (best,))
+        return best
+
+    def _write(self, best: int | None) -> None:
+        text = json.dumps({"metric": self._metric, "values": self._values, "best": best}, indent=1)
+        try:
+            paths.write_atomic(self._file, text + "\n")
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                self._warn(f"{self._file}: not written: {reason(error)}; training goes on")
+
+
+def best_step(directory: AnyPath) -> int | None:
+    """The best step that is still on disk, by the metric that its run was told; None if none was measured."""
+    if not paths.is_file(directory / BEST):
+        return None
+    step = paths.read_json(directory / BEST, limit=paths.MIB, error=CheckpointError).get("best")
+    return step if isinstance(step, int) and is_finalized(directory / str(step)) else None
+
+
+def _read_best(file: AnyPath, metric: str) -> dict[str, float]:
+    """step -> value of complete steps, in the words of JSON; nothing if the file is of another metric."""
+    if not paths.is_file(file):
+        return {}
+    found = paths.read_json(file, limit=paths.MIB, error=CheckpointError, fix="remove it")
+    if not isinstance(found, dict) or found.get("metric") != metric or not isinstance(found.get("values"), dict):
+        return {}
+    return {
+        step: float(value)
+        for step, value in found["values"].items()
+        if step.isdecimal() and isinstance(value, int | float) and is_finalized(file.parent / step)
+    }
