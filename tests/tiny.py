@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
+from vdit import paths
 from vdit.checkpoint import Checkpointer
 from vdit.config import to_dict
 from vdit.data.config import DataConfig
@@ -223,7 +224,6 @@ def lora_experiment(base: Path, *, mesh: MeshConfig | None = None, **changes) ->
 def make_base(root: Path) -> Experiment:
     """Writes a run's folder: lively random weights, statistics, tokenizer. Returns its experiment, resolved."""
     space = Workspace(root)
-    root.mkdir(parents=True)
     train_tokenizer(CAPTIONS * 20, space.tokenizer, vocab_size=300)
     experiment = with_tokenizer(base_experiment(), space)
     space.save_experiment(experiment)
@@ -247,6 +247,6 @@ def make_latents(root: Path) -> None:
 
 
 def train(experiment: Experiment, root: Path) -> Experiment:
-    if not Workspace(root).latents.exists():
+    if not paths.exists(Workspace(root).latents):
         make_latents(root)
     return run(experiment, Workspace(root), stages=("tokenizer", "dit"), logging=QUIET)

@@ -14,9 +14,11 @@ import os
 import stat
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from vdit import buckets, paths
 from vdit.errors import OutputError, writing
 
 LIMITS = 255, 4096  # bytes of a name and of a path, where the filesystem does not say
@@ -39,6 +41,11 @@ def check_output(path: str | Path, *, given: Iterable[str | Path] = (), name: st
 
     Raises: OutputError.
     """
+    if paths.is_remote(path):
+        if any(is_same(path, source) for source in given):
+            raise OutputError(f"{path}: was given and is not replaced; give another name for the output")
+        _check_remote(path)
+        return
     path, name = Path(path), str(path) if name is None else name
     status = _check_place(path, name)
     if status is not None and stat.S_ISDIR(status.st_mode):
@@ -60,6 +67,9 @@ def check_output(path: str | Path, *, given: Iterable[str | Path] = (), name: st
 
 def check_folder(path: str | Path, *, name: str | None = None) -> None:
     """OutputError unless files can be written into a folder at `path`, which need not be there yet."""
+    if paths.is_remote(path):
+        _check_remote(path)
+        return
     path, name = Path(path), str(path) if name is None else name
     status = _check_place(path, name)
     if status is not None and not stat.S_ISDIR(status.st_mode):
@@ -68,20 +78,33 @@ def check_folder(path: str | Path, *, name: str | None = None) -> None:
 
 def check_new_folder(path: str | Path, *, name: str | None = None) -> None:
     """OutputError unless a folder can be made at `path`, or an empty one is there."""
-    path, name = Path(path), str(path) if name is None else name
+    path, name = paths.path(path), str(path) if name is None else name
     check_folder(path, name=name)
-    if path.exists() and any(path.iterdir()):
+    if paths.names_in(path):
         raise OutputError(f"{name}: is not empty; give a new folder")
+
+
+def _check_remote(path: str | Path) -> None:
+    """Writes and deletes a small key beside the one that is to be written: OutputError where there is no right to."""
+    url = paths.url_of(path)
+    with buckets.failures(url, OutputError):
+        probe = f"{url.rstrip('/')}.vdit-probe-{uuid.uuid4().hex[:8]}"
+        buckets.put(probe, b"")
+        buckets.delete(probe)
 
 
 def is_same(path: str | Path, other: str | Path) -> bool:
     """Whether two names are of one file or folder that exists, links followed."""
+    if paths.is_remote(path) or paths.is_remote(other):
+        return paths.url_of(path) == paths.url_of(other)
     mine, theirs = _status(Path(path)), _status(Path(other))
     return mine is not None and theirs is not None and os.path.samestat(mine, theirs)
 
 
 def is_inside(path: str | Path, folder: str | Path) -> bool:
     """Whether a path, which need not exist, is in a folder that does, links followed."""
+    if paths.is_remote(path) or paths.is_remote(folder):
+        return (paths.url_of(path) or "").startswith(f"{(paths.url_of(folder) or '-').rstrip('/')}/")
     return any(is_same(parent, folder) for parent in Path(os.path.realpath(path)).parents)
 
 
@@ -94,7 +117,9 @@ def write_whole(path: str | Path, write: Callable[[Path], None], *, replace: boo
         replace: whether an existing file is replaced. If not, the first free name of a.mp4, a-2.mp4, a-3.mp4, ... is
             taken, in such a way that two processes never take the same.
     """
-    path = Path(path)
+    path = paths.path(path)
+    if not isinstance(path, Path):
+        return _write_remote(path, write, replace=replace)
     handle, part = tempfile.mkstemp(prefix=".vdit-", suffix=f".part{path.suffix}", dir=path.parent)
     os.close(handle)
     try:
@@ -108,6 +133,19 @@ def write_whole(path: str | Path, write: Callable[[Path], None], *, replace: boo
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part)
+
+
+def _write_remote(path: paths.AnyPath, write: Callable[[Path], None], *, replace: bool) -> paths.AnyPath:
+    """Fills a file of this disk and uploads it."""
+    with tempfile.TemporaryDirectory(prefix="vdit-") as folder:
+        part = Path(folder) / f"part{path.suffix}"
+        with writing(path):
+            write(part)
+        if not replace:
+            path = next(name for name in numbered(path) if not paths.exists(name))
+        with buckets.failures(str(path), OutputError):
+            buckets.send(part, str(path))
+    return path
 
 
 def numbered(path: Path) -> Iterator[Path]:
@@ -134,7 +172,7 @@ def files_given() -> list[str]:
 
 
 def _note(path: str | Path, *, written: bool) -> None:
-    path = os.path.realpath(path)
+    path = paths.url_of(path) or os.path.realpath(path)
     with _FILES_LOCK:
         _FILES[path] = written or _FILES.get(path, False)
         if len(_FILES) > _FILES_MOST:

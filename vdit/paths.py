@@ -138,6 +138,11 @@ def local_folder(name: str | os.PathLike, *, error: type[VditError] = DataError,
         return buckets.fetch_folder(url)
 
 
+def local_weights(name: str | os.PathLike, *, error: type[VditError] = DataError) -> Path:
+    """The file or the folder of a name, on this disk; see `local_copy` and `local_folder`."""
+    return (local_copy if is_remote(name) and is_file(name) else local_folder)(name, error=error)
+
+
 def files_below(folder: str | os.PathLike) -> dict[str, int]:
     """Name relative to the folder -> bytes, of each regular file in it and in the folders inside it; sorted."""
     place = path(folder)

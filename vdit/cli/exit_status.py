@@ -12,7 +12,17 @@ import threading
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from vdit.errors import EX_TEMPFAIL, EX_USAGE, INTERRUPTED, HostsError, Preempted, VditError, no_room, reason
+from vdit.errors import (
+    EX_TEMPFAIL,
+    EX_USAGE,
+    INTERRUPTED,
+    BucketError,
+    HostsError,
+    Preempted,
+    VditError,
+    no_room,
+    reason,
+)
 from vdit.reprs import shown_bytes
 
 # How jax words it, with the bytes that were wanted.
@@ -27,6 +37,8 @@ def ending(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, Preempted):
         return _line(str(error) or "stopped by SIGTERM"), EX_TEMPFAIL
     if isinstance(error, HostsError):
+        return _line(str(error)), EX_TEMPFAIL
+    if isinstance(error, BucketError) and error.transient:
         return _line(str(error)), EX_TEMPFAIL
     if isinstance(error, VditError):
         return _line(str(error)), EX_USAGE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from vdit import paths
 from vdit.data.captions import read_captions
 from vdit.data.config import DataConfig
 from vdit.data.data_source import FolderSource
@@ -23,7 +24,7 @@ def folder_experiment(path: str | Path) -> Experiment:
     """A small model of every task on a folder of videos, for one GPU or a patient CPU; all values can be overridden."""
     videos = _count(path)
     return Experiment(
-        name=Path(path).resolve().name or "folder",
+        name=(paths.path(path).name if paths.is_remote(path) else Path(path).resolve().name) or "folder",
         data=DataConfig(
             source=FolderSource(path=str(path)),
             pixel_budgets=(64 * 64, 96 * 96, 128 * 128),
@@ -67,6 +68,6 @@ def _optimizer(learning_rate: float) -> OptimizerConfig:
 
 
 def _count(path: str | Path) -> int:
-    if not Path(path).is_dir():
+    if not paths.is_dir(path):
         raise DataError(f"{path} is not a folder: --data must name a folder of video files")
     return len(read_captions(path).entries)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from vdit import paths
 from vdit.cli.output import OTHER_MEDIA, VIDEO
 from vdit.cli.parser import UsageError, nearest
 from vdit.errors import VditWarning
@@ -89,7 +90,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     steps = None if options.profile is None else parse_steps(options.profile)
     digest = hashlib.sha256(f"{stages} {to_json(experiment)}".encode()).hexdigest()[:12]
     space = Workspace(options.workdir or _default_folder(options.experiment, experiment.name))
-    if not (space.root / EXPERIMENT).exists():  # a run from before this rule goes on
+    if not paths.is_file(space.root / EXPERIMENT):  # a run from before this rule goes on
         experiment.check_rate()
     with joined({"the experiment": digest}, wait=options.wait_for_hosts) as together:
         keep_compiled()
@@ -121,7 +122,7 @@ def _tell(experiment, space, stages, status) -> None:
     status.tell("makes", f'{space.root}: "{e.name}" on {len(devices)} x {devices[0].device_kind}')
     for stage in stages:
         folder = {"vae": space.vae, "dit": space.dit}.get(stage)
-        step = max(steps_in(folder), default=0) if folder is not None and folder.is_dir() else 0
+        step = max(steps_in(folder), default=0) if folder is not None and paths.is_dir(folder) else 0
         total = {"vae": vae.steps, "dit": dit.steps}.get(stage, 0)
         done = "" if not step else ", done" if step >= total else f", from step {step}"
         status.tell(stage, words[stage] + done)
@@ -137,7 +138,8 @@ def _train(experiment, space, stages, options, together, profile_steps, status) 
 
     wandb = {"project": options.wandb, "name": space.root.name} if options.wandb else None
     traces = space.logs / "profile" / f"host_{jax.process_index()}"
-    profiler = Profiler(traces, steps=profile_steps, ask=space.root / ASK if is_primary_host() else None)
+    ask = space.root / ASK if is_primary_host() and not space.is_remote else None
+    profiler = Profiler(traces, steps=profile_steps, ask=ask)
     parts = {"place": together.place, "peers": together.peers, "stop": together.stop, "profiler": profiler}
     training.check_run(experiment, space, stages, strict=options.strict)
     status.begin()
@@ -198,15 +200,15 @@ def find_experiment(source: str | None, data: str | None = None):
         if data is None:
             raise UsageError("nothing to train: give an EXPERIMENT.py, or --data FOLDER (see vdit train --help)")
         return folder_experiment(data)
-    shipped = {} if Path(source).exists() or source.endswith(".py") else shipped_experiments()
-    if Path(source).is_dir() and not (Path(source) / EXPERIMENT).exists() and data is None:
+    shipped = {} if paths.exists(source) or source.endswith(".py") else shipped_experiments()
+    if paths.is_dir(source) and not paths.is_file(paths.path(source) / EXPERIMENT) and data is None:
         from vdit.data.captions import video_files
 
-        what = "a folder of videos" if video_files(Path(source)) else "no run (experiment.json is missing)"
+        what = "a folder of videos" if video_files(paths.path(source)) else "no run (experiment.json is missing)"
         raise UsageError(f"{source}: is {what}; to train on a folder of videos, write vdit train --data {source}")
     if Path(source).suffix.lower() in VIDEO + OTHER_MEDIA:
         raise UsageError(f"{source}: is no experiment; to train on videos, name their folder: vdit train --data FOLDER")
-    if Path(source).is_dir():
+    if paths.is_dir(source):
         experiment = Workspace(source).experiment()
     elif source.isidentifier() and source not in shipped and importlib.util.find_spec(source) is None:
         known = ", ".join(shipped) or "none are installed"
@@ -215,8 +217,8 @@ def find_experiment(source: str | None, data: str | None = None):
         experiment = load_config(shipped.get(source, source))
     if not isinstance(experiment, Experiment):
         raise UsageError(f"{source}: config() returned {type(experiment).__name__}, vdit train needs an Experiment")
-    return experiment if data is None else on_folder(experiment, data, begun=Path(source).is_dir())
+    return experiment if data is None else on_folder(experiment, data, begun=paths.is_dir(source))
 
 
 def _default_folder(source: str | None, name: str) -> Path:
-    return Path(source) if source is not None and Path(source).is_dir() else Path("runs") / name
+    return paths.path(source) if source is not None and paths.is_dir(source) else Path("runs") / name

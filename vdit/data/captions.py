@@ -21,8 +21,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vdit import paths
 from vdit.data.tables import Record, read_lines, read_table
 from vdit.errors import DataError
+from vdit.paths import AnyPath
 from vdit.reprs import listed, literal, short_repr
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp",
@@ -81,20 +83,20 @@ def read_captions(folder: str | Path, captions: str | Path | None = None) -> Cap
     Raises:
         DataError: there is nothing to read, or a file is ambiguous; the message names file and line.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    folder = paths.path(folder)
+    if not paths.is_dir(folder):
         raise DataError(f"{folder} is not a folder: data.source.path must name a folder of video files")
     files = VideoFiles(folder)
     if captions is not None:
-        given = next((path for path in (Path(captions), folder / captions) if os.path.exists(path)), None)
+        given = next((path for path in (paths.path(captions), folder / captions) if paths.exists(path)), None)
         if given is None:
             raise DataError(f"captions file {str(captions)!r} is neither here nor in {folder}")
         if given.suffix.lower() == ".txt":
             return _from_lists(files, given.with_name(VIDEO_LIST), given)
         return _from_table(files, given)
-    tables = [name for name in TABLE_NAMES if (folder / name).exists()]
-    prompts = [name for name in PROMPT_LISTS if (folder / name).exists()]
-    lists = prompts if (folder / VIDEO_LIST).exists() and not files.beside(VIDEO_LIST) else []
+    tables = [name for name in TABLE_NAMES if paths.exists(folder / name)]
+    prompts = [name for name in PROMPT_LISTS if paths.exists(folder / name)]
+    lists = prompts if paths.exists(folder / VIDEO_LIST) and not files.beside(VIDEO_LIST) else []
     notes = [f"{name} is not used: {(tables + lists)[0]} is" for name in (tables + lists)[1:]]
     if tables:
         return _from_table(files, folder / tables[0], notes)
@@ -103,17 +105,22 @@ def read_captions(folder: str | Path, captions: str | Path | None = None) -> Cap
     return _beside(files)
 
 
-def video_files(folder: Path) -> list[Path]:
+def video_files(folder: AnyPath) -> list[AnyPath]:
     """The files of a folder and of those inside it, linked ones too, that are videos by their names; sorted."""
+    if not isinstance(folder, Path):
+        return [folder / name for name in paths.files_below(folder) if name.lower().endswith(SUFFIXES)]
     return sorted(path for path in _walk(folder) if path.suffix.lower() in SUFFIXES)
 
 
 class VideoFiles:
     """The files of a folder, by their names relative to it."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: AnyPath):
         self.folder = folder
-        self.paths = {path.relative_to(folder).as_posix(): path for path in sorted(_walk(folder))}
+        if isinstance(folder, Path):
+            self.paths = {path.relative_to(folder).as_posix(): path for path in sorted(_walk(folder))}
+        else:
+            self.paths = {name: folder / name for name in paths.files_below(folder)}
         self.videos = [name for name, path in self.paths.items() if path.suffix.lower() in SUFFIXES]
         self._stems = {_plain_stem(name) for name in self.videos}
         self._by_name: dict[str, list[str]] = {}
@@ -129,6 +136,8 @@ class VideoFiles:
             plain = plain_name(written, self.folder)
             if plain in self.paths:
                 return plain
+            if plain.split("/")[0] == ".." or os.path.isabs(plain):
+                raise DataError(f"{where}: names {name!r}, which is not in {self.folder}: name files of that folder")
             same = self._by_name.get(_composed(plain), [])
             if len(same) > 1:
                 raise DataError(f"{where}: {name!r} stands for {len(same)} files whose names differ only in how "
@@ -182,7 +191,7 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield from (Path(here) / name for name in names)
 
 
-def _from_table(files: VideoFiles, table: Path, notes: Sequence[str] = ()) -> Captions:
+def _from_table(files: VideoFiles, table: AnyPath, notes: Sequence[str] = ()) -> Captions:
     records = list(read_table(table, columns=COLUMNS, needs="file", error=DataError))
     known, others = set(), {}
     for record in records:
@@ -196,10 +205,10 @@ def _from_table(files: VideoFiles, table: Path, notes: Sequence[str] = ()) -> Ca
     entries = [_entry(record, files) for record in records]
     notes = [*notes, *([f"{table.name}: not used are the columns {_listed(others)}"] if others else ())]
     entries = _different(entries, [record.where for record in records], table)
-    return files.captions(entries, notes, [table.absolute(), *TABLE_NAMES])
+    return files.captions(entries, notes, [_absolute(table), *TABLE_NAMES])
 
 
-def _from_lists(files: VideoFiles, videos: Path, prompts: Path, notes: Sequence[str] = ()) -> Captions:
+def _from_lists(files: VideoFiles, videos: AnyPath, prompts: AnyPath, notes: Sequence[str] = ()) -> Captions:
     texts, names = (read_lines(path, error=DataError, empty=True) for path in (prompts, videos))
     if len(texts) != len(names):
         raise DataError(f"{videos} has {len(names)} lines and {prompts} has {len(texts)}: line k of one belongs to "
@@ -210,7 +219,7 @@ def _from_lists(files: VideoFiles, videos: Path, prompts: Path, notes: Sequence[
         raise DataError(f"{nameless}: is empty: each line must name the video of the same line in {prompts.name}")
     entries = [Entry(file=files.find(name, where), captions=(text,))
                for where, (_, name), (_, text) in zip(wheres, names, texts)]
-    return files.captions(_different(entries, wheres, videos), notes, [videos.absolute(), prompts.absolute()])
+    return files.captions(_different(entries, wheres, videos), notes, [_absolute(videos), _absolute(prompts)])
 
 
 def _beside(files: VideoFiles) -> Captions:
@@ -259,7 +268,7 @@ def _label(value: Any, where: str) -> int:
     return int(text)
 
 
-def _different(entries: list[Entry], wheres: list[str], source: Path) -> list[Entry]:
+def _different(entries: list[Entry], wheres: list[str], source: AnyPath) -> list[Entry]:
     if not entries:
         raise DataError(f"captions file {source} is empty: name a video in it, or remove it")
     seen: set[str] = set()
@@ -271,9 +280,15 @@ def _different(entries: list[Entry], wheres: list[str], source: Path) -> list[En
     return entries
 
 
-def plain_name(name: str, folder: Path) -> str:
+def _absolute(path: AnyPath) -> AnyPath:
+    return path.absolute() if isinstance(path, Path) else path
+
+
+def plain_name(name: str, folder: AnyPath) -> str:
     """A name of a file in a folder without what may be left out: "./", "a/..", the folder itself."""
-    if os.path.isabs(name) and Path(name).is_relative_to(folder.absolute()):
+    if not isinstance(folder, Path):
+        name = name.removeprefix(f"{folder}/")
+    elif os.path.isabs(name) and Path(name).is_relative_to(folder.absolute()):
         name = os.path.relpath(name, folder.absolute())
     return os.path.normpath(name) if name else name
 

@@ -65,7 +65,7 @@ def look_at_videos(config: DataConfig, exclude: Collection[str], before: Record 
     source = config.source
     if not isinstance(source, FolderSource) or not Path(source.path).is_dir():
         return None
-    folder = Path(source.path)
+    folder = paths.path(source.path)
     known = {} if before is None else before["files"]
     excluded = {plain_name(name, folder) for name in exclude}
     entries = [entry for entry in read_captions(folder, source.captions).entries if entry.file not in excluded]
@@ -96,8 +96,8 @@ def digest_of(record: Record | None) -> str | None:
 
 def read_record(latents: str | Path) -> Record | None:
     """The record beside latents; None where there is none (latents of an older vdit, or of rendered worlds)."""
-    path = Path(latents) / RECORD
-    if not path.exists():
+    path = paths.path(latents) / RECORD
+    if not paths.is_file(path):
         return None
     fix = "remove the folder of latents to encode them again"
     record = paths.read_json(path, limit=_LIMIT, error=DataError, fix=fix)
@@ -112,11 +112,15 @@ def read_record(latents: str | Path) -> Record | None:
     return record
 
 
-def _look(folder: Path, entry: Entry, before: Mapping[str, Any] | None) -> dict[str, Any]:
+def _look(folder: paths.AnyPath, entry: Entry, before: Mapping[str, Any] | None) -> dict[str, Any]:
     said = json.dumps([entry.captions, entry.label])
     captions = hashlib.sha256(said.encode()).hexdigest()[:16]
     path = folder / entry.file
     try:
+        if not isinstance(path, Path):  # a bucket knows the digest of what it holds
+            file = list(map(str, paths.version_of(path) or ()))
+            content = hashlib.sha256(json.dumps(file).encode()).hexdigest()[:32] if file else None
+            return {"file": file or None, "content": content, "captions": captions}
         status = os.stat(path)
         file = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         content = before["content"] if before is not None and before["file"] == file else _digest(path)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vdit import paths
 from vdit.data.captions import Entry, plain_name, read_captions
 from vdit.data.cuts import DecodedClip
 from vdit.data.sources import DataSummary
@@ -21,7 +22,7 @@ from vdit.video import read as video_io
 class FileHandle:
     """One video file."""
 
-    path: Path
+    path: paths.AnyPath
     id: str
     captions: tuple[str, ...]
     label: int
@@ -32,7 +33,8 @@ class FileHandle:
     elastic: bool = False
 
     def read(self, *, start: float, fps: float, frames: int, size: tuple[int, int]) -> DecodedClip:
-        clip = video_io.read_video(self.path, start=start, fps=fps, max_frames=frames, size=size)
+        file = paths.local_copy(self.path, error=VideoError)
+        clip = video_io.read_video(file, start=start, fps=fps, max_frames=frames, size=size)
         return DecodedClip(video=clip.frames, captions=self.captions)
 
 
@@ -45,7 +47,7 @@ class FolderDataset:
 
     def __init__(self, path: str | Path, captions: str | Path | None = None, *,
                  exclude: Collection[str] = (), only: Collection[str] | None = None, threads: int = 4):
-        self.path = Path(path)
+        self.path = paths.path(path)
         listing = read_captions(self.path, captions)
         excluded = {plain_name(name, self.path) for name in exclude}
         wanted = None if only is None else {plain_name(name, self.path) for name in only}
@@ -77,13 +79,15 @@ class FolderDataset:
         """The video, or why it cannot be read."""
         path = self.path / entry.file
         try:
+            if not isinstance(path, Path):
+                path = paths.local_copy(path, error=VideoError)
             if not os.path.isfile(path):
                 return "is no regular file" if os.path.lexists(path) else "is missing, though a captions file names it"
             info = video_io.probe(path)
             fps, seconds = _timing(path, info)
         except VideoError as error:
             return str(error).removeprefix(f"{path}: ")
-        return FileHandle(path=path, id=entry.file, captions=entry.captions, label=entry.label,
+        return FileHandle(path=self.path / entry.file, id=entry.file, captions=entry.captions, label=entry.label,
                            height=info.height, width=info.width, fps=fps, seconds=seconds)
 
     def __len__(self) -> int:

@@ -11,8 +11,8 @@ import contextlib
 import functools
 import json
 import os
-import shutil
 import struct
+import threading
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,7 +24,7 @@ import safetensors
 import safetensors.numpy
 from array_record.python import array_record_module
 
-from vdit import paths
+from vdit import buckets, paths
 from vdit.data.sources import Sample, Source
 from vdit.errors import DataError, reason, writing
 from vdit.models.vae.statistics import (
@@ -35,6 +35,7 @@ from vdit.models.vae.statistics import (
     empty_moments,
     latent_statistics,
 )
+from vdit.paths import AnyPath
 
 INDEX = "index.json"
 MOST_INDEX = 256 * paths.MIB
@@ -46,11 +47,13 @@ SAFETENSORS_DTYPES = {"F16": np.float16, "F32": np.float32, "BF16": ml_dtypes.bf
 class ShardWriter:
     """One file of records, with the sums of its channels; the file appears when it is closed."""
 
-    def __init__(self, file: Path, dtype: str):
+    def __init__(self, file: AnyPath, dtype: str):
         self.file, self.dtype = file, dtype
         self.records, self.bytes, self.channels = 0, 0, 0
         self._moments: Moments | None = None
-        self._part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
+        folder = file.parent if isinstance(file, Path) else buckets.home() / "writing"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._part = folder / f".{file.name}.{uuid.uuid4().hex[:8]}.part"
         with self._named():
             self._writer = array_record_module.ArrayRecordWriter(str(self._part), "group_size:1")
 
@@ -68,8 +71,13 @@ class ShardWriter:
         """{"file", "records", "bytes"} of the file, its "channels", and the "moments" of its latents."""
         with self._named():
             self._writer.close()
-            os.replace(self._part, self.file)
-        return {"file": self.file.name, "records": self.records, "bytes": self.file.stat().st_size,
+            size = self._part.stat().st_size
+            if isinstance(self.file, Path):
+                os.replace(self._part, self.file)
+            else:
+                paths.copy_file(self._part, self.file)
+                self._part.unlink()
+        return {"file": self.file.name, "records": self.records, "bytes": size,
                 "channels": self.channels, "moments": (self._moments or empty_moments(0)).to_json()}
 
     def abandon(self) -> None:
@@ -94,7 +102,7 @@ def check_channels(channels: int, before: int, name: Any) -> None:
                         "latents of one VAE")
 
 
-def shard_file(folder: Path, number: int) -> Path:
+def shard_file(folder: AnyPath, number: int) -> AnyPath:
     return folder / f"latents-{number:05d}.arrayrecord"
 
 
@@ -160,24 +168,26 @@ def write_latents(path: str | Path, items: Iterable[Sample], *, vae: str = "", d
     Raises:
         DataError: there is nothing to write, an item is malformed, or the folder exists.
     """
-    path = Path(path)
+    path = paths.path(path)
     check_dtype(dtype)
-    if path.exists():
+    if paths.exists(path):
         raise DataError(f"{path} exists already: choose another folder for latents, or remove it")
     work = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.writing"
-    work.mkdir(parents=True)
+    if isinstance(work, Path):
+        work.mkdir(parents=True)
     try:
         index = make_index(_write_shards(work, items, dtype, shard_bytes), vae=vae, dtype=dtype)
         with writing(path / INDEX):
-            (work / INDEX).write_text(json.dumps(index, indent=1))
-            os.replace(work, path)
+            paths.write_atomic(work / INDEX, json.dumps(index, indent=1))
+            paths.move_folder(work, path, last=(INDEX,))
     except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            paths.remove_folder(work)
         raise
     return index
 
 
-def _write_shards(folder: Path, items: Iterable[Sample], dtype: str, shard_bytes: int) -> list[dict[str, Any]]:
+def _write_shards(folder: AnyPath, items: Iterable[Sample], dtype: str, shard_bytes: int) -> list[dict[str, Any]]:
     shards: list[dict[str, Any]] = []
     writer = None
     for number, item in enumerate(items):
@@ -199,11 +209,11 @@ class LatentStore(Source):
 
     def __init__(self, path: str | Path):
         super().__init__()
-        self.path = Path(path)
+        self.path = paths.path(path)
         self.index = _read_index(self.path)
         statistics = check_statistics(self.index, name=str(self.path / INDEX), error=DataError)
         self.mean, self.std = statistics["mean"], statistics["std"]
-        self._readers = [_open_shard(self.path, shard) for shard in self.index["shards"]]
+        self._readers = [_Shard(self.path, shard) for shard in self.index["shards"]]
         self._ends = np.cumsum([shard["records"] for shard in self.index["shards"]])
 
     def __len__(self) -> int:
@@ -239,8 +249,8 @@ def _array(tensor: dict[str, Any]) -> np.ndarray:
     return flat.reshape(tensor["shape"])
 
 
-def _read_index(path: Path) -> dict[str, Any]:
-    if not (path / INDEX).exists():
+def _read_index(path: AnyPath) -> dict[str, Any]:
+    if not paths.is_file(path / INDEX):
         raise DataError(f"{path} holds no latents ({INDEX} is missing): make them with "
                         "data_pipelines/encode_latents.py")
     fix = "it is damaged, write the latents again"
@@ -261,8 +271,24 @@ def _read_index(path: Path) -> dict[str, Any]:
     return index
 
 
-def _open_shard(path: Path, shard: dict[str, Any]) -> Any:
-    file = path / shard["file"]
+class _Shard:
+    """A reader of one shard. One on this disk is opened at once; one in a bucket when it is read, and its copy in the
+    bounded cache goes when others are used."""
+
+    def __init__(self, path: AnyPath, shard: dict[str, Any]):
+        self._path, self._shard = path, shard
+        self._lock = threading.Lock()
+        self._reader = _open_shard(path, shard) if isinstance(path, Path) else None
+
+    def read(self, numbers: list[int]) -> list[bytes]:
+        with self._lock:
+            if self._reader is None:
+                self._reader = _open_shard(self._path, self._shard)
+        return self._reader.read(numbers)
+
+
+def _open_shard(path: AnyPath, shard: dict[str, Any]) -> Any:
+    file = paths.local_copy(path / shard["file"])
     if not file.exists():
         raise DataError(f"{file} is missing: copy the whole folder of latents, or write it again")
     if file.stat().st_size != shard["bytes"]:

@@ -13,15 +13,16 @@ import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vdit.data.latents import INDEX, ShardWriter, check_dtype, make_index, shard_file
+from vdit import paths
+from vdit.data.latents import INDEX, MOST_INDEX, ShardWriter, check_dtype, make_index, shard_file
 from vdit.data.sources import Sample
-from vdit.errors import DataError, writing
+from vdit.errors import DataError
 from vdit.models.vae.statistics import Moments
+from vdit.paths import AnyPath
 
 MOST_PARTS, SMALLEST_PART = 512, 16
 FORMAT = "parts-2"  # of the notes: parts of another format are not gone on with
@@ -39,8 +40,8 @@ class LatentParts:
     def __init__(self, path: str | Path, *, samples: int, vae: str, dtype: str, key: Any = None, shard_index: int = 0,
                  shard_count: int = 1, replaces: bool = False):
         check_dtype(dtype)
-        self.path = Path(path)
-        if self.path.exists() and not replaces:
+        self.path = paths.path(path)
+        if paths.exists(self.path) and not replaces:
             raise DataError(f"{self.path} exists already: choose another folder for latents, or remove it")
         if samples < 1:
             raise DataError("there are no latents to write: the source of clips is empty")
@@ -51,7 +52,8 @@ class LatentParts:
         key = [FORMAT, samples, self.size, vae, dtype, key]
         self.key = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
         self.work = self.path.parent / f".{self.path.name}.{self.key}.writing"
-        self.work.mkdir(parents=True, exist_ok=True)
+        if isinstance(self.work, Path):
+            self.work.mkdir(parents=True, exist_ok=True)
 
     def places(self, part: int) -> range:
         """Numbers of the samples of a part."""
@@ -92,9 +94,13 @@ class LatentParts:
             for name, value in (more or {}).items():
                 write_json(self.work / name, value)
             write_json(self.work / INDEX, index)
-            if self.path.exists():
-                os.replace(self.path, self.work.with_suffix(".former"))
-            os.replace(self.work, self.path)
+            if isinstance(self.path, Path):
+                if self.path.exists():
+                    os.replace(self.path, self.work.with_suffix(".former"))
+                os.replace(self.work, self.path)
+            else:
+                paths.remove_folder(self.path, first=(INDEX,))
+                paths.move_folder(self.work, self.path, last=(INDEX,))
             self._clear()
         wait("latents complete")
         _await(lambda: self._index().get("key") == self.key, self.path / INDEX)
@@ -103,17 +109,17 @@ class LatentParts:
     def _index(self) -> dict[str, Any]:
         """The index of the folder; empty where there is none."""
         try:
-            return json.loads((self.path / INDEX).read_text())
-        except (OSError, ValueError):
+            return json.loads(paths.read_bytes(self.path / INDEX, limit=MOST_INDEX))
+        except (OSError, ValueError, DataError):
             return {}
 
     def _note(self, part: int) -> dict[str, Any] | None:
         """What is known of a part that is complete."""
         try:
-            note = json.loads(_note_file(self.work, part).read_text())
+            note = json.loads(paths.read_bytes(_note_file(self.work, part), limit=paths.MIB))
             Moments.from_json(note["moments"])
-            whole = shard_file(self.work, part).stat().st_size == note["bytes"]
-        except (OSError, ValueError, KeyError, TypeError):
+            whole = paths.file_size(shard_file(self.work, part)) == note["bytes"]
+        except (OSError, ValueError, KeyError, TypeError, DataError):
             return None
         return note if whole else None
 
@@ -123,6 +129,14 @@ class LatentParts:
 
     def _clear(self) -> None:
         """The notes have served; and what was cut short, or given up for other latents, is of no use."""
+        if not isinstance(self.path, Path):
+            for name in paths.names_in(self.path):
+                if name.startswith("part-") and name.endswith(".json"):
+                    (self.path / name).unlink(missing_ok=True)
+            for name in paths.names_in(self.path.parent):
+                if name.startswith(f".{self.path.name}.") and name.endswith(".writing"):
+                    paths.remove_folder(self.path.parent / name)
+            return
         for left in [*self.path.glob("part-*.json"), *self.path.glob(".*.part")]:
             left.unlink(missing_ok=True)
         for ending in ("writing", "former"):
@@ -130,11 +144,11 @@ class LatentParts:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _note_file(folder: Path, part: int) -> Path:
+def _note_file(folder: AnyPath, part: int) -> AnyPath:
     return folder / f"part-{part:05d}.json"
 
 
-def _await(seen: Callable[[], bool], file: Path) -> None:
+def _await(seen: Callable[[], bool], file: AnyPath) -> None:
     """File systems over a network may show a file some time after another host has written it."""
     end = time.monotonic() + PATIENCE
     while not seen():
@@ -144,12 +158,6 @@ def _await(seen: Callable[[], bool], file: Path) -> None:
         time.sleep(0.2)
 
 
-def write_json(file: Path, value: Any) -> None:
-    part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
-    with writing(file):
-        try:
-            part.write_text(json.dumps(value, indent=1))
-            os.replace(part, file)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
+def write_json(file: AnyPath, value: Any) -> None:
+    """Writes a value as JSON: all of the file or nothing."""
+    paths.write_atomic(file, json.dumps(value, indent=1))

@@ -112,7 +112,7 @@ def read_table(
     Raises:
         error: as by `read_text`; and where a line cannot be understood for certain.
     """
-    path = Path(path)
+    path = paths.path(path)
     kind = path.suffix.lower()
     if kind not in TABLES:
         raise error(f"{path} ends in {path.suffix!r}: write {', '.join(TABLES[:-1])} or {TABLES[-1]}")

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from vdit import paths
 from vdit.checkpoint import find_step, load_params
 from vdit.checkpoint.files import steps_in
 from vdit.dist.mesh import make_mesh
 from vdit.dist.rules import replicated
-from vdit.errors import VditWarning
+from vdit.errors import VditWarning, WeightsError
 from vdit.experiment.experiment import Experiment
 from vdit.generate.generator import Generator
 from vdit.generate.precision import Compute, Weights, check_held, computing, fast_compute, held_as
@@ -100,9 +101,10 @@ def open_generator(
     """
     weights, lora = how.get("weights"), how.get("lora", ())
     mesh = make_mesh() if mesh is None else mesh
-    if (Path(path) / EXPERIMENT).exists() or not Path(path).exists():
+    path = paths.local_folder(path, error=WeightsError) if paths.is_hub(path) else paths.path(path)
+    if paths.is_file(path / EXPERIMENT) or not paths.exists(path):
         of_run = {"ema": how.get("ema", True), "step": how.get("step"), "compute": how.get("compute")}
-        experiment, tokenizer, read = _open_run(Path(path), mesh, **of_run)
+        experiment, tokenizer, read = _open_run(path, mesh, **of_run)
     else:
         parts = how.get("parts", ())
         model = open_model(path, [parts] if isinstance(parts, str | Path) else parts)
@@ -174,12 +176,12 @@ def _warn(line: str) -> None:
     warnings.warn(line, VditWarning, stacklevel=4)
 
 
-def _open_run(path: Path, mesh: Mesh, *, ema: bool, step: int | None, compute: Compute | None) -> _Opened:
+def _open_run(path: paths.AnyPath, mesh: Mesh, *, ema: bool, step: int | None, compute: Compute | None) -> _Opened:
     space = Workspace(path)
     stored = space.experiment()
     experiment = computing(stored, compute)
     for folder in (space.vae, space.dit):
-        if not (folder.is_dir() and steps_in(folder)):
+        if not (paths.is_dir(folder) and steps_in(folder)):
             find_step(folder)  # says what is missing
     check_trained_run(stored, space, step=step)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from vdit.checkpoint import load_meta, write_manifest
-from vdit.errors import CheckpointError, WeightsError, reason, writing
+from vdit import buckets, paths
+from vdit.checkpoint import MANIFEST, load_meta, write_manifest
+from vdit.errors import CheckpointError, OutputError, WeightsError, reason, writing
 from vdit.experiment.experiment import Experiment
 from vdit.models.text.t5_tokenizer import is_json
 from vdit.nn.lora import detach, merge, without_lora
@@ -188,11 +190,14 @@ def export_model(
         CheckpointError: a file of the run is missing or changed.
         OutputError: the folder is taken or cannot be written.
     """
+    if paths.is_remote(out):
+        _export_to_bucket(space, experiment, params, vae_params, out, dtype=dtype, max_shard=max_shard, say=say)
+        return
     out = Path(out)
     check_new_folder(out)
     parts = _parts(experiment)  # raises before anything is written
     # Without what the imported folder had besides weights, an export makes its own.
-    space.check_files(load_meta(space.dit).get(FILES, {}), names=None if (space.root / PUBLIC).is_dir() else SAMPLED)
+    space.check_files(load_meta(space.dit).get(FILES, {}), names=None if paths.is_dir(space.root / PUBLIC) else SAMPLED)
     files = _small_files(space, experiment, parts)
     statistics = space.statistics()
     trees = {name: _plain(tree) for name, tree in params.items()} | {"vae": vae_params}
@@ -212,6 +217,16 @@ def export_model(
         (out / INDEX).write_bytes(index)
         write_manifest(out)
     say(f"{out / INDEX}: done")
+
+
+def _export_to_bucket(space: Workspace, experiment: Experiment, params: PyTree, vae_params: PyTree,
+                      out: str | Path, **how: Any) -> None:  # fmt: skip
+    """Writes the folder on this disk, and uploads it, its index and its checksums last."""
+    check_new_folder(out)
+    with tempfile.TemporaryDirectory(prefix="vdit-export-") as folder:
+        export_model(space, experiment, params, vae_params, folder, **how)
+        with buckets.failures(paths.url_of(out), OutputError):
+            buckets.send_folder(Path(folder), paths.url_of(out).rstrip("/"), last=(INDEX, MANIFEST))
 
 
 def check_export(space: Workspace, experiment: Experiment) -> None:
@@ -261,7 +276,7 @@ def _small_files(space: Workspace, experiment: Experiment, parts: dict[str, _Fol
     """Path -> content of what is no weight: as the imported folder had it, or made from the experiment."""
     kept = space.root / PUBLIC
     files = {
-        str(file.relative_to(kept)): _small(file) for file in sorted(kept.rglob("*")) if file.is_file()
+        name: _small(kept / name) for name in paths.files_below(kept)
     }
     if INDEX in files:
         return files
@@ -278,11 +293,11 @@ def _small_files(space: Workspace, experiment: Experiment, parts: dict[str, _Fol
         if experiment.vision is not None:
             index["image_processor"] = ["transformers", "CLIPImageProcessor"]
             files["image_processor/preprocessor_config.json"] = _dump(clip.clip_preprocessor_json(experiment.vision))
-        if not space.tokenizer.is_file():
+        if not paths.is_file(space.tokenizer):
             raise CheckpointError(f"{space.tokenizer}: is missing, which the exported model needs: restore it")
         tokenizer = _small(space.tokenizer)
         files[f"tokenizer/{'tokenizer.json' if is_json(tokenizer) else 'spiece.model'}"] = tokenizer
-        if (settings := space.root / "tokenizer_config.json").is_file():
+        if paths.is_file(settings := space.root / "tokenizer_config.json"):
             files[f"tokenizer/{settings.name}"] = _small(settings)
     elif experiment.label_names:
         index["id2label"] = {str(i): name for i, name in enumerate(experiment.label_names)}

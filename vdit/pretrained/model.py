@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vdit import config as config_tools
+from vdit import paths
 from vdit.checkpoint import MANIFEST, damage
 from vdit.dist.mesh import make_mesh
 from vdit.dist.rules import replicated
@@ -135,7 +136,8 @@ def open_model(path: str | Path, parts: Sequence[str | Path] = ()) -> PublicMode
     """
     from vdit.pretrained import diffusers_folder, original_layouts  # they make what is defined here
 
-    path = Path(path)
+    path = paths.local_weights(path, error=WeightsError)
+    parts = [paths.local_weights(part, error=WeightsError) for part in parts]
     if path.is_file():
         try:
             model = original_layouts.open_file(path, parts)
@@ -210,7 +212,7 @@ def import_model(
         WeightsError: see `open_model`.
         OutputError: the folder is taken or cannot be written.
     """
-    out = Path(out)
+    out = paths.path(out)
     check_new_folder(out)
     model = open_model(folder, parts)
     say(f"{model.folder}: {_summary(model)}")
@@ -258,7 +260,6 @@ def _copy_small_files(model: PublicModel, space: Workspace) -> None:
             _copy_file(config, space.root / config.name)
 
 
-def _copy_file(source: Path, target: Path) -> None:
+def _copy_file(source: Path, target: paths.AnyPath) -> None:
     data = read_bytes(source, limit=MAX_EXTRA, error=WeightsError, fix="it should be a small file")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(data)
+    paths.write_atomic(target, data)

@@ -372,7 +372,8 @@ def make_writers(stage: str, workspace: Workspace, logging: Logging, step: int) 
         options = {"group": workspace.root.name, "job_type": stage, **logging.wandb}
         openers["Weights & Biases"] = lambda after: WandB(**options)
     warn = logging.watch.warn
-    return [ResilientWriter(name, open, step=step, warn=warn) for name, open in openers.items()]
+    writers: list[Writer] = [ResilientWriter(name, open, step=step, warn=warn) for name, open in openers.items()]
+    return [*writers, workspace.remote_logs] if workspace.is_remote else writers
 
 
 class TrainingVideos:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vdit import config as config_tools
+from vdit import paths
 from vdit.checkpoint import MANIFEST, find_step, load_meta, load_params, sums
 from vdit.dist.rules import replicated
 from vdit.errors import CheckpointError, ConfigError
@@ -162,21 +162,20 @@ def copy_pretrained(experiment: Experiment, workspace: Workspace) -> None:
     _check_same(base.experiment(), experiment)
     if jax.process_index() != 0:
         return
-    if base.vae.is_dir() and not workspace.vae.exists():
+    if paths.is_dir(base.vae) and not paths.exists(workspace.vae):
         step = find_step(base.vae)
         partial = workspace.vae.with_name("vae.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(step, partial / step.name)
-        partial.rename(workspace.vae)
+        paths.remove_folder(partial)
+        paths.copy_folder(step, partial / step.name, last=(MANIFEST,))
+        paths.move_folder(partial, workspace.vae, last=(f"{step.name}/{MANIFEST}",))
     for name in SAMPLED:
-        if (base.root / name).exists() and not (workspace.root / name).exists():
-            workspace.root.mkdir(parents=True, exist_ok=True)
-            shutil.copy(base.root / name, workspace.root / name)
+        if paths.is_file(base.root / name) and not paths.exists(workspace.root / name):
+            paths.copy_file(base.root / name, workspace.root / name)
 
 
 def provides(experiment: Experiment, name: str) -> bool:
-    """Whether the model that the run starts from provides this part along."""
-    return experiment.start_from is not None and (Path(experiment.start_from) / name).exists()
+    """Whether the model that the run starts from provides this part."""
+    return experiment.start_from is not None and paths.exists(paths.path(experiment.start_from) / name)
 
 
 def _lora_init(experiment: Experiment, key: jax.Array) -> PyTree:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from vdit import config as config_tools
+from vdit import paths
 from vdit.checkpoint import Checkpointer, check_config, find_step, load_meta, load_progress, say_once
 from vdit.checkpoint.files import steps_in
 from vdit.checkpoint.hosts import on_first
@@ -56,7 +57,7 @@ def outlook(stage: str, workspace: Workspace) -> str:
     """What the command that trains this run will do when it is started again, after a stop in a stage."""
     kept = ""
     folder = {"vae": workspace.vae, "dit": workspace.dit}.get(stage)
-    if folder is not None and folder.is_dir():
+    if folder is not None and paths.is_dir(folder):
         saved = [step for step in steps_in(folder) if is_finalized(folder / str(step))]
         kept = f"goes on from step {max(saved)} of stage {stage}" if saved else ""
     elif stage == "latents" and any(workspace.root.glob(f".{workspace.latents.name}.*.writing/part-*.json")):
@@ -66,7 +67,7 @@ def outlook(stage: str, workspace: Workspace) -> str:
 
 def last_step(folder: Path) -> int | None:
     """The step of the checkpoint to go on from, if there is one. The first host looks: others may see files later."""
-    if not on_first(folder.is_dir):
+    if not on_first(lambda: paths.is_dir(folder)):
         return None
     with Checkpointer(folder) as checkpointer:
         return checkpointer.latest_step()

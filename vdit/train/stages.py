@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from vdit import config as config_tools
+from vdit import paths
 from vdit.checkpoint import Checkpointer, RunLock
 from vdit.data.captions import read_captions
 from vdit.data.data_source import FolderSource
@@ -89,6 +90,8 @@ def run(
             watch = inside.enter_context(RunMonitor(workspace.logs / "hosts"))
             logging = dataclasses.replace(logging, watch=watch)
         inside.enter_context(RunLock(workspace.root))
+        if workspace.is_remote:
+            inside.callback(workspace.remote_logs.flush)
         on_primary_host(lambda: _begin_folder(experiment, workspace), "experiment.json")
         copy_pretrained(experiment, workspace)
         wait_for_all("start_from")
@@ -149,9 +152,9 @@ def _run_stage(
     return experiment
 
 
-def _stamp(file: Path | None) -> int | None:
-    """When a file was written; None where there is none."""
-    return file.stat().st_mtime_ns if file is not None and file.exists() else None
+def _stamp(file: Path | None) -> tuple | None:
+    """Changes when a file is written; None where there is none."""
+    return None if file is None else paths.version_of(file)
 
 
 def _check_captions(experiment: Experiment, workspace: Workspace) -> None:

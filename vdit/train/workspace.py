@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import os
+import re
+import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from vdit import buckets, paths
 from vdit.checkpoint import say_once, sums
 from vdit.config import from_dict, to_dict
-from vdit.errors import CheckpointError, ConfigError, DataError, OutputError, writing
+from vdit.errors import CheckpointError, ConfigError, DataError, OutputError, reason
 from vdit.experiment.experiment import Experiment
 from vdit.experiment.upgrade import upgrade
 from vdit.models.text import Tokenizer, make_tokenizer
@@ -34,7 +38,10 @@ RESTORE = "restore it from a copy of the run"
 
 
 class Workspace:
-    """A run's folder.
+    """A run's folder, on a disk or in a bucket (gs://, s3://).
+
+    Logs are files that grow, which a bucket does not have: those of a run in a bucket are written in a folder of this
+    disk, and copied to the bucket before every save and at the end (`RemoteLogs`).
 
     experiment.json   the resolved experiment: what `vdit.load` rebuilds the model from
     tokenizer.model   sentencepiece; of an imported model with tokenizer_config.json beside it
@@ -45,7 +52,7 @@ class Workspace:
     """
 
     def __init__(self, root: str | Path):
-        self.root = Path(root)
+        self.root = paths.path(root)
 
     def __repr__(self) -> str:
         return f"Workspace('{self.root}')"
@@ -68,7 +75,18 @@ class Workspace:
 
     @property
     def logs(self) -> Path:
-        return self.root / "logs"
+        """A folder on this disk."""
+        return self.root / "logs" if isinstance(self.root, Path) else self.remote_logs.folder
+
+    @functools.cached_property
+    def remote_logs(self) -> RemoteLogs:
+        """The logs of a run in a bucket; asking for them copies here what is there."""
+        return RemoteLogs(str(self.root / "logs"))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the run is in a bucket."""
+        return not isinstance(self.root, Path)
 
     def experiment(self) -> Experiment:
         """The experiment as it was saved; CheckpointError if the folder holds no run."""
@@ -81,7 +99,7 @@ class Workspace:
     def _read_experiment(self) -> tuple[dict[str, Any], str | None]:
         """The values in experiment.json, and the checksum of them that it holds: None in runs of old."""
         path = self.root / EXPERIMENT
-        if not path.exists():
+        if not paths.is_file(path):
             raise CheckpointError(
                 f"{self.root} holds no trained model (experiment.json is missing): give the folder of a vdit run"
             )
@@ -111,14 +129,14 @@ class Workspace:
             if path is not None and any(is_same(path, part) for part in parts):
                 raise OutputError(f"the run's folder {self.root}: {kind}, {path}, was given and is not written to; "
                                   "name another folder")  # fmt: skip
-        if not (self.root / EXPERIMENT).exists():
-            there = next((name for name in names if (self.root / name).exists()), None)
+        if not paths.is_file(self.root / EXPERIMENT):
+            there = next((name for name in names if paths.exists(self.root / name)), None)
             if there is not None:
                 raise OutputError(f"{self.root / there}: is there already, and is not of a run; name another folder")
 
     def save_experiment(self, experiment: Experiment) -> None:
         values = to_dict(experiment)
-        _write(self.root / EXPERIMENT, json.dumps(values | {SUM: _digest(values)}, indent=2) + "\n")
+        paths.write_atomic(self.root / EXPERIMENT, json.dumps(values | {SUM: _digest(values)}, indent=2) + "\n")
 
     def file_sums(self) -> dict[str, str | None]:
         """Name -> sha256 of each small file that belongs to the model; None where it is not there.
@@ -126,7 +144,7 @@ class Workspace:
         Each step of the DiT holds them, under the step's own checksums. public/ is what an imported model's export
         gives back.
         """
-        kept = sorted(str(path.relative_to(self.root)) for path in (self.root / PUBLIC).rglob("*") if path.is_file())
+        kept = [f"{PUBLIC}/{name}" for name in paths.files_below(self.root / PUBLIC)]
         return sums(self.root, [*SAMPLED, *kept])
 
     def check_files(self, expected: Mapping[str, str | None], *, names: Collection[str] | None = None) -> None:
@@ -149,13 +167,13 @@ class Workspace:
     def statistics(self) -> dict[str, np.ndarray] | None:
         """{"mean": float32 [c], "std": float32 [c]} of the VAE's latents; None before they are measured."""
         path = self.root / "statistics.json"
-        if not path.exists():
+        if not paths.is_file(path):
             return None
         data = read_json(path, limit=SMALL, error=CheckpointError, fix=RESTORE)
         return check_statistics(data, name=str(path), error=CheckpointError)
 
     def save_statistics(self, mean: list[float], std: list[float]) -> None:
-        _write(self.root / "statistics.json", json.dumps({"mean": mean, "std": std}, indent=1) + "\n")
+        paths.write_atomic(self.root / "statistics.json", json.dumps({"mean": mean, "std": std}, indent=1) + "\n")
 
     def costs(self) -> dict[str, dict[str, float]]:
         """Stage -> {"seconds": over all its runs, "peak_memory": bytes held by the process at most}."""
@@ -180,7 +198,7 @@ class Workspace:
             "seconds": before["seconds"] + seconds,
             "peak_memory": max(before["peak_memory"], peak_memory),
         }
-        _write(self.logs / "costs.json", json.dumps(costs, indent=1) + "\n")
+        paths.write_atomic(self.logs / "costs.json", json.dumps(costs, indent=1) + "\n")
 
 
 def open_tokenizer(experiment: Experiment, path: Path | None) -> Tokenizer:
@@ -197,14 +215,53 @@ def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _write(path: Path, text: str) -> None:
-    """Write all of a file or nothing of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with writing(path):
+class RemoteLogs:
+    """The logs of a run in a bucket: a folder here, whose changed files are copied there.
+
+    As a Writer of a stage it is last, so that its `flush` sees what the others have flushed.
+    """
+
+    INTERVAL = 60.0  # seconds between copies where nothing asks for one
+
+    def __init__(self, url: str):
+        self._url = url
+        digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+        self.folder = buckets.home() / "logs" / digest / "logs"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._sent: dict[str, tuple | None] = {}
+        self._told, self._at = False, time.monotonic()
+        for name, size in paths.files_below(url).items():
+            file = self.folder / name
+            if not file.is_file() or file.stat().st_size < size:  # this machine's own may be ahead
+                paths.copy_file(f"{url}/{name}", file)
+            self._sent[name] = paths.version_of(file) if file.stat().st_size == size else None
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        del step, values
+        if time.monotonic() - self._at > self.INTERVAL:
+            self.flush()
+
+    def videos(self, step: int, name: str, videos: np.ndarray, fps: float) -> None:
+        del step, name, videos, fps
+
+    def flush(self) -> None:
+        """Copies what has changed; says once if it cannot, since logs are no reason to end a training."""
+        self._at = time.monotonic()
         try:
-            partial.write_text(text)
-            os.replace(partial, path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+            for name in paths.files_below(self.folder):
+                now = paths.version_of(self.folder / name)
+                if self._sent.get(name) != now and self._is_mine(name):
+                    paths.copy_file(self.folder / name, f"{self._url}/{name}")
+                    self._sent[name] = now
+        except (OSError, DataError) as error:
+            if not self._told:
+                self._told = True
+                say_once(f"{self._url}: logs are not copied there: {reason(error)}; they are in {self.folder}")
+
+    def close(self) -> None:
+        self.flush()
+
+    def _is_mine(self, name: str) -> bool:
+        """Every host writes its own log, the first one all else."""
+        host = re.search(r"host_(\d+)", name)
+        return int(host[1]) == jax.process_index() if host else jax.process_index() == 0

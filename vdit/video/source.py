@@ -24,7 +24,7 @@ import av
 
 from vdit.errors import VditError, VideoError
 from vdit.outputs import note_read
-from vdit.paths import open_regular
+from vdit.paths import local_copy, open_regular
 from vdit.video.convert import MAX_FRAME_PIXELS
 from vdit.video.structure import cut_short, names_other_files
 
@@ -296,7 +296,7 @@ def _opened(path: str | Path | bytes, name: str) -> BinaryIO:
         if not path:
             raise VideoError(f"{name}: empty, 0 bytes")
         return io.BytesIO(path)
-    file = Path(path)
+    file = local_copy(path, error=VideoError)
     if not file.exists():
         raise VideoError(f"{name}: no such file")
     if not file.is_file():

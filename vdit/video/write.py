@@ -23,6 +23,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image
 
+from vdit import paths
 from vdit.errors import ShapeError, VideoError, reason
 from vdit.outputs import check_output, files_given, note_written, write_whole
 from vdit.types import check_pixels
@@ -80,10 +81,10 @@ def write_video(
     Example:
         vdit.write_video("out.mp4", videos[0], fps=8)
     """
-    path = Path(path)
+    path = paths.path(path)
     kind = _kind(path.suffix.lower().lstrip("."), str(path))
     rate = _checked_rate(fps, kind)
-    if not path.parent.is_dir():
+    if isinstance(path, Path) and not path.parent.is_dir():
         raise VideoError(f"{path}: folder {path.parent} does not exist")
     check_output(path, given=files_given())
     try:
@@ -101,7 +102,7 @@ def write_image(path: str | Path, frame: np.ndarray) -> None:
     Raises:
         VideoError: the frame has another type, range or values that are not finite, or the file cannot be written.
     """
-    path = Path(path)
+    path = paths.path(path)
     pixels = next(_frames(np.asarray(frame)[None]))
     quality = {} if path.suffix.lower() == ".png" else {"quality": 95}
     check_output(path, given=files_given())
@@ -172,7 +173,7 @@ def _as_uint8(frame: np.ndarray, index: int) -> np.ndarray:
 
 
 def _write(
-    part: Path, path: Path, kind: str, frames: Iterator[np.ndarray], rate: Fraction,
+    part: Path, path: paths.AnyPath, kind: str, frames: Iterator[np.ndarray], rate: Fraction,
     sound: Callable[[], Sequence[SoundPart]] | None,
 ) -> None:  # fmt: skip
     """Fills `part`, which will be `path`."""

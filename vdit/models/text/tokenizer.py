@@ -21,8 +21,7 @@ import sentencepiece
 
 from vdit.errors import TextError, VditWarning, reason
 from vdit.models.text.config import TextConfig
-from vdit.outputs import write_whole
-from vdit.paths import MIB, read_bytes
+from vdit.paths import MIB, read_bytes, write_atomic
 from vdit.reprs import short_repr
 
 # Unknown, begin, end, and one piece for each byte, so that any text can be encoded.
@@ -126,10 +125,8 @@ def write_model(model: bytes, path: str | Path) -> None:
     Raises:
         TextError: it cannot be written.
     """
-    path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda part: part.write_bytes(model), replace=True)
+        write_atomic(path, model)
     except OSError as error:
         raise TextError(f"{path}: cannot write the tokenizer: {reason(error)}") from None
 
