@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SCANNED = ("vdit", "experiments", "data_pipelines")
 
-BASE = {"types", "finite", "config", "errors", "lazy", "outputs", "paths", "buckets", "hub", "registry", "reprs"}
+BASE = {"types", "finite", "config", "errors", "lazy", "outputs", "paths", "buckets", "hub",
+        "internals", "registry", "reprs"}
 BASE |= {"seeds"}
 LAYERS = BASE | {"dist", "nn", "diffusion"}
 SAMPLING = LAYERS | {"samplers", "models", "data"}
@@ -26,6 +27,7 @@ MAY_IMPORT = {
     "paths": {"errors", "buckets", "hub"},
     "buckets": {"errors"},
     "hub": {"errors"},
+    "internals": {"errors"},
     "outputs": {"errors", "paths", "buckets"},
     "registry": {"errors"},
     "seeds": {"errors", "types"},
@@ -57,7 +59,7 @@ ONLY_IN = {
     "grain": {"data"},
     "tensorflow_datasets": {"data"},
     "array_record": {"data"},
-    "orbax": {"checkpoint"},
+    "orbax": {"checkpoint", "internals"},
     "tensorstore": {"checkpoint"},
     "av": {"video"},
     "etils": {"checkpoint", "paths"},

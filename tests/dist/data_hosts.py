@@ -15,8 +15,8 @@ from vdit.config import apply_overrides
 from vdit.data import DataConfig, LatentStore, row_iterator, write_latents
 from vdit.dist.mesh import MeshConfig, make_mesh
 from vdit.dist.multihost import initialize
-from vdit.dist.process_shard import host_share
-from vdit.dist.sync import on_primary_host, wait_for_all
+from vdit.dist.mesh import host_share
+from vdit.dist.multihost import on_primary_host, wait_for_all
 from vdit.errors import TextError, VditError
 from vdit.quickstart.config import experiment as quickstart_experiment
 from vdit.train.stages import Logging, run

@@ -3,7 +3,7 @@
 import collections
 import re
 
-from vdit.dist.hlo import computations, repeats
+from vdit.dist.collectives import computations, repeats
 
 
 def buffers(text: str) -> list[tuple[str, tuple[int, ...], str]]:

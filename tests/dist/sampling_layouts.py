@@ -18,7 +18,7 @@ import numpy as np
 from tests.dist.programs import buffers
 from vdit import samplers
 from vdit.diffusion import DiffusionConfig, Guidance, make_schedule
-from vdit.dist import fetch
+from vdit.dist import rules
 from vdit.dist.mesh import MeshConfig, make_mesh
 from vdit.dist.multihost import initialize
 from vdit.dist.rules import named_shardings

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import Mesh
 
 from vdit.dist.collectives import collectives, totals
-from vdit.dist.hlo import shape_bytes
+from vdit.dist.collectives import shape_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 TPU = {

@@ -14,7 +14,7 @@ import pytest
 
 from tests.dist import data_hosts
 from vdit.data import LatentStore
-from vdit.dist.process_shard import HostShare
+from vdit.dist.mesh import HostShare
 from vdit.train.stages import Logging, run
 from vdit.train.workspace import Workspace
 

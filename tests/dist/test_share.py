@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh
 
 from vdit.dist.mesh import AXES, MeshConfig, make_mesh
-from vdit.dist.process_shard import HostShare, host_share
+from vdit.dist.mesh import HostShare, host_share
 from vdit.errors import ConfigError
 
 

@@ -8,15 +8,14 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 from orbax.checkpoint import v1 as ocp
-from orbax.checkpoint._src.futures import synchronization
 
-from vdit import buckets, paths
+from vdit import buckets, internals, paths
 from vdit.checkpoint.files import (
     COMMITTED,
     META,
@@ -206,7 +205,7 @@ class _Save:
             on_first(lambda: prepare(folder))
             with _context():
                 self._response = ocp.save_checkpointables_async(self._written_to, parts)
-            self._barriers = _orbax_barriers(trees)
+            self._barriers = internals.orbax_barriers(trees)
         except Exception as error:
             self._error = error
         self.thread = threading.Thread(target=self._finish, daemon=True)
@@ -301,14 +300,6 @@ def _context() -> ocp.Context:
     # Else a failed start leaves threads behind that wait for the folders for minutes, and the process for them.
     context.asynchronous.create_directories_asynchronously = False
     return context
-
-
-def _orbax_barriers(parts: Iterable[str]) -> list[str]:
-    """Where hosts wait for each other in the save just begun, by Orbax 0.12's names."""
-    operation = synchronization.OperationIdGenerator.get_current_operation_id()
-    each = [f"[op={operation}.{part}] save_and_finalize_{operation}.{part}" for part in parts]
-    ends = [f"{name}_{moment}_complete" for name in each for moment in ("commit", "finalize")]
-    return [*ends, f"[op={operation}] save_checkpointables_async:finalize"]
 
 
 def _outcome(response) -> BaseException | None:

@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax._src import distributed  # the service has no public name; Orbax takes it from there, too
 
-from vdit import buckets, paths
+from vdit import buckets, internals, paths
 from vdit.errors import CheckpointError, HostsError
 
 PATIENCE = 1200  # seconds that one host waits for the slowest: as long as Orbax waits for a save
@@ -49,7 +48,7 @@ class Exchange:
         alone = alone or jax.process_count() == 1
         self.index, self.count = (0, 1) if alone else (jax.process_index(), jax.process_count())
         self._folder = None if alone else f"vdit/checkpoint/{next(_numbers)}"
-        self._client = None if alone else distributed.global_state.client
+        self._client = None if alone else internals.client()
         self._own: dict[str, str] = {}
 
     def put(self, name: str, value: Any) -> None:

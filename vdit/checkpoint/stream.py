@@ -6,11 +6,9 @@ tree as a tree of place-holders, calls back for their values, and then finishes 
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import itertools
 import math
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Mapping
@@ -22,7 +20,7 @@ import numpy as np
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
-from vdit import buckets, paths
+from vdit import buckets, internals, paths
 from vdit.checkpoint.files import (
     COMMITTED,
     META,
@@ -42,7 +40,6 @@ from vdit.types import PyTree
 
 _LONGEST = 7 * 24 * 3600  # seconds: Orbax gives up on a save after minutes
 _THREADS = 4  # that copy and compress; each has a chunk of a quarter of a piece
-_M_MMAP_THRESHOLD = -3  # of malloc.h
 # put(path, layer, values): a whole array (layer None), or one layer of a stacked one
 Put = Callable[[str, int | None, np.ndarray], None]
 
@@ -83,7 +80,7 @@ def save_streamed(
     directory.mkdir(parents=True, exist_ok=True)
     clear_left_overs(directory)
     quiet_orbax()
-    _return_large_memory()
+    internals.return_freed_memory()
     turn = threading.Lock()
     parts: dict[str, Any] = {}
     registry = ocp.handlers.local_registry()
@@ -285,9 +282,3 @@ def _spec(folder: Path, name: str, leaf: StreamedLeaf, chunk: list[int]) -> dict
             "codecs": [{"name": "sharding_indexed", "configuration": inside}],
         },
     }
-
-
-def _return_large_memory() -> None:
-    """Has glibc give freed arrays back to the system: else each thread keeps up to 64 MB for later ones."""
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        mallopt(_M_MMAP_THRESHOLD, 2**20)

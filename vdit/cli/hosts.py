@@ -17,8 +17,8 @@ import jax
 import vdit
 from vdit.cli.exit_status import ending
 from vdit.dist.heartbeat import Heartbeat, HostStatus, peer_is_gone
+from vdit.dist.mesh import available_devices
 from vdit.dist.multihost import initialize, leave
-from vdit.dist.target import available_devices
 from vdit.errors import EX_TEMPFAIL, INTERRUPTED
 from vdit.train.preemption import PreemptionHandler
 

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
 
     from vdit.cli.cache import keep_compiled
     from vdit.cli.status import Status
-    from vdit.dist.target import available_devices
+    from vdit.dist.mesh import available_devices
     from vdit.quickstart.run import quickstart
     from vdit.train.preemption import PreemptionHandler
 

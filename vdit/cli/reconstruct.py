@@ -52,7 +52,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
 
     from vdit.cli.cache import keep_compiled
     from vdit.cli.status import Status
-    from vdit.dist.target import available_devices
+    from vdit.dist.mesh import available_devices
     from vdit.generate import load_vae
     from vdit.train.workspace import Workspace
 

@@ -9,7 +9,6 @@ or in an abort of the coordination service that names nobody.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import json
 import os
@@ -22,6 +21,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from vdit import internals
 from vdit.dist.rendezvous import split_address
 from vdit.errors import EX_TEMPFAIL, EX_USAGE
 
@@ -82,7 +82,7 @@ class Heartbeat:
     def start(self) -> None:
         """Begins to beat and to watch."""
         self._client.key_value_set(f"{_NAMES}{self._id}", socket.gethostname())
-        _hold_aborts()
+        internals.hold_aborts()
         for thread in self._threads:
             thread.start()
 
@@ -228,17 +228,3 @@ def _refuses(host: str, port: int) -> bool:
     except OSError:
         pass
     return False
-
-
-def _hold_aborts() -> None:
-    """Where the coordination service aborts the process, gives the watch seconds to end it with a reason.
-
-    jax takes no callback here (0.10's cannot be given one from Python). C's own `sleep` is the handler of the signal:
-    it may be called in one, and is given the signal's number, 6, so that the thread that aborts stands still for 6
-    seconds, and then goes on to abort if nothing else has ended the process.
-    """
-    if sys.platform not in ("linux", "darwin"):
-        return
-    library = ctypes.CDLL(None)
-    library.signal.argtypes, library.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
-    library.signal(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))

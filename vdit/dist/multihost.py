@@ -1,4 +1,8 @@
-"""Starting on several hosts, and what hosts must agree on."""
+"""Several hosts: starting together, ending together, and what one does while the others wait.
+
+`wait_for_all` and `on_primary_host` go through jax's coordination service and not by a collective on the devices, whose
+time-outs are not made for an hour of encoding. All hosts must call them in the same order. One host sends nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,17 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-
 import jax
 import numpy as np
-from jax._src import distributed
 from jax.experimental import multihost_utils
-
 import vdit
+from vdit import internals
 from vdit.dist.heartbeat import Heartbeat, HostStatus
 from vdit.dist.rendezvous import roll_call
 from vdit.errors import EX_TEMPFAIL, ConfigError, HostsError
+import itertools
+from collections.abc import Callable
+from vdit.errors import HostsError, VditError
 
 # Set by the launcher of the job. The first three are read by vdit; the others say that jax itself
 # can find its peers (TPU pods, Slurm, Open MPI).
@@ -104,7 +109,7 @@ def initialize(
             heartbeat_timeout_seconds=int(2 * heartbeat + 30),
             shutdown_timeout_seconds=_SHUTDOWN,
         )
-    client = distributed.global_state.client
+    client = internals.client()
     peers = Heartbeat(
         client, config.coordinator, config.process_id, config.processes, heartbeat=heartbeat, place=place or HostStatus()
     )
@@ -145,10 +150,8 @@ def is_primary_host() -> bool:
 
 def _found_by_jax() -> HostConfig:
     """What jax finds out about its peers; it offers no public way to ask before it starts with them."""
-    from jax._src.clusters import ClusterEnv
-
     wait = int(_seconds(_WAIT, 300.0))
-    found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, wait)
+    found = internals.find_cluster(wait)
     coordinator, processes, process_id, devices = found
     if coordinator is None or processes is None or process_id is None:
         raise HostsError(f"jax did not find the other hosts of this job: set {', '.join(_OWN)} on each")
@@ -178,3 +181,47 @@ def _seconds(name: str, default: float) -> float:
     if not 0 < seconds < float("inf"):
         raise ConfigError(f"{name}={os.environ[name]!r}: must be a number of seconds above 0")
     return seconds
+
+
+PATIENCE = 24 * 3600  # seconds; a host that is lost ends the others long before
+_numbers = itertools.count()  # each turn has a name of its own, the same on all hosts
+
+
+def wait_for_all(name: str, *, seconds: float = PATIENCE) -> None:
+    """Returns when every host has called it. HostsError, which names what was waited for, if one does not."""
+    if jax.process_count() == 1:
+        return
+    try:
+        internals.client().wait_at_barrier(f"vdit/{next(_numbers)}/{name}", int(1000 * seconds))
+    except jax.errors.JaxRuntimeError as error:
+        raise _lost(name, error) from None
+
+
+def on_primary_host(work: Callable[[], object], name: str, *, seconds: float = PATIENCE) -> None:
+    """The first host does the work, once; the others return when it is done.
+
+    What it raises of vdit's errors is raised on all: on the others as a VditError with the same words.
+    """
+    if jax.process_count() == 1:
+        work()
+        return
+    client, key = internals.client(), f"vdit/{next(_numbers)}/{name}"
+    if jax.process_index() != 0:
+        try:
+            said = client.blocking_key_value_get(key, int(1000 * seconds))
+        except jax.errors.JaxRuntimeError as error:
+            raise _lost(name, error) from None
+        if said != "done":
+            raise VditError(said)
+        return
+    try:
+        work()
+    except VditError as error:
+        client.key_value_set(key, str(error))
+        raise
+    client.key_value_set(key, "done")
+
+
+def _lost(name: str, error: Exception) -> HostsError:
+    reason = str(error).strip().splitlines()[0]
+    return HostsError(f"waiting for the other hosts ({name}) failed: {reason}; start the same command again")

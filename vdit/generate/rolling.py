@@ -15,7 +15,7 @@ from typing import Unpack
 import jax
 import numpy as np
 
-from vdit.dist.fetch import to_host
+from vdit.dist.rules import to_host
 from vdit.errors import ConfigError, ShapeError, VditWarning
 from vdit.generate.filling import Sampling, Video, frames_of, given_frames, grouping_of, window_of
 from vdit.generate.generator import Generator

@@ -14,8 +14,7 @@ import jax
 import numpy as np
 
 from vdit.data.actions import group_actions
-from vdit.dist.fetch import to_host
-from vdit.dist.rules import replicated
+from vdit.dist.rules import replicated, to_host
 from vdit.errors import ConfigError, ShapeError
 from vdit.generate.filling import Sampling, Video, frames_of, given_frames, grouping_of, window_of
 from vdit.generate.generator import Generator

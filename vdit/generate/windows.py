@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from vdit.dist.fetch import to_host
+from vdit.dist.rules import to_host
 from vdit.errors import ConfigError, ShapeError
 from vdit.generate.filling import grouping_of, window_of
 from vdit.generate.generator import Generator

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vdit.dist.target import platform
+from vdit.dist.mesh import platform
 from vdit.errors import ConfigError
 from vdit.nn.halo import WHOLE, Split
 from vdit.nn.linear import matmul

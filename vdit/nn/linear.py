@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vdit.dist.mesh import platform
 from vdit.dist.rules import all_gather_param
-from vdit.dist.target import platform
 from vdit.types import Array
 
 default_kernel_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # Glorot, as in DiT

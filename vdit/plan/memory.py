@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from vdit.dist.hlo import Computation, Instruction, computations, repeats, shape_bytes
+from vdit.dist.collectives import Computation, Instruction, computations, repeats, shape_bytes
 from vdit.plan.programs import Program
 
 SAVED, GRADIENTS, TEMPORARIES = "activations kept for the backward", "gradients of stacked layers", "temporaries"

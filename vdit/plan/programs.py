@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
+from vdit.dist.mesh import platform_of
 from vdit.dist.rules import batch_shardings, batch_ways, num_shards, replicated
-from vdit.dist.target import platform_of
 from vdit.errors import ConfigError
 from vdit.experiment.experiment import Experiment
 from vdit.models.backbone import token_values

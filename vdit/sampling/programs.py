@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vdit.dist.fetch import to_host
-from vdit.dist.rules import batch_shardings, batch_ways
+from vdit.dist.rules import batch_shardings, batch_ways, to_host
 from vdit.errors import ConfigError, ShapeError
 from vdit.models.network import Network
 from vdit.models.vae import split

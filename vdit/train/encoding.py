@@ -19,8 +19,7 @@ from vdit.data.data_source import DataSource, FolderSource, LatentsSource, TfdsS
 from vdit.data.encode import Former, encode_clips
 from vdit.data.latents import LatentStore
 from vdit.data.parts import write_json
-from vdit.dist.multihost import is_primary_host
-from vdit.dist.sync import PATIENCE, on_primary_host, wait_for_all
+from vdit.dist.multihost import PATIENCE, is_primary_host, on_primary_host, wait_for_all
 from vdit.errors import ConfigError, DataError
 from vdit.experiment.experiment import Experiment
 from vdit.models.vae.statistics import MIN_STD, constant_channels

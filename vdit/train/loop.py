@@ -24,8 +24,8 @@ from rich.console import Console
 from vdit.checkpoint import BestStep, Checkpointer, DataIterator
 from vdit.checkpoint.files import steps_in
 from vdit.checkpoint.integrity import is_finalized
+from vdit.dist.mesh import host_share
 from vdit.dist.multihost import is_primary_host
-from vdit.dist.process_shard import host_share
 from vdit.dist.rules import batch_ways
 from vdit.errors import ConfigError, DataError, NumericsError, TrainingError
 from vdit.experiment.evaluator import Measure

@@ -29,7 +29,7 @@ from jax.sharding import Mesh
 
 import vdit
 from vdit.dist.heartbeat import Heartbeat, HostStatus
-from vdit.dist.process_shard import host_share
+from vdit.dist.mesh import host_share
 from vdit.errors import ConfigError, reason
 from vdit.finite import nonfinite_names
 from vdit.reprs import listed

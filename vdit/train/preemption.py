@@ -8,7 +8,6 @@ a call into a compiler can hold the main thread for minutes, in which Python han
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental.multihost_utils import reached_preemption_sync_point
 
+from vdit import internals
 from vdit.errors import EX_TEMPFAIL, INTERRUPTED, Preempted
 
 # Seconds that the main thread has to act on a signal where nothing is to be saved: alone, and to tell other hosts.
@@ -83,12 +83,9 @@ class PreemptionHandler:
 
         jax's is one of C, set past Python, that puts a flag up and returns.
         """
-        if not self._before or sys.platform not in ("linux", "darwin"):
+        if not self._before:
             return
-        library = ctypes.CDLL(None)
-        library.signal.argtypes, library.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
-        address = library.signal(signal.SIGTERM, None)
-        self._notify = ctypes.CFUNCTYPE(None, ctypes.c_int)(address) if address else None
+        self._notify = internals.take_handler(signal.SIGTERM)
         signal.signal(signal.SIGTERM, self._handle)
 
     @contextlib.contextmanager

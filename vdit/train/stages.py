@@ -30,11 +30,8 @@ from vdit.data.captions import read_captions
 from vdit.data.data_source import FolderSource
 from vdit.data.latents import LatentStore
 from vdit.data.pipeline import row_iterator, video_batches
-from vdit.dist.mesh import make_mesh
-from vdit.dist.multihost import is_primary_host
-from vdit.dist.process_shard import host_share
-from vdit.dist.sync import on_primary_host, wait_for_all
-from vdit.dist.target import platform_of
+from vdit.dist.mesh import host_share, make_mesh, platform_of
+from vdit.dist.multihost import is_primary_host, on_primary_host, wait_for_all
 from vdit.errors import ConfigError, DataError, TextError, reason
 from vdit.experiment.experiment import Experiment
 from vdit.models.text import fit_vocabulary, make_tokenizer

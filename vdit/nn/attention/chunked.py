@@ -13,7 +13,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from vdit.dist.target import platform
+from vdit.dist.mesh import platform
 from vdit.nn.attention.kernel import FLOOR, K_PADDING, MASKED, Q_PADDING, pad_tokens, reads, safe_lse
 from vdit.types import Array, PyTree
 

@@ -12,8 +12,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from vdit.dist.mesh import platform
 from vdit.dist.rules import partition_spec
-from vdit.dist.target import platform
 from vdit.errors import ShapeError
 from vdit.nn.attention import sequence
 from vdit.nn.attention.kernel import delta_of, numbered

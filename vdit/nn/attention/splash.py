@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as mask_info
 
-from vdit.dist.target import platform
+from vdit.dist.mesh import platform
 from vdit.nn.attention.kernel import FLOOR, K_PADDING, MASKED, Q_PADDING, TIMES, pad_tokens, safe_lse
 from vdit.types import Array
 
