@@ -158,6 +158,14 @@ class Buckets(Loopback):
             self.cut, self.deny = 0, lambda method, key: False
 
 
+def _forget(buckets) -> None:
+    """Drops the connections of vdit and of epath: the address has changed."""
+    from etils.epath import backend
+
+    buckets._store.cache_clear()
+    backend._FileSystemSpecBackend._get_filesystem.cache_clear()
+
+
 def serve_buckets():
     """A fixture: one server for the tests of a file, since the libraries keep their connections."""
     from vdit import buckets
@@ -165,9 +173,9 @@ def serve_buckets():
     with Buckets("vdit-test") as found:
         before = {key: os.environ.get(key) for key in found.environment()}
         os.environ.update(found.environment())
-        buckets.forget()
+        _forget(buckets)
         yield found
-        buckets.forget()
+        _forget(buckets)
         for key, value in before.items():
             if value is None:
                 os.environ.pop(key)

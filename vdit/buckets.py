@@ -65,16 +65,6 @@ def _store(scheme: str) -> Any:
     return fsspec.filesystem("gcs", skip_instance_cache=True)
 
 
-def forget() -> None:
-    """Drops the connections to all stores, and epath's own: for another address or another login."""
-    _store.cache_clear()
-    from etils.epath import backend
-
-    filesystem = getattr(backend.fsspec_backend, "_get_filesystem", None)
-    if hasattr(filesystem, "cache_clear"):
-        filesystem.cache_clear()
-
-
 def store(url: str) -> Any:
     """The fsspec file system of a URL."""
     require(url)
