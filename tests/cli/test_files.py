@@ -170,3 +170,14 @@ def test_digests_tell_equal_items_apart_and_follow_the_model(tmp_path):
     (tmp_path / "dit/10/weights").write_text("12")
     assert state_of(tmp_path) != before
     assert state_of(tmp_path / "absent") == []
+
+
+def test_a_video_made_in_the_folder_of_the_weights_does_not_change_the_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.safetensors").write_text("1")
+    before = state_of(".")
+    (tmp_path / "a.mp4").write_text("1")
+    Manifest(tmp_path).add("x", tmp_path / "a.mp4", {})
+    assert state_of(".") == before
+    (tmp_path / "model.safetensors").write_text("12")
+    assert state_of(".") != before

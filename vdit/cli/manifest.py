@@ -9,11 +9,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from vdit.errors import writing
+from vdit import buckets, paths
+from vdit.errors import DataError, writing
 from vdit.paths import MIB
 
 NAME = "vdit-manifest.jsonl"
 MOST_BYTES = 256 * MIB
+_OF_RUN = ("vae", "dit", "experiment.json", "statistics.json", "tokenizer.model")  # what sampling reads of a run
+_OF_MODEL = (".json", ".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".model", ".txt")
 
 
 class Manifest:
@@ -25,7 +28,7 @@ class Manifest:
     """
 
     def __init__(self, folder: Path):
-        self.path = folder / NAME
+        self.path = paths.path(folder) / NAME
         self._files = {id: file for id, file, size in self._read() if _size(file) == size}
 
     def file(self, id: str) -> Path | None:
@@ -35,7 +38,12 @@ class Manifest:
     def add(self, id: str, file: Path, about: dict[str, Any]) -> None:
         """Adds a finished video. about: what it was made of, for people."""
         name = os.path.relpath(file, self.path.parent)
-        line = json.dumps({"id": id, "file": name, "bytes": file.stat().st_size} | about, ensure_ascii=False) + "\n"
+        line = json.dumps({"id": id, "file": name, "bytes": paths.file_size(file)} | about, ensure_ascii=False) + "\n"
+        if not isinstance(self.path, Path):  # a key of a bucket cannot grow: it is written again
+            before = paths.read_bytes(self.path, limit=MOST_BYTES) if paths.is_file(self.path) else b""
+            paths.write_atomic(self.path, before + line.encode("utf-8", errors="replace"))
+            self._files[id] = file
+            return
         with writing(self.path), self.path.open("ab+") as lines:
             if lines.tell() and not self._ends_a_line(lines):
                 line = "\n" + line
@@ -44,9 +52,12 @@ class Manifest:
 
     def _read(self) -> list[tuple[str, Path, int]]:
         try:
-            with self.path.open("rb") as file:
-                lines = file.read(MOST_BYTES).splitlines()
-        except OSError:
+            if isinstance(self.path, Path):
+                with self.path.open("rb") as file:
+                    lines = file.read(MOST_BYTES).splitlines()
+            else:
+                lines = paths.read_bytes(self.path, limit=MOST_BYTES).splitlines()
+        except (OSError, DataError):
             return []
         found = []
         for line in lines:
@@ -74,19 +85,27 @@ def digests(items: list[dict[str, Any]]) -> list[str]:
     return found
 
 
-def state_of(path: str | Path) -> list[tuple[str, int, int]]:
+def state_of(path: str | Path) -> list[tuple]:
     """(name, bytes, time of change) of the files that a model, a LoRA or an image is read from, not their contents.
 
-    Of a run only what sampling reads counts: training writes logs and latents beside it.
+    Of a run only what sampling reads counts: training writes logs and latents beside it. Of a folder of public weights
+    only files of the kinds that models consist of: what is made may be written into the folder itself (--model .).
     """
+    if paths.is_hub(path):
+        path = paths.local_folder(path)
+    if paths.is_remote(path):
+        url, below = paths.url_of(path), len(paths.url_of(path).partition("://")[2].rstrip("/")) + 1
+        run = paths.is_file(paths.path(url) / "experiment.json")
+        found = buckets.versions(url)
+        return [(key, *map(str, version)) for key, version in found if not run or key[below:].split("/")[0] in _OF_RUN]
     path = Path(path)
     if not path.is_dir():
         files = [path]
     elif (path / "experiment.json").is_file():
         files = [file for name in ("vae", "dit") for file in (path / name).rglob("*")]
-        files += [path / name for name in ("experiment.json", "statistics.json", "tokenizer.model")]
+        files += [path / name for name in _OF_RUN[2:]]
     else:
-        files = [*path.glob("*"), *path.glob("*/*")]
+        files = [file for file in (*path.glob("*"), *path.glob("*/*")) if file.suffix.lower() in _OF_MODEL]
     there = ((file, _status(file)) for file in files)
     return sorted((str(file.absolute()), s.st_size, s.st_mtime_ns) for file, s in there if s is not None)
 
@@ -98,6 +117,8 @@ def _status(file: Path) -> os.stat_result | None:
         return None
 
 
-def _size(file: Path) -> int | None:
+def _size(file: paths.AnyPath) -> int | None:
+    if not isinstance(file, Path):
+        return paths.file_size(file) if paths.is_file(file) else None
     status = _status(file)
     return None if status is None else status.st_size

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from vdit import paths
 from vdit.cli.parser import UsageError, at_least, nearest, seed
 from vdit.data.captions import SUFFIXES
 from vdit.errors import ConfigError
@@ -98,9 +99,9 @@ def split_model(options: argparse.Namespace) -> tuple[str, list[str]]:
 
 def no_run(options: argparse.Namespace, folder: str) -> str:
     """"" if `folder` may be a run; else what to say where the words are too few: that RUN was left out."""
-    if options.model is not None or Path(folder).is_dir():
+    if options.model is not None or paths.is_hub(folder) or paths.is_dir(folder):
         return ""
-    kind = "a file" if Path(folder).is_file() else "not there"
+    kind = "a file" if paths.is_file(folder) else "not there"
     return f"{folder!r} is where RUN, the folder of a run, should be, and is {kind}: give RUN first; "
 
 
@@ -139,9 +140,9 @@ def target(out: str | None, name: str, seed: int, *, several: bool = False) -> T
     several: videos are made; then the seed is added to the name of a file too.
     """
     if out is not None and is_file(out):
-        path = Path(out)
+        path = paths.path(out)
         return Target(path=with_seed(path, seed) if several else path, replace=not several)
-    return Target(path=Path(out or "") / with_seed(Path(name), seed), replace=False)
+    return Target(path=paths.path(out or "") / with_seed(Path(name), seed), replace=False)
 
 
 def is_file(out: str) -> bool:
@@ -150,7 +151,7 @@ def is_file(out: str) -> bool:
     "samples.v2" is a folder; "dog.mp5" is a file whose ending is mistaken.
     """
     suffix = Path(out).suffix.lower()
-    if not suffix or out.endswith(("/", os.sep)) or Path(out).is_dir():
+    if not suffix or out.endswith(("/", os.sep)) or paths.is_dir(out):
         return False
     return suffix in OTHER_MEDIA or bool(difflib.get_close_matches(suffix, VIDEO + IMAGE, n=1, cutoff=0.7))
 
@@ -278,7 +279,8 @@ def put(target: Target, write: Callable[[Path], None]) -> Path:
         except VideoError as error:
             raise VideoError(str(error).replace(str(part), str(target.path))) from error
 
-    target.path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(target.path, Path):
+        target.path.parent.mkdir(parents=True, exist_ok=True)
     path = write_whole(target.path, named, replace=target.replace)
     print(path, flush=True)
     return path

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vdit import paths
 from vdit.cli import output
 from vdit.cli.manifest import NAME, Manifest, digests, state_of
 from vdit.cli.parser import RATE, Duration, UsageError, at_least, length, size
@@ -101,7 +102,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     output.check_sampler(options)
     wanted_size = None if options.size is None else size(options.size)
     requests = _requests(options, wishes)
-    manifest = None if output.is_file(options.out) else Manifest(Path(options.out))
+    manifest = None if output.is_file(options.out) else Manifest(paths.path(options.out))
     ids = [None] * len(requests) if manifest is None else digests(_depends(options, folder, requests))
     finished = [manifest is not None and manifest.file(id) is not None for id in ids]
     _check_out(options, folder, requests, finished)
@@ -167,7 +168,7 @@ def _check_out(
     options: argparse.Namespace, folder: str, requests: Sequence[Request], finished: Sequence[bool]
 ) -> None:
     """Before anything is loaded: can all of the videos go there, and do they replace nothing?"""
-    out, given, first = Path(options.out), output.given_files(options, folder), requests[0].wish
+    out, given, first = paths.path(options.out), output.given_files(options, folder), requests[0].wish
     if output.is_file(options.out):
         output.check_suffix(out, _frames_known(options, first), options.fps, name=f"--out {out}")
         if len(requests) > 1:
@@ -186,14 +187,14 @@ def _check_out(
         path, name = _named(options, request), f"out {wish.out}"
         output.check_suffix(path, _frames_known(options, wish), options.fps, name=name)
         check_output(path, given=given, name=name)
-        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(out)):
+        if isinstance(path, Path) and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(out)):
             raise OutputError(f"{name}: is a link out of the folder {out}; give another name")
         key = unicodedata.normalize("NFC", os.path.normpath(path)).casefold()
         if key in names:
             also = "" if names[key] == wish.out else f" (as {names[key]}, which is the same file on some systems)"
             raise UsageError(f"{options.file} names {wish.out} twice{also}: give each prompt a file of its own")
         names[key] = wish.out
-        if not done and path.exists():
+        if not done and paths.exists(path):
             rule = "was not made by this command as it is now"
             raise OutputError(f"{name}: is in {out} already, and {rule}; delete it or give another --out")
     for key, name in names.items():
@@ -204,7 +205,7 @@ def _check_out(
 
 def _named(options: argparse.Namespace, request: Request) -> Path:
     """The file that a line of the prompts file names."""
-    path = Path(options.out) / request.wish.out
+    path = paths.path(options.out) / request.wish.out
     return output.with_seed(path, request.seed) if request.several else path
 
 

@@ -45,7 +45,7 @@ def available_devices() -> list[jax.Device]:
         raise ConfigError(
             f"JAX_PLATFORMS={jax.config.jax_platforms or ''}: there is no such device here{why}; jax is installed here "
             f"for {', '.join(sorted({'cpu'} | plugins))}: unset JAX_PLATFORMS to take what is there, or install jax for "
-            "the device, as jax[cuda12] or jax[tpu]"
+            "the device, as jax[cuda13] or jax[tpu]"
         ) from None
 
 
