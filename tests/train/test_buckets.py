@@ -10,9 +10,11 @@ import vdit
 from tests import tiny
 from tests.loopback import serve_buckets
 from vdit import buckets, paths
-from vdit.checkpoint import load_params
+from vdit.checkpoint import Checkpointer, load_params
+from vdit.config import to_dict
 from vdit.data.latents import LatentStore
 from vdit.errors import BucketError, DataError, OutputError
+from vdit.models.vae.model import VAE
 from vdit.outputs import check_output
 from vdit.train.stages import run
 from vdit.train.workspace import Workspace
@@ -30,7 +32,11 @@ def runs(request, server, tmp_path_factory):
         patch.chdir(folder)
         server.reset()
         here, there = str(folder / "runs"), f"{request.param}://{NAME}/runs"
-        tiny.make_base(f"{here}/base")
+        base = tiny.make_base(f"{here}/base")
+        video = np.zeros((1, 1 + base.vae.temporal_stride, 32, 32, 3), np.float32)
+        vae = tiny.random_params(lambda key: VAE(base.vae).init(key, video)["params"])
+        with Checkpointer(f"{here}/base/vae", meta={"stage": "vae", "config": to_dict(base)}) as checkpointer:
+            checkpointer.save(1, {"params": {"vae": vae}})
         paths.copy_folder(f"{here}/base", f"{there}/base")
         for root in (here, there):
             tiny.make_latents(f"{root}/lora")
