@@ -131,7 +131,7 @@ def run(options: dict, phase: Phase, together) -> bool:
     from vdit.dist.mesh import MeshConfig, make_mesh
     from vdit.experiment.training import OptimizerConfig, TrainConfig
     from vdit.train.logging import JsonLines
-    from vdit.train.loop import start, train
+    from vdit.train.loop import Report, start, train
     from vdit.train.monitor import RunMonitor
     from vdit.train.state import plan_state
     from vdit.train.step import make_train_step
@@ -154,7 +154,8 @@ def run(options: dict, phase: Phase, together) -> bool:
         writers = [JsonLines(directory / "metrics.jsonl", resume_step=int(state.step))] if host == 0 else []
         phase("compiling")
         result = train(
-            state, make_train_step(loss, plan), data, checkpointer=checkpointer, writers=writers, watch=watch
+            state, make_train_step(loss, plan), data, checkpointer=checkpointer, report=Report(writers=writers),
+            monitor=watch
         )
         phase("ending")
     return result.stopped

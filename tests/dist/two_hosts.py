@@ -9,7 +9,7 @@ from tests import tiny
 from vdit.checkpoint import Checkpointer
 from vdit.dist.mesh import MeshConfig, make_mesh
 from vdit.dist.multihost import initialize, is_primary_host
-from vdit.train.loop import start, train
+from vdit.train.loop import Report, start, train
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
 
@@ -45,7 +45,7 @@ def part(directory, steps, losses):
     with Checkpointer(directory, meta={"hosts": jax.process_count()}) as checkpointer:
         state = start(plan, jax.random.key(0), checkpointer, data)
         step = make_train_step(tiny.loss_fn, plan)
-        return train(state, step, data, checkpointer=checkpointer, writers=(losses,))
+        return train(state, step, data, checkpointer=checkpointer, report=Report(writers=(losses,)))
 
 
 def main(directory):

@@ -17,7 +17,7 @@ from vdit.dist.mesh import make_mesh
 from vdit.errors import CheckpointError, ConfigError
 from vdit.train.evaluate import DenoisingEvaluator, EvaluationRun, ReconstructionEvaluator, evaluations, frechet
 from vdit.train.logging import JsonLines, read_json_lines
-from vdit.train.loop import Evaluation, start, train
+from vdit.train.loop import Evaluation, Report, start, train
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
 from vdit.train.workspace import Workspace
@@ -41,8 +41,8 @@ def trained(folder, steps, scores=SCORES, **changes):
         before = int(state.step)
         writer = JsonLines(folder / "toy.jsonl", resume_step=before)
         evaluation = Evaluation(every=2, name="toy", measure=measure)
-        train(state, make_train_step(tiny.loss_fn, plan), data, checkpointer=checkpointer, writers=(writer,),
-              evaluations=(evaluation,))  # fmt: skip
+        train(state, make_train_step(tiny.loss_fn, plan), data, checkpointer=checkpointer, hooks=(evaluation,),
+              report=Report(writers=(writer,)))  # fmt: skip
     lines = [line for line in read_json_lines(folder / "toy.jsonl") if "eval/toy/score" in line]
     return {line["step"]: line["eval/toy/score"] for line in lines}
 

@@ -19,7 +19,7 @@ from vdit.data.latents import write_latents
 from vdit.errors import DataError, VideoError
 from vdit.train import logging as metrics
 from vdit.train.logging import Logging, make_writers, read_json_lines
-from vdit.train.loop import train
+from vdit.train.loop import Report, train
 from vdit.train.monitor import RunMonitor
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
@@ -90,8 +90,8 @@ def test_training_goes_on_without_what_is_not_the_checkpoint(tmp_path, capsys):
 
     with limit, RunMonitor(space.logs / "hosts") as watch:
         writers = make_writers("dit", space, Logging(watch=watch), 0)
-        result = train(step.plan.create(jax.random.key(0)), step, tiny.batches(), writers=writers, hooks=(Fill(),),
-                       watch=watch, console=Console(file=io.StringIO()))  # fmt: skip
+        result = train(step.plan.create(jax.random.key(0)), step, tiny.batches(), hooks=(Fill(),), monitor=watch,
+                       report=Report(writers=writers, console=Console(file=io.StringIO())))  # fmt: skip
         watch.note("there is room again")
         for writer in writers:
             writer.close()

@@ -15,7 +15,7 @@ from vdit.checkpoint import Checkpointer
 from vdit.errors import ConfigError, DataError
 from vdit.train import progress
 from vdit.train.logging import JsonLines, read_json_lines
-from vdit.train.loop import PrefetchToDevice, SampleHook, start, train
+from vdit.train.loop import PrefetchToDevice, Report, SampleHook, start, train
 from vdit.train.progress import Bar, Lines, make_display
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
@@ -51,11 +51,12 @@ class Recorder:
         pass
 
 
-def run(step, directory, quiet, data=None, keep=3, **more):
+def run(step, directory, quiet, data=None, keep=3, writers=(), **more):
     data = tiny.batches() if data is None else data
     with Checkpointer(directory, keep=keep) as checkpointer:
         state = start(step.plan, jax.random.key(0), checkpointer, data)
-        return train(state, step, data, checkpointer=checkpointer, console=quiet, **more)
+        return train(state, step, data, checkpointer=checkpointer, report=Report(writers=writers, console=quiet),
+                     **more)  # fmt: skip
 
 
 def test_the_saved_place_is_after_the_last_batch_used_not_the_one_fetched_ahead(step):
@@ -98,8 +99,8 @@ def test_metrics_come_in_order_and_before_the_samples_of_the_same_step(step, qui
     recorder = Recorder()
     hook = SampleHook(every=5, draw=lambda at, state: {"samples": np.zeros((2, 3, 4, 4, 3))}, fps=4.0)
     state = step.plan.create(jax.random.key(0))
-    options = {"writers": (recorder,), "hooks": (hook,), "console": quiet, "flops_per_step": 1e3}
-    result = train(state, step, tiny.batches(), **options)
+    report = Report(writers=(recorder,), console=quiet, flops_per_step=1e3)
+    result = train(state, step, tiny.batches(), hooks=(hook,), report=report)
     scalars = [event[1] for event in recorder.events if event[0] == "scalars"]
     assert scalars == list(range(1, 13))
     for at in (5, 10):
@@ -130,7 +131,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(step, tmp_path, quiet):
 def test_data_that_ends_too_soon_is_named(step, quiet):
     batches = iter([tiny.batch_of(8, 0), tiny.batch_of(8, 8)])
     with pytest.raises(DataError, match="ended after 2 batches, 10 more are needed"):
-        train(step.plan.create(jax.random.key(0)), step, batches, console=quiet)
+        train(step.plan.create(jax.random.key(0)), step, batches, report=Report(console=quiet))
 
 
 def test_a_batch_of_the_wrong_size_is_named(step):

@@ -13,7 +13,7 @@ from rich.console import Console
 from tests import tiny
 from vdit.dist.mesh import make_mesh
 from vdit.errors import ConfigError
-from vdit.train.loop import train
+from vdit.train.loop import Report, train
 from vdit.train.monitor import KINDS, HangDetector, Profiler, RunMonitor, StepTimer, parse_steps
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
@@ -24,9 +24,10 @@ def step():
     return make_train_step(tiny.loss_fn, plan_state(tiny.init_params, tiny.train_config(stall_seconds=0.4)))
 
 
-def run(step, watch, data=None, **more):
+def run(step, watch, data=None, writers=(), **more):
     state = step.plan.create(jax.random.key(0))
-    return train(state, step, data or tiny.batches(), console=Console(file=io.StringIO()), watch=watch, **more)
+    report = Report(console=Console(file=io.StringIO()), writers=writers)
+    return train(state, step, data or tiny.batches(), report=report, monitor=watch, **more)
 
 
 def test_all_time_is_booked_once(monkeypatch):

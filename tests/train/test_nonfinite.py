@@ -15,7 +15,7 @@ from vdit.checkpoint import Checkpointer, load_params
 from vdit.cli import output
 from vdit.errors import CheckpointError, NumericsError, TrainingError, VideoError
 from vdit.quickstart.config import experiment
-from vdit.train.loop import SampleHook, train
+from vdit.train.loop import Report, SampleHook, train
 from vdit.train.resume import is_complete
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
@@ -43,10 +43,11 @@ class Recorder:
         pass
 
 
-def run(loss_fn=tiny.loss_fn, spoil_state=lambda state: state, spoil_batch=lambda batch: batch, **more):
+def run(loss_fn=tiny.loss_fn, spoil_state=lambda state: state, spoil_batch=lambda batch: batch, writers=(), **more):
+    report = Report(writers=writers, console=Console(file=io.StringIO()))
     step = make_train_step(loss_fn, plan_state(tiny.init_params, tiny.train_config(max_nonfinite=3)))
     state = spoil_state(step.plan.create(jax.random.key(0)))
-    return train(state, step, map(spoil_batch, tiny.batches()), console=Console(file=io.StringIO()), **more)
+    return train(state, step, map(spoil_batch, tiny.batches()), report=report, **more)
 
 
 def spoilt_params(state):

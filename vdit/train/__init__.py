@@ -11,6 +11,7 @@ _HOMES = {
     "JsonLines": "logging",
     "Logging": "logging",
     "ReconstructionEvaluator": "evaluate",
+    "Report": "loop",
     "SampleEvaluator": "evaluate",
     "SampleHook": "loop",
     "StatePlan": "state",

@@ -169,6 +169,21 @@ class SampleHook:
 
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a run tells of itself.
+
+    writers: get the metrics. console: where progress is shown; None is the terminal.
+    flops_per_step: for the utilisation that is shown; None shows none. peak_flops: of the devices; None measures it.
+    """
+
+    writers: Sequence[Writer] = ()
+    console: Console | None = None
+    flops_per_step: float | None = None
+    peak_flops: float | None = None
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainResult:
     """state: after the last step. metrics: of the last step. stopped: whether a signal ended it early."""
 
@@ -208,13 +223,9 @@ def train(
     *,
     name: str = "train",
     checkpointer: Checkpointer | None = None,
-    writers: Sequence[Writer] = (),
-    hooks: Sequence[Hook] = (),
-    evaluations: Sequence[Evaluation] = (),
-    flops_per_step: float | None = None,
-    peak_flops: float | None = None,
-    console: Console | None = None,
-    watch: RunMonitor | None = None,
+    hooks: Sequence[Hook | Evaluation] = (),
+    report: Report | None = None,
+    monitor: RunMonitor | None = None,
 ) -> TrainResult:
     """Trains from `state` to `config.steps`. Saves, logs, evaluates and samples on the way, and saves at the end.
 
@@ -228,13 +239,9 @@ def train(
             and `set_state` where a checkpointer is given.
         name: of the stage, for the display.
         checkpointer: where checkpoints go; None keeps none.
-        writers: get the metrics.
-        hooks: are called every so many steps.
-        evaluations: measurements on held-out data.
-        flops_per_step: for the utilisation that is shown; None shows none.
-        peak_flops: of the devices; None measures it.
-        console: where progress is shown; None is the terminal.
-        watch: watches this process, entered already; None makes one for this call.
+        hooks: are called every so many steps; evaluations before the checkpoint of their step, others after it.
+        report: where metrics and progress go; None shows progress on the terminal.
+        monitor: watches this process, entered already; None makes one for this call.
 
     Returns:
         The last state, its metrics, and whether a signal ended the run early.
@@ -243,90 +250,89 @@ def train(
         TrainingError: more than `max_nonfinite` steps in a row were skipped, or the last one was (after its save).
     """
     with contextlib.ExitStack() as inside:
-        watch = inside.enter_context(RunMonitor()) if watch is None else watch
-        config = train_step.plan.config
+        monitor = inside.enter_context(RunMonitor()) if monitor is None else monitor
+        config, report = train_step.plan.config, report or Report()
         step = int(state.step)
-        speed = Speed(flops_per_step=flops_per_step, peak_flops=peak_flops)
-        writers = tuple(writers) if is_primary_host() else ()
-        display = make_display(name, config.steps, step, console=console) if is_primary_host() else None
+        display = make_display(name, config.steps, step, console=report.console) if is_primary_host() else None
         if display is not None:
             inside.callback(display.close)
-        for writer in writers:
+        log = _Log(config, report, display, monitor)
+        for writer in log.writers:
             inside.callback(writer.flush)
-        log = _Log(config=config, writers=writers, speed=speed, display=display, watch=watch)
         saved = _last_saved(checkpointer)
         inside.enter_context(
-            watch.steps(name, step, train_step.plan.mesh, stall=config.stall_seconds, saved=saved)
+            monitor.steps(name, step, train_step.plan.mesh, stall=config.stall_seconds, saved=saved)
         )
-        state = _steps(state, step, train_step, data, checkpointer, writers, hooks, evaluations, speed, log, watch)
+        state = _steps(state, step, train_step, data, checkpointer, hooks, log, monitor)
         return TrainResult(state=state, metrics=log.latest, stopped=int(state.step) < config.steps)
 
 
 def _steps(
     state: TrainState, step: int, train_step: TrainStep, data: Iterator[PyTree], checkpointer: Checkpointer | None,
-    writers: Sequence[Writer], hooks: Sequence[Hook], evaluations: Sequence[Evaluation], speed: Speed, log: _Log,
-    watch: RunMonitor,
+    hooks: Sequence[Hook | Evaluation], log: _Log, monitor: RunMonitor,
 ) -> TrainState:  # fmt: skip
     """The loop itself, up to the last step or the one to stop at."""
-    config, stop, clock = train_step.plan.config, watch.stop, watch.clock
+    config, stop, clock = train_step.plan.config, monitor.stop, monitor.clock
     best = None
     if checkpointer is not None and config.best_metric is not None:
-        best = BestStep(checkpointer, config.best_metric, lowest=config.best_is == "lowest", warn=watch.warn)
+        best = BestStep(checkpointer, config.best_metric, lowest=config.best_is == "lowest", warn=monitor.warn)
     feed = PrefetchToDevice(data, train_step, remaining=config.steps - step)
     with contextlib.ExitStack() as calm:
         first = True
         while step < config.steps:
             batch, place = feed.take()
             clock.book("input")
-            watch.profiler.before(step + 1)
+            monitor.profiler.before(step + 1)
             state, metrics = train_step(state, batch)
             step += 1
-            watch.place.step = step
+            monitor.place.step = step
             if first:  # from here on there is something to save
                 calm.enter_context(stop.deferred())
             clock.book("other" if first else "compute")
             first = False
-            watch.at("waiting for data")
+            monitor.at("waiting for data")
             feed.fill()
             # the devices stood idle if they were done before the batch came
             clock.book("input" if metrics["loss"].is_ready() else "compute")
-            watch.at("training")
+            monitor.at("training")
             with _explained(state, batch, train_step, log):
                 log.push(step, metrics)
-            watch.traced(step, metrics)
+            monitor.traced(step, metrics)
             stopping = stop.reached()
             last = stopping or step == config.steps
-            due = [hook for hook in hooks if hook.every and step % hook.every == 0]
-            measuring = [one for one in evaluations if step % one.every == 0] if not stopping else []
+            due = [hook for hook in hooks if hook.every and step % hook.every == 0 and not stopping]
+            measuring = [hook for hook in due if isinstance(hook, Evaluation)]
             saving = checkpointer is not None and (last or step % config.save_every == 0)
-            if saving or due or measuring or last:
+            if saving or due or last:
                 with _explained(state, batch, train_step, log):
                     log.drain()
             if measuring:
-                watch.at("evaluating")
+                monitor.at("evaluating")
                 figures = {name: value for one in measuring for name, value in one(state).items()}
                 log.evaluated(step, figures)
                 saving |= best is not None and best.take(step, figures)
                 clock.book("evaluate")
             if saving:
-                watch.at("saving")
+                monitor.at("saving")
                 checkpointer.save(step, state.trees(), place=place)
                 clock.book("checkpoint")
-            for hook in due if not stopping else ():
-                watch.at("sampling")
+            for hook in due:
+                if isinstance(hook, Evaluation):
+                    continue
+                monitor.at("sampling")
                 try:
-                    hook(step, state, writers)
+                    hook(step, state, log.writers)
                 except NumericsError as error:
-                    watch.warn(f"step {step}: {error}; training goes on")
+                    monitor.warn(f"step {step}: {error}; training goes on")
                 clock.book("sample")
-            if saving or due or measuring:
-                speed.restart()
-                watch.at("training")
+            if saving or due:
+                log.speed.restart()
+                monitor.at("training")
             if stopping:
-                watch.note(f"stopping at step {step}: {stop.asked or 'another host was asked to'}")
+                monitor.note(f"stopping at step {step}: {stop.asked or 'another host was asked to'}")
                 break
         if checkpointer is not None:
-            watch.at("saving")
+            monitor.at("saving")
             checkpointer.wait()
             clock.book("checkpoint")
     row = int(log.latest.get("skipped_in_a_row", 0))
@@ -363,12 +369,11 @@ def _explained(state: TrainState, batch: PyTree, train_step: TrainStep, log: _Lo
 class _Log:
     """Holds the metrics of one step back until the next step has been dispatched."""
 
-    def __init__(
-        self, *, config: TrainConfig, writers: Sequence[Writer], speed: Speed, display: Display | None,
-        watch: RunMonitor,
-    ):
-        self._config, self._writers, self._speed, self._display = config, writers, speed, display
-        self._watch, self._since = watch, 0
+    def __init__(self, config: TrainConfig, report: Report, display: Display | None, monitor: RunMonitor):
+        self.writers = tuple(report.writers) if is_primary_host() else ()
+        self.speed = Speed(flops_per_step=report.flops_per_step, peak_flops=report.peak_flops)
+        self._config, self._display = config, display
+        self._monitor, self._since = monitor, 0
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._first = True
         self.latest: dict[str, float] = {}
@@ -385,13 +390,13 @@ class _Log:
         if self._pending is not None:
             before, self._pending = self._pending, None
             self._handle(*before)
-        for writer in self._writers:
+        for writer in self.writers:
             writer.flush()
 
     def evaluated(self, step: int, figures: dict[str, float]) -> None:
         """Takes the figures of evaluators: written, and shown from now on."""
-        write_all(self._writers, step, figures)
-        for writer in self._writers:
+        write_all(self.writers, step, figures)
+        for writer in self.writers:
             writer.flush()
         self._figures |= figures
         if self._display is not None:
@@ -399,28 +404,29 @@ class _Log:
 
     def _handle(self, step: int, metrics: dict[str, jax.Array]) -> None:
         values = {key: float(value) for key, value in jax.device_get(metrics).items()}
-        self._watch.clock.book("compute")
-        self._watch.moved()
+        self._monitor.clock.book("compute")
+        self._monitor.moved()
         self._since += 1
         self.latest = values
         self._check(step, values)
-        self._speed.add(values.get("tokens"))
+        self.speed.add(values.get("tokens"))
         shown: dict[str, float] = {}
         if step % self._config.log_every == 0 or step == self._config.steps:
-            shown = values | ({} if self._first else self._speed.report() | self._watch.figures(self._since))
+            shown = values | ({} if self._first else self.speed.report() | self._monitor.figures(self._since))
             self._since = 0
-            write_all(self._writers, step, shown)
+            write_all(self.writers, step, shown)
         if self._first:  # the first step compiles: not a measure of speed
             self._first = False
-            self._speed.restart()
-            self._watch.figures(1)
+            self.speed.restart()
+            self._monitor.figures(1)
         if self._display is not None:
             self._display.update(step, shown | self._figures if shown else shown)
-        self._watch.clock.book("other")
+        self._monitor.clock.book("other")
 
     def _check(self, step: int, values: dict[str, float]) -> None:
         row, limit = int(values["skipped_in_a_row"]), self._config.max_nonfinite
         if row:
-            self._watch.note(f"step {step}: skipped, loss {values['loss']}, norm of the gradient {values['grad_norm']}")
+            figures = f"loss {values['loss']}, norm of the gradient {values['grad_norm']}"
+            self._monitor.note(f"step {step}: skipped, {figures}")
         if row > limit:
             raise _NotFinite(f"step {step}: {row} steps in a row were skipped, more than max_nonfinite={limit}")

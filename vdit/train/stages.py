@@ -18,8 +18,9 @@ import itertools
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,7 @@ from vdit.dist.mesh import host_share, make_mesh, platform_of
 from vdit.dist.multihost import is_primary_host, on_primary_host, wait_for_all
 from vdit.errors import ConfigError, DataError, TextError, reason
 from vdit.experiment.experiment import Experiment
+from vdit.experiment.objectives import LossFn
 from vdit.models.text import fit_vocabulary, make_tokenizer
 from vdit.models.text import train_tokenizer as train_pieces
 from vdit.models.text.tokenizer import NoText
@@ -43,11 +45,11 @@ from vdit.seeds import key_of
 from vdit.train.encoding import encode_latents
 from vdit.train.evaluate import EvaluationRun, evaluations, sample_hook
 from vdit.train.logging import Logging, TrainingVideos, check_strict, make_writers, report_cut_captions
-from vdit.train.loop import TrainResult, start, train
+from vdit.train.loop import Evaluation, Hook, Report, TrainResult, start, train
 from vdit.train.monitor import RunMonitor
 from vdit.train.pretrained import copy_pretrained, pretrained_identity, provides, split_trainable, step_identity
 from vdit.train.resume import is_complete, last_step, outlook
-from vdit.train.state import plan_state
+from vdit.train.state import StatePlan, plan_state
 from vdit.train.step import make_train_step
 from vdit.train.workspace import FILES, Workspace
 from vdit.types import PyTree
@@ -205,8 +207,9 @@ def train_vae(
     loss = make_loss(experiment.vae, experiment.vae_loss, experiment.discriminator)
     video = np.zeros((1, clips.frames, *clips.size, 3), np.uint8)
     plan = plan_state(lambda key: loss.init(key, video, boxed=True), config, mesh=mesh)
-    result = _train("vae", experiment, workspace.vae, workspace, plan, loss, data, logging,
-                    evaluations=evaluations(EvaluationRun(experiment, workspace, mesh), "vae"))  # fmt: skip
+    measures = evaluations(EvaluationRun(experiment, workspace, mesh), "vae")
+    training = _Training(stage="vae", plan=plan, loss=loss, data=data, hooks=measures)
+    result = _train(training, experiment, workspace, logging)
     videos.tell_broken()
     return result
 
@@ -279,39 +282,50 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
     # The gradient of frozen weights is not taken.
     flops = (experiment.objective.forward_passes - (experiment.lora is not None)) * forward
     loss = experiment.objective.make_loss(experiment.model)
-    return _train(
-        "dit", experiment, workspace.dit, workspace, plan, loss, data, logging, hooks=hooks, flops=flops,
-        params=init_state.params, frozen=init_state.frozen, evaluations=evaluations(evaluation, "dit"),
+    training = _Training(
+        stage="dit", plan=plan, loss=loss, data=data, hooks=(*hooks, *evaluations(evaluation, "dit")), flops=flops,
+        params=init_state.params, frozen=init_state.frozen,
     )  # fmt: skip
+    return _train(training, experiment, workspace, logging)
 
 
-def _train(
-    stage: str, experiment: Experiment, folder, workspace: Workspace, plan, loss: Callable, data, logging: Logging,
-    *, hooks: Sequence = (), evaluations: Sequence = (), flops: float | None = None,
-    params: PyTree | None = None, frozen: PyTree | None = None,
-) -> TrainResult:  # fmt: skip
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Training:
+    """What one stage trains. flops: of a step. params: to begin with; None makes fresh ones. frozen: see TrainStep."""
+
+    stage: str
+    plan: StatePlan
+    loss: LossFn
+    data: Any
+    hooks: Sequence[Hook | Evaluation] = ()
+    flops: float | None = None
+    params: PyTree | None = None
+    frozen: PyTree | None = None
+
+
+def _train(training: _Training, experiment: Experiment, workspace: Workspace, logging: Logging) -> TrainResult:
+    stage, plan, data = training.stage, training.plan, training.data
     meta = {"stage": stage, "config": config_tools.to_dict(experiment)}
     if stage == "dit":
         meta |= {FILES: workspace.file_sums(), "vae": step_identity(workspace.vae) if workspace.vae.is_dir() else None}
     if stage == "dit" and experiment.start_from is not None:
         meta["base"] = pretrained_identity(experiment)
-    with Checkpointer(folder, keep=plan.config.keep, meta=meta, warn=logging.watch.warn) as checkpointer:
-        state = start(plan, key_of(experiment.seed), checkpointer, data, params)
+    folder, warn = workspace.root / stage, logging.watch.warn
+    with Checkpointer(folder, keep=plan.config.keep, meta=meta, warn=warn) as checkpointer:
+        state = start(plan, key_of(experiment.seed), checkpointer, data, training.params)
         step = int(state.step)
         writers = make_writers(stage, workspace, logging, step)
+        options = compiler_options(platform_of(plan.mesh))
         try:
             result = train(
                 state,
-                make_train_step(loss, plan, frozen=frozen, compiler_options=compiler_options(platform_of(plan.mesh))),
+                make_train_step(training.loss, plan, frozen=training.frozen, compiler_options=options),
                 data,
                 name=stage,
                 checkpointer=checkpointer,
-                writers=writers,
-                hooks=hooks,
-                evaluations=evaluations,
-                flops_per_step=flops,
-                console=logging.console,
-                watch=logging.watch,
+                hooks=training.hooks,
+                report=Report(writers=writers, console=logging.console, flops_per_step=training.flops),
+                monitor=logging.watch,
             )
             data.close()  # its threads, here: at Python's end they would find their modules gone
         finally:
