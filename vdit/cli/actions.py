@@ -1,4 +1,4 @@
-"""What is done in a simulated world, as a user says it: keys, and files of numbers."""
+"""Actions for a simulated world, as a user gives them: keys, and files of numbers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def world_keys(world: str, width: int, fps: float) -> dict[str, Action]:
 
 
 def read_key_map(text: str, width: int) -> dict[str, Action]:
-    """"w=0,-1 d=1,0": a character and its numbers; NOTHING stands for zeros unless it is there."""
+    """"w=0,-1 d=1,0": a character and its numbers; NOTHING means zeros unless the map has it."""
     keys: dict[str, Action] = {NOTHING: (0.0,) * width}
     for part in text.split():
         key, action = part[:1], _numbers(part[2:].split(","))

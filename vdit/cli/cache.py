@@ -18,7 +18,7 @@ def keep_compiled() -> None:
 
     jax keeps programs that took a second or more. Commands start many that take less: kept too, they cost a later
     command a few milliseconds each. Where that folder cannot be written (no home, a full disk), a line says so, and the
-    work goes on without.
+    command continues without a cache.
     """
     import jax
 
@@ -36,7 +36,7 @@ def keep_compiled() -> None:
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
         jax.config.update("jax_enable_compilation_cache", False)
         print(
-            f"vdit: warning: what is compiled is not kept for the next command ({reason(error)}): set "
+            f"vdit: warning: compiled programs are not cached for the next command ({reason(error)}): set "
             "JAX_COMPILATION_CACHE_DIR to a folder that can be written",
             file=sys.stderr,
             flush=True,

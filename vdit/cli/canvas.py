@@ -20,7 +20,7 @@ area
 - --out names one file, which is replaced if it is there, or a folder. With several seeds (--seeds, --count), in a
   folder, and without --out the seed is in the name, and where such a file is there a number is added. What the user
   gave (inputs, the run, a mask, ...) is never replaced.
-- A line is printed for each input, which tells how it was fitted, then one that names the prompt and how long the
+- A line for each input says how it was fitted; then one line names the prompt and how long the
   video will be, then the path of each file. The rest goes to stderr (vdit/cli/status.py).
 
 A command is a module with SUMMARY, DESCRIPTION, EPILOG, TAKES_OVERRIDES, add_arguments and run (vdit/cli/main.py):
@@ -66,7 +66,7 @@ NEXT = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Words:
-    """What stands before the options: the model's folder, the files, the prompt."""
+    """The words before the options: the model's folder, the files, the prompt."""
 
     folder: str
     inputs: tuple[str, ...]

@@ -89,7 +89,7 @@ def taken(options: argparse.Namespace) -> dict:
 def read_boxes(options: argparse.Namespace) -> list:
     """--box, as vdit.generate.masks.Box; before anything is loaded."""
     if options.box and options.mask:
-        raise UsageError("--mask and --box: give one of them, what is to be made again")
+        raise UsageError("--mask and --box: give one of them, the part to regenerate")
     if not options.box:
         return []
     from vdit.generate.masks import parse_box

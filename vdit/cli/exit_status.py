@@ -1,4 +1,4 @@
-"""How a command ends: the line that says why, and the exit code. What is printed on the way never ends it."""
+"""How a command ends: one line with the reason, and the exit code. A closed output never ends it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WANTED = re.compile(r"(?:allocat\w+ (?:for )?|Used )(\d[\d,]*\.?\d*) ?(bytes|[K
 
 
 def ending(error: BaseException) -> tuple[str, int] | None:
-    """(the line, the exit code) of what a command ended with; None for vdit's own faults, which want a traceback."""
+    """(line, exit code) for the exception that ended a command; None for vdit's own faults, which need a traceback."""
     if isinstance(error, KeyboardInterrupt):
         return _line(str(error) or "interrupted"), INTERRUPTED
     if isinstance(error, Preempted):
@@ -53,7 +53,7 @@ def ending(error: BaseException) -> tuple[str, int] | None:
 
 
 def _out_of_memory(error: BaseException) -> str:
-    """What was wanted, what is there, and what helps."""
+    """Memory that was requested, memory that is free, and what helps."""
     device, there = "the host", None
     if isinstance(error, RuntimeError):
         device, there = _device_memory()

@@ -1,4 +1,4 @@
-"""`vdit extend`: a video goes on after its end, or begins earlier."""
+"""`vdit extend`: continue a video after its end, or before its start."""
 
 from __future__ import annotations
 

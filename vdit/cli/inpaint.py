@@ -1,4 +1,4 @@
-"""`vdit inpaint`: a part of a video, or what is around it, is generated again."""
+"""`vdit inpaint`: regenerate a part of a video, or generate what is around it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         given = " and ".join(f"--{name}" for name in asked) or "nothing to make"
         raise UsageError(f"{given}: give one of --mask FILE, --box X,Y,W,H, --outpaint W:H (see vdit inpaint --help)")
     if options.at is not None and not options.outpaint:
-        raise UsageError("--at is where the video stands in a larger frame: add --outpaint")
+        raise UsageError("--at places the video in a larger frame: add --outpaint")
     boxes, frame, at = read_boxes(options), _frame(options.outpaint), _at(options.at)
     with canvas.opened(options, words) as (generator, status):
         from vdit.generate.editing import inpaint, outpaint

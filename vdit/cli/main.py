@@ -66,7 +66,7 @@ examples:
   vdit sample runs/mine "a dog runs" --out dog.mp4
   vdit sample --model Wan2.1-T2V-1.3B-Diffusers "a dog runs" --out dog.mp4
   vdit animate runs/mine dog.jpg "a dog runs"    # and vdit extend, vdit loop, vdit connect: from images and videos
-  vdit rollout runs/mine "a dog runs" --seconds 60 # written as it is made; and vdit simulate: a world that is played
+  vdit rollout runs/mine "a dog runs" --seconds 60 # any length; also vdit simulate: play a world model
   vdit import Wan2.1-T2V-1.3B-Diffusers runs/wan # and vdit export runs/wan FOLDER, the way back
   vdit reconstruct runs/mine video.mp4 --out check
 
@@ -78,7 +78,7 @@ command (JAX_COMPILATION_CACHE_DIR: another folder; JAX_ENABLE_COMPILATION_CACHE
 def entry() -> None:
     """What the shell's `vdit` runs: one command line, after which the process ends.
 
-    A command that fails or is stopped ends at once: Python's own end would wait for what the devices still work at,
+    A command that fails or is stopped exits at once: Python's own exit would wait for work on the devices,
     minutes at times.
     """
     code = main()

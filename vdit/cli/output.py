@@ -72,7 +72,7 @@ def add_seeds(parser: argparse.ArgumentParser) -> None:
 
 
 def seeds_of(options: argparse.Namespace) -> list[int]:
-    """The seeds asked for by --seed, --seeds and --count."""
+    """The seeds of --seed, --seeds and --count."""
     if options.seeds is not None and (options.count is not None or options.seed):
         raise UsageError("--seeds names all seeds: leave --seed and --count out, or give --seed and --count instead")
     return options.seeds or seeds_from(options.seed, options.count)

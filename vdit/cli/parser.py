@@ -76,7 +76,7 @@ def take_plugins(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def refuse_unknown(
     unknown: Sequence[str], parser: argparse.ArgumentParser, keys: Callable[[], Iterable[str]] = tuple
 ) -> None:
-    """UsageError that names the first argument nobody asked for, and the option or override nearest to it.
+    """UsageError that names the first unknown argument, and the nearest option or override.
 
     keys: gives the dotted keys of the overrides that the command takes.
     """

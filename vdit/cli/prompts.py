@@ -1,4 +1,4 @@
-"""What is to be made, from a file: prompts, and what each of them wants otherwise."""
+"""Prompts from a file, each with options of its own."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class PromptSpec:
 
 
 def read_wishes(path: str | Path) -> list[PromptSpec]:
-    """What a prompts file asks for.
+    """The videos that a prompts file describes.
 
     Args:
         path: a .txt (a prompt a line; empty lines are skipped), or a table (vdit.data.tables) with the fields of
             `Wish`. The prompt's may be called by any name of COLUMNS["prompt"]; unknown fields are refused.
 
     Raises:
-        TextError: it cannot be read, asks for nothing, or a line cannot be understood for certain.
+        TextError: it cannot be read, has no prompt, or a line is ambiguous.
     """
     path = Path(path)
     if path.suffix.lower() not in (".txt", *TABLES):

@@ -1,4 +1,4 @@
-"""`vdit rollout`: a long video, written as it is made."""
+"""`vdit rollout`: a long video, written while it is generated."""
 
 from __future__ import annotations
 

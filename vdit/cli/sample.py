@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """One video that is asked for. number: of its prompt, from 0. several: whether the prompt has several seeds."""
+    """One video to make. number: of its prompt, from 0. several: whether the prompt has several seeds."""
 
     number: int
     wish: PromptSpec
@@ -129,7 +129,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _requests(options: argparse.Namespace, wishes: Sequence[PromptSpec]) -> list[Request]:
-    """Each prompt with each of its seeds. A line's own seed stands alone, or is the first of --count."""
+    """Each prompt with each of its seeds. A line's own seed is the only one, or the first of --count."""
     requests, seeds = [], output.seeds_of(options)
     own = sum(wish.seed is not None for wish in wishes)
     if own and (options.seed or options.seeds):
@@ -159,7 +159,7 @@ def _frames(options: argparse.Namespace, wish: PromptSpec) -> Duration | None:
 
 
 def _frames_known(options: argparse.Namespace, wish: PromptSpec) -> int | None:
-    """Frames, where they can be told before the model is there."""
+    """Number of frames, where it is known before the model is loaded."""
     time = _frames(options, wish)
     return None if time is None or time.seconds else time.frames(1)
 
@@ -195,7 +195,7 @@ def _check_out(
             raise UsageError(f"{options.file} names {wish.out} twice{also}: give each prompt a file of its own")
         names[key] = wish.out
         if not done and paths.exists(path):
-            rule = "was not made by this command as it is now"
+            rule = "was not made by this command with these options"
             raise OutputError(f"{name}: is in {out} already, and {rule}; delete it or give another --out")
     for key, name in names.items():
         above = next((names[str(parent)] for parent in Path(key).parents if str(parent) in names), None)
@@ -225,7 +225,7 @@ def _job(options: argparse.Namespace, request: Request, id: str | None, generato
 
 
 def _made_frames(time: Duration, generator, rate: float) -> int:
-    """As many frames as asked; of seconds the nearest number that the model makes."""
+    """The requested number of frames; seconds are rounded to the nearest number that the model can make."""
     from vdit.generate.filling import grouping_of
 
     frames = time.frames(rate)

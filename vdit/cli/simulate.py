@@ -84,7 +84,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _what_is_done(options: argparse.Namespace, generator, fps: float) -> tuple[dict, list[actions.Action] | None]:
-    """What keys mean, and what is done in each frame; None where a person is asked."""
+    """Actions of the keys, and of each frame; None if they are typed."""
     import jax
 
     from vdit.generate.simulating import action_shape
@@ -107,7 +107,7 @@ def _what_is_done(options: argparse.Namespace, generator, fps: float) -> tuple[d
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Play:
-    """How the world is played. rows: what is done in each frame; None: what a person types."""
+    """How the world is played. rows: actions of each frame; None: they are typed."""
 
     simulator: Simulator
     status: Status
@@ -117,7 +117,7 @@ class _Play:
     rows: list[actions.Action] | None = None
 
     def write(self, target: output.Target) -> bool:
-        """Plays, and writes what is seen. Whether it came to its end."""
+        """Plays and writes the frames. Returns whether all actions were played."""
         interrupts = streaming.Interrupts()
         if self.rows is None:
             return streaming.write(target, self._typed(interrupts), self.fps, self.status, interrupts=interrupts)

@@ -1,4 +1,4 @@
-"""What a command tells of its work, on stderr: what it found, what it makes, how far it is, and what came of it.
+"""Progress of a command on stderr: what it found, what it makes, how far it is, and the result.
 
     with Status("sample") as status:
         status.tell("makes", "2 videos of 17 frames")
@@ -7,7 +7,7 @@
         status.wrote(path)
         status.next = "vdit extend ..."
 
-stdout is left to names of files. How long a command takes is told before the work where this machine has done such work
+stdout only gets names of files. How long a command takes is told before the work where this machine has done such work
 before, and otherwise as soon as the first part is done; compiling is left out of it (vdit.train.progress).
 """
 
@@ -41,7 +41,7 @@ _WORTH_TELLING = 2.0  # seconds
 
 
 class Status:
-    """Around the work of one command. On several hosts the first alone tells.
+    """Context manager around the work of one command. On several hosts only the first prints.
 
     console: where lines go; None is stderr. devices: whether the command uses jax's devices; without it they are left
     alone, as `vdit plan` wants them.
@@ -269,7 +269,7 @@ class _Paces:
 
 
 def memory(devices: bool = True) -> str:
-    """The most memory that was used so far, in words: of this process, and of its devices where they tell."""
+    """Peak memory so far, in words: of this process, and of its devices if they report it."""
     import jax
 
     from vdit.train.stages import peak_memory

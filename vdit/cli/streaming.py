@@ -1,4 +1,4 @@
-"""Videos written while they are made. Ctrl-C ends them early: what is there by then becomes the file."""
+"""Videos written while they are generated. Ctrl-C ends them early and keeps the frames written so far."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Interrupts:
-    """While entered, the first Ctrl-C is noted (`asked`), the second raises KeyboardInterrupt as ever.
+    """While entered, the first Ctrl-C sets `asked`, the second raises KeyboardInterrupt as usual.
 
     `at_once`: while entered, the first raises too, where nothing is lost by it. On several hosts, of which only one
     may have heard it, Ctrl-C is left as it is.

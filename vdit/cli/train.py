@@ -126,7 +126,7 @@ def _tell(experiment, space, stages, status) -> None:
         total = {"vae": vae.steps, "dit": dit.steps}.get(stage, 0)
         done = "" if not step else ", done" if step >= total else f", from step {step}"
         status.tell(stage, words[stage] + done)
-    status.tell("takes", "what each stage says once its first steps are done; Ctrl-C stops, the same command goes on")
+    status.tell("takes", "each stage prints this after its first steps; Ctrl-C stops, the same command resumes")
 
 
 def _train(experiment, space, stages, options, together, profile_steps, status) -> None:
@@ -189,7 +189,7 @@ def find_experiment(source: str | None, data: str | None = None):
     """The Experiment that `source` names, or the default one on a folder of videos.
 
     source: a run's folder, a .py file, a shipped experiment's name, or a module's dotted name; the first that exists.
-    data: a folder of videos to train on in the place of the experiment's own.
+    data: a folder of videos to train on instead of the experiment's own.
     """
     from vdit.cli.folder import folder_experiment, on_folder
     from vdit.config import load_config

@@ -27,7 +27,7 @@ class DataConfig:
         aspects: width / height of worlds, which have no size of their own.
         hflip: probability of a mirror image, only where no caption names a side or a direction.
         long_caption_prob: probability of a caption other than the first (the short one), where there is one.
-        actions: numbers that say what is done in each video frame (vdit.data.actions); 0 for none.
+        actions: numbers of an action in each video frame (vdit.data.actions); 0 for none.
 
     Rows:
         row_tokens, max_text_per_row, max_frames_per_row, max_clips_per_row: n, m, k and s of vdit.types.Row.
@@ -39,7 +39,7 @@ class DataConfig:
 
     Reading:
         streams: into how many independent orders, each with its packer, the data is dealt out. Any number of hosts
-            that divides it reads the same batches, and goes on where another number stopped; it is fixed for a run.
+            that divides it reads the same batches, and resumes where another number stopped; it is fixed for a run.
             0: the largest divisor of the batch size up to 16. More hosts than that need a number of streams that
             they divide, and that divides the batch size; fewer streams take less memory.
         epochs: passes over the data; 0 repeats for ever.

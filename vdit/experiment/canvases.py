@@ -24,14 +24,14 @@ _DRIFT = 0.5  # how far it moves over a clip at most, as a share of the frame's 
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CanvasConfig:
-    """Shares of clips by what is known of them (relative: they need not add up to 1).
+    """Fractions of clips by what is given of them (relative: they need not add up to 1).
 
     none: nothing. first: the first latent frame. head, tail, ends: some latent frames at the start, the end, or both,
         always fewer than all. mask: a box that may move, or all but that box. frames: nothing, but each latent frame
         is at a noise level of its own. A clip too short for its kind is given the next simpler one.
     window: share of clips (of three latent frames or more) that lose their first latent frame, which alone stands for
         a single video frame: what a rollout's window looks like when it has slid on.
-    context_dropout: share of clips whose known tokens are noise, and told so: for guidance on the context.
+    context_dropout: fraction of clips whose given tokens are replaced by noise, for guidance on the context.
     context_noise: in half of the clips what is known is noised, to a level drawn from 0 to this one.
     """
 
@@ -64,7 +64,7 @@ class CanvasConfig:
 
     @property
     def gives(self) -> bool:
-        """Whether anything is ever known, so that a model learns what level 0 beside noise means."""
+        """Whether anything is ever given, so that a model learns to use tokens at level 0."""
         return any(getattr(self, name) for name in KINDS[1:])
 
 
@@ -90,7 +90,7 @@ class DrawnCanvas:
 
 
 def draw_canvases(key: Array, row: Row, config: CanvasConfig, diffusion: DiffusionConfig) -> DrawnCanvas:
-    """What is known of each clip of packed rows, and the noise levels. Traceable."""
+    """Samples what is given of each clip of packed rows, and the noise levels. Traceable."""
     level_key, frame_key, kind_key, window_key, length_key, mask_key, context_key = jax.random.split(key, 7)
     levels = draw_levels(level_key, row.frame_segment_ids, diffusion)
     if not config.gives and not config.window:

@@ -29,7 +29,7 @@ class TrainConfig:
         newest ones, and saved when it is measured; None keeps the newest ones only.
     best_is: whether the lowest or the highest value is the best.
     max_nonfinite: how many non-finite steps in a row are skipped before the run is stopped.
-    stall_seconds: without a step for so long, and for ten times the usual, all hosts write down where they stand.
+    stall_seconds: if no step finishes for so long, and for ten times the usual, all hosts log their stacks.
     """
 
     steps: int
