@@ -20,11 +20,11 @@ def exact_products():
         yield
 
 
-def on_both(function, *arguments):
-    """Values and gradients on the GPU and on the CPU."""
-    run = jax.jit(jax.value_and_grad(lambda *x: jnp.sum(jnp.sin(function(*x))), argnums=(0, 1)))
+def on_both(function, reference, *arguments):
+    """Values and gradients of `function` on the GPU, and of `reference` on the CPU, where no GPU kernel runs."""
     results = []
-    for device in (jax.devices("gpu")[0], jax.devices("cpu")[0]):
+    for call, device in ((function, jax.devices("gpu")[0]), (reference, jax.devices("cpu")[0])):
+        run = jax.jit(jax.value_and_grad(lambda *x, call=call: jnp.sum(jnp.sin(call(*x))), argnums=(0, 1)))
         results.append(jax.device_get(run(*jax.device_put(arguments, device))))
     return results
 
@@ -36,7 +36,8 @@ def test_attention(kernel, times):
     q, k, v = (rng.normal(size=(2, 300, 4, 64)).astype(np.float32) for _ in range(3))
     clip = np.sort(rng.integers(0, 4, (2, 300)))
     more = {"q_time": rng.integers(0, 9, (2, 300)), "k_time": rng.integers(0, 9, (2, 300))} if times else {}
-    gpu, cpu = on_both(lambda q, k: attention(q, k, v, clip, clip, implementation=kernel, **more), q, k)
+    by = lambda name: lambda q, k: attention(q, k, v, clip, clip, implementation=name, **more)  # noqa: E731
+    gpu, cpu = on_both(by(kernel), by("dense"), q, k)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3), gpu, cpu)
 
 
@@ -45,5 +46,6 @@ def test_convolution(formulation):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 7, 16, 16, 8)).astype(np.float32)
     kernel = rng.normal(size=(3, 3, 3, 8, 8)).astype(np.float32) / 15
-    gpu, cpu = on_both(lambda x, k: conv(x, k, padding=((0, 0), (1, 1), (1, 1)), formulation=formulation), x, kernel)
+    by = lambda name: lambda x, k: conv(x, k, padding=((0, 0), (1, 1), (1, 1)), formulation=name)  # noqa: E731
+    gpu, cpu = on_both(by(formulation), by("taps"), x, kernel)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3), gpu, cpu)

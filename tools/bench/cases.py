@@ -202,17 +202,20 @@ class WanForward(Case):
     def network(self) -> Network:
         return Network(text=t5_text(t5_preset("umt5-xxl", layers=1, vocab_size=8)), backbone=self.config)
 
+    def row(self) -> Row:
+        """The latents as a row of one clip, whose caption is given encoded."""
+        prompts = Prompts(ids=np.zeros((1, self.captions), np.int32), length=np.array([self.captions], np.int32))
+        return _rows(self.latents, self.config.patch, prompts)
+
+    def predict(self, params: PyTree, row: Row, times: Array, text: Array) -> Array:
+        """[b t h w c]."""
+        time = jnp.broadcast_to(times[:, None], row.frame_segment_ids.shape)
+        out = self.network.apply(params, row, time, text).prediction
+        return unpatchify(out, self.grid, self.config.patch)
+
     def ours(self) -> Run:
         params = {"dit": self.params(wan.diffusers_rules(self.config), lambda key: self.network.init(key)["dit"])}
-        prompts = Prompts(ids=np.zeros((1, self.captions), np.int32), length=np.array([self.captions], np.int32))
-        row = _rows(self.latents, self.config.patch, prompts)
-
-        def predict(params, row, times, text):
-            time = jnp.broadcast_to(times[:, None], row.frame_segment_ids.shape)
-            out = self.network.apply(params, row, time, text).prediction
-            return unpatchify(out, self.grid, self.config.patch)
-
-        return run_jax(predict, params, row, self.times, self.text)
+        return run_jax(self.predict, params, self.row(), self.times, self.text)
 
     def theirs(self, module) -> Run:
         latents, times = to_torch(self.latents.transpose(0, 4, 1, 2, 3)), to_torch(self.times)
