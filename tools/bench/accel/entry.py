@@ -64,7 +64,7 @@ def training_program(config: DiTConfig, *, row: int, clips: int, rows: int = 1, 
         base.data, row_tokens=row, row_text=WORDS * clips, row_slots=FRAMES * clips, row_clips=clips
     )
     train = dataclasses.replace(base.dit_train, batch_size=rows)
-    return train_program(dataclasses.replace(base, dit=config, data=data, dit_train=train), mesh)
+    return train_program(dataclasses.replace(base, backbone=config, data=data, dit_train=train), mesh)
 
 
 def training(config: DiTConfig, *, row: int, clips: int, rows: int = 1) -> tuple[Program, Any]:

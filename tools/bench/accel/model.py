@@ -66,11 +66,11 @@ def experiment(dry: bool) -> Any:
         "data.row_text=512",
         "data.row_slots=160",
         "data.row_clips=48",
-        "dit.width=384",
-        "dit.depth=8",
-        "dit.heads=6",
-        "dit.dtype=bfloat16",
-        "dit.scan=True",
+        "backbone.width=384",
+        "backbone.depth=8",
+        "backbone.heads=6",
+        "backbone.dtype=bfloat16",
+        "backbone.scan=True",
         "dit_train.batch_size=16",
         "dit_train.steps=1000000",
         "dit_train.ema_decay=0.999",
@@ -90,7 +90,7 @@ def experiment(dry: bool) -> Any:
         "data.areas=1024",
         "data.aspects=1.0",
         "data.frames=(1,5)",
-        "data.world_count=24",
+        "data.source.count=24",
         "data.row_tokens=16",
         "data.row_slots=8",
         "data.row_clips=4",
@@ -101,9 +101,9 @@ def experiment(dry: bool) -> Any:
         "text.heads=1",
         "text.max_length=48",
         "text.vocab_size=300",
-        "dit.width=16",
-        "dit.depth=1",
-        "dit.heads=1",
+        "backbone.width=16",
+        "backbone.depth=1",
+        "backbone.heads=1",
         "dit_train.batch_size=1",
         "dit_train.steps=3",
         "dit_train.log_every=1",
@@ -146,7 +146,7 @@ def _slim(checkpoints: Path) -> None:
 def train(dry: bool, folder: Path, until: float) -> dict[str, Any]:
     """`vdit train` on the prepared run, stopped as a preempted machine is: by SIGTERM, with a checkpoint."""
     from vdit.errors import Preempted
-    from vdit.train.metrics import read_json_lines
+    from vdit.train.logging import read_json_lines
     from vdit.train.stages import run
     from vdit.train.workspace import Workspace
 
