@@ -57,6 +57,9 @@ def stand_in() -> bool:
                 raise AttributeError(name)
             return Anything(f"{self.__name__}.{name}")
 
+        def __or__(self, other: Any) -> Anything:
+            return self
+
     for name in ("av", "av.video", "av.video.reformatter", "av.sidedata", "av.sidedata.sidedata", "av.filter"):
         sys.modules[name] = Anything(name)
     return True

@@ -190,7 +190,10 @@ def train(dry: bool, folder: Path, until: float) -> dict[str, Any]:
 def samples(dry: bool, folder: Path, out: Path) -> dict[str, Any]:
     """Videos of held-out prompts, one a line of a picture, and how many show what was asked for."""
     import numpy as np
+    from accel import entry
+    from PIL import Image
 
+    entry.stand_in()
     import vdit
     from vdit.eval.detectors import detect
     from vdit.quickstart.config import held_out
