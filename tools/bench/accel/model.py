@@ -190,8 +190,9 @@ def train(dry: bool, folder: Path, until: float) -> dict[str, Any]:
 def samples(dry: bool, folder: Path, out: Path) -> dict[str, Any]:
     """Videos of held-out prompts, one a line of a picture, and how many show what was asked for."""
     import numpy as np
-    from accel import entry
     from PIL import Image
+
+    from accel import entry
 
     entry.stand_in()
     import vdit
