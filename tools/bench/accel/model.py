@@ -57,6 +57,7 @@ def experiment(dry: bool) -> Any:
         "data.areas=9216",
         "data.frames=(1,17,17,17)",
         "data.row_tokens=1440",
+        "data.threads=8",
         "data.row_text=512",
         "data.row_slots=160",
         "data.row_clips=48",

@@ -14,7 +14,7 @@ def make_training(forward: type, *, remat: str) -> type:
 
     remat: "full" recomputes blocks in the backward on both sides: without, 32,760 tokens do not fit a GPU.
     """
-    from case import Run, numpy_of, run_jax, to_torch
+    from case import Run, numpy_of, to_torch
 
     from vdit.experiment.training import OptimizerConfig, TrainConfig
     from vdit.nn.compiling import compiler_options
@@ -22,8 +22,6 @@ def make_training(forward: type, *, remat: str) -> type:
     from vdit.pretrained.model import one_device
     from vdit.train.state import plan_state
     from vdit.train.step import make_train_step
-
-    del run_jax
 
     class WanTraining(forward):
         steps = 2
@@ -38,7 +36,7 @@ def make_training(forward: type, *, remat: str) -> type:
         def ours(self) -> Run:
             rules = wan.diffusers_rules(self.config)
             params = {"dit": self.params(rules, lambda key: self.network.init(key)["dit"])}
-            network, config = self.network, self.config
+            network = self.network
 
             def loss(params, batch, key, step):
                 del key, step
@@ -52,7 +50,6 @@ def make_training(forward: type, *, remat: str) -> type:
             box = [plan.adopt(params, jax.random.key(0))]
             batch = {"row": self.row(), "times": self.times, "text": self.text, "target": self.target}
             batch = jax.device_put(batch, step.place(batch))
-            del config
 
             def run():
                 box[0], metrics = step(box[0], batch)
