@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vdit.errors import ShapeError
-from vdit.generate.filling import frames_of
+from vdit.generate.generator import frames_of
 from vdit.generate.images import as_bytes
 from vdit.models.vae.config import preset
 from vdit.models.vae.video import VideoVAE

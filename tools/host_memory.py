@@ -74,7 +74,7 @@ def work(name: str, path: Path, out: Path, size: tuple[int, int]) -> Callable[[]
 
 def measure(name: str, path: Path, out: Path, size: tuple[int, int]) -> int:
     """Bytes, in this process, which has done the same with a small video before: what that imports does not count."""
-    with mock.patch("vdit.generate.windows.draw", nothing), mock.patch("vdit.generate.rolling.draw", nothing):
+    with mock.patch("vdit.generate.sliding.draw", nothing), mock.patch("vdit.generate.verbs.draw", nothing):
         small = out.with_name("small.mp4")
         video(small, 16, SMALL)
         work(name, small, out, SMALL)()

@@ -12,13 +12,12 @@ import vdit
 from tests import tiny
 from vdit.errors import ConfigError, ShapeError
 from vdit.experiment.experiment import Experiment
-from vdit.generate import windows
 from vdit.models.network import Network
 from vdit.models.vae.model import VAE
 from vdit.models.vae.video import VideoVAE
 from vdit.sampling.canvas import Canvas
 from vdit.sampling.config import Structure
-from vdit.sampling.programs import SampleCanvas, Window, draw
+from vdit.sampling.programs import CanvasInput, SampleCanvas, draw
 
 FRAMES = 13  # made in two windows, the model's own, of 9 frames: few programs, and every test uses the same
 BOTH = ["a", "b"]
@@ -86,7 +85,7 @@ def test_low_frequencies_are_the_canvas_while_structure_is_on(generator, level, 
     canvas = Canvas(latents=latents, level=np.full((1, 3, 1, 1), level, np.float32))
     words = generator.tokens(["a"])
     models = generator.mesh, generator.params, None, None, words, words
-    made = draw(task, *models, jax.random.key(0), None, Window(canvas=canvas))
+    made = draw(task, *models, jax.random.key(0), None, CanvasInput(canvas=canvas))
     assert jnp.abs(made - latents).max() > 0.1, "the rest is made anew"
     far = float(jnp.abs(structure.low(made) - structure.low(latents)).max())
     assert far < 1e-4 if until == 0 else far > 1e-2
@@ -156,6 +155,15 @@ def test_windows_go_on_from_each_other(generator, monkeypatch):
     assert np.abs(other - first).max() > 1e-2
 
 
+def windows(count, window, overlap):
+    """(start, known, stop): all of one length; the last one, which must end with the video, knows more."""
+    plan = [(0, 0, min(window, count))]
+    while (done := plan[-1][2]) < count:
+        stop = min(done - overlap + window, count)
+        plan.append((stop - window, done, stop))
+    return plan
+
+
 def test_levels_and_latents_go_through_windows_as_through_one(generator, monkeypatch):
     """Whatever the windows: heads as they were made, then the latents and levels of the whole video."""
     rng = np.random.default_rng(3)
@@ -174,12 +182,13 @@ def test_levels_and_latents_go_through_windows_as_through_one(generator, monkeyp
     assert set(np.unique(whole.canvas.level)) == {0, 0.5}
     for window in (13, 9):
         length = 1 + (window - 1) // 4
-        plan = windows.latent_windows(6, length, 1)
+        plan = windows(6, length, 1)
         assert len(seen[window]) == len(plan) >= 2
         made = np.zeros_like(whole.shown)
         for given, (start, known, stop) in zip(seen[window], plan):
             assert given.canvas.latents.shape[1] == length
-            assert given.canvas.first == min(start, 1)
+            start_position = given.canvas.start_position
+            assert (0 if start_position is None else int(start_position[0])) == min(start, 1)
             head, new = np.split(given.canvas.latents, [known - start], axis=1)
             np.testing.assert_array_equal(head, made[:, start:known])
             np.testing.assert_allclose(new, whole.shown[:, known:stop], atol=1e-4)
@@ -198,7 +207,8 @@ def test_noise_that_is_given_reaches_its_windows(generator, video, monkeypatch):
 
     monkeypatch.setattr("vdit.generate.generator.draw", spy)
     vdit.edit(generator, "a", video, noise=noise)
-    np.testing.assert_array_equal(seen, [noise[:, :3], noise[:, 1:]])
+    np.testing.assert_array_equal(seen[0], noise[:, :3])
+    np.testing.assert_array_equal(seen[1][:, -1:], noise[:, 3:])
 
 
 def test_models_of_one_level_inpaint(generator, video):

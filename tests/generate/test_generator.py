@@ -10,7 +10,7 @@ import pytest
 
 import vdit
 from vdit.errors import CheckpointError, ConfigError, ShapeError, WeightsError
-from vdit.generate.noise import noise_of
+from vdit.generate.generator import noise_of
 
 PROMPTS = ["a red circle moves to the left", "a blue square", "a green cross moves up"]
 

@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 
 from vdit import worlds
 from vdit.errors import ShapeError
-from vdit.generate.keep import CHUNK, keep_given
+from vdit.generate.blend import CHUNK, Blend, Piece, keep_reference, keep_stream
 
 T, H, W = 20, 48, 64
 SIGMA = (3.0, 6.0)
@@ -42,25 +42,25 @@ KINDS = ("head", "first", "ends", "box", "moving")
 @pytest.mark.parametrize("kind", [*KINDS, "none"])
 def test_what_is_known_comes_back_bit_for_bit(kind):
     made, given, known = noise(0), noise(1), mask(kind)
-    out = keep_given(made, given, known)
+    out = keep_reference(made, given, known)
     assert out.dtype == np.float32
     np.testing.assert_array_equal(out[known].view(np.uint32), given[known].view(np.uint32))
     assert np.abs(out).max() <= 1
-    np.testing.assert_array_equal(keep_given(made, given, ~mask("none")), given)
+    np.testing.assert_array_equal(keep_reference(made, given, ~mask("none")), given)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "none"])
 def test_where_nothing_differs_nothing_changes(kind):
     made, known = noise(0), mask(kind)
     given = np.where(known[..., None], made, noise(1))  # what is given beside the known does not count
-    np.testing.assert_array_equal(keep_given(made, given, known), made)
+    np.testing.assert_array_equal(keep_reference(made, given, known), made)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_constant_tint_is_gone_at_the_edge_and_stays_far_away(kind):
     tint, known = np.float32([0.1, -0.06, 0.04]), mask(kind)
     truth = noise(0) * 0.5
-    left = keep_given(truth + tint, truth, known, sigma=SIGMA) - truth
+    left = keep_reference(truth + tint, truth, known, Blend(sigma=SIGMA)) - truth
     left = left[..., 0] / tint[0]
     assert left.min() > -1e-3
     assert left.max() < 1 + 1e-3
@@ -101,7 +101,7 @@ def test_the_jump_at_the_edge_falls(world, share, kind):
     video = worlds.make(world, seed=3).render(0, size=(H, W), frames=T, fps=12).video
     truth, known = np.float32(video) / 127.5 - 1, mask(kind)
     made = decoded(truth)
-    pasted, kept = np.where(known[..., None], truth, made), keep_given(made, truth, known)
+    pasted, kept = np.where(known[..., None], truth, made), keep_reference(made, truth, known)
     assert jump(kept, truth, known) < share * jump(pasted, truth, known)
     assert np.abs(kept - truth).mean() < np.abs(pasted - truth).mean()
 
@@ -112,7 +112,7 @@ def test_a_moving_object_leaves_no_ghost():
     for k in range(T):
         truth[k, 20:26, 3 * k : 3 * k + 6] = 0.8
     made, known = truth * 0.75, mask("head")
-    kept, here = keep_given(made, truth, known), truth > 0
+    kept, here = keep_reference(made, truth, known), truth > 0
     assert np.abs(truth - made).max() == pytest.approx(0.2)
     assert np.abs(kept - made)[~known & ~here.any(-1)].max() < 0.04
     error = np.abs(kept - truth)
@@ -125,17 +125,23 @@ def test_chunks_of_time_do_not_show():
     made, given = noise(0, frames), noise(1, frames)
     known = mask("box", frames)
     known[CHUNK - 3 : CHUNK + 2] = True
-    whole = keep_given(made, given, known, sigma=SIGMA)
+    whole = keep_reference(made, given, known, Blend(sigma=SIGMA))
     for cut in (1, 7):  # the same frames, cut into chunks elsewhere
-        part = keep_given(made[cut:], given[cut:], known[cut:], sigma=SIGMA)
+        part = keep_reference(made[cut:], given[cut:], known[cut:], Blend(sigma=SIGMA))
         np.testing.assert_allclose(part[CHUNK:], whole[cut + CHUNK :], atol=2e-6)
 
 
 def test_given_may_end_before_what_is_made_does():
     made, given, known = noise(0), noise(1), mask("head")
-    short = keep_given(made, given[:8], known[:8])
-    np.testing.assert_array_equal(short, keep_given(made, given, known))
-    np.testing.assert_array_equal(short, keep_given(made, given[:8], known[:8, :1, :1]))
+    short = keep_reference(made, given[:8], known[:8])
+    np.testing.assert_array_equal(short, keep_reference(made, given, known))
+    np.testing.assert_array_equal(short, keep_reference(made, given[:8], known[:8, :1, :1]))
+
+
+def cut(made, given, known, size):
+    """As pieces of `size` frames."""
+    parts = (slice(k, k + size) for k in range(0, len(made), size))
+    return (Piece(made=made[part], reference=given[part], known=known[part]) for part in parts)
 
 
 def test_memory_does_not_grow_with_time():
@@ -143,19 +149,51 @@ def test_memory_does_not_grow_with_time():
     for frames in (100, 200):
         made, given, known = noise(0, frames), noise(1, frames), mask("box", frames)
         tracemalloc.start()
-        out = keep_given(made, given, known, sigma=(2.0, 6.0))
-        peaks.append(tracemalloc.get_traced_memory()[1] - out.nbytes)
+        pieces = cut(made, given, known, 8)
+        for _ in keep_stream(pieces, Blend(sigma=(2.0, 6.0))):
+            pass
+        peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.1 * peaks[0]
 
 
 @pytest.mark.parametrize(("change", "named"), [
-    ({"given": np.zeros((T, H, W + 1, 3), np.float32)}, "must be as made"),
-    ({"given": np.zeros((T + 1, H, W, 3), np.float32), "known": np.zeros((T + 1, 1, 1), bool)}, "of fewer frames"),
+    ({"reference": np.zeros((T, H, W + 1, 3), np.float32)}, "must be as made"),
+    ({"reference": np.zeros((T + 1, H, W, 3), np.float32), "known": np.zeros((T + 1, 1, 1), bool)}, "of fewer frames"),
     ({"known": np.zeros((T, H, W), np.float32)}, "must be bool"),
     ({"known": np.zeros((T - 1, H, W), bool)}, "must be bool, of"),
-    ({"sigma": (0.0, 3.0)}, "both above 0"),
 ])  # fmt: skip
 def test_what_does_not_belong_together_is_refused(change, named):
     with pytest.raises(ShapeError, match=named):
-        keep_given(**{"made": noise(0), "given": noise(1), "known": mask("box")} | change)
+        keep_reference(**{"made": noise(0), "reference": noise(1), "known": mask("box")} | change)
+
+
+def test_a_sigma_of_nothing_is_refused():
+    with pytest.raises(ShapeError, match="both above 0"):
+        Blend(sigma=(0.0, 3.0))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "none"])
+def test_a_stream_gives_the_same_frames_as_the_whole(kind):
+    frames = 2 * CHUNK + 5
+    made, given, known = noise(0, frames), noise(1, frames), mask(kind, frames)
+    whole = keep_reference(made, given, known)
+    for size in (1, 7, 33):
+        np.testing.assert_array_equal(np.concatenate(list(keep_stream(cut(made, given, known, size)))), whole)
+
+
+def test_frames_come_at_once_where_nothing_is_known_any_more():
+    made, given, known = noise(0, 60), noise(1, 60), mask("head", 60)
+    later = [Piece(made=made[k : k + 6], more=False) for k in range(6, 60, 6)]
+    pieces = [Piece(made=made[:6], reference=given[:6], known=known[:6], more=False), *later]
+    came, taken = [], []
+
+    def counted():
+        for piece in pieces:
+            taken.append(len(piece.made))
+            yield piece
+
+    for frames in keep_stream(counted()):
+        came.append(frames)
+        assert sum(map(len, came)) >= sum(taken) - 6
+    np.testing.assert_array_equal(np.concatenate(came), keep_reference(made, given, known))

@@ -9,7 +9,8 @@ import pytest
 import vdit
 from tests import tiny
 from vdit.errors import ConfigError, ShapeError
-from vdit.generate import Generator, making
+from vdit.generate import Generator
+from vdit.generate.generator import grouping_of
 from vdit.models.vision import CLIPVisionConfig, clip_pixels
 from vdit.sampling.programs import Reference
 from vdit.types import Clip
@@ -67,7 +68,7 @@ def test_each_window_begins_with_what_the_one_before_made():
 def test_any_passage_lies_between_both_videos(shape, has):
     generator = noise(**shape)
     first, second = frames(has[0]), frames(has[1], seed=1)
-    step = making.grouping_of(generator).step
+    step = grouping_of(generator).step
     for length in (None, step, 2 * step, 3 * step, 12 * step):
         generator.asked.clear()
         whole = vdit.connect(generator, "a", first, second, frames=length)[0]
@@ -87,7 +88,7 @@ def test_any_passage_lies_between_both_videos(shape, has):
 @pytest.mark.parametrize("has", [8, 40])
 def test_a_loop_is_the_video_and_a_way_back(shape, has):
     generator, video = noise(**shape), frames(has)
-    step = making.grouping_of(generator).step
+    step = grouping_of(generator).step
     for passage in (None, step, 10 * step):
         whole = vdit.loop(generator, "a", video, passage=passage)[0]
         np.testing.assert_array_equal(as_bytes(whole[:has]), video)
@@ -110,7 +111,7 @@ def test_a_loop_of_a_prompt_closes_what_it_made_of_it():
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_blend_is_shorter_than_both_and_holds_what_is_outside_it(shape):
     generator = noise(**shape)
-    step = making.grouping_of(generator).step
+    step = grouping_of(generator).step
     first, second = frames(20), frames(16, seed=1)
     whole = vdit.connect(generator, "a", first, second, frames=step, blend=True, strength=0.7)[0]
     assert len(whole) == 36 - step
@@ -231,7 +232,7 @@ def test_what_cannot_be_made_is_told():
         ("window=5 holds no passage .*give 9", lambda: vdit.loop(generator, "a", video, passage=4, window=5)),
         ("leave them out where one is given", lambda: vdit.loop(generator, "a", video, frames=9)),
         ("frames=0: give 1 or more", lambda: vdit.loop(generator, "a", frames=0)),
-        ("videos of 16x16 and 24x16", lambda: vdit.connect(generator, "a", video, small)),
+        ("videos of 16x16 and 16x24", lambda: vdit.connect(generator, "a", video, small)),
         ("frames=-4 must be a multiple of 4", lambda: vdit.connect(generator, "a", video, video, frames=-4)),
         ("3 frames is too short after", lambda: vdit.connect(generator, "a", video, video[:3])),
         ("first has 9 frames, give a video of 13", lambda: blend(video, 12)),
@@ -271,7 +272,7 @@ def test_an_image_is_given_as_the_generator_takes_one(by_channels):
 def test_the_image_encoder_sees_the_first_frame_that_is_given(by_channels):
     video = frames(9)
     vdit.extend(by_channels, "a", video, before=9, after=8, context=4)
-    (after, before), vision = by_channels.asked, by_channels.experiment.vision
+    (before, after), vision = by_channels.asked, by_channels.experiment.vision
     np.testing.assert_array_equal(after["given"].pixels[0], clip_pixels(video[-1], vision))
     np.testing.assert_array_equal(before["given"].pixels[0], clip_pixels(video[0], vision))
 

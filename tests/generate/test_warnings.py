@@ -9,11 +9,10 @@ from vdit.cli import sample
 from vdit.cli.parser import Parser, duration
 from vdit.cli.prompts import PromptSpec
 from vdit.errors import VditWarning
-from vdit.generate.filling import window_of
-from vdit.generate.generator import Generator
-from vdit.generate.rolling import rollout
+from vdit.generate.generator import Generator, window_of
+from vdit.generate.verbs import rollout
 from vdit.sampling.canvas import Grouping
-from vdit.sampling.rollout import Slide
+from vdit.sampling.sliding import Window
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +34,12 @@ def test_a_negative_prompt_without_guidance(generator):
 def test_windows_and_contexts_that_are_rounded(generator):
     grouping = Grouping(first=1, step=4)
     with pytest.warns(VditWarning, match="context=6 is rounded down to 4"):
-        assert Slide.of(grouping, window=17, context=6).context == 1
+        assert Window.of(grouping, window=17, context=6).context == 1
     whole = window_of(generator)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert window_of(generator, whole) == whole
-        Slide.of(grouping, window=17, context=8)
+        Window.of(grouping, window=17, context=8)
     with pytest.warns(VditWarning, match=f"window={whole + 1} is rounded down to {whole}"):
         assert window_of(generator, whole + 1) == whole
 

@@ -18,7 +18,7 @@ from vdit.generate.known import (
     size_of_aspect,
     smooth_fill,
 )
-from vdit.generate.windows import latent_windows
+from vdit.generate.sliding import latent_windows
 from vdit.models.vae.config import VAEConfig
 from vdit.sampling.config import Structure
 from vdit.sampling.programs import latent_level

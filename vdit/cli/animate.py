@@ -35,7 +35,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError(f"{' and '.join(untimed)}: one is the first frame; give others times, as in end.jpg@2s")
     with canvas.opened(options, words) as (generator, status):
         from vdit.generate.images import read_image
-        from vdit.generate.making import animate
+        from vdit.generate.verbs import animate
 
         inputs, fps = canvas.read_inputs(options, files, generator, status, max_frames=1)
         # As they are, not as they were fitted: a model's image encoder cuts them in its own way.

@@ -207,7 +207,7 @@ def sampling(options: argparse.Namespace, seed: int | None = None) -> dict:
 
 def passage_frames(time: Duration | None, fps: float, generator, window: int | None) -> int:
     """Frames of a passage: as asked; of seconds the nearest number that the model makes; None is the usual one."""
-    from vdit.generate.filling import grouping_of, usual_passage
+    from vdit.generate.generator import grouping_of, usual_passage
 
     if time is None:
         return usual_passage(generator, window)

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.strength is not None and not options.blend:
         raise UsageError("--strength: is of a blend; add --blend, or leave it out")
     with canvas.opened(options, words) as (generator, status):
-        from vdit.generate.making import connect
+        from vdit.generate.verbs import connect
 
         (first, second), fps = canvas.read_inputs(options, words.inputs, generator, status)
         frames = canvas.passage_frames(options.frames, fps, generator, options.window)

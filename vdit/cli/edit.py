@@ -63,7 +63,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     with canvas.opened(options, words) as (generator, status):
         import numpy as np
 
-        from vdit.generate.editing import edit
+        from vdit.generate.verbs import edit
 
         (video,), fps = canvas.read_inputs(options, words.inputs, generator, status, **taken(options))
         mask = read_part(options, boxes, video)

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if not any(time is not None and time.amount for time in (options.after, options.before)):
         raise UsageError("nothing to make: give --after TIME, --before TIME, or both, above 0")
     with canvas.opened(options, words) as (generator, status):
-        from vdit.generate.making import extend
+        from vdit.generate.verbs import extend
 
         (video,), fps = canvas.read_inputs(options, words.inputs, generator, status)
         asked = {"before": options.before, "after": options.after}

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError("--at places the video in a larger frame: add --outpaint")
     boxes, frame, at = read_boxes(options), _frame(options.outpaint), _at(options.at)
     with canvas.opened(options, words) as (generator, status):
-        from vdit.generate.editing import inpaint, outpaint
+        from vdit.generate.verbs import inpaint, outpaint
 
         if frame is not None:
             options.size, frame["size"] = _sizes(options, words.inputs, generator, **frame)

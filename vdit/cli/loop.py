@@ -34,7 +34,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if words.inputs and options.frames is not None:
         raise UsageError("--frames: is of a video made of the prompt; leave it out where VIDEO is given")
     with canvas.opened(options, words) as (generator, status):
-        from vdit.generate.making import loop
+        from vdit.generate.verbs import loop
 
         inputs, fps = canvas.read_inputs(options, words.inputs, generator, status)
         passage = canvas.passage_frames(options.passage, fps, generator, options.window)

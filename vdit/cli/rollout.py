@@ -44,7 +44,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError("how long the video is: give --seconds S or --frames TIME")
     later = read_prompts(options)
     with canvas.opened(options, words) as (generator, status):
-        from vdit.generate.rolling import rollout
+        from vdit.generate.verbs import rollout
 
         inputs, fps = canvas.read_inputs(options, words.inputs, generator, status)
         frames = round(options.seconds * fps) if options.frames is None else options.frames.frames(fps)

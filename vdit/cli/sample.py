@@ -226,7 +226,7 @@ def _job(options: argparse.Namespace, request: Request, id: str | None, generato
 
 def _made_frames(time: Duration, generator, rate: float) -> int:
     """The requested number of frames; seconds are rounded to the nearest number that the model can make."""
-    from vdit.generate.filling import grouping_of
+    from vdit.generate.generator import grouping_of
 
     frames = time.frames(rate)
     if not time.seconds:
@@ -251,8 +251,8 @@ def _sample(
     """Makes the videos; adds each to `made` when its file is there."""
     from vdit.dist.multihost import is_primary_host
     from vdit.generate.fit import Fit
+    from vdit.generate.generator import noise_of
     from vdit.generate.images import read_image
-    from vdit.generate.noise import noise_of
 
     image = None if options.image is None else read_image(options.image)
     fps = output.rate(options, generator.experiment)

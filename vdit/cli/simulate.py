@@ -18,7 +18,7 @@ from vdit.errors import INTERRUPTED, VditWarning
 if TYPE_CHECKING:
     import numpy as np
 
-    from vdit.generate.simulating import Simulator
+    from vdit.generate.simulator import Simulator
 
 SUMMARY = "play a world model: actions in, frames out"
 DESCRIPTION = """\
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.interactive and len(canvas.seeds(options)) > 1:
         raise UsageError("--interactive plays one world: give one --seed")
     with canvas.opened(options, words) as (generator, status):
-        from vdit.generate.simulating import Simulator
+        from vdit.generate.simulator import Simulator
 
         inputs, fps = canvas.read_inputs(options, words.inputs, generator, status)
         keys, rows = _what_is_done(options, generator, fps)
@@ -87,7 +87,7 @@ def _what_is_done(options: argparse.Namespace, generator, fps: float) -> tuple[d
     """Actions of the keys, and of each frame; None if they are typed."""
     import jax
 
-    from vdit.generate.simulating import action_shape
+    from vdit.generate.simulator import action_shape
 
     data, (frames, width) = generator.experiment.data, action_shape(generator)
     keys = actions.world_keys(getattr(data.source, "world", ""), width, fps)

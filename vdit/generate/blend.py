@@ -86,8 +86,11 @@ def keep_reference(
     """
     known = _checked(made, reference, known)
     first = Piece(made=made[: len(known)], reference=reference, known=known, more=False)
-    pieces = [first, Piece(made=made[len(known) :], more=False)]
-    return np.concatenate(list(keep_stream(pieces, blend)))
+    out, done = np.empty(made.shape, np.float32), 0
+    for frames in keep_stream([first, Piece(made=made[len(known) :], more=False)], blend):
+        out[done : done + len(frames)] = frames
+        done += len(frames)
+    return out
 
 
 def keep_stream(pieces: Iterable[Piece], blend: Blend | None = None) -> Iterator[np.ndarray]:

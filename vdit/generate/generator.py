@@ -8,27 +8,32 @@ vdit.write_video("out.mp4", videos[0], fps=8)
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from vdit.data.patches import token_grid, unpatchify
 from vdit.errors import ConfigError, NumericsError, ShapeError, VditWarning
 from vdit.experiment.experiment import Experiment
 from vdit.finite import nonfinite_names
 from vdit.generate.images import as_bytes, fit_images
+from vdit.generate.inputs import same_rate
+from vdit.models.network import Network
 from vdit.models.text import Tokenizer, warn_of_cuts
 from vdit.models.vae.video import VideoVAE
 from vdit.models.vision import clip_pixels
 from vdit.reprs import short_repr
-from vdit.sampling.canvas import Prompts, tokenize
+from vdit.sampling.canvas import Grouping, Prompts, tokenize
 from vdit.sampling.config import SamplingConfig, replaces_known, resampling, sampling_config
-from vdit.sampling.programs import FromVideo, Reference, SampleCanvas, TextToVideo, Window, draw
+from vdit.sampling.programs import CanvasInput, FromVideo, Reference, SampleCanvas, TextToVideo, draw
 from vdit.seeds import key_of
-from vdit.types import Array, PyTree
+from vdit.types import Array, Clip, PyTree, check_pixels
 
 _NOT_TRAINED = (
     "this model was not trained on canvases: what is given is put back, noised, at every step, and there may be a jump "
@@ -53,6 +58,11 @@ class Generator:
     tokenizer: Tokenizer
     mesh: Mesh
     drawn: Callable[[int], None] | None = None
+
+    @property
+    def network(self) -> Network:
+        """The text encoder, the transformers, ... (vdit.models.network)."""
+        return self.experiment.network
 
     def __call__(
         self,
@@ -83,7 +93,7 @@ class Generator:
         image: the first frame, uint8 or float in [-1, 1], [h w 3] for all prompts or [b h w 3], one for each;
             scaled to cover `size`, and cut around its middle.
         given: what is given of the videos, for one of them or for all prompts (vdit.sampling.programs; the functions of
-            vdit.generate.making build it). Latents come from what is given, and the video is decoded from them: what
+            vdit.generate.verbs build it). Latents come from what is given, and the video is decoded from them: what
             was
             given is not put back pixel for pixel. Where no level is 1, sampling begins at the largest.
         frames: 1 + a multiple of the VAE's stride in time; 1 makes images. size: (height, width) in
@@ -118,7 +128,7 @@ class Generator:
         task = self.task(method, frames, size, given=given is not None, decode=not latents)
         noise = None if noise is None else self._noise(noise, task, len(prompts))
         tokens = self.tokens(prompts), self.tokens([negative] * len(prompts))
-        made = self.fill(task, tokens, key_of(seed), noise, given)
+        made = self.run(task, tokens, key_of(seed), noise, given)
         if nonfinite_names(made):
             raise NumericsError(
                 "what was sampled holds NaN or infinity, though weights and statistics do not: compute in float32 "
@@ -126,13 +136,13 @@ class Generator:
             )
         return made
 
-    def fill(
+    def run(
         self,
         task: TextToVideo | SampleCanvas,
         prompts: tuple[Prompts, Prompts],
         key: Array,
         noise: Array | None = None,
-        given: Reference | Window | None = None,
+        given: Reference | CanvasInput | None = None,
     ) -> Array:
         """What a task makes on the generator's mesh (vdit.sampling.programs.draw). prompts: those wanted and those
         not."""
@@ -219,7 +229,7 @@ class Generator:
         return noise
 
 
-def _new_frames(task: TextToVideo | SampleCanvas, given: Reference | Window | None, stride: int) -> int:
+def _new_frames(task: TextToVideo | SampleCanvas, given: Reference | CanvasInput | None, stride: int) -> int:
     """Frames of a canvas that are not known before it is filled; stride: frames that a latent frame stands for."""
     if given is None:
         return task.frames
@@ -250,3 +260,96 @@ def _suited(method: SamplingConfig, given: Reference | None) -> SamplingConfig:
     if start in (0.0, 1.0):
         return method
     return dataclasses.replace(method, grid=dataclasses.replace(method.grid, start=start))
+
+
+Texts = str | Sequence[str]
+Video = Array | Clip
+
+
+class Sampling(TypedDict, total=False):
+    """How videos are sampled: options of Generator.__call__, where each is described."""
+
+    steps: int
+    guidance: float
+    low_guidance: float
+    negative: str
+    sampler: str
+    interval: tuple[float, float]
+    rescale: float
+    known_level: float
+    context_guidance: float
+    reuse: float
+
+
+def frames_of(video: Array | Clip, name: str = "video") -> np.ndarray:
+    """uint8, or float in [-1, 1], [t h w 3], or a Clip -> float32 [1 t h w 3]; ShapeError for anything else.
+
+    A byte becomes byte / 127.5 - 1, and round((x + 1) * 127.5) is that byte again.
+    """
+    frames = np.asarray(video.frames if isinstance(video, Clip) else video)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
+        raise ShapeError(f"{name} of shape {frames.shape} must be [t h w 3], with one frame or more")
+    if frames.dtype == np.uint8:
+        return np.float32(frames)[None] / np.float32(127.5) - np.float32(1)
+    check_pixels(frames, name)
+    return np.clip(np.float32(frames), -1, 1)[None]
+
+
+def given_frames(generator: Generator, video: Array | Clip, name: str = "video") -> np.ndarray:
+    """`frames_of` a video that the model goes on with; warns of a Clip at another rate than the model's."""
+    fps = generator.experiment.sample.fps
+    if isinstance(video, Clip) and len(video.frames) > 1 and not same_rate(video.fps, fps):
+        warnings.warn(
+            f"{name} has {video.fps:.4g} frames a second, the model makes {fps:.4g}, so what it makes moves at another "
+            f"speed: read the video with vdit.read_video(path, fps={fps:.4g})",
+            VditWarning,
+            stacklevel=3,
+        )
+    return frames_of(video, name)
+
+
+def texts_of(prompts: Texts) -> list[str]:
+    """One text for each video; ConfigError for anything else."""
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"prompts={prompts!r} must be a text or a list of at least one text")
+    return texts
+
+
+def grouping_of(generator: Generator) -> Grouping:
+    return Grouping.of(generator.experiment.vae, generator.experiment.backbone)
+
+
+def window_of(generator: Generator, window: int | None = None) -> int:
+    """Frames of the longest canvas that is made at once; None: what the model was trained on or is sampled at."""
+    grouping, experiment = grouping_of(generator), generator.experiment
+    asked = window is not None
+    if window is None:
+        window = max(*experiment.data.frames, experiment.sample.frames)
+    elif window < grouping.first:
+        raise ShapeError(f"window={window} must hold {grouping.first} frames or more, as many as are made at once")
+    held = grouping.head(window)
+    if asked and held < window:
+        rule = f"a window is {grouping.first} + a multiple of {grouping.step} frames"
+        warnings.warn(f"window={window} is rounded down to {held}: {rule}", VditWarning, stacklevel=3)
+    return held
+
+
+def usual_passage(generator: Generator, window: int | None = None) -> int:
+    """Frames of a passage that leaves about half of the window to what is known on its sides."""
+    grouping = grouping_of(generator)
+    return max(grouping.step, grouping.tail(window_of(generator, window) // 2))
+
+
+def noise_of(generator: Generator, seeds: Sequence[int], *, frames: int, size: tuple[int, int]) -> np.ndarray:
+    """float32 [b t' h' w' c]: what `generator([prompt], seed=seed)` draws for each of `seeds`.
+
+    As noise= of one call for many prompts, it makes each video the one that its seed makes alone, but for samplers that
+    draw more noise on their way (ddpm). Raises ShapeError for sizes that the model cannot make.
+    """
+    shape = generator.task(generator.method(), frames, size, given=True).latent_shape
+    patch = generator.experiment.backbone.patch
+    grid = token_grid((1, *shape), patch)
+    tokens = (math.prod(grid), math.prod(patch) * shape[-1])
+    draw = lambda seed: jax.random.normal(jax.random.split(key_of(seed))[0], tokens, jnp.float32)  # noqa: E731
+    return np.asarray(unpatchify(jnp.stack([draw(seed) for seed in seeds]), grid, patch))

@@ -249,19 +249,21 @@ def inpaint(video: Array, mask: Array, level: Array | None = None) -> Reference:
     return Reference(video=np.stack([smooth_fill(frames, mask) for frames in video]), level=level)
 
 
-def edge_levels(mask: Array, *, edge: float, stride: int, side: int) -> np.ndarray:
+def edge_levels(mask: Array, *, edge: float, stride: int, side: int, first: bool = True) -> np.ndarray:
     """Levels float32 [t h w] of a mask [t h w]: 1 where it is true, but `edge` in latents of which it is only a part.
 
-    stride, side: frames and pixels that a latent stands for, the first frame alone.
+    stride, side: frames and pixels that a latent stands for, the first frame of a video alone. first: whether the mask
+    begins with that.
     """
     if not 0 < edge <= 1:
         raise ShapeError(f"edge={edge}: the level at which latents known in part begin, give more than 0 and at most 1")
     frames, height, width = mask.shape
-    early = np.pad(mask, ((stride - 1, -(frames - 1) % stride), (0, 0), (0, 0)), mode="edge")
+    ahead, behind = (stride - 1, -(frames - 1) % stride) if first else (0, -frames % stride)
+    early = np.pad(mask, ((ahead, behind), (0, 0), (0, 0)), mode="edge")
     cells = early.reshape(-1, stride, height // side, side, width // side, side)
     part = ~cells.all((1, 3, 5), keepdims=True)
     level = np.where(cells, np.where(part, np.float32(edge), np.float32(1)), np.float32(0))
-    return level.reshape(early.shape)[stride - 1 :][:frames]
+    return level.reshape(early.shape)[ahead:][:frames]
 
 
 def nearest_shown(mask: Array) -> np.ndarray:

@@ -79,17 +79,18 @@ class Canvas:
         place as in differential diffusion, Levin and Fried 2023).
     cond: name -> values of a condition: [b ...] of the clip, [b t/pt f] of each frame of tokens, [b t h w c] of each
         latent, [b l e] of the clip's sequence. Conditions that are optional may be missing.
-    there: bool [b t/pt], mask of the frames of tokens in use (None: all). Others are padding and are masked out of
-        attention, so one compiled size serves shorter videos.
-    first: the position in time of the first latent frame. A clip's latent frame 0 stands for one video frame, the
-        others for several: a window that has slid on holds only such others, and begins at 1.
+    valid: bool [b t/pt], the frames of tokens that there are; None for all. Of the others nothing is seen: a canvas
+        of one size serves while a video is shorter than it.
+    start_position: int32 [b], the position in time of the first frame of tokens; None for 0. A clip's latent frame 0
+        stands for one video frame, the others for several: a window that has slid on holds only such others, and
+        begins at 1. Below 0 where the first frames are not valid.
     """
 
     latents: Array
     level: Array
     cond: dict[str, Array] = dataclasses.field(default_factory=dict)
-    there: Array | None = None
-    first: int = dataclasses.field(default=0, metadata={"static": True})
+    valid: Array | None = None
+    start_position: Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -128,7 +129,7 @@ class CanvasTokens:
     """A canvas as tokens.
 
     values: float32 [b n p]. level: float32 [b n]. frame_index: int32 [b n], 0..k-1. known: bool [b k], slots of known
-    tokens. doubled: whether each frame has two entries of k. grid: tokens along t, h, w. there: bool [b k], frames of
+    tokens. doubled: whether each frame has two entries of k. grid: tokens along t, h, w. valid: bool [b k], frames of
     tokens that there are; None for all.
     """
 
@@ -138,7 +139,7 @@ class CanvasTokens:
     known: Array
     doubled: bool
     grid: tuple[int, int, int]
-    there: Array | None = None
+    valid: Array | None = None
 
 
 def canvas_tokens(canvas: Canvas, patch: tuple[int, int, int]) -> CanvasTokens:
@@ -148,7 +149,7 @@ def canvas_tokens(canvas: Canvas, patch: tuple[int, int, int]) -> CanvasTokens:
     are in the second.
     """
     grid = token_grid(canvas.latents.shape, patch)
-    level, there = canvas.level.astype(jnp.float32), canvas.there
+    level, valid = canvas.level.astype(jnp.float32), canvas.valid
     by_frame = level.shape[2:] == (1, 1)
     if by_frame:
         level = jnp.broadcast_to(level, (*level.shape[:2], patch[1] * grid[1], patch[2] * grid[2]))
@@ -159,23 +160,30 @@ def canvas_tokens(canvas: Canvas, patch: tuple[int, int, int]) -> CanvasTokens:
     else:
         frame_index = frame_index + grid[0] * (level == 0)
         known = jnp.broadcast_to(jnp.arange(2 * grid[0]) >= grid[0], (level.shape[0], 2 * grid[0]))
-        there = None if there is None else jnp.concatenate([there, there], axis=1)
+        valid = None if valid is None else jnp.concatenate([valid, valid], axis=1)
     values = patchify(canvas.latents, patch)
     return CanvasTokens(
-        values=values, level=level, frame_index=frame_index, known=known, doubled=not by_frame, grid=grid, there=there
+        values=values, level=level, frame_index=frame_index, known=known, doubled=not by_frame, grid=grid, valid=valid
     )
 
 
-def dense_rows(tokens: CanvasTokens, prompts: Prompts, *, first: int = 0) -> Row:
-    """One clip a row, without conditions. first: position in time of the first frame of tokens."""
+def dense_rows(tokens: CanvasTokens, prompts: Prompts, *, start: Array | None = None) -> Row:
+    """One clip a row, without conditions.
+
+    Args:
+        start: int32 [b], position in time of the first frame of tokens, at most 1; None for 0.
+    """
     b, n, _ = tokens.values.shape
-    if first + max(tokens.grid) > MAX_POSITION:
+    if (start is not None) + max(tokens.grid) > MAX_POSITION:
         raise ShapeError(f"a grid of {tokens.grid} tokens is too large: positions go to {MAX_POSITION} along each axis")
-    position = jnp.asarray(grid_position(tokens.grid)) + jnp.asarray((first, 0, 0), jnp.int32)
+    position = jnp.asarray(grid_position(tokens.grid))
+    if start is not None:  # below 0 are frames that are not valid
+        start = jnp.asarray(start, jnp.int32)[:, None, None] * jnp.asarray((1, 0, 0), jnp.int32)
+        position = jnp.maximum(position[None] + start, 0)
     index = jnp.arange(prompts.ids.shape[1], dtype=jnp.int32)[None]
     segment_ids, frame_segment_ids = jnp.ones((b, n), jnp.int32), jnp.ones(tokens.known.shape, jnp.int32)
-    if tokens.there is not None:
-        frame_segment_ids = tokens.there.astype(jnp.int32)
+    if tokens.valid is not None:
+        frame_segment_ids = tokens.valid.astype(jnp.int32)
         segment_ids = jnp.take_along_axis(frame_segment_ids, tokens.frame_index, axis=1)
     return Row(
         values=tokens.values,

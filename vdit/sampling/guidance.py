@@ -70,7 +70,7 @@ def _scenes(
 
 def positive_row(network: Network, canvas: Canvas, tokens: CanvasTokens, prompts: Prompts) -> Row:
     """The row that is asked for: with the prompts, and with the conditions of the canvas."""
-    row = dense_rows(tokens, prompts, first=canvas.first)
+    row = dense_rows(tokens, prompts, start=canvas.start_position)
     row = with_conditions(row, canvas, network.spec.conditions, tokens, network.backbone.patch)
     return network.with_prompts(row, prompts.ids)
 

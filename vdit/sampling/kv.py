@@ -10,19 +10,15 @@ that slid on would compute these afresh without it. Positions are rotary, so onl
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from vdit.data.patches import unpatchify
 from vdit.diffusion import add_noise, guide
-from vdit.dist.rules import replicated
 from vdit.errors import ConfigError
 from vdit.models.cache import KVCache
 from vdit.models.network import Network
-from vdit.nn.compiling import compiler_options
 from vdit.nn.rope import MAX_POSITION
 from vdit.reprs import short_repr
 from vdit.sampling.canvas import Canvas, Prompts, canvas_tokens
@@ -31,7 +27,7 @@ from vdit.sampling.guidance import negative_row, positive_row
 from vdit.types import Array, PyTree, Row
 
 
-def keeps(network: Network, method: SamplingConfig) -> bool:
+def can_keep_kv(network: Network, method: SamplingConfig) -> bool:
     """Whether what was computed of finished frames can be used again.
 
     Not where positions are more than distances, where what is known is told in another way than by its level, or where
@@ -43,9 +39,9 @@ def keeps(network: Network, method: SamplingConfig) -> bool:
     return one and network.backbone.caches_frames
 
 
-def check_keep(keep: bool | None, network: Network, method: SamplingConfig) -> bool:
+def use_kv(keep: bool | None, network: Network, method: SamplingConfig) -> bool:
     """Whether it is kept: as asked for, or None for where it can be. ConfigError where it cannot."""
-    can = keeps(network, method)
+    can = can_keep_kv(network, method)
     if keep and not can:
         raise ConfigError(
             "keep=True: only of a causal model (backbone.causal, backbone.position='rope') that is told what is known, "
@@ -54,10 +50,16 @@ def check_keep(keep: bool | None, network: Network, method: SamplingConfig) -> b
     return can if keep is None else keep
 
 
+def canvas_keys(key: Array) -> tuple[Array, Array, Array]:
+    """Of a canvas' key: (for the sampler, for the noise of new frames, for noise on known ones)."""
+    own, others, key = jax.random.split(key, 3)
+    return key, own, others
+
+
 @jax.tree_util.register_dataclass
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Memory:
+class KVMemory:
     """past: of r rows, those that the network is asked about for one video: with the prompt, and with the negative one.
 
     text: the encoded prompts, [r m e], None without. at: int32 [], the position in time of the next frame of tokens.
@@ -70,30 +72,50 @@ class Memory:
 
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Continuation:
-    """How one video goes on, k frames of tokens (of `patch` latent frames each) at a time.
+class KVContinuation:
+    """How one video goes on, `new` frames of tokens (of `patch` latent frames each) at a time.
 
-    capacity: how many frames of tokens are remembered. limit: positions go up to it, then they are counted again.
+    capacity: how many frames of tokens are remembered. cell: (h, w, c) of a latent frame. limit: positions go up to
+    it, then they are counted from 0 again.
     """
 
     network: Network
     method: SamplingConfig
     capacity: int
+    cell: tuple[int, int, int]
+    new: int = 1
     limit: int = MAX_POSITION
 
-    def empty(self, params: PyTree, prompts: Prompts, negative: Prompts, cell: tuple[int, int, int]) -> Memory:
-        """Nothing remembered yet, of a video whose latent frames are `cell` (h, w, c)."""
+    def begin(
+        self, params: PyTree, prompts: Prompts, negative: Prompts, key: Array, latents: Array, action: Array | None
+    ) -> KVMemory:
+        """After the first latents that there are, [1 k*p h w c] of any number: the newest are remembered."""
+        memory = self.empty(params, prompts, negative)
+        return self.remember(params, memory, prompts, negative, latents, action, key)
+
+    def advance(
+        self, params: PyTree, prompts: Prompts, negative: Prompts, key: Array, memory: KVMemory, action: Array | None
+    ) -> tuple[Array, KVMemory]:
+        """(the next latents [1 new*p h w c], what is remembered with them). The prompts may be others than before."""
+        key, own, others = canvas_keys(key)
+        noise = jax.random.normal(own, (1, self.new * self.network.backbone.patch[0], *self.cell), jnp.float32)
+        memory = dataclasses.replace(memory, text=self.empty(params, prompts, negative).text)
+        made = self.make(params, memory, prompts, negative, noise, action, key)
+        return made, self.remember(params, memory, prompts, negative, made, action, others)
+
+    def empty(self, params: PyTree, prompts: Prompts, negative: Prompts) -> KVMemory:
+        """Nothing remembered yet."""
         backbone = self.network.backbone
-        latents = jnp.zeros((1, backbone.patch[0], *cell), jnp.float32)
+        latents = jnp.zeros((1, backbone.patch[0], *self.cell), jnp.float32)
         row = self._row(latents, None, jnp.int32(0), prompts, negative)
         rows, tokens = row.segment_ids.shape
         past = backbone.empty_cache(rows, tokens * self.capacity)
-        return Memory(past=past, text=self.network.encode_text(params, row), at=jnp.int32(0))
+        return KVMemory(past=past, text=self.network.encode_text(params, row), at=jnp.int32(0))
 
     def remember(
-        self, params: PyTree, memory: Memory, prompts: Prompts, negative: Prompts, latents: Array,
+        self, params: PyTree, memory: KVMemory, prompts: Prompts, negative: Prompts, latents: Array,
         action: Array | None, key: Array,
-    ) -> Memory:  # fmt: skip
+    ) -> KVMemory:  # fmt: skip
         """Latents [1 k*p h w c] are finished, at most `capacity` frames of tokens: what was before moves on.
 
         key: of the noise on them, where the method's known_level is above 0.
@@ -114,10 +136,10 @@ class Continuation:
             time=newest(past.time, more.time, 1), segment_ids=newest(past.segment_ids, more.segment_ids, 1),
         )  # fmt: skip
         at = memory.at + row.frame_segment_ids.shape[1]
-        return self._counted_anew(dataclasses.replace(memory, past=past, at=at))
+        return self._counted_again(dataclasses.replace(memory, past=past, at=at))
 
     def make(
-        self, params: PyTree, memory: Memory, prompts: Prompts, negative: Prompts, noise: Array,
+        self, params: PyTree, memory: KVMemory, prompts: Prompts, negative: Prompts, noise: Array,
         action: Array | None, key: Array,
     ) -> Array:  # fmt: skip
         """The next latents [1 k*p h w c], from noise of that shape and what is done, [1 k a]."""
@@ -147,7 +169,7 @@ class Continuation:
         row = jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
         return dataclasses.replace(row, position=row.position + jnp.stack([at, 0 * at, 0 * at]))
 
-    def _denoiser(self, params: PyTree, memory: Memory, row: Row):
+    def _denoiser(self, params: PyTree, memory: KVMemory, row: Row):
         method = self.method
 
         def predict(x: Array, t: Array, count: int) -> tuple[Array, ...]:
@@ -167,54 +189,15 @@ class Continuation:
             return single
         return guide(lambda x, t: predict(x, t, 2), method.guidance, single=single)
 
-    def _counted_anew(self, memory: Memory) -> Memory:
+    def _counted_again(self, memory: KVMemory) -> KVMemory:
         """With positions from 0 on again, where there is no room for as many more as are remembered."""
         past = memory.past
 
-        def anew(memory: Memory) -> Memory:
+        def again(memory: KVMemory) -> KVMemory:
             by = memory.at - self.capacity
             return dataclasses.replace(
                 memory, past=self.network.backbone.shift_cache(past, by), at=memory.at - by
             )  # fmt: skip
 
         full = memory.at + self.capacity > self.limit
-        return jax.lax.cond(full, anew, lambda memory: memory, memory)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Continue:
-    """A rollout's canvas after the first: from prompts and what is remembered to the next latents. Called as a task.
-
-    cell: (h, w, c) of a latent frame. new: frames of tokens that are made at once; of actions, nothing is done in them.
-    """
-
-    continuation: Continuation
-    cell: tuple[int, int, int]
-    new: int
-
-    def begin(
-        self, params: PyTree, prompts: Prompts, negative: Prompts, key: Array, latents: Array
-    ) -> Memory:
-        """Latents [1 k*p h w c], the first that there are, any number: the newest are remembered."""
-        go_on = self.continuation
-        memory = go_on.empty(params, prompts, negative, self.cell)
-        return go_on.remember(params, memory, prompts, negative, latents, None, key)
-
-    def __call__(
-        self, params: PyTree, prompts: Prompts, negative: Prompts, key: Array, memory: Memory
-    ) -> tuple[Array, Memory]:
-        """(latents [1 new*p h w c], what is remembered with them). The prompts may be others than before."""
-        go_on = self.continuation
-        noise_key, known_key, key = jax.random.split(key, 3)
-        noise = jax.random.normal(noise_key, (1, self.new * go_on.network.backbone.patch[0], *self.cell), jnp.float32)
-        text = go_on.empty(params, prompts, negative, self.cell).text
-        memory = dataclasses.replace(memory, text=text)
-        made = go_on.make(params, memory, prompts, negative, noise, None, key)
-        return made, go_on.remember(params, memory, prompts, negative, made, None, known_key)
-
-
-@functools.lru_cache(maxsize=8)
-def continued(task: Continue, mesh: Mesh):
-    """(`task.begin`, `task`), jitted, the same ones for equal tasks. Between windows every device holds all."""
-    options = {"out_shardings": replicated(mesh), "compiler_options": compiler_options()}
-    return jax.jit(task.begin, **options), jax.jit(task, **options)
+        return jax.lax.cond(full, again, lambda memory: memory, memory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
@@ -136,9 +137,9 @@ def _extend(x: Array, count: int) -> Array:
 
 
 @functools.lru_cache(maxsize=32)
-def compiled(task: TextToVideo, out_sharding: jax.sharding.Sharding | None = None):
-    """`jax.jit(task)`, the same one for equal tasks, so that nothing compiles twice."""
-    return jax.jit(task, out_shardings=out_sharding, compiler_options=compiler_options())
+def compiled(task: Hashable, out_sharding: jax.sharding.Sharding | None = None, method: str = "__call__"):
+    """A method of the task, jitted: the same one for equal tasks, so that nothing compiles twice."""
+    return jax.jit(getattr(task, method), out_shardings=out_sharding, compiler_options=compiler_options())
 
 
 def _check_multiple(name: str, value: int, multiple: int) -> None:
@@ -245,7 +246,7 @@ def frame_mask(vae: VAEConfig, known: Array, shape: tuple[int, ...]) -> Array:
 @jax.tree_util.register_dataclass
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Window:
+class CanvasInput:
     """canvas: what is to be filled in.
 
     source: what `shown` shows; None unless the noise is to be that from which the model would make it (inversion).
@@ -260,7 +261,7 @@ class Window:
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleCanvas:
-    """From prompts and a Window to latents; called as vdit.sampling.programs.TextToVideo, without a VAE.
+    """From prompts and a CanvasInput to latents; called as vdit.sampling.programs.TextToVideo, without a VAE.
 
     output_shape: (t, h, w, c) of the latents of one video.
     """
@@ -278,7 +279,7 @@ class SampleCanvas:
         negative: Prompts,
         key: Array,
         noise: Array | None,
-        given: Window,
+        given: CanvasInput,
     ) -> Array:
         """Normalised latents, float32 [b t h w c]; noise: to start from, drawn from `key` if None."""
         del vae_params, statistics

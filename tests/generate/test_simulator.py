@@ -11,12 +11,12 @@ import pytest
 import vdit
 from tests import tiny
 from vdit.errors import ConfigError, ShapeError
-from vdit.generate.simulating import Simulator
+from vdit.generate.simulator import Simulator
 from vdit.models.cache import KVCache
 from vdit.nn.rope import rotate, rotations
 from vdit.sampling.canvas import Canvas
 from vdit.sampling.denoise import fill
-from vdit.sampling.kv import Continuation, Memory, keeps
+from vdit.sampling.kv import KVContinuation, KVMemory, can_keep_kv
 
 RIGHT, DOWN = (1.0, 0.0), (0.0, 1.0)
 
@@ -48,16 +48,21 @@ def play(simulator, actions):
     return np.concatenate(list(simulator.run(actions)))
 
 
-def latents(simulator, world):
-    """Those that are there: [t h w c]."""
-    step, at = simulator._step, int(world.known.at)
-    return np.asarray(world.known.latents[0, step.first if at == step.places - 1 else 0 : at])
+def latents(world):
+    """Those that are known: [t h w c]."""
+    return np.asarray((world.canvas if world.memory is None else world.memory).latents[0])
 
 
-def changed(world, place, *names):
-    """The world with other values at a place."""
-    changes = {name: getattr(world.known, name).at[:, place].add(5) for name in names}
-    return dataclasses.replace(world, known=dataclasses.replace(world.known, **changes))
+def actions_of(world):
+    """What was done in them: [t a]."""
+    return np.asarray(world.canvas.cond["action"][0] if world.memory is None else world.memory.cond["action"][0])
+
+
+def changed(world, place):
+    """The world with other actions at a place."""
+    action = world.memory.cond["action"].copy()
+    action[:, place] += 5
+    return dataclasses.replace(world, memory=dataclasses.replace(world.memory, cond={"action": action}))
 
 
 def test_step_by_step_it_is_the_same_as_again_from_any_world(fresh):
@@ -103,7 +108,7 @@ def test_what_is_done_shows_from_then_on_and_not_before(fresh):
     fresh.reset()
     each = np.arange(step * 2, dtype=np.float32).reshape(step, 2)
     ahead, world = fresh.step(each), fresh.world
-    np.testing.assert_array_equal(world.known.action[0, 1], each.reshape(-1))
+    np.testing.assert_array_equal(actions_of(world)[-1], each.reshape(-1))
     if step > 1:
         fresh.reset()
         assert np.abs(fresh.step(each[::-1]) - ahead).max() > 1e-5
@@ -111,58 +116,62 @@ def test_what_is_done_shows_from_then_on_and_not_before(fresh):
 
 @pytest.mark.parametrize("simulator", [1, 2], ids=["each frame alone", "stride 2"], indirect=True)
 def test_the_newest_is_known_and_the_oldest_forgotten(fresh):
-    step = fresh._step
-    seen, done = [latents(fresh, fresh.world)[0]], [np.zeros(step.network.backbone.action_width)]
+    engine = fresh._engine
+    window, width = engine.window, engine.model.network.backbone.action_width
+    seen, done = [latents(fresh.world)[0]], [np.zeros(width)]
     for k in range(9):
         fresh.step((k, -k))
-        seen.append(latents(fresh, fresh.world)[-1])
+        held = latents(fresh.world)
+        seen.append(held[-1])
         done.append(np.tile((k, -k), fresh._grouping.step))
-        at = int(fresh.world.known.at)
-        assert at == min(k + 2, step.places - 1)
-        held = latents(fresh, fresh.world)
-        assert len(held) == min(k + 2, step.context)
+        assert len(held) == min(k + 2, window.context)
         np.testing.assert_array_equal(held, np.stack(seen[-len(held) :]))
-        np.testing.assert_array_equal(fresh.world.known.action[0, at - len(held) : at], np.stack(done[-len(held) :]))
+        np.testing.assert_array_equal(actions_of(fresh.world), np.stack(done[-len(held) :]))
     first = fresh.world
     frame = fresh.step(RIGHT)
-    if step.first:  # the place of the video's beginning, long ago
-        fresh.world = changed(first, 0, "action", "latents")
-        np.testing.assert_array_equal(fresh.step(RIGHT), frame)
-    fresh.world = changed(first, step.first, "action")
+    fresh.world = changed(first, 0)
     assert np.abs(fresh.step(RIGHT) - frame).max() > 1e-5, "what was done is seen as long as it is remembered"
 
 
 def test_a_step_is_a_canvas_without_what_is_not_there(fresh):
     """Against the sampler, on a canvas of just the frames that there are."""
-    step, generator = fresh._step, fresh._generator
-    noise = np.random.default_rng(5).normal(size=fresh.world.known.latents.shape).astype(np.float32)
+    engine, generator = fresh._engine, fresh._generator
     words, key = generator.tokens(["ab"]), jax.random.key(0)
-    run = jax.jit(
-        lambda canvas, noise: fill(step.network, generator.params, canvas, words, words, key, step.method, noise=noise)
-    )
-    play(fresh, [RIGHT, DOWN, RIGHT, RIGHT][: 4 if step.first else 1])
-    known, at = fresh.world.known, int(fresh.world.known.at)
-    old = step.first if at == step.places - 1 else 0
-    there = slice(old, at + 1)
-    level = np.zeros((1, at + 1 - old, 1, 1), np.float32)
-    level[:, -1] = 1
-    exact = Canvas(latents=known.latents[:, there], level=level, cond={"action": known.action[:, there]}, first=old)
-    wide = step.canvas(known, known.action)
-    assert not wide.there.all()
-    np.testing.assert_allclose(run(wide, noise)[:, at], run(exact, noise[:, there])[:, -1], atol=1e-5)
+
+    def run(canvas, noise):
+        return jax.jit(
+            lambda canvas, noise: fill(
+                engine.model.network, generator.params, canvas, words, words, key, engine.sampling, noise=noise
+            )
+        )(canvas, noise)
+
+    play(fresh, [RIGHT])
+    memory, new = fresh.world.memory, engine._fresh(fresh.world, 1, {"action": np.ones((1, 1, 4), np.float32)})[1]
+    wide = engine.canvas(memory, new)
+    there, count = memory.latents.shape[1], wide.latents.shape[1]
+    assert there == 2
+    assert count == engine.window.context + 1
+    np.testing.assert_array_equal(wide.valid[0], np.arange(count) >= count - there - 1)
+    noise = np.random.default_rng(5).normal(size=wide.latents.shape).astype(np.float32)
+    level = np.float32([0, 0, 1])[None, :, None, None]
+    action = np.concatenate([memory.cond["action"], np.ones((1, 1, 4), np.float32)], axis=1)
+    exact = Canvas(latents=np.pad(memory.latents, ((0, 0), (0, 1), *[(0, 0)] * 3)), level=level, cond={"action": action})
+    np.testing.assert_allclose(run(wide, noise)[:, -1], run(exact, noise[:, -3:])[:, -1], atol=1e-5)
+    full = play(fresh, [RIGHT, DOWN, RIGHT, RIGHT]) is not None and engine.canvas(fresh.world.memory, new)
+    assert full.valid.all()
+    assert full.start_position == engine.window.start == 1
 
 
 def test_it_begins_with_what_is_given(generator, simulator):
     video, actions = frames(7), np.random.default_rng(1).normal(size=(7, 2)).astype(np.float32)
     seen = simulator.reset(start=video, actions=actions)
     np.testing.assert_array_equal(np.round((seen + 1) * 127.5), video)
-    held = simulator.action_shape[0] * (simulator._step.context - 1) + 1
-    np.testing.assert_allclose(
-        latents(simulator, simulator.world)[None], generator.vae.encode(video[None, -held:]), atol=1e-5
-    )
-    at = int(simulator.world.known.at)
-    np.testing.assert_array_equal(simulator.world.known.action[0, 1:at].reshape(-1, 2), actions[-held + 1 :])
-    assert not simulator.world.known.action[0, 0].any()
+    held = simulator.action_shape[0] * (simulator._engine.window.context - 1) + 1
+    known = generator.vae.encode(video[None, -held:])
+    np.testing.assert_allclose(latents(simulator.world)[None], known, atol=1e-5)
+    done = actions_of(simulator.world)
+    np.testing.assert_array_equal(done[1:].reshape(-1, 2), actions[-held + 1 :])
+    assert not done[0].any()
     first = simulator.step(RIGHT)
     simulator.reset(start=video)
     assert np.abs(simulator.step(RIGHT) - first).max() > 1e-5, "what was done before counts"
@@ -184,7 +193,7 @@ def test_what_a_causal_model_keeps_gives_the_same_frames_until_some_is_forgotten
     for keep in (False, True):
         options = {"guidance": 3.0, "negative": "c", "keep": keep}
         simulator = Simulator(causal, "ab", start=frames(2), actions=np.ones((2, 2)), seed=1, **options)
-        assert simulator._context == 4
+        assert simulator._engine.window.context == 4
         played.append(np.stack([simulator.step(action) for action in actions]))
     canvas, kept = played
     np.testing.assert_allclose(kept[:3], canvas[:3], atol=1e-5)  # 2 frames and 2 more are known to the third
@@ -203,20 +212,21 @@ def test_several_frames_beside_what_is_kept_are_those_of_the_canvas(causal):
     level = np.float32([0, 0, 0, 1, 1])[None, :, None, None]
     canvas = Canvas(latents=latents, level=level, cond={"action": done})
     whole = jax.jit(lambda: fill(network, causal.params, canvas, words, words, key, method, noise=noise))()
-    go_on = Continuation(network=network, method=method, capacity=4)
+    go_on = KVContinuation(network=network, method=method, capacity=4, cell=(4, 4, 4))
 
     @jax.jit
     def kept():
-        memory = go_on.empty(causal.params, words, words, (4, 4, 4))
-        memory = go_on.remember(causal.params, memory, words, words, latents[:, :3], done[:, :3], key)
+        memory = go_on.begin(causal.params, words, words, key, latents[:, :3], done[:, :3])
         return go_on.make(causal.params, memory, words, words, noise[:, 3:], done[:, 3:], key)
 
     np.testing.assert_allclose(kept(), whole[:, 3:], atol=1e-5)
 
 
-def test_positions_that_are_counted_anew_keep_their_distances(causal):
+def test_positions_that_are_counted_again_keep_their_distances(causal):
     """Keys are what they would be had they been counted so from the beginning."""
-    go_on = Continuation(network=causal.experiment.network, method=causal.method(), capacity=3, limit=7)
+    go_on = KVContinuation(
+        network=causal.experiment.network, method=causal.method(), capacity=3, limit=7, cell=(4, 4, 4)
+    )
     dit, rng = causal.experiment.backbone, np.random.default_rng(0)
     raw = rng.normal(size=(2, 6, dit.heads, dit.head_dim)).astype(np.float32)
     place = np.stack([[2, 2, 3, 3, 4, 4], [0, 1] * 3, [3] * 6], axis=-1)[None]
@@ -225,20 +235,20 @@ def test_positions_that_are_counted_anew_keep_their_distances(causal):
         past = KVCache(
             keys=turned(place)[:, None], values=raw[:, None], time=place[..., 0], segment_ids=np.ones((1, 6), int)
         )
-        memory = go_on._counted_anew(Memory(past=past, text=None, at=np.int32(at)))
+        memory = go_on._counted_again(KVMemory(past=past, text=None, at=np.int32(at)))
         assert int(memory.at) == at - by
         np.testing.assert_allclose(memory.past.keys[:, 0], turned(place - [by, 0, 0]), atol=1e-5)
         np.testing.assert_array_equal(memory.past.time, place[..., 0] - by)
 
 
 def test_only_what_no_later_frame_changes_is_kept(causal, generator):
-    assert not keeps(generator.experiment.network, generator.method())
+    assert not can_keep_kv(generator.experiment.network, generator.method())
     network, method = causal.experiment.network, causal.method()
-    assert keeps(network, method)
-    assert not keeps(network, causal.method(context_guidance=2.0))
-    assert not keeps(network, causal.method(known="noised"))
+    assert can_keep_kv(network, method)
+    assert not can_keep_kv(network, causal.method(context_guidance=2.0))
+    assert not can_keep_kv(network, causal.method(known="noised"))
     placed = dataclasses.replace(network, backbone=dataclasses.replace(network.backbone, position="both"))
-    assert not keeps(placed, method)
+    assert not can_keep_kv(placed, method)
     with pytest.raises(ConfigError, match="keep=True: only of a causal model"):
         vdit.Simulator(generator, "a", keep=True)
 

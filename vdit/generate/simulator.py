@@ -7,23 +7,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Unpack
 
-import jax
 import numpy as np
 
 from vdit.data.actions import group_actions
-from vdit.dist.rules import replicated, to_host
 from vdit.errors import ConfigError, ShapeError
-from vdit.generate.filling import Sampling, Video, frames_of, given_frames, grouping_of, window_of
-from vdit.generate.generator import Generator
+from vdit.generate.generator import Generator, Sampling, Video, frames_of, given_frames, grouping_of, window_of
 from vdit.generate.images import as_bytes, fit_images
-from vdit.sampling.kv import check_keep
-from vdit.sampling.programs import SampleCanvas, Window
-from vdit.sampling.rollout import Slide, beginning
-from vdit.sampling.simulate import CanvasStep, CausalStep, World, compiled
-from vdit.seeds import key_of
+from vdit.generate.sliding import first_canvas
+from vdit.sampling.canvas import Canvas
+from vdit.sampling.kv import use_kv
+from vdit.sampling.sliding import SlidingCanvas, SlidingState, Window
 from vdit.types import Array
 
 
@@ -70,11 +67,14 @@ class Simulator:
             raise ConfigError("this model makes videos of images: it cannot go on from frames of its own")
         negative = sampling.pop("negative", "")
         self._generator, self._grouping = generator, grouping_of(generator)
-        slide = Slide.of(self._grouping, window=window_of(generator, window), context=context)
-        self._method, self._first = generator.method(given=True, **sampling), slide.first
-        self._context = slide.later - 1 if context is None else slide.context
-        self._keep = check_keep(keep, config.network, self._method)
-        generator.check_negative(negative, self._method)
+        window = Window.of(self._grouping, window=window_of(generator, window), context=context)
+        method = generator.method(given=True, **sampling)
+        kv = use_kv(keep, config.network, method)
+        self._engine = SlidingCanvas(
+            model=generator, sampling=method, memory="kv" if kv else "latents",
+            window=window.one_by_one(None if context is None else window.context),
+        )  # fmt: skip
+        generator.check_negative(negative, method)
         self._negative = generator.tokens([negative])
         self._size = tuple(config.sample.size if size is None else size)
         self._prompt, self._seed, self._start, self._actions = prompt, seed, start, actions
@@ -95,12 +95,12 @@ class Simulator:
         return self._frames
 
     @property
-    def world(self) -> World:
+    def world(self) -> SlidingState:
         """All that the next step depends on but the prompt. Set it to one from before to try something else."""
         return self._world
 
     @world.setter
-    def world(self, world: World) -> None:
+    def world(self, world: SlidingState) -> None:
         self._world = world
 
     def reset(
@@ -118,24 +118,18 @@ class Simulator:
             raise ConfigError("actions are those of the frames of start: give both")
         self._prompt = self._prompt if prompt is None else prompt
         self._seed = self._seed if seed is None else seed
-        self._words, self._key = self._generator.tokens([self._prompt]), key_of(self._seed)
+        self._words = self._generator.tokens([self._prompt]), self._negative
         given = None if self._start is None else self._given(self._start)
         size = self._size if given is None else given.shape[1:3]
-        task = self._generator.task(self._method, self._grouping.first, size, given=True)  # can the model make it?
-        kind = CausalStep if self._keep else CanvasStep
-        self._step = kind(
-            network=task.network, vae=task.vae, method=self._method, context=self._context, first=self._first,
-            cell=task.latent_shape[1:],
-        )  # fmt: skip
-        latents, action = self._drawn() if given is None else self._encoded(given)
-        generator, words = self._generator, (self._words, self._negative)
-        with jax.set_mesh(generator.mesh):
-            video, decoder = generator.vae.decode_chunk(latents)
-            begin, _ = compiled(self._step, generator.mesh)
-            known = begin(generator.params, *words, self._key, latents, action)
-        world = World(known=known, count=np.int32(0), decoder=decoder)
-        self._world = jax.device_put(world, replicated(generator.mesh))
-        self._frames = to_host(video)[0] if given is None else given
+        generator, sampling = self._generator, self._engine.sampling
+        generator.task(sampling, self._grouping.first, size, given=True)  # can the model make it?
+        if given is None:
+            canvas = first_canvas(generator, None, count=1, frames=self._grouping.first, size=size)
+            state = self._engine.init(canvas, self._seed)
+            self._world, frames = self._engine.step(state, self._words)
+            self._frames = frames[0]
+        else:
+            self._world, self._frames = self._engine.init(self._known(given), self._seed), given
         return self._frames
 
     def step(self, action: Array) -> np.ndarray:
@@ -143,15 +137,9 @@ class Simulator:
 
         action: [a], done in each of these frames, or [t a] (action_shape).
         """
-        action = self._checked_action(action)
-        generator, vae = self._generator, self._generator.vae
-        with jax.set_mesh(generator.mesh):
-            _, step = compiled(self._step, generator.mesh)
-            self._world, video = step(
-                generator.params, vae.params, vae.statistics, self._words, self._negative, self._key, self._world,
-                action.reshape(-1),
-            )  # fmt: skip
-        self._frames = to_host(video)[0]
+        action = {"action": self._checked_action(action).reshape(1, 1, -1)}
+        self._world, frames = self._engine.step(self._world, self._words, action)
+        self._frames = frames[0]
         return self._frames
 
     def run(self, actions: Iterable[Array]) -> Iterator[np.ndarray]:
@@ -175,31 +163,21 @@ class Simulator:
             return frames_of(fit_images(as_bytes(start), self._size))[0]
         return given_frames(self._generator, start, "start")[0]
 
-    def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
-        """Latents [1 p h w c] and actions [1 1 a] of a beginning that the model makes itself."""
-        generator, dit = self._generator, self._generator.experiment.backbone
-        nothing = np.zeros((1, 0, *self._step.cell), np.float32)
-        canvas = beginning(nothing, 1, patch=dit.patch[0])
-        task = SampleCanvas(network=self._step.network, method=self._method, output_shape=canvas.latents.shape[1:])
-        made = generator.fill(task, (self._words, self._negative), self._key, None, Window(canvas=canvas))
-        return to_host(made), np.zeros((1, 1, getattr(dit, "action_width", 0)), np.float32)
-
-    def _encoded(self, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Latents [1 m*p h w c] and actions [1 m a] of the last of the given frames."""
+    def _known(self, given: np.ndarray) -> Canvas:
+        """The last of the given frames, and what was done in them."""
         grouping, actions = self._grouping, self._actions
         t, width = len(given), self._action_shape[1]
         actions = np.zeros((t, width), np.float32) if actions is None else np.asarray(actions, np.float32)
         if actions.shape != (t, width):
             raise ShapeError(f"actions of shape {actions.shape}: start has {t} frames, give [{t} {width}]")
-        most = grouping.first + (self._context - 1) * grouping.step
+        most = grouping.first + (self._engine.window.context - 1) * grouping.step
         known = max(grouping.head(min(t, most)), min(t, grouping.first))
         given, actions = given[-known:], np.concatenate([np.zeros((1, width), np.float32), actions[-known:][1:]])
         # Fewer frames than are made at once stand still to the end of their group, as far as the model is told.
         still = max(0, grouping.first - known)
         given = np.concatenate([given, np.repeat(given[-1:], still, axis=0)])
         actions = np.pad(actions, ((0, still), (0, 0)))
-        with jax.set_mesh(self._generator.mesh):
-            latents = to_host(self._generator.vae.encode(given[None]))
+        canvas = first_canvas(self._generator, given[None], count=1, frames=len(given))
         experiment = self._generator.experiment
-        return latents, group_actions(actions, experiment.vae.temporal_stride, experiment.backbone.patch[0])[None]
-
+        actions = group_actions(actions, experiment.vae.temporal_stride, experiment.network.backbone.patch[0])[None]
+        return dataclasses.replace(canvas, cond={"action": actions})

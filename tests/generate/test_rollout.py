@@ -79,7 +79,7 @@ def test_windows_go_on_from_each_other_and_decode_as_one_stream(generator, drawn
     assert not drawn[0][2].latents.any()
     for (_, _, canvas, made), (_, _, _, before) in zip(drawn[1:], drawn):
         known = int((canvas.level[0, :, 0, 0] == 0).sum())
-        assert canvas.first == 1
+        assert int(canvas.start_position[0]) == 1
         assert 1 <= known < canvas.latents.shape[1]
         np.testing.assert_array_equal(canvas.latents[:, :known], before[:, -known:])
         np.testing.assert_array_equal(made[:, :known], before[:, -known:])
@@ -138,7 +138,8 @@ def test_any_length_after_any_beginning(shape, noise):
             most = 1 + (window - 1) // generator.experiment.vae.temporal_stride
             assert all(canvas.latents.shape[1] <= most for canvas in noise)
             assert all(0 in canvas.level for canvas in noise[0 if has else 1 :])
-            assert {canvas.first for canvas in noise[1:]} <= {0 if shape["stride"] == 1 else 1}
+            starts = {int(canvas.start_position[0]) for canvas in noise[1:]}
+            assert starts <= {0 if shape["stride"] == 1 else 1}
 
 
 def test_a_given_beginning_is_known_to_the_first_window(generator, noise):
@@ -161,7 +162,7 @@ def test_an_anchor_is_known_to_every_window(generator, noise):
     assert np.abs(first).max() > 0.1
     for canvas in noise[1:]:
         np.testing.assert_array_equal(canvas.latents[:, :1], first)
-        assert canvas.first == 0
+        assert int(canvas.start_position[0]) == 0
         assert canvas.latents.shape[1] == 5
     with pytest.raises(ConfigError, match="leave one of them out"):
         vdit.rollout(generator, "a", frames=40, anchor=True, keep=True)

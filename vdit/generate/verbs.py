@@ -1,0 +1,338 @@
+"""Verbs: videos around what a user gives, or made of it again.
+
+    fps = generator.experiment.sample.fps
+    video = vdit.read_video("dog.mp4", fps=fps, size=(96, 96))
+    longer = vdit.extend(generator, "a dog runs", video, after=48)
+    cat = vdit.edit(generator, "a cat runs", video, strength=0.7)
+    vdit.write_video("longer.mp4", longer[0], fps=fps)
+
+Videos are uint8 or float in [-1, 1], [t h w 3], or a Clip; height and width must be multiples of VAE stride x patch
+(vdit.generate.inputs.read_input fits files to that). A model knows one frame rate, its experiment's `sample.fps`: give
+videos at that rate; a Clip at another is taken frame by frame, with a warning. Each function gives the whole video for
+each prompt, float32 [b t h w 3] in [-1, 1]. animate, extend, loop and connect give the frames that were given back bit
+for bit; inpaint and outpaint the pixels that were not masked. vdit.generate.sliding has the same verbs as streams, for
+videos of any length in flat memory.
+
+In all of them: prompts: a text or several, a video for each. seed: the same seed and arguments give the same video.
+window: frames of the longest canvas that is made at once; None is the longest video that the model was trained on or
+is sampled at. What is longer is made by several. sampling: steps, guidance, ...: see vdit.Generator.
+
+Of edit, inpaint and outpaint: the result has as many frames as the given video. overlap: how many frames of a canvas
+are known from the one before; None is a third. noise: float32 [b t' h' w' c], the latents to start from, of the whole
+video; drawn from `seed` if None. The number of steps is that from `strength` on down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, Unpack
+
+import numpy as np
+
+from vdit.errors import ConfigError, ShapeError
+from vdit.generate import known as knowing
+from vdit.generate import sliding
+from vdit.generate.generator import Generator, Sampling, Texts, Video, frames_of, given_frames
+from vdit.generate.images import as_bytes, fit_images
+from vdit.generate.sliding import EDGE, ArrayFrames, Part, Rollout, Run
+from vdit.sampling.config import Structure
+from vdit.sampling.sliding import PromptSchedule
+from vdit.types import Array
+
+
+class Options(Sampling, total=False):
+    """Options of every verb: how canvases are sampled, and window and seed, which the module describes."""
+
+    window: int | None
+    seed: int
+
+
+class EditOptions(Options, total=False):
+    """Options of edit, inpaint and outpaint, which the module describes."""
+
+    overlap: int | None
+    noise: Array | None
+    grow: int
+    soft: tuple[float, float] | None
+
+
+def animate(
+    generator: Generator,
+    prompts: Texts,
+    images: Array | Sequence[Array],
+    *,
+    times: Sequence[int] = (0,),
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    **options: Unpack[Options],
+) -> np.ndarray:
+    """Videos of `frames` frames, of which those at `times` are the images.
+
+    Args:
+        images: one for each time, uint8 or float in [-1, 1], [h w 3] of any size: scaled to cover `size` (height,
+            width) and cut around their middle. A single one need not be in a list.
+        times: frame numbers from 0, all of them in the window, no two among those that are made at once. For the model
+            the picture stands still there for as many frames as are made at once; only its own is the image.
+        frames, size: None is as in the experiment's `sample`.
+
+    Raises: ShapeError for times and images that do not fit.
+    """
+    experiment = generator.experiment
+    size = tuple(experiment.sample.size if size is None else size)
+    frames = experiment.sample.frames if frames is None else frames
+    pictures = [images] if len(images) and np.ndim(images[0]) == 2 else list(images)
+    run = Run.of(generator, prompts, **options)
+    return whole(sliding.animate(run, pictures, times=times, frames=frames, size=size))
+
+
+def extend(
+    generator: Generator,
+    prompts: Texts,
+    video: Video,
+    *,
+    before: int = 0,
+    after: int = 0,
+    context: int | None = None,
+    **options: Unpack[Options],
+) -> np.ndarray:
+    """The video with `before` more frames ahead of it and `after` more behind: any numbers of them.
+
+    Args:
+        context: how many frames next to those to be made the model sees at most. None: as many as these leave of the
+            window, and half of it where they are many. Of a shorter video it sees all (backward, at least as many
+            frames as are made at once, else ShapeError).
+    """
+    given = ArrayFrames(given_frames(generator, video))
+    run = Run.of(generator, prompts, **options)
+    return whole(sliding.extend(run, given, before=before, after=after, context=context))
+
+
+def loop(
+    generator: Generator,
+    prompts: Texts,
+    video: Video | None = None,
+    *,
+    passage: int | None = None,
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    **options: Unpack[Options],
+) -> np.ndarray:
+    """The video and a passage from its end back to its beginning: after the last frame the first may follow.
+
+    Args:
+        video: None makes one of the prompt first, of `frames` and `size` (None: as in the experiment's `sample`).
+        passage: how many frames it has, a multiple of the frames that are made at once; None for about half the window.
+    """
+    run = Run.of(generator, prompts, **options)
+    passage = run.passage_frames("passage", passage)
+    if video is not None and (frames is not None or size is not None):
+        raise ConfigError(f"frames={frames}, size={size}: of a video to be made; leave them out where one is given")
+    if video is None:
+        frames = generator.experiment.sample.frames if frames is None else frames
+        given = sliding.sample(run, frames=frames, size=size)
+    else:
+        given = ArrayFrames(given_frames(generator, video))
+    return whole(sliding.loop(run, given, passage=passage))
+
+
+def connect(
+    generator: Generator,
+    prompts: Texts,
+    first: Video,
+    second: Video,
+    *,
+    frames: int | None = None,
+    blend: bool = False,
+    strength: float = 0.8,
+    **options: Unpack[Options],
+) -> np.ndarray:
+    """The first video, a passage of `frames`, the second; or, with blend, one that gradually turns into the other.
+
+    Args:
+        frames: a multiple of the frames that are made at once (ShapeError names the nearest); None for about half the
+            window. With blend: for how many frames both run at once, so that the result is as much shorter than both.
+        strength: with blend, how freely its middle is made again, above 0 and below 1 (vdit.generate.known.blend).
+    """
+    ahead, behind = given_frames(generator, first, "first"), given_frames(generator, second, "second")
+    run = Run.of(generator, prompts, **options)
+    frames = run.passage_frames("frames", frames)
+    videos = ArrayFrames(ahead), ArrayFrames(behind)
+    return whole(sliding.connect(run, *videos, frames=frames, blend=strength if blend else None))
+
+
+def edit(
+    generator: Generator,
+    prompts: Texts,
+    video: Video,
+    *,
+    strength: float | Sequence[float] = 0.6,
+    source: str | None = None,
+    structure: Structure | None = None,
+    invert: bool = False,
+    mask: Array | None = None,
+    **options: Unpack[EditOptions],
+) -> np.ndarray:
+    """The video as the prompts say, made again from the noise level `strength` down (SDEdit, Meng et al. 2022).
+
+    Args:
+        strength: 0 to 1: near 0 the video as the VAE gives it back, 1 one that is made of the prompt alone. One for
+            each frame makes an edit gradual; frames of 0 are known to the model, and come back as the VAE gives them.
+        structure: keeps low frequencies in space, so the layout, while sampling is above a level; None keeps none.
+        invert: begin from the noise of which the model would make this very video, found by going up the sampler's
+            path, instead of noise that is drawn: closer to the video. The sampler is then Euler's, unless one is named.
+        source: with invert, the prompt that describes the video as it is; None is "".
+        mask: bool [h w], or [t h w] where it moves: only where it is true is the video edited, the rest comes back bit
+            for bit. grow, soft: see `inpaint`. Without a mask all of it is made again, and nothing is put back.
+    """
+    given = given_frames(generator, video)
+    levels = knowing.check_strength(strength, given.shape[1])
+    part = None
+    if mask is not None:
+        part = Part.of_array(knowing.check_mask(mask, given.shape), **_part(options))
+    run, more = _remade(generator, prompts, given, options)
+    asked = sliding.Edit(levels=levels, part=part, source=source, structure=structure, invert=invert, **more)
+    return whole(sliding.edit(run, ArrayFrames(given), asked))
+
+
+def inpaint(
+    generator: Generator,
+    prompts: Texts,
+    video: Video,
+    mask: Array,
+    *,
+    edge: float = EDGE,
+    **options: Unpack[EditOptions],
+) -> np.ndarray:
+    """The video with what the mask says made again; all other pixels come back bit for bit.
+
+    Args:
+        mask: bool [h w], or [t h w] where it moves, true where something is to be made. Of latents those are known all
+            of whose pixels are, so of a mask smaller than a latent one is made again. A mask of nothing, or of
+            everything (that is text to video), is a ShapeError.
+        grow: pixels by which the mask is wider for the model, so that it sees nothing of what is to go; those come
+            back.
+        edge: the noise level at which latents begin that are known in part, filled up smoothly from what is. 1 makes
+            them of nothing; less lets what is cut by the mask go on inside.
+        soft: (frames, pixels) over which a difference of colour at the edge fades inside (vdit.generate.blend.Blend).
+    """
+    given = given_frames(generator, video)
+    part = Part.of_array(knowing.check_mask(mask, given.shape), edge=edge, **_part(options))
+    run, more = _remade(generator, prompts, given, options)
+    return whole(sliding.edit(run, ArrayFrames(given), sliding.Edit(part=part, **more)))
+
+
+def outpaint(
+    generator: Generator,
+    prompts: Texts,
+    video: Video,
+    *,
+    size: tuple[int, int] | None = None,
+    aspect: float | None = None,
+    at: tuple[int, int] | Literal["centre"] = "centre",
+    edge: float = EDGE,
+    **options: Unpack[EditOptions],
+) -> np.ndarray:
+    """The video in the larger frame of `size`, the rest made around it; its pixels come back bit for bit.
+
+    Args:
+        size: (height, width), multiples of VAE stride x patch. aspect: width / height instead, and the smallest such
+            frame.
+        at: the video's upper left corner (y, x), or "centre". A corner on a multiple of the VAE's stride leaves the
+            fewest latents known only in part; so "centre" is as near to the middle as that allows.
+        grow, edge, soft: see `inpaint`.
+    """
+    given, config = given_frames(generator, video), generator.experiment
+    if (size is None) == (aspect is None):
+        raise ConfigError(f"size={size}, aspect={aspect}: give one of them, the frame to fill")
+    if size is None:
+        size = knowing.size_of_aspect(given.shape[2:4], aspect, config.size_multiple)
+    frame = knowing.Frame.around(given.shape[2:4], size, at, config.vae.spatial_stride)
+    return inpaint(generator, prompts, frame.place(given)[0], frame.mask, edge=edge, **options)
+
+
+def rollout(
+    generator: Generator,
+    prompts: str | Sequence[tuple[float, str]],
+    *,
+    frames: int | None = None,
+    seconds: float | None = None,
+    fps: float | None = None,
+    image: Array | None = None,
+    video: Video | None = None,
+    size: tuple[int, int] | None = None,
+    context: int | None = None,
+    anchor: bool = False,
+    keep: bool | None = None,
+    **options: Unpack[Options],
+) -> Iterator[np.ndarray]:
+    """One video of any length, float32 [t h w 3] in [-1, 1] some frames at a time, as they are made.
+
+        pieces = vdit.rollout(generator, [(0.0, "a dog runs"), (10.0, "the dog sits down")], seconds=60)
+        vdit.write_video("long.mp4", pieces, fps=generator.experiment.sample.fps)
+
+    Args:
+        prompts: a text, or texts from times in seconds on, the first from 0; of what is made at once, that of the
+            first new frame counts.
+        frames: of the whole result, what is given included; or seconds at `fps` (None: the experiment's `sample`).
+        image, video: how it begins, one of them: [h w 3] of any size, scaled to cover `size` (height, width; None: as
+            in the experiment's `sample`) and cut; or [t h w 3] or a Clip, whose height and width must be multiples of
+            VAE stride x patch. These frames come back bit for bit.
+        context: how many frames of the window are known from before, once it slides (rounded down to what the model
+            makes at once); None is about half.
+        anchor: the beginning of the video stays known to all windows, as if it came just before what they know.
+            Colours and background drift less, but the scene cannot change much.
+        keep: keep what was computed of finished frames (vdit.sampling.kv), as causal models can; None: where it is
+            possible. It costs less, and frames know of more than the window holds.
+
+    A video of one window is the one that the generator makes by this seed. Four programs are compiled, whatever the
+    length: the first window and the later ones, and the decoder for each. Neither the device nor the host keeps what
+    has been made, but for the last window.
+
+    Raises: ShapeError for what does not fit the model, ConfigError for prompts that are not as said; at once.
+    """
+    if (frames is None) == (seconds is None):
+        raise ConfigError(f"frames={frames}, seconds={seconds}: give one of them, the length of the video")
+    fps = generator.experiment.sample.fps if fps is None else fps
+    given = _beginning(generator, image, video, size)
+    asked = Rollout(
+        prompts=PromptSchedule.of(prompts), frames=round(seconds * fps) if frames is None else frames, fps=fps,
+        size=size, context=context, anchor=anchor, keep=keep,
+    )  # fmt: skip
+    run = Run.of(generator, asked.prompts.parts[0][1], **options)
+    return (piece[0] for piece in sliding.rollout(run, asked, None if given is None else ArrayFrames(given)))
+
+
+def whole(pieces: Iterable[np.ndarray]) -> np.ndarray:
+    """Pieces of videos [b t h w 3], of which one may stand for all, one after the other."""
+    return sliding.joined(*pieces)
+
+
+def _part(options: EditOptions) -> dict:
+    """Takes the options of a Part out of those of a verb."""
+    return {name: options.pop(name) for name in ("grow", "soft") if name in options}
+
+
+def _remade(generator: Generator, prompts: Texts, given: np.ndarray, options: EditOptions) -> tuple[Run, dict]:
+    """(the run, options of sliding.Edit) of the options of a verb."""
+    for name in ("grow", "soft"):
+        options.pop(name, None)
+    more = {name: options.pop(name) for name in ("overlap", "noise") if name in options}
+    return Run.of(generator, prompts, **options), more
+
+
+def _beginning(
+    generator: Generator, image: Array | None, video: Video | None, size: tuple[int, int] | None
+) -> np.ndarray | None:
+    """How a rollout begins, float32 [1 t h w 3]."""
+    if image is not None and video is not None:
+        raise ConfigError("image and video: give one of them, how the video begins")
+    if video is not None:
+        if size is not None:
+            raise ConfigError(f"size={size}: that of the given video counts, leave it out")
+        return given_frames(generator, video)
+    if image is None:
+        return None
+    images = as_bytes(image)
+    if len(images) != 1:
+        raise ShapeError(f"{len(images)} images: give one, [h w 3]")
+    return frames_of(fit_images(images, generator.experiment.sample.size if size is None else size))
