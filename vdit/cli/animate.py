@@ -35,17 +35,24 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError(f"{' and '.join(untimed)}: one is the first frame; give others times, as in end.jpg@2s")
     with canvas.opened(options, words) as (generator, status):
         from vdit.generate.images import read_image
-        from vdit.generate.verbs import animate
+        from vdit.generate.sliding import animate
 
-        inputs, fps = canvas.read_inputs(options, files, generator, status, max_frames=1)
+        inputs, fps = canvas.open_inputs(options, files, generator, status, max_frames=1)
         # As they are, not as they were fitted: a model's image encoder cuts them in its own way.
-        images = [read_image(given.path) if given.still else given.frames[0] for given in inputs]
+        images = [read_image(given.path) if given.fps is None else first_frame(given) for given in inputs]
         frames = generator.experiment.sample.frames if options.frames is None else options.frames.frames(fps)
-        more = {"times": [0 if time is None else time.frames(fps) for time in times], "frames": frames}
-        more |= {"size": inputs[0].size, "window": options.window}
-        shape = {"fps": fps, "frames": frames, "size": inputs[0].size}
-        with canvas.making(options, words, generator, status, **shape):
+        moments = [0 if time is None else time.frames(fps) for time in times]
+        size = inputs[0].size
+        with canvas.making(options, words, generator, status, fps=fps, frames=frames, size=size):
             for seed in canvas.seeds(options):
-                made = animate(generator, words.prompt, images, **more, **canvas.sampling(options, seed))
-                canvas.finish(options, made[0], fps, status, seed)
+                run = canvas.run_of(options, generator, words, seed)
+                pieces = animate(run, images, times=moments, frames=frames, size=size)
+                canvas.finish(options, pieces, fps, status, seed)
     return 0
+
+
+def first_frame(video):
+    """uint8 [h w 3]"""
+    from vdit.generate.images import as_bytes
+
+    return as_bytes(next(iter(video))[0, 0])[0]

@@ -16,7 +16,9 @@ area
 - Videos are taken, and the result is written, at the model's frame rate (its experiment's `sample.fps`; of public
   weights, the published one): the model knows no other. Inputs of another rate are resampled by time. --fps overrides
   the rate of both, and a line says what that means.
-- What does not fit into the host's memory is refused before it is read (vdit.generate.host_memory).
+- Inputs are read while the result is made and written: a long video takes no more memory than a short one. What is
+  made at once must fit into the host's memory (vdit.generate.host_memory).
+- The sound of the inputs goes along with their frames; what is made is silent.
 - --out names one file, which is replaced if it is there, or a folder. With several seeds (--seeds, --count), in a
   folder, and without --out the seed is in the name, and where such a file is there a number is added. What the user
   gave (inputs, the run, a mask, ...) is never replaced.
@@ -32,11 +34,11 @@ A command is a module with SUMMARY, DESCRIPTION, EPILOG, TAKES_OVERRIDES, add_ar
     def run(options, overrides):
         words = canvas.split_words(options, inputs=("VIDEO",))
         with canvas.opened(options, words) as (generator, status):
-            (video,), fps = canvas.read_inputs(options, words.inputs, generator, status)
+            (video,), fps = canvas.open_inputs(options, words.inputs, generator, status)
             with canvas.making(options, words, generator, status, fps=fps, frames=..., made=..., size=video.size):
                 for seed in canvas.seeds(options):
-                    made = vdit.extend(generator, words.prompt, video.frames, ..., **canvas.sampling(options, seed))
-                    canvas.finish(options, made[0], fps, status, seed)
+                    run = canvas.run_of(options, generator, words, seed)
+                    canvas.finish(options, extend(run, video, ...), fps, status, seed, sound=...)
 """
 
 from __future__ import annotations
@@ -45,11 +47,11 @@ import argparse
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from vdit.cli import output
+from vdit.cli import output, streaming
 from vdit.cli.output import say
 from vdit.cli.parser import RATE, Duration, UsageError, at_least, duration, length, size  # noqa: F401
 from vdit.cli.status import Status, following, numbers, shown_method
@@ -152,42 +154,41 @@ def opened(options: argparse.Namespace, words: Words) -> AbstractContextManager:
     return output.opened(options, words.folder)
 
 
-def read_inputs(
+def open_inputs(
     options: argparse.Namespace, files: Sequence[str], generator, status: Status, *,
     whole: tuple[int, int] | None = None, **reading,
 ) -> tuple[list, float]:  # fmt: skip
-    """The files as vdit.generate.inputs.Input, all of one size and rate, and the rate of the result; tells their notes.
+    """The files as vdit.generate.inputs.VideoInput, all of one size and rate, and the rate of the result.
 
-    Before anything is read: ShapeError if the result would not fit into the host's memory.
-    whole: (height, width) of what is written, where it is larger. reading: more for vdit.generate.inputs.read_input
-    (seconds, max_frames, last).
+    Their frames are read while the result is made. A line tells of each how it is taken. Before anything is read:
+    ShapeError if what is made at once would not fit into the host's memory.
+
+    Args:
+        whole: (height, width) of what is written, where it is larger.
+        reading: more for vdit.generate.inputs.open_input (seconds, max_frames).
     """
+    from vdit.generate.generator import window_of
     from vdit.generate.host_memory import check_memory
-    from vdit.generate.inputs import claimed_frames, common_size, read_input
+    from vdit.generate.inputs import common_size, open_input
 
     experiment = generator.experiment
     wanted, multiple = asked_size(options), experiment.size_multiple
-    inputs, fps = [], output.rate(options, experiment)
+    fps = output.rate(options, experiment)
     if files:
         wanted = common_size(files, size=wanted, area=largest_area(experiment), multiple=multiple)
-    asked = [getattr(options, name) for name in _NEW.get(options.command, ())]
-    count = sum(time.frames(fps) for time in asked if time is not None)
-    count += sum(claimed_frames(file, fps=fps, **reading) for file in files)
-    written = whole or wanted or experiment.sample.size
-    if note := check_memory(_work(options), count, written, videos=len(seeds(options))):
+    if note := check_memory(window_of(generator, options.window), whole or wanted or experiment.sample.size):
         say(note)
+    inputs = []
     for file in files:
-        inputs.append(read_input(file, size=wanted, multiple=multiple, fps=fps, **reading))
+        inputs.append(streaming.Counted(open_input(file, size=wanted, multiple=multiple, fps=fps, **reading)))
         status.tell("input", inputs[-1].note)
+    if len(inputs) == 1 and inputs[0].fps is not None and options.fps is None:
+        fps = inputs[0].fps  # 29.97 where the model makes 30: frames and sound stay in step
     return inputs, fps
 
 
-# Options that say how many frames are made beside the inputs.
-_NEW = {"animate": ("frames",), "extend": ("before", "after"), "loop": ("passage", "frames"), "connect": ("frames",)}
-
-
 def _work(options: argparse.Namespace) -> str:
-    """What the command does to its video: a key of vdit.generate.host_memory.HELD."""
+    """What the command does to its video."""
     part = options.command == "edit" and (options.mask or options.box)
     return "edit a part" if part else options.command
 
@@ -203,6 +204,13 @@ def sampling(options: argparse.Namespace, seed: int | None = None) -> dict:
     names = ("steps", "guidance", "context_guidance", "known_level", "negative", "sampler", "reuse")
     asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return asked | {"seed": options.seed if seed is None else seed}
+
+
+def run_of(options: argparse.Namespace, generator, words: Words, seed: int):
+    """One call of a verb (vdit.generate.sliding.Run)."""
+    from vdit.generate.sliding import Run
+
+    return Run.of(generator, words.prompt, window=options.window, **sampling(options, seed))
 
 
 def passage_frames(time: Duration | None, fps: float, generator, window: int | None) -> int:
@@ -260,9 +268,12 @@ def making(
         yield
 
 
-def finish(options: argparse.Namespace, video, fps: float, status: Status, seed: int) -> None:
-    """Writes float32 [t h w 3] in [-1, 1] to where it belongs, and prints its path."""
-    path = output.write(target(options, seed), video, fps)
+def finish(
+    options: argparse.Namespace, pieces: Iterable, fps: float, status: Status, seed: int, *,
+    sound: streaming.Soundtrack | None = None,
+) -> None:  # fmt: skip
+    """Writes a video while it is made, of pieces float32 [1 t h w 3] in [-1, 1], and prints its path."""
+    path = output.write(target(options, seed), (piece[0] for piece in pieces), fps, sound=sound)
     status.wrote(path)
     if options.command in NEXT and not status.next:
         command, more = NEXT[options.command]

@@ -6,6 +6,7 @@ import argparse
 
 from vdit.cli import canvas
 from vdit.cli.parser import UsageError
+from vdit.cli.streaming import Soundtrack
 
 SUMMARY = "join two videos by a generated passage, or blend one into the other"
 DESCRIPTION = """\
@@ -36,17 +37,22 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.strength is not None and not options.blend:
         raise UsageError("--strength: is of a blend; add --blend, or leave it out")
     with canvas.opened(options, words) as (generator, status):
-        from vdit.generate.verbs import connect
+        from vdit.generate.sliding import connect
 
-        (first, second), fps = canvas.read_inputs(options, words.inputs, generator, status)
+        (first, second), fps = canvas.open_inputs(options, words.inputs, generator, status)
         frames = canvas.passage_frames(options.frames, fps, generator, options.window)
-        whole = len(first.frames) + len(second.frames) + (-frames if options.blend else frames)
-        more = {"frames": frames, "blend": options.blend, "window": options.window}
-        more |= {} if options.strength is None else {"strength": options.strength}
+        whole = first.count + second.count + (-frames if options.blend else frames)
+        strength = (0.8 if options.strength is None else options.strength) if options.blend else None
+        half = frames // 2
+        between = Soundtrack.of(
+            lambda: (first.path, 0, first.read), lambda: (None, 0, frames), lambda: (second.path, 0, None)
+        )
+        # While both run, the first is heard in the first half and the second in the other.
+        blended = Soundtrack.of(lambda: (first.path, 0, first.read - frames + half), lambda: (second.path, half, None))
         shape = {"fps": fps, "frames": whole, "made": frames, "size": first.size}
         with canvas.making(options, words, generator, status, **shape):
             for seed in canvas.seeds(options):
-                videos = first.frames, second.frames
-                made = connect(generator, words.prompt, *videos, **more, **canvas.sampling(options, seed))
-                canvas.finish(options, made[0], fps, status, seed)
+                run = canvas.run_of(options, generator, words, seed)
+                pieces = connect(run, first, second, frames=run.passage_frames("frames", frames), blend=strength)
+                canvas.finish(options, pieces, fps, status, seed, sound=blended if options.blend else between)
     return 0

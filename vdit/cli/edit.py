@@ -6,6 +6,7 @@ import argparse
 
 from vdit.cli import canvas
 from vdit.cli.parser import UsageError, at_least
+from vdit.cli.streaming import Soundtrack
 from vdit.errors import ConfigError
 
 SUMMARY = "change a video, or a part of it, as a prompt says"
@@ -63,19 +64,18 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     with canvas.opened(options, words) as (generator, status):
         import numpy as np
 
-        from vdit.generate.verbs import edit
+        from vdit.generate.sliding import Edit, edit
 
-        (video,), fps = canvas.read_inputs(options, words.inputs, generator, status, **taken(options))
-        mask = read_part(options, boxes, video)
-        first, last = options.strength[0], options.strength[-1]
-        strength = first if first == last else np.linspace(first, last, len(video.frames))
-        more = {"strength": strength, "source": options.source, "structure": structure, "invert": options.invert}
-        more |= {"mask": mask, "grow": options.grow, "window": options.window, "overlap": options.overlap}
-        shape = {"fps": fps, "frames": len(video.frames), "size": video.size}
+        (video,), fps = canvas.open_inputs(options, words.inputs, generator, status, **taken(options))
+        part = read_part(options, boxes, video)
+        levels = np.linspace(options.strength[0], options.strength[-1], video.count)
+        asked = {"levels": levels, "source": options.source, "structure": structure, "invert": options.invert}
+        shape = {"fps": fps, "frames": video.count, "size": video.size}
         with canvas.making(options, words, generator, status, **shape):
             for seed in canvas.seeds(options):
-                made = edit(generator, words.prompt, video.frames, **more, **canvas.sampling(options, seed))
-                canvas.finish(options, made[0], fps, status, seed)
+                run = canvas.run_of(options, generator, words, seed)
+                pieces = edit(run, video, Edit(part=part and part(), overlap=options.overlap, **asked))
+                canvas.finish(options, pieces, fps, status, seed, sound=whole_sound(video))
     return 0
 
 
@@ -97,18 +97,20 @@ def read_boxes(options: argparse.Namespace) -> list:
     return [parse_box(text) for text in options.box]
 
 
-def read_part(options: argparse.Namespace, boxes: list, video):
-    """bool [t h w] of --mask or of --box; None without."""
-    from vdit.generate.masks import read_mask
+def read_part(options: argparse.Namespace, boxes: list, video, **more):
+    """Gives a new vdit.generate.sliding.Part of --mask or of --box when it is called; None without either."""
+    from vdit.generate.masks import box_masks, mask_frames
+    from vdit.generate.sliding import Part
 
-    if options.mask:
-        return read_mask(options.mask, video)
-    if not boxes:
+    if not (options.mask or boxes):
         return None
-    mask = boxes[0].mask(video)
-    for box in boxes[1:]:
-        mask = mask | box.mask(video)
-    return mask
+    masks = mask_frames(options.mask, video) if options.mask else box_masks(boxes, video)
+    return lambda: Part(masks=masks.begin(), whole=masks.whole, grow=options.grow, **more)
+
+
+def whole_sound(video) -> Soundtrack:
+    """The sound of a video whose frames all stay where they are."""
+    return Soundtrack.of(lambda: (video.path, 0, None))
 
 
 def _strength(text: str) -> tuple[float, ...]:

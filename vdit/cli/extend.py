@@ -6,6 +6,7 @@ import argparse
 
 from vdit.cli import canvas
 from vdit.cli.parser import UsageError, at_least
+from vdit.cli.streaming import Soundtrack
 
 SUMMARY = "make a video longer, forward, backward, or both"
 DESCRIPTION = """\
@@ -34,16 +35,19 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if not any(time is not None and time.amount for time in (options.after, options.before)):
         raise UsageError("nothing to make: give --after TIME, --before TIME, or both, above 0")
     with canvas.opened(options, words) as (generator, status):
-        from vdit.generate.verbs import extend
+        from vdit.generate.sliding import extend
 
-        (video,), fps = canvas.read_inputs(options, words.inputs, generator, status)
+        (video,), fps = canvas.open_inputs(options, words.inputs, generator, status)
         asked = {"before": options.before, "after": options.after}
-        lengths = {name: time.frames(fps) for name, time in asked.items() if time is not None}
+        lengths = {name: 0 if time is None else time.frames(fps) for name, time in asked.items()}
         made = sum(lengths.values())
-        more = lengths | {"context": options.context, "window": options.window}
-        shape = {"fps": fps, "frames": len(video.frames) + made, "made": made, "size": video.size}
+        shape = {"fps": fps, "frames": video.count + made, "made": made, "size": video.size}
+        sound = Soundtrack.of(
+            lambda: (None, 0, lengths["before"]), lambda: (video.path, 0, video.read), lambda: (None, 0, None)
+        )
         with canvas.making(options, words, generator, status, **shape):
             for seed in canvas.seeds(options):
-                longer = extend(generator, words.prompt, video.frames, **more, **canvas.sampling(options, seed))
-                canvas.finish(options, longer[0], fps, status, seed)
+                run = canvas.run_of(options, generator, words, seed)
+                pieces = extend(run, video, **lengths, context=options.context)
+                canvas.finish(options, pieces, fps, status, seed, sound=sound)
     return 0

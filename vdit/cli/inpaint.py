@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from vdit.cli import canvas
-from vdit.cli.edit import add_part, read_boxes, read_part, taken
+from vdit.cli.edit import add_part, read_boxes, read_part, taken, whole_sound
 from vdit.cli.parser import UsageError, at_least, size
 
 SUMMARY = "regenerate a masked part of a video, or enlarge its frame"
@@ -47,27 +47,29 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError("--at places the video in a larger frame: add --outpaint")
     boxes, frame, at = read_boxes(options), _frame(options.outpaint), _at(options.at)
     with canvas.opened(options, words) as (generator, status):
-        from vdit.generate.verbs import inpaint, outpaint
+        from vdit.generate import sliding
+        from vdit.generate.known import Frame
+        from vdit.generate.sliding import Edit
 
         if frame is not None:
             options.size, frame["size"] = _sizes(options, words.inputs, generator, **frame)
         whole = None if frame is None else frame["size"]
-        (video,), fps = canvas.read_inputs(options, words.inputs, generator, status, whole=whole, **taken(options))
-        more = {"grow": options.grow, "window": options.window, "overlap": options.overlap}
-        mask = None if frame is not None else read_part(options, boxes, video)
-        if frame is not None:
-            status.tell("", "in a frame of {1}x{0}".format(*frame["size"]))
-        if options.edge is not None:
-            more["edge"] = options.edge
-        shape = {"fps": fps, "frames": len(video.frames), "size": video.size if frame is None else frame["size"]}
+        (video,), fps = canvas.open_inputs(options, words.inputs, generator, status, whole=whole, **taken(options))
+        edge = sliding.EDGE if options.edge is None else options.edge
+        given = video
+        if frame is None:
+            part = read_part(options, boxes, video, edge=edge)
+        else:
+            status.tell("", "in a frame of {}x{} (height x width)".format(*frame["size"]))
+            placed = Frame.around(video.size, frame["size"], at, generator.experiment.vae.spatial_stride)
+            given = sliding.PlacedFrames(video=video, frame=placed)
+            part = lambda: given.part(grow=options.grow, edge=edge)  # noqa: E731
+        shape = {"fps": fps, "frames": video.count, "size": given.size}
         with canvas.making(options, words, generator, status, **shape):
             for seed in canvas.seeds(options):
-                more |= canvas.sampling(options, seed)
-                if frame is None:
-                    made = inpaint(generator, words.prompt, video.frames, mask, **more)
-                else:
-                    made = outpaint(generator, words.prompt, video.frames, size=frame["size"], at=at, **more)
-                canvas.finish(options, made[0], fps, status, seed)
+                run = canvas.run_of(options, generator, words, seed)
+                pieces = sliding.edit(run, given, Edit(part=part(), overlap=options.overlap))
+                canvas.finish(options, pieces, fps, status, seed, sound=whole_sound(video))
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 
 from vdit.cli import canvas
 from vdit.cli.parser import UsageError
+from vdit.cli.streaming import Soundtrack
 
 SUMMARY = "turn a video, or one made from a prompt, into a loop"
 DESCRIPTION = """\
@@ -34,21 +35,22 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if words.inputs and options.frames is not None:
         raise UsageError("--frames: is of a video made of the prompt; leave it out where VIDEO is given")
     with canvas.opened(options, words) as (generator, status):
-        from vdit.generate.verbs import loop
+        from vdit.generate import sliding
 
-        inputs, fps = canvas.read_inputs(options, words.inputs, generator, status)
+        inputs, fps = canvas.open_inputs(options, words.inputs, generator, status)
         passage = canvas.passage_frames(options.passage, fps, generator, options.window)
-        more = {"passage": passage, "window": options.window}
+        size, sound = canvas.asked_size(options), None
         if inputs:
-            video = inputs[0].frames
-            shape = {"frames": len(video) + passage, "made": passage, "size": inputs[0].size}
+            frames, video = inputs[0].count, inputs[0]
+            shape = {"frames": frames + passage, "made": passage, "size": video.size}
+            sound = Soundtrack.of(lambda: (video.path, 0, video.read), lambda: (None, 0, None))
         else:
-            video, frames = None, generator.experiment.sample.frames
-            frames = frames if options.frames is None else options.frames.frames(fps)
-            more |= {"frames": frames, "size": canvas.asked_size(options)}
-            shape = {"frames": frames + passage, "size": canvas.asked_size(options)}
+            frames = generator.experiment.sample.frames if options.frames is None else options.frames.frames(fps)
+            shape = {"frames": frames + passage, "size": size}
         with canvas.making(options, words, generator, status, fps=fps, **shape):
             for seed in canvas.seeds(options):
-                made = loop(generator, words.prompt, video, **more, **canvas.sampling(options, seed))
-                canvas.finish(options, made[0], fps, status, seed)
+                run = canvas.run_of(options, generator, words, seed)
+                given = inputs[0] if inputs else sliding.sample(run, frames=frames, size=size)
+                pieces = sliding.loop(run, given, passage=run.passage_frames("passage", passage))
+                canvas.finish(options, pieces, fps, status, seed, sound=sound)
     return 0

@@ -246,25 +246,30 @@ def read_mesh(text: str | None):
         raise UsageError(f"--mesh {text}: {error}") from None
 
 
-def write(target: Target, video, fps: float) -> Path:
-    """Writes float32 [t h w 3] in [-1, 1] (of an image one frame), makes the folder, prints the path and returns it.
+def write(target: Target, video, fps: float, *, sound=None) -> Path:
+    """Writes a video, makes its folder, prints the path and returns it. On several hosts the first alone writes.
 
-    On several hosts the first alone does.
+    Args:
+        video: float32 [t h w 3] in [-1, 1] (of an image one frame), or such pieces, which are written as they come.
+        sound: vdit.cli.streaming.Soundtrack of pieces; None for none.
     """
-    import numpy as np
-
+    from vdit.cli.streaming import Pieces
     from vdit.dist.multihost import is_primary_host
     from vdit.video.read import write_image, write_video
 
+    whole = hasattr(video, "ndim") or hasattr(video, "shape")
+    pieces = None if whole else Pieces(video)
     if not is_primary_host():
+        for _ in pieces or ():  # all hosts make what one writes
+            pass
         return target.path
-    video = np.asarray(video)
 
     def fill(part: Path) -> None:
         if part.suffix.lower() in IMAGE:
-            write_image(part, video[0])
-        else:
-            write_video(part, video, fps=fps)
+            write_image(part, video[0] if whole else next(iter(pieces))[0])
+            return
+        along = {} if sound is None else {"sound": lambda: sound.parts(pieces.done, fps)}
+        write_video(part, video if whole else pieces, fps=fps, **along)
 
     return put(target, fill)
 

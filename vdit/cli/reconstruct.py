@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from vdit.cli.parser import RATE, Duration, UsageError, at_least, length
@@ -121,37 +123,60 @@ def _targets(files: list[Path], out: Path) -> list[Path]:
 
 
 def _reconstruct(vae, file: Path, target: Path, *, area: int, fps: float | None, frames: Duration | None) -> dict:
+    """Reads, encodes, decodes and writes some frames at a time; what was measured."""
     import numpy as np
 
     from vdit.data.cuts import fit_size
-    from vdit.eval.metrics import WINDOW, psnr, ssim
+    from vdit.eval.metrics import WINDOW, frame_psnr, frame_ssim
     from vdit.generate.host_memory import check_memory
-    from vdit.generate.inputs import claimed_frames
-    from vdit.video.read import probe, read_video, write_video
+    from vdit.generate.inputs import open_input
+    from vdit.video.read import probe, write_video
+    from vdit.video.sound import SoundPart
 
     info = probe(file)
-    stride = vae.config.spatial_stride
+    stride, step = vae.config.spatial_stride, vae.config.temporal_stride
     size = fit_size(info.height, info.width, max(min(area, info.height * info.width), stride**2), stride)
     most = None if frames is None else max(1, frames.frames(fps or info.fps or 25.0))
-    check_memory("reconstruct", claimed_frames(file, fps=fps, max_frames=most), size)
-    clip = read_video(file, fps=fps, max_frames=most, size=size)
-    whole = 1 + (len(clip.frames) - 1) // vae.config.temporal_stride * vae.config.temporal_stride
-    video = clip.frames[:whole]
-    latents = vae.encode(video[None], latent_frames=CHUNK)
-    again = np.asarray(vae.decode(latents, latent_frames=CHUNK))[0]
-    again = np.round((again + 1) * 127.5).astype(np.uint8)
-    both = np.concatenate([video, again], axis=2)
-    path = write_whole(target, lambda part: write_video(part, both, fps=clip.fps), replace=False)
+    check_memory(CHUNK * step, size)
+    given = open_input(file, fps=fps, max_frames=most, size=size)
+    measured, left, seen = ([], []), 0, 0
+
+    def both() -> Iterator[np.ndarray]:
+        """The original beside the reconstruction, uint8 [t h 2w 3]."""
+        nonlocal left, seen
+        caches, waiting, first = (None, None), [], 1
+        for piece in itertools.chain(given, [None]):
+            waiting += [] if piece is None else [piece]
+            count = sum(part.shape[1] for part in waiting)
+            asked = (CHUNK - first) * step + first
+            while count >= asked or (piece is None and count >= (first or step)):
+                video = np.concatenate(waiting, axis=1)
+                taken = min(asked, (count - first) // step * step + first)
+                video, waiting = video[:, :taken], [video[:, taken:]]
+                latents, encoder = vae.encode_chunk(video, caches[0])
+                again, decoder = vae.decode_chunk(latents, caches[1])
+                caches, first, count = (encoder, decoder), 0, count - taken
+                seen, asked = seen + taken, CHUNK * step
+                video, again = (np.round((np.asarray(x)[0] + 1) * 127.5).astype(np.uint8) for x in (video, again))
+                measured[0].extend(frame_psnr(video, again))
+                if min(size) >= WINDOW:
+                    measured[1].extend(frame_ssim(video, again))
+                yield np.concatenate([video, again], axis=2)
+        left = count
+
+    def sound() -> list[SoundPart]:
+        return [SoundPart(path=file, seconds=seen / given.fps)]
+
+    path = write_whole(target, lambda part: write_video(part, both(), fps=given.fps, sound=sound), replace=False)
     return {
         "file": str(file),
         "height": size[0],
         "width": size[1],
-        "frames": len(video),
-        "frames_left_out": len(clip.frames) - whole,
-        "fps": clip.fps,
-        "sound_left_out": info.sound,
-        "psnr": psnr(video, again),
-        "ssim": ssim(video, again) if min(size) >= WINDOW else None,
+        "frames": seen,
+        "frames_left_out": left,
+        "fps": given.fps,
+        "psnr": float(np.mean(measured[0])),
+        "ssim": float(np.mean(measured[1])) if measured[1] else None,
         "video": path.name,
     }
 
@@ -166,6 +191,4 @@ def _line(name: str, row: dict) -> str:
     what = f"  {row['width']}x{row['height']}, {row['frames']} frames" if "frames" in row else ""
     if row.get("frames_left_out"):
         what += f" (the last {row['frames_left_out']} left out: less than the VAE's stride in time)"
-    if row.get("sound_left_out"):
-        what += ", its sound left out"
     return f"{name}  PSNR {row['psnr']:.2f} dB  {ssim}{what}"

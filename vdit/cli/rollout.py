@@ -6,6 +6,7 @@ import argparse
 
 from vdit.cli import canvas, streaming
 from vdit.cli.parser import UsageError, at_least
+from vdit.cli.streaming import Soundtrack
 from vdit.data.tables import read_lines
 from vdit.errors import INTERRUPTED, TextError
 
@@ -44,21 +45,27 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError("how long the video is: give --seconds S or --frames TIME")
     later = read_prompts(options)
     with canvas.opened(options, words) as (generator, status):
-        from vdit.generate.verbs import rollout
+        from vdit.generate import sliding
+        from vdit.sampling.sliding import PromptSchedule
 
-        inputs, fps = canvas.read_inputs(options, words.inputs, generator, status)
+        inputs, fps = canvas.open_inputs(options, words.inputs, generator, status)
         frames = round(options.seconds * fps) if options.frames is None else options.frames.frames(fps)
         script = [(0.0, words.prompt), *sorted((time.frames(fps) / fps, prompt) for time, prompt in later)]
-        begins = {"video": inputs[0].frames} if inputs else {"size": canvas.asked_size(options)}
-        more = {"frames": frames, "fps": fps, "window": options.window, "context": options.context}
-        more["anchor"] = options.anchor
-        shape = {"fps": fps, "frames": frames, "made": frames - (len(inputs[0].frames) if inputs else 0)}
-        shape["size"] = inputs[0].size if inputs else canvas.asked_size(options)
+        video = inputs[0] if inputs else None
+        asked = sliding.Rollout(
+            prompts=PromptSchedule.of(script), frames=frames, fps=fps, context=options.context, anchor=options.anchor,
+            size=canvas.asked_size(options),
+        )  # fmt: skip
+        shape = {"fps": fps, "frames": frames, "made": frames - (video.count if inputs else 0)}
+        shape["size"] = video.size if inputs else canvas.asked_size(options)
+        sound = Soundtrack.of(lambda: (video.path, 0, video.read), lambda: (None, 0, None)) if inputs else None
         work = canvas.tell(options, words, generator, status, **shape)
         for seed in canvas.seeds(options):
-            pieces = rollout(generator, script, **begins, **more, **canvas.sampling(options, seed))
+            run = canvas.run_of(options, generator, words, seed)
+            pieces = (piece[0] for piece in sliding.rollout(run, asked, video))
             with status.progress("frames", frames, work=work / len(canvas.seeds(options))) as display:
-                if not streaming.write(canvas.target(options, seed), pieces, fps, status, display=display):
+                more = {"display": display, "sound": sound}
+                if not streaming.write(canvas.target(options, seed), pieces, fps, status, **more):
                     return INTERRUPTED
     return 0
 

@@ -62,9 +62,9 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     with canvas.opened(options, words) as (generator, status):
         from vdit.generate.simulator import Simulator
 
-        inputs, fps = canvas.read_inputs(options, words.inputs, generator, status)
+        inputs, fps = canvas.open_inputs(options, words.inputs, generator, status)
         keys, rows = _what_is_done(options, generator, fps)
-        begins = {"start": inputs[0].frames} if inputs else {"size": canvas.asked_size(options)}
+        begins = {"start": _start(inputs[0])} if inputs else {"size": canvas.asked_size(options)}
         more = begins | {"window": options.window, "context": options.context}
         where, seeds = options.out or options.usual_name, numbers(canvas.seeds(options))
         status.tell("makes", f"what is seen at {fps:.4g} fps, seed {seeds} -> {where}")
@@ -81,6 +81,15 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
             if not play.write(canvas.target(options, seed)):
                 return INTERRUPTED
     return 0
+
+
+def _start(video) -> np.ndarray:
+    """uint8 [t h w 3]: all of it is shown before the world is played."""
+    import numpy as np
+
+    from vdit.generate.images import as_bytes
+
+    return np.concatenate([as_bytes(piece[0]) for piece in video])
 
 
 def _what_is_done(options: argparse.Namespace, generator, fps: float) -> tuple[dict, list[actions.Action] | None]:

@@ -1,8 +1,7 @@
-"""Whether a video fits into the host's memory: asked before a command reads or makes anything.
+"""Whether what a command makes at once fits into the host's memory: asked before it reads or makes anything.
 
-Until videos stream from file to file, a command holds all frames at once, as bytes and as float32, some of them several
-times. How many bytes that is for each byte of video (width x height x 3 for each frame) was measured at four sizes by
-tools/host_memory.py; HELD has what was found, rounded up. Weights, and what a device holds, are not in it.
+Videos stream from file to file, so only one canvas of frames counts, and some frames beside it (tools/host_memory.py
+measures). Weights, and what a device holds, are not in it.
 """
 
 from __future__ import annotations
@@ -13,49 +12,36 @@ from pathlib import Path
 from vdit.errors import ShapeError
 from vdit.reprs import shown_bytes
 
-# Bytes held for each byte of the video that is written (given frames and new ones).
-HELD = {
-    "animate": 11, "extend": 11, "loop": 11, "connect": 10, "edit": 15, "edit a part": 24, "inpaint": 24,
-    "rollout": 11, "simulate": 11, "reconstruct": 24,
-}  # fmt: skip
+# Bytes held for each byte of the frames at hand (height x width x 3 for each), and how many frames that are beside
+# those of one canvas: what is read, blended and written meanwhile.
+HELD, BESIDE = 24, 96
 FIXED = 64 << 20  # beside that: buffers of codecs, compiled programs
-HELPS = {
-    "edit": "--take less of the video, a smaller --size, or a lower --fps",
-    "edit a part": "--take less of the video, a smaller --size, or a lower --fps",
-    "inpaint": "--take less of the video, a smaller --size, or a lower --fps",
-    "reconstruct": "fewer --frames, a smaller --area, or a lower --fps",
-    "rollout": "a shorter input (the length of what is made does not count), a smaller --size, or a lower --fps",
-}
-_HELP = "a shorter video, a smaller --size, a lower --fps, or vdit rollout, which goes on in flat memory"
 
 
-def check_memory(work: str, frames: int, size: tuple[int, int], *, videos: int = 1) -> str | None:
-    """Raises ShapeError if a video does not fit into the host's memory while it is worked on.
+def check_memory(frames: int, size: tuple[int, int]) -> str | None:
+    """Raises ShapeError if what a command makes at once does not fit into the host's memory.
 
     Args:
-        work: a key of HELD.
-        frames: of the whole video; for "rollout" and "simulate" of what is given.
+        frames: of one canvas. How long the whole video is does not count.
         size: (height, width) in pixels.
-        videos: how many are made one after the other.
 
     Returns:
         What is needed and what is free, in one line, where it is more than a quarter of that; else None.
     """
-    needed, there = needed_memory(work, frames, size, videos=videos), free_memory()
+    needed, there = needed_memory(frames, size), free_memory()
     if there is not None and needed > there:
         raise ShapeError(
-            f"{frames} frames of {size[1]}x{size[0]} (width x height) need about {shown_bytes(needed)} of host memory, "
-            f"and {shown_bytes(there)} are free: give {HELPS.get(work, _HELP)}"
+            f"{frames} frames of {size[0]}x{size[1]} (height x width) at once need about {shown_bytes(needed)} of host "
+            f"memory, and {shown_bytes(there)} are free: give a smaller --size or a shorter --window"
         )
     if there is None or needed <= there / 4:
         return None
     return f"host memory: about {shown_bytes(needed)} needed, {shown_bytes(there)} free"
 
 
-def needed_memory(work: str, frames: int, size: tuple[int, int], *, videos: int = 1) -> int:
-    """Bytes of host memory that a video needs; see `check_memory`."""
-    held = HELD[work] + (4 if videos > 1 else 0)  # the video before is still there, as float32
-    return held * frames * size[0] * size[1] * 3 + FIXED
+def needed_memory(frames: int, size: tuple[int, int]) -> int:
+    """Bytes of host memory that a canvas of so many frames needs; see `check_memory`."""
+    return HELD * (frames + BESIDE) * size[0] * size[1] * 3 + FIXED
 
 
 def free_memory() -> int | None:

@@ -4,14 +4,14 @@ The rule, which the note of each input tells in words: a picture is scaled to co
 that suits its shape best (vdit.generate.fit.choose_size), and the overhang is cut off evenly; never squashed, and
 never scaled up unless a size is asked for. Pixels that are not square are made so first (vdit.video.convert). Frames
 come at the file's own rate unless another is asked for: then by time, each moment as it is on screen. A still image is
-a clip of one frame. Sound is not read.
+a clip of one frame. `read_input` reads a file whole, `open_input` some frames at a time, in flat memory.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,11 @@ from vdit.generate.images import is_image, read_image
 from vdit.reprs import short_repr
 from vdit.types import Clip
 from vdit.video.parts import read_tail
-from vdit.video.read import probe, read_video
+from vdit.video.read import iter_frames, probe, read_video
 
 SAME_RATE = 5e-3  # rates this near, as 29.97 and 30, are taken for one: no frame is repeated or left out for it
 PART_RATE = 0.1  # how far the rate of a part may be from the file's, and still be taken for it
+CHUNK = 32  # frames of a file that are held at a time
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # .gif and .avif may be videos too
 
 
@@ -136,6 +137,79 @@ def read_input(
     )
 
 
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoInput:
+    """A file that is read while something is made of it; it may be read more than once (vdit.generate.sliding.Frames).
+
+    fps: of its frames; None for a still image. count: how many frames it has, as the file says before it is decoded.
+    fit, span, note: as of Input. sound: whether the file has any.
+    """
+
+    path: Path
+    fps: float | None
+    count: int
+    fit: Fit
+    span: Span
+    sound: bool = False
+    note: str = ""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the frames."""
+        return self.fit.size
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """float32 [1 t h w 3] in [-1, 1], at most CHUNK frames at a time."""
+        waiting: list[np.ndarray] = []
+        for frame in self._frames():
+            waiting.append(frame)
+            if len(waiting) == CHUNK:
+                yield _floats(waiting)
+                waiting = []
+        if waiting:
+            yield _floats(waiting)
+
+    def _frames(self) -> Iterator[np.ndarray]:
+        """uint8 [h w 3]"""
+        if self.fps is None:
+            return iter([self.fit.image(read_image(self.path))])
+        return (frame for _, frame in iter_frames(self.path, size=self.fit.size, threads=0, **self.span.reading))
+
+
+def open_input(
+    path: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    area: int | None = None,
+    multiple: int = 1,
+    fps: float | None = None,
+    seconds: float | None = None,
+    max_frames: int | None = None,
+) -> VideoInput:
+    """Opens a file, whose frames are read when they are asked for. Arguments and errors as of `read_input`."""
+    path = Path(path)
+    info = _look(path)
+    fit = Fit(own=info.size, size=_size(path, info.size, size, area, multiple))
+    if info.still:
+        note = _note(path, fit, "a still image")
+        return VideoInput(path=path, fps=None, count=1, fit=fit, span=Span(), note=note)
+    rate, same = info.rate, fps is not None and info.rate and same_rate(fps, info.rate)
+    span = Span(fps=None if same else fps, seconds=seconds, max_frames=max_frames)
+    count = claimed_frames(path, fps=span.fps, seconds=seconds, max_frames=max_frames)
+    taken = _taken(span, count)
+    if span.fps is not None and rate and fps > rate:
+        taken += ", some of them twice or more" if fps > 2 * rate else ", some of them twice"
+    taken += "".join(f"; {remark}" for remark in info.remarks)
+    note = f"{_note(path, fit, 'of unknown rate' if rate is None else f'at {rate:.4g} fps')}; {taken}"
+    shown = rate if same or fps is None else fps
+    return VideoInput(path=path, fps=shown or 25.0, count=count, fit=fit, span=span, sound=info.sound, note=note)
+
+
+def _floats(frames: list[np.ndarray]) -> np.ndarray:
+    return np.float32(np.stack(frames))[None] / np.float32(127.5) - np.float32(1)
+
+
 def claimed_frames(
     path: str | Path,
     *,
@@ -195,7 +269,6 @@ def _look(path: Path) -> _Looks:
         return _Looks(size=read_image(path).shape[:2], still=True)
     info = probe(path)
     remarks = (
-        "its sound is left out" if info.sound else "",
         "it is interlaced, and stays so" if info.interlaced else "",
         f"it has {info.streams} videos, the first is taken" if info.streams > 1 else "",
     )

@@ -5,53 +5,112 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from vdit.errors import ConfigError, ShapeError
 from vdit.generate.images import is_image, read_image
-from vdit.generate.inputs import Input
+from vdit.generate.inputs import VideoInput
 from vdit.video.parts import frame_numbers
 from vdit.video.read import iter_frames
 
 BLACK = (0, 0, 0)  # stands for what is transparent: not to be made
 
 
-def read_mask(path: str | Path, like: Input) -> np.ndarray:
-    """bool [t h w]: which pixels of like.frames are to be made, from an image or a video (white, from the middle up).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Masks:
+    """The mask of a video, some frames at a time.
+
+    begin: gives a reader that stands at the first frame: called with a number of frames, it gives bool [t h w] for the
+    next ones. whole: bool [1 h w], where all frames are alike; None where they are not.
+    """
+
+    begin: Callable[[], Callable[[int], np.ndarray]]
+    whole: np.ndarray | None = None
+
+    @classmethod
+    def still(cls, mask: np.ndarray) -> Masks:
+        """One bool [h w] for all frames."""
+        return cls(begin=lambda: lambda count: np.broadcast_to(mask, (count, *mask.shape)), whole=mask[None])
+
+
+def mask_frames(path: str | Path, like: VideoInput) -> Masks:
+    """The mask of a video from an image or a video (white, from the middle up), read in step with its frames.
 
     A mask is made for the file: it has the file's own height and width, and one picture for all frames or as many as
-    the file has, whatever part of the file was read. It is fitted as the frames were, and a pixel is to be made if any
-    of it is. Transparent is black. Raises ShapeError for another size or number of frames.
+    the file has, whatever part of the file is read. It is fitted as the frames are, and a pixel is to be made if any
+    of it is. Transparent is black. The whole of a video is decoded here, to see that it fits; none of it is held.
+
+    Raises: ShapeError for another size or number of frames, or where nothing is white.
     """
     path = Path(path)
     if is_image(path):
         mask = _white(read_image(path, background=BLACK), path, like)
-        return np.repeat(mask[None], len(like.frames), axis=0)
-    masks = iter_frames(path, background=BLACK)
-    first = _white(next(masks)[1], path, like)
-    second = next(masks, None)
-    if second is None:
-        return np.repeat(first[None], len(like.frames), axis=0)
+        if not mask.any():
+            raise ShapeError(f"{path}: is black everywhere in what is kept of it: nothing is to be made")
+        return Masks.still(mask)
     numbers, total = _numbers(like)
-    out = np.zeros((len(numbers), *like.size), bool)
-    out[numbers == 0] = first
-    count = 1
-    while second is not None:
-        if (numbers == count).any():
-            out[numbers == count] = _white(second[1], path, like)
+    count, any_white, single = 0, False, None
+    for _, picture in iter_frames(path, background=BLACK):
+        white = _white(picture, path, like)
+        single = white if count == 0 else None
+        any_white |= bool(white.any())
         count += 1
-        second = next(masks, None)
+    if not any_white:
+        raise ShapeError(f"{path}: is black everywhere in what is kept of it: nothing is to be made")
+    if count == 1:
+        return Masks.still(single)
     if count != total:
         raise ShapeError(
             f"{path}: has {count} frames, {like.path.name} has {total}: a mask has one frame for each of the video's, "
             "or is a still image"
         )
-    return out
+
+    def begin() -> Callable[[int], np.ndarray]:
+        pictures = enumerate(picture for _, picture in iter_frames(path, background=BLACK))
+        wanted, now = iter(numbers), [-1, None]
+
+        def take(count: int) -> np.ndarray:
+            out = np.zeros((count, *like.size), bool)
+            for k in range(count):
+                number = next(wanted, None)
+                while number is not None and now[0] < number:
+                    now[0], picture = next(pictures)
+                    now[1] = _white(picture, path, like) if now[0] == number else None
+                if now[1] is not None:
+                    out[k] = now[1]
+            return out
+
+        return take
+
+    return Masks(begin=begin)
 
 
-def _white(image: np.ndarray, path: Path, like: Input) -> np.ndarray:
+def box_masks(boxes: Sequence[Box], like: VideoInput) -> Masks:
+    """The mask of boxes; ShapeError for a box that lies outside, in space or in time."""
+    areas = [box.area(like) for box in boxes]
+    if all(box.start == 0 and box.end is None for box in boxes):
+        return Masks.still(np.any(areas, axis=0))
+
+    def begin() -> Callable[[int], np.ndarray]:
+        at = [0]
+
+        def take(count: int) -> np.ndarray:
+            numbers = np.arange(at[0], at[0] + count)
+            at[0] += count
+            out = np.zeros((count, *like.size), bool)
+            for box, area in zip(boxes, areas):
+                out |= box.during(numbers, like)[:, None, None] & area
+            return out
+
+        return take
+
+    return Masks(begin=begin)
+
+
+def _white(image: np.ndarray, path: Path, like: VideoInput) -> np.ndarray:
     if image.shape[:2] != like.fit.own:
         mine, theirs = (f"{size[1]}x{size[0]}" for size in (image.shape[:2], like.fit.own))
         raise ShapeError(
@@ -60,14 +119,11 @@ def _white(image: np.ndarray, path: Path, like: Input) -> np.ndarray:
     return like.fit.mask(image.mean(axis=-1) >= 127.5)
 
 
-def _numbers(like: Input) -> tuple[np.ndarray, int]:
-    """(which of the file's frames like.frames are, how many the file has)."""
-    if like.still:
+def _numbers(like: VideoInput) -> tuple[np.ndarray, int]:
+    """(which of the file's frames are read, how many the file has)."""
+    if like.fps is None:
         return np.zeros(1, np.int64), 1
-    numbers, total = frame_numbers(like.path, **like.span.reading)
-    if like.span.last is not None:
-        numbers = numbers[-like.span.last :][like.dropped :]
-    return numbers[: len(like.frames)], total
+    return frame_numbers(like.path, **like.span.reading)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,8 +139,8 @@ class Box:
     start: float = 0.0
     end: float | None = None
 
-    def mask(self, like: Input) -> np.ndarray:
-        """bool [t h w]: which pixels of like.frames are in the box, if only in part. ShapeError if it is outside."""
+    def area(self, like: VideoInput) -> np.ndarray:
+        """bool [h w]: which pixels of a frame are in the box, if only in part. ShapeError if it is outside."""
         height, width = like.fit.own
         whole = (width, height, width, height)
         x, y, w, h = (side * full if share else side for side, share, full in zip(self.sides, self.shares, whole))
@@ -97,11 +153,16 @@ class Box:
         inside = like.fit.mask(inside)
         if not inside.any():
             raise ShapeError(f"box {self}: lies in what is cut off of {like.path.name} ({like.fit}): give another size")
-        times = np.arange(len(like.frames)) / (like.fps or 1.0)
-        during = (times >= self.start - 1e-6) & (times < (math.inf if self.end is None else self.end) - 1e-6)
-        if not during.any():
-            raise ShapeError(f"box {self}: no frame is in that time; {like.path.name} has {times[-1]:.4g} s of frames")
-        return during[:, None, None] & inside
+        numbers = np.arange(max(1, like.count))
+        if not self.during(numbers, like).any():
+            last = numbers[-1] / (like.fps or 1.0)
+            raise ShapeError(f"box {self}: no frame is in that time; {like.path.name} has {last:.4g} s of frames")
+        return inside
+
+    def during(self, numbers: np.ndarray, like: VideoInput) -> np.ndarray:
+        """bool [t]: whether frames of these numbers are in the box's time."""
+        times = numbers / (like.fps or 1.0)
+        return (times >= self.start - 1e-6) & (times < (math.inf if self.end is None else self.end) - 1e-6)
 
     def __str__(self) -> str:
         sides = ",".join(f"{100 * n:g}%" if share else f"{n:g}" for n, share in zip(self.sides, self.shares))

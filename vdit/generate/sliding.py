@@ -86,6 +86,30 @@ class ArrayFrames:
         return (self.video[:, start : start + CHUNK] for start in range(0, self.count, CHUNK))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlacedFrames:
+    """A video in a larger frame (vdit.generate.known.Frame), grey around."""
+
+    video: Frames
+    frame: knowing.Frame
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.frame.size
+
+    @property
+    def count(self) -> int:
+        return self.video.count
+
+    def __iter__(self) -> Pieces:
+        return (self.frame.place(piece) for piece in self.video)
+
+    def part(self, **more) -> Part:
+        """What is around the video. more: of Part."""
+        mask = self.frame.mask
+        return Part(masks=lambda count: np.broadcast_to(mask, (count, *mask.shape)), whole=mask[None], **more)
+
+
 def head_of(video: Frames, most: int) -> np.ndarray:
     """The first frames, at most so many: float32 [1 t h w 3]."""
     parts, count = [], 0
@@ -503,7 +527,7 @@ class Part:
     masks: gives bool [t h w] of the next t frames, called in their order: true where something is to be made.
     grow: pixels by which the mask is wider for the model. edge: the level at which latents begin that are known in
     part; None: masked pixels begin as they are, noised (editing). soft: Blend.sigma. whole: the mask of the whole
-    video, where it is at hand.
+    video, or bool [1 h w] where all frames are alike; None where it is not at hand.
     """
 
     masks: Callable[[int], np.ndarray]
