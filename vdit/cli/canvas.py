@@ -54,7 +54,7 @@ from pathlib import Path
 from vdit.cli import output, streaming
 from vdit.cli.output import say
 from vdit.cli.parser import RATE, Duration, UsageError, at_least, duration, length, size  # noqa: F401
-from vdit.cli.status import Status, following, numbers, shown_method
+from vdit.cli.status import Status, counted, following, numbers, shown_method
 
 # What may follow on a command: (command, its options).
 NEXT = {
@@ -123,7 +123,8 @@ def split_words(options: argparse.Namespace, *, inputs: Sequence[str], least: in
     if options.out is not None and output.is_file(options.out):
         output.check_suffix(Path(options.out), None, options.fps, name=f"--out {options.out}")
     given = output.given_files(options, folder, *(split_time(file)[0] for file in files))
-    for seed in seeds(options):
+    many = seeds(options)
+    for seed in {many[0], many[-1]}:  # the others differ by a number
         output.check_target(target(options, seed), given)
     return Words(folder=folder, inputs=tuple(files), prompt=prompt)
 
@@ -231,10 +232,10 @@ def tell(
 
     Returns how much work it is, for Status.progress.
     """
-    from vdit.sampling.config import replaces_known, resampling, sampling_config
+    from vdit.sampling.config import known_changes, sampling_config
 
     new = "" if made is None or made == frames else f", {made} of them new"
-    status.tell("prompt", f"{words.prompt!r}: {frames} frames{new}, {frames / fps:.4g} s at {fps:.4g} fps")
+    status.tell("prompt", f"{words.prompt!r}: {counted(frames, 'frame')}{new}, {frames / fps:.4g} s at {fps:.4g} fps")
     experiment, many = generator.experiment, seeds(options)
     height, width = experiment.sample.size if size is None else size
     each = "a video" if len(many) == 1 else f"{len(many)} videos"
@@ -242,10 +243,9 @@ def tell(
     status.tell("makes", f"{each} of {height}x{width}, seed {numbers(many)} -> {out}")
     names = ("steps", "guidance", "context_guidance", "known_level", "sampler", "reuse")
     asked = {name: value for name in names if (value := getattr(options, name)) is not None}
-    # As Generator.method has it. A rollout is given the end of what it has made.
+    # A rollout is given the end of what it has made.
     given = options.command == "rollout" or (words.inputs and _work(options) != "edit")
-    if given and replaces_known(experiment) and "sampler" not in asked:
-        asked |= resampling(experiment, asked.get("steps"))
+    asked = known_changes(experiment, asked) if given else asked
     method = sampling_config(experiment, **asked)
     status.tell("with", shown_method(method, asked | {"negative": options.negative}))
     return (frames if made is None else made) * len(many) * height * width * method.grid.steps * method.rows

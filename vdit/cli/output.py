@@ -26,6 +26,7 @@ VIDEO, IMAGE = (".mp4", ".webm", ".gif", ".mkv"), (".png", ".jpg")
 OTHER_MEDIA = (
     *sorted(set(SUFFIXES) - set(VIDEO)), ".apng", ".avif", ".bmp", ".heic", ".jpeg", ".mxf", ".tif", ".tiff", ".webp",
 )  # fmt: skip
+MANY = 1000  # videos of a prompt; more of them are told before anything else
 GIF_FPS = 50  # the most that the format can say
 # As in vdit.samplers, which is not imported here. A test compares them.
 SAMPLERS = ("consistency", "ddim", "ddpm", "dpmpp2m", "euler", "heun", "resample", "unipc")
@@ -85,6 +86,8 @@ def seeds_from(first: int, count: int | None) -> list[int]:
     count = count or 1
     if first + count - 1 > MAX_SEED:
         raise UsageError(f"--count {count}: from seed {first} up there are fewer seeds of 64 bits: give a lower --seed")
+    if count > MANY:
+        say(f"--count {count}: {count} videos of each prompt, one after the other; Ctrl-C ends it")
     return [first + k for k in range(count)]
 
 
@@ -153,6 +156,9 @@ def is_file(out: str) -> bool:
     suffix = Path(out).suffix.lower()
     if not suffix or out.endswith(("/", os.sep)) or paths.is_dir(out):
         return False
+    # Letters alone, as in "out.xyz": an ending that is not written. "samples.v2" is a folder.
+    if suffix[1:].isalpha() and len(suffix) <= 5:
+        return True
     return suffix in OTHER_MEDIA or bool(difflib.get_close_matches(suffix, VIDEO + IMAGE, n=1, cutoff=0.7))
 
 

@@ -12,6 +12,7 @@ from typing import NoReturn
 from vdit.errors import ConfigError, VditError
 
 OVERRIDE = "--cfg."
+MOST_PIXELS = 2**26  # of a frame, as vdit.video has it
 
 
 class UsageError(VditError):
@@ -111,7 +112,10 @@ def size(text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isdecimal() and len(part) < 10 and int(part) for part in parts):
         raise UsageError(f"size {text!r} cannot be read: write HEIGHTxWIDTH in pixels, as in 64x96")
-    return int(parts[0]), int(parts[1])
+    height, width = int(parts[0]), int(parts[1])
+    if height * width > MOST_PIXELS:
+        raise UsageError(f"size {text!r}: frames have at most {MOST_PIXELS} pixels (8192x8192): give less")
+    return height, width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

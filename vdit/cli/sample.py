@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import math
 import os
-import sys
 import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
@@ -107,14 +106,16 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     finished = [manifest is not None and manifest.file(id) is not None for id in ids]
     _check_out(options, folder, requests, finished)
     left = [pair for pair, done in zip(zip(requests, ids), finished) if not done]
-    if any(finished):
-        _say(
-            f"{sum(finished)} of {len(requests)} videos are finished in {options.out} and skipped "
-            "(vdit-manifest.jsonl; delete a video to have it made again)"
-        )
+    skipped = (
+        f"vdit: {sum(finished)} of {len(requests)} videos are finished in {options.out} and skipped "
+        "(vdit-manifest.jsonl; delete a video to have it made again)"
+    )
     if not left:
+        output.say(skipped)
         return 0
     with output.opened(options, folder, about={"the videos that are finished": str(finished)}) as (generator, status):
+        if any(finished):
+            output.say(skipped)
         rate = options.fps or generator.experiment.sample.fps
         jobs = [_job(options, request, id, generator, rate, wanted_size) for request, id in left]
         made: list[Job] = []
@@ -123,7 +124,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         except (KeyboardInterrupt, Preempted):
             if manifest is not None:
                 done = sum(finished) + len(made)
-                _say(f"{done} of {len(requests)} videos are finished; the same command makes the others")
+                output.say(f"vdit: {done} of {len(requests)} videos are finished; the same command makes the others")
             raise
     return 0
 
@@ -237,11 +238,6 @@ def _made_frames(time: Duration, generator, rate: float) -> int:
         rule = f"the model makes {grouping.first} + a multiple of {grouping.step} frames"
         warnings.warn(f"{time} at {rate:g} fps is {frames} frames, {made} are made: {rule}", VditWarning, stacklevel=2)
     return made
-
-
-def _say(line: str) -> None:
-    """To the person who waits: stdout is for names of files."""
-    print(f"vdit: {line}", file=sys.stderr, flush=True)
 
 
 def _sample(

@@ -295,11 +295,16 @@ def shown_method(method, asked: dict) -> str:
     """How videos are sampled, in words. method: a vdit.sampling.SamplingConfig. asked: options of the command."""
     from vdit.registry import name_of
 
-    parts = [name_of("sampler", method.sampler), f"{method.grid.steps} steps"]
+    parts = [name_of("sampler", method.sampler), counted(method.grid.steps, "step")]
     parts.append(f"guidance {method.guidance.scale:g}" if method.guidance.scale != 1 else "no guidance")
     names = ("context_guidance", "known_level", "reuse", "negative")
     parts += [f"{name.replace('_', '-')} {asked[name]!r}" for name in names if asked.get(name)]
     return ", ".join(parts)
+
+
+def counted(number: int, name: str) -> str:
+    """"1 frame", "2 frames"."""
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 
 def following(options: argparse.Namespace, command: str, path: Path, prompt: str, more: str) -> str:

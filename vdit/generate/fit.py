@@ -23,7 +23,7 @@ def choose_size(height: int, width: int, *, multiple: int = 1, area: int | None 
     """
     if min(height, width) < multiple:
         raise ShapeError(
-            f"a picture of {width}x{height} is smaller than one block of {multiple}x{multiple} pixels: "
+            f"a picture of {height}x{width} (height x width) is smaller than a block of {multiple}x{multiple} pixels: "
             "give a larger one, or a size to scale it up to"
         )
     if area is not None and area < multiple**2:
@@ -108,7 +108,7 @@ def _any(mask: np.ndarray, length: int, *, axis: int) -> np.ndarray:
 
 
 def _shown(size: tuple[int, int]) -> str:
-    return f"{size[1]}x{size[0]}"
+    return f"{size[0]}x{size[1]}"
 
 
 def _count(number: int, what: str) -> str:

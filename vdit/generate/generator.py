@@ -30,7 +30,7 @@ from vdit.models.vae.video import VideoVAE
 from vdit.models.vision import clip_pixels
 from vdit.reprs import short_repr
 from vdit.sampling.canvas import Grouping, Prompts, tokenize
-from vdit.sampling.config import SamplingConfig, replaces_known, resampling, sampling_config
+from vdit.sampling.config import SamplingConfig, known_changes, replaces_known, sampling_config
 from vdit.sampling.programs import CanvasInput, FromVideo, Reference, SampleCanvas, TextToVideo, draw
 from vdit.seeds import key_of
 from vdit.types import Array, Clip, PyTree, check_pixels
@@ -188,8 +188,7 @@ class Generator:
         changes = {k: v for k, v in changes.items() if v is not None}
         if given and replaces_known(self.experiment):
             warnings.warn(_NOT_TRAINED, VditWarning, stacklevel=3)
-            if "sampler" not in changes:
-                changes |= resampling(self.experiment, changes.get("steps"))
+            changes = known_changes(self.experiment, changes)
         return sampling_config(self.experiment, **changes)
 
     def check_negative(self, negative: str, method: SamplingConfig) -> None:

@@ -317,7 +317,7 @@ def _check_length(path: Path, count: int, least: int) -> None:
 
 
 def _note(path: Path, fit: Fit, kind: str) -> str:
-    return f"{path.name}: {fit.own[1]}x{fit.own[0]} {kind}, {fit}"
+    return f"{path.name}: {fit.own[0]}x{fit.own[1]} {kind}, {fit}"
 
 
 def _taken(span: Span, count: int) -> str:

@@ -322,10 +322,10 @@ class Frame:
     at: tuple[int, int]
 
     def __post_init__(self) -> None:
-        shown = [f"{width}x{height}" for height, width in (self.inner, self.size)]
+        shown = [f"{height}x{width}" for height, width in (self.inner, self.size)]
         if any(inner > size for inner, size in zip(self.inner, self.size)):
             raise ShapeError(
-                f"a video of {shown[0]} does not go into a frame of {shown[1]} (width x height): give a larger one"
+                f"a video of {shown[0]} does not go into a frame of {shown[1]} (height x width): give a larger one"
             )
         if self.inner == self.size:
             raise ShapeError(f"the frame is {shown[1]} as the video is: nothing is to be made, give a larger one")

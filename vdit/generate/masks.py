@@ -112,9 +112,9 @@ def box_masks(boxes: Sequence[Box], like: VideoInput) -> Masks:
 
 def _white(image: np.ndarray, path: Path, like: VideoInput) -> np.ndarray:
     if image.shape[:2] != like.fit.own:
-        mine, theirs = (f"{size[1]}x{size[0]}" for size in (image.shape[:2], like.fit.own))
+        mine, theirs = (f"{size[0]}x{size[1]}" for size in (image.shape[:2], like.fit.own))
         raise ShapeError(
-            f"{path}: is {mine}, {like.path.name} is {theirs} (width x height): a mask has the size of its video's file"
+            f"{path}: is {mine}, {like.path.name} is {theirs} (height x width): a mask has the size of its video's file"
         )
     return like.fit.mask(image.mean(axis=-1) >= 127.5)
 
@@ -146,7 +146,8 @@ class Box:
         x, y, w, h = (side * full if share else side for side, share, full in zip(self.sides, self.shares, whole))
         slack = 1e-6 * max(height, width)
         if x < 0 or y < 0 or x + w > width + slack or y + h > height + slack:
-            raise ShapeError(f"box {self}: does not lie within the {width}x{height} pixels of {like.path.name}")
+            where = f"{height}x{width} pixels (height x width) of {like.path.name}"
+            raise ShapeError(f"box {self}: does not lie within the {where}")
         inside = np.zeros((height, width), bool)
         rows = slice(math.floor(y + 1e-6), math.ceil(y + h - 1e-6))
         inside[rows, math.floor(x + 1e-6) : math.ceil(x + w - 1e-6)] = True

@@ -185,6 +185,16 @@ def resampling(experiment: Experiment, steps: int | None = None) -> dict[str, An
     return {"sampler": "resample", "grid": sample.grid, "steps": max(1, round(calls / samplers.Resample().times))}
 
 
+def known_changes(experiment: Experiment, changes: dict[str, Any]) -> dict[str, Any]:
+    """`changes` for a video of which something is given, and more where the model was not trained on canvases.
+
+    Such a model is sampled with steps repeated, unless a sampler is named.
+    """
+    if replaces_known(experiment) and "sampler" not in changes:
+        return changes | resampling(experiment, changes.get("steps"))
+    return changes
+
+
 def sampling_config(experiment: Experiment, **changes: Any) -> SamplingConfig:
     """How an experiment samples, with changes to single fields.
 
