@@ -59,7 +59,7 @@ def test_extend_keeps_the_video_at_the_models_rate(made, files, tmp_path, capsys
     said = capsys.readouterr()
     assert said.out == f"{out}\n"
     lines = said.err.splitlines()
-    (note,) = (line for line in lines if line.startswith("input    a.mkv: 24x20 at 6 fps, "))
+    (note,) = (line for line in lines if line.startswith("input    a.mkv: 20x24 at 6 fps, "))
     assert note.endswith("taken at 8 fps: 12 frames, some of them twice")
     assert "prompt   'a dog': 33 frames, 21 of them new, 4.125 s at 8 fps" in lines
 

@@ -131,8 +131,8 @@ def test_what_does_not_fit_is_one_line(model, files, tmp_path, capsys):
         assert error.count("\n") == 1
         return error
 
-    assert "is 32x16, a.mkv is 32x32" in line("--mask", str(files / "small.png"))
+    assert "is 16x32, a.mkv is 32x32" in line("--mask", str(files / "small.png"))
     assert "does not lie within the 32x32 pixels" in line("--box", "30,0,12,12")
     assert "that is text to video" in line("--box", "0,0,32,32")
-    assert "does not go into a frame of 8x16" in line("--outpaint", "16x8", "--size", "16x16")
+    assert "does not go into a frame of 16x8" in line("--outpaint", "16x8", "--size", "16x16")
     assert "nothing is to be made" in line("--outpaint", "16x16")

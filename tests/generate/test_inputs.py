@@ -56,7 +56,7 @@ def test_a_still_image_is_one_frame_and_a_video_keeps_all(files, name):
     assert given.still == (not name.startswith("v"))
     assert len(given.frames) == (1 if given.still else 12)
     assert given.fps == (None if given.still else pytest.approx(10, rel=0.01))
-    assert given.note.startswith(f"{name}: 100x60 {'a still image' if given.still else 'at 10 fps'}, its own size")
+    assert given.note.startswith(f"{name}: 60x100 {'a still image' if given.still else 'at 10 fps'}, its own size")
 
 
 @pytest.mark.parametrize(("height", "width"), [(480, 854), (1080, 1920), (60, 90), (90, 60), (17, 300), (64, 64)])
@@ -75,11 +75,11 @@ def test_the_size_chosen_keeps_the_shape_and_never_grows(height, width, area):
 
 def test_the_note_tells_what_was_done(tmp_path):
     write_video(tmp_path / "dog.mkv", np.zeros((30, 480, 854, 3), np.uint8), fps=30)
-    note = lambda **asked: read_input(tmp_path / "dog.mkv", **asked).note.removeprefix("dog.mkv: 854x480 at 30 fps, ")  # noqa: E731
-    assert note(size=(96, 160), multiple=16) == "scaled to 171x96 and 11 columns cut: 160x96; every frame kept"
-    assert note(size=(480, 848)) == "6 columns cut: 848x480; every frame kept"
-    assert note(size=(960, 1708)) == "scaled up to 1708x960; every frame kept"
-    rest = "scaled to 21x12 and 5 columns cut: 16x12; "
+    note = lambda **asked: read_input(tmp_path / "dog.mkv", **asked).note.removeprefix("dog.mkv: 480x854 at 30 fps, ")  # noqa: E731
+    assert note(size=(96, 160), multiple=16) == "scaled to 96x171 and 11 columns cut: 96x160; every frame kept"
+    assert note(size=(480, 848)) == "6 columns cut: 480x848; every frame kept"
+    assert note(size=(960, 1708)) == "scaled up to 960x1708; every frame kept"
+    rest = "scaled to 12x21 and 5 columns cut: 12x16; "
     small = {"size": (12, 16)}
     assert note(**small, max_frames=9) == f"{rest}its first 9 frames"
     assert note(**small, last=9) == f"{rest}its last 9 frames"
@@ -145,7 +145,7 @@ def test_a_part_has_the_rate_of_the_whole():
 
 @pytest.mark.parametrize(("name", "asked", "error", "named"), [
     ("v.mp4", {"size": (33, 64), "multiple": 16}, ShapeError, "size 33x64 .*multiples of 16 .*use 32x64"),
-    ("v.mp4", {"multiple": 64}, ShapeError, "v.mp4: a picture of 100x60 is smaller than one block of 64x64"),
+    ("v.mp4", {"multiple": 64}, ShapeError, "v.mp4: a picture of 60x100 .* is smaller than a block of 64x64"),
     ("v.mp4", {"area": 100, "multiple": 16}, ShapeError, "v.mp4: an area of 100 pixels .*give 256"),
     ("v.mp4", {"least": 13}, ShapeError, "v.mp4: has 12 frames to take, 13 are needed"),
     ("a.png", {"least": 5}, ShapeError, "a.png: has 1 frame to take, 5 are needed"),

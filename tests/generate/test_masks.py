@@ -99,7 +99,7 @@ def overlapping(pixel, own, scaled):
 
 
 @pytest.mark.parametrize(("name", "named"), [
-    ("small.mkv", r"small.mkv: is 25x15, video.mkv is 50x30 \(width x height\)"),
+    ("small.mkv", r"small.mkv: is 15x25, video.mkv is 30x50 \(height x width\)"),
     ("short.mkv", r"short.mkv: has 19 frames, video.mkv has 20"),
 ])  # fmt: skip
 @pytest.mark.parametrize("asked", [{}, {"size": (15, 25), "max_frames": 4}], ids=str)
@@ -139,7 +139,7 @@ def test_boxes_that_cannot_be_read_are_refused(text):
 
 
 @pytest.mark.parametrize(("text", "named"), [
-    ("40,0,11,5", "does not lie within the 50x30 pixels"),
+    ("40,0,11,5", "does not lie within the 30x50 pixels"),
     ("0,90%,5,11%", "does not lie within"),
     ("20,0,5,5@2-3", "no frame is in that time"),
     ("0,0,5,5", "lies in what is cut off"),

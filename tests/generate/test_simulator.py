@@ -155,7 +155,8 @@ def test_a_step_is_a_canvas_without_what_is_not_there(fresh):
     noise = np.random.default_rng(5).normal(size=wide.latents.shape).astype(np.float32)
     level = np.float32([0, 0, 1])[None, :, None, None]
     action = np.concatenate([memory.cond["action"], np.ones((1, 1, 4), np.float32)], axis=1)
-    exact = Canvas(latents=np.pad(memory.latents, ((0, 0), (0, 1), *[(0, 0)] * 3)), level=level, cond={"action": action})
+    latents_and_new = np.pad(memory.latents, ((0, 0), (0, 1), *[(0, 0)] * 3))
+    exact = Canvas(latents=latents_and_new, level=level, cond={"action": action})
     np.testing.assert_allclose(run(wide, noise)[:, -1], run(exact, noise[:, -3:])[:, -1], atol=1e-5)
     full = play(fresh, [RIGHT, DOWN, RIGHT, RIGHT]) is not None and engine.canvas(fresh.world.memory, new)
     assert full.valid.all()

@@ -1,6 +1,5 @@
 """What edit, inpaint and outpaint give a canvas: which latents are known, fills, frames, low frequencies, windows."""
 
-import itertools
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from vdit.generate.known import (
     size_of_aspect,
     smooth_fill,
 )
-from vdit.generate.sliding import latent_windows
 from vdit.models.vae.config import VAEConfig
 from vdit.sampling.config import Structure
 from vdit.sampling.programs import latent_level
@@ -137,22 +135,6 @@ def test_frames_of_an_aspect_are_multiples_that_hold_the_video(aspect):
         assert abs(np.log(size[1] / size[0] / aspect)) < np.log(1 + 8 / min(inner))
     with pytest.raises(ShapeError, match="aspect=0"):
         size_of_aspect((64, 64), 0.0, 8)
-
-
-def test_windows_join_and_none_is_longer_than_asked():
-    for count in range(1, 40):
-        for window, overlap in ((1, 0), (5, 1), (5, 4), (8, 3)):
-            if count > window and not overlap:
-                continue
-            windows = latent_windows(count, window, overlap)
-            assert windows[0][:2] == (0, 0)
-            assert windows[-1][2] == count
-            assert len({stop - start for start, _, stop in windows}) == 1, "one program for all"
-            for (_, _, done), (start, known, stop) in itertools.pairwise(windows):
-                assert known == done
-                assert known - start >= overlap
-                assert stop - start == window
-                assert stop > known
 
 
 def test_strengths_and_masks_that_cannot_be_are_refused():

@@ -419,7 +419,7 @@ def connect(run: Run, first: Frames, second: Frames, *, frames: int, blend: floa
 
 def _blended(run: Run, first: Frames, second: Frames, *, frames: int, strength: float) -> Pieces:
     """While both run, one turns into the other."""
-    if run.generator.network.reference_channels:
+    if run.generator.experiment.network.reference_channels:
         raise ConfigError("this model is told of given frames, not of blends: connect the videos without blend")
     grouping = run.grouping
     ahead, behind = Tail(frames + run.window), head_of(second, frames + run.window)
@@ -590,7 +590,7 @@ def edit(run: Run, video: Frames, asked: Edit) -> Pieces:
         stride, side = vae.temporal_stride, vae.spatial_stride
         start = float(knowing.edge_levels(wide, edge=part.edge, stride=stride, side=side).max())
     check_size(generator, video.size)
-    if generator.network.reference_channels:
+    if generator.experiment.network.reference_channels:
         raise ConfigError("this model makes videos of images, with frames given whole: it cannot make one again")
     if asked.invert and "sampler" not in run.sampling:
         run = dataclasses.replace(run, sampling=run.sampling | {"sampler": "euler"})
