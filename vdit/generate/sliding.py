@@ -27,7 +27,7 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from vdit.dist.fetch import to_host
+from vdit.dist.rules import to_host
 from vdit.errors import ConfigError, ShapeError, VditWarning
 from vdit.generate import known as knowing
 from vdit.generate.blend import Blend, Piece, keep_reference, keep_stream

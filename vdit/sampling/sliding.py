@@ -23,8 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vdit.dist.fetch import to_host
-from vdit.dist.rules import replicated
+from vdit.dist.rules import replicated, to_host
 from vdit.errors import ConfigError, NumericsError, ShapeError, VditWarning
 from vdit.models.network import Network
 from vdit.models.vae.video import VideoVAE
