@@ -32,6 +32,7 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 # vdit's own choices. They are imported when a choice of their kind is asked for, not before.
 _OWN_MODULES: dict[str, tuple[str, ...]] = {
     "backbone": ("vdit.models.dit.config",),
+    "conditioner": ("vdit.models.conditions",),
     "data_source": ("vdit.data.data_source",),
     "evaluator": ("vdit.train.evaluate",),
     "objective": ("vdit.experiment.objectives", "vdit.experiment.distill"),

@@ -6,6 +6,7 @@ from vdit.lazy import exports
 _HOMES = {
     "Clips": "clips",
     "DataConfig": "config",
+    "ClipView": "clips",
     "DataSource": "data_source",
     "DecodedClip": "cuts",
     "DataSummary": "sources",
@@ -33,6 +34,7 @@ _HOMES = {
     "patchify": "patches",
     "row_iterator": "pipeline",
     "row_use": "pipeline",
+    "to_latent_grid": "conditions",
     "token_grid": "patches",
     "unpatchify": "patches",
     "useful": "pipeline",

@@ -54,3 +54,10 @@ def check_actions(sample: Mapping[str, Any], width: int) -> None:
     if actions.shape[-1] != width:
         raise DataError(f"clip {name!r} has {actions.shape[-1]} numbers a frame as its action, data.actions={width}: "
                         f"set data.actions={actions.shape[-1]}")
+
+
+def check_action_values(sample: Mapping[str, Any], name: str) -> None:
+    """Raises DataError where a sample has actions that are not [t a], or not finite."""
+    actions = sample.get("actions")
+    if actions is not None and (np.ndim(actions) != 2 or not np.isfinite(actions).all()):
+        raise DataError(f"latent {name!r} has actions of shape {np.shape(actions)}: give [t a], all finite")

@@ -10,7 +10,7 @@ import numpy as np
 from vdit.data.actions import group_actions
 from vdit.data.config import DataConfig
 from vdit.data.patches import Patch, patchify
-from vdit.errors import DataError
+from vdit.errors import DataError, ShapeError
 from vdit.models.conditioner import Conditioner
 from vdit.models.conditions import ActionCondition, ClassCondition
 
@@ -33,16 +33,14 @@ def data_conditions(
     return (*own, *(condition for condition in conditions if condition.name not in named))
 
 
-def read_conditions(conditions: Sequence[Conditioner], sample: Mapping[str, Any], view: Any) -> dict[str, np.ndarray]:
+def read_conditions(conditions: Sequence[Conditioner], sample: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """What the conditions read of a clip that is cut from its video: field -> values, to be stored with its latents.
 
     Args:
         conditions: those that the sample may lack. What it has already is not read again.
-        sample: of a data source, with "video".
-        view: which part of the source's video it is (vdit.data.clips.ClipView).
+        sample: of a data source, with "video", and with "view" where the source tells (vdit.data.clips.ClipView).
     """
-    whole = {**sample, "view": view}
-    return {c.field: np.asarray(c.read(whole)) for c in conditions if c.field not in sample}
+    return {c.field: np.asarray(c.read(sample)) for c in conditions if c.field not in sample}
 
 
 def clip_conditions(
@@ -67,7 +65,8 @@ def _arranged(
     condition: Conditioner, sample: Mapping[str, Any], grid: tuple[int, int, int], patch: Patch, stride: int
 ) -> np.ndarray:
     name = str(sample.get("id", ""))
-    values = np.asarray(condition.read(sample), condition.dtype)
+    stored = sample[condition.field] if condition.field in sample else condition.read(sample)
+    values = np.asarray(stored, condition.dtype)
     wanted = condition.features(patch)
     if condition.axis == "frame":
         expected = 1 + (grid[0] * patch[0] - 1) * stride
@@ -95,3 +94,28 @@ def _arranged(
             "change its shape, or encode the clips again"
         )
     return values
+
+
+def to_latent_grid(frames: np.ndarray, stride: int, rows: int, columns: int) -> np.ndarray:
+    """Means of the video frames, rows and columns that each latent stands for.
+
+    Args:
+        frames: float [t h w c], t = 1 + stride * k; h and w are multiples of rows and columns.
+        stride: video frames of a latent frame but the first, which stands for one.
+        rows: of pixels of a latent.
+        columns: of pixels of a latent.
+
+    Returns:
+        float32 [1 + k, h / rows, w / columns, c].
+
+    Raises:
+        ShapeError: the sizes do not divide so.
+    """
+    t, h, w, c = frames.shape
+    if (t - 1) % stride or h % rows or w % columns:
+        raise ShapeError(
+            f"frames of shape {frames.shape}: must be 1 + {stride} * k frames of multiples of {rows} x {columns} pixels"
+        )
+    pooled = frames.reshape(t, h // rows, rows, w // columns, columns, c).mean((2, 4), dtype=np.float32)
+    later = pooled[1:].reshape(-1, stride, *pooled.shape[1:]).mean(1, dtype=np.float32)
+    return np.concatenate([pooled[:1], later])

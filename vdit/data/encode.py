@@ -13,10 +13,12 @@ import numpy as np
 
 from vdit.data.changes import RECORD, Record
 from vdit.data.clips import Clips
+from vdit.data.conditions import read_conditions
 from vdit.data.latents import LatentStore
 from vdit.data.parts import LatentParts
 from vdit.data.sources import Sample
 from vdit.errors import DataError
+from vdit.models.conditioner import Conditioner
 from vdit.types import Array
 
 # uint8 [1 t h w 3] -> the latent's mean [1 t' h' w' c]. Bytes, so that they are scaled on the device.
@@ -28,7 +30,8 @@ Wait = Callable[[str], None]
 def encode_clips(source: Clips, encode: Encode, path: str | Path, *, samples: int = 0, vae: str = "",
                  dtype: str = "float16", threads: int = 4, read_ahead: int = 8, progress: Progress | None = None,
                  key: Any = None, shard_index: int = 0, shard_count: int = 1, wait: Wait | None = None,
-                 record: Record | None = None, former: Former | None = None) -> dict[str, Any] | None:
+                 record: Record | None = None, former: Former | None = None,
+                 conditions: Sequence[Conditioner] = ()) -> dict[str, Any] | None:
     """Encodes clips of a source into a new folder of latents. The latents do not depend on the number of hosts.
 
     Args:
@@ -47,6 +50,7 @@ def encode_clips(source: Clips, encode: Encode, path: str | Path, *, samples: in
         shard_count: number of hosts that make the same call in one shared folder; each encodes its part.
         wait: called by each host with a name; returns when all hosts have called it.
         record: describes the videos (vdit.data.changes); kept beside the latents by the first host.
+        conditions: what is read of each clip beside its video, and stored with its latents.
         former: latents in the folder that are being replaced; those that are still right are taken over.
 
     Returns:
@@ -59,8 +63,8 @@ def encode_clips(source: Clips, encode: Encode, path: str | Path, *, samples: in
     missing = parts.missing()
     indices = [index for part in missing for index in parts.places(part)]
     total = sum(len(parts.places(part)) for part in parts.own())
-    items = _counted(_encoded(_read(source, indices, threads, read_ahead, former), encode), total - len(indices), total,
-                     progress)
+    read = _read(source, indices, threads, read_ahead, former, conditions)
+    items = _counted(_encoded(read, encode), total - len(indices), total, progress)
     for part in missing:
         parts.write(part, items)
     if wait is None and shard_count > 1:
@@ -94,14 +98,17 @@ class Former:
         return sample if sample["id"] == name else None
 
 
-def _read(source: Clips, indices: Sequence[int], threads: int, read_ahead: int, former: Former | None
-          ) -> Iterable[Sample]:
+def _read(source: Clips, indices: Sequence[int], threads: int, read_ahead: int, former: Former | None,
+          conditions: Sequence[Conditioner]) -> Iterable[Sample]:
     if not indices:
         return ()
 
     def read(place: int) -> Sample:
         known = None if former is None else former.sample(source, indices[place])
-        return source[indices[place]] if known is None else known
+        if known is not None:
+            return known
+        sample = source[indices[place]]
+        return sample | read_conditions(conditions, sample)
 
     clips = grain.MapDataset.range(len(indices)).map(read)
     return clips.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=read_ahead))

@@ -25,6 +25,7 @@ import safetensors.numpy
 from array_record.python import array_record_module
 
 from vdit import buckets, paths
+from vdit.data.actions import check_action_values
 from vdit.data.sources import Sample, Source
 from vdit.errors import DataError, reason, writing
 from vdit.models.vae.statistics import (
@@ -140,11 +141,14 @@ def _record(item: Sample, dtype: str, number: int) -> tuple[bytes, np.ndarray]:
         raise DataError(f"latent {name!r} has values that are not finite as {dtype}: store float32 "
                         "(latents.dtype=float32)")
     tensors = {"latent": stored}
-    if item.get("actions") is not None:
-        tensors["actions"] = np.ascontiguousarray(item["actions"], np.float32)
-        if tensors["actions"].ndim != 2 or not np.isfinite(tensors["actions"]).all():
-            raise DataError(f"latent {name!r} has actions of shape {tensors['actions'].shape}: give [t a], all finite")
-    meta = {key: value for key, value in item.items() if key not in ("latent", "video", "actions")}
+    check_action_values(item, name)
+    for key, values in item.items():  # what conditions have read
+        if key not in ("latent", "video") and isinstance(values, np.ndarray):
+            tensors[key] = np.ascontiguousarray(values, np.float32)
+            if not np.isfinite(tensors[key]).all():
+                raise DataError(f"latent {name!r} has {key} with values that are NaN or infinite: give finite numbers")
+    dropped = {"video", "view", *tensors}
+    meta = {key: value for key, value in item.items() if key not in dropped and value is not None}
     meta |= {"id": name, "captions": list(item.get("captions", ())), "fps": float(item.get("fps", 0.0)),
              "label": int(item.get("label", 0))}
     return safetensors.numpy.save(tensors, metadata={"meta": json.dumps(meta)}), stored

@@ -16,6 +16,7 @@ from vdit.experiment.evaluator import Evaluator
 from vdit.experiment.objectives import DenoisingLoss, DiffusionModel, Objective
 from vdit.experiment.training import LoRAConfig, TrainConfig
 from vdit.models.backbone import Backbone
+from vdit.models.conditioner import Conditioner
 from vdit.models.dit.config import DiTConfig
 from vdit.models.network import Network
 from vdit.models.text.config import TextConfig
@@ -100,6 +101,8 @@ class Experiment:
     vae, vae_loss, discriminator, vae_clips, vae_train: the VAE, what it is trained on, and for how long.
     text, vision, diffusion, dit_train: encoders, noise schedule and prediction, and the transformer's training.
     backbone: the transformer, any registered backbone.
+    conditions: what the backbone is told beside text and beside what its own config declares: any registered
+        conditioners.
     expert_boundary: the time (0 to 1000) above which the first of two transformers is used; None for one.
     first_label, label_names: number of the first class in prompts, and names of classes.
     sample: how videos are sampled by default.
@@ -138,6 +141,7 @@ class Experiment:
     text_dropout: float = 0.1
     vision: CLIPVisionConfig | None = None
     backbone: Annotated[Backbone, OneOf("backbone")] = DiTConfig()
+    conditions: tuple[Annotated[Conditioner, OneOf("conditioner")], ...] = ()
     expert_boundary: float | None = None
     first_label: int = 1
     label_names: tuple[str, ...] = ()
@@ -176,7 +180,7 @@ class Experiment:
         if not 0 <= self.text_dropout <= 1:
             raise ConfigError(f"text_dropout={self.text_dropout}: a probability, give 0 to 1")
         wanted = self.data.actions * self.vae.temporal_stride * self.backbone.patch[0]
-        width = getattr(self.backbone, "action_width", wanted)
+        width = self.network.action_width
         if width != wanted:
             raise ConfigError(
                 f"backbone.action_width={width} must be {wanted}: data.actions={self.data.actions} numbers for each "
@@ -222,4 +226,10 @@ class Experiment:
     @property
     def network(self) -> Network:
         text = self.text if self.backbone.uses_text else None
-        return Network(text=text, backbone=self.backbone, vision=self.vision, boundary=self.expert_boundary)
+        return Network(
+            text=text,
+            backbone=self.backbone,
+            conditions=self.conditions,
+            vision=self.vision,
+            boundary=self.expert_boundary,
+        )

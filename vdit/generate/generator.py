@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import jax
@@ -29,7 +29,7 @@ from vdit.models.text import Tokenizer, warn_of_cuts
 from vdit.models.vae.video import VideoVAE
 from vdit.models.vision import clip_pixels
 from vdit.reprs import short_repr
-from vdit.sampling.canvas import Grouping, Prompts, tokenize
+from vdit.sampling.canvas import Grouping, Prompts, check_canvas_conditions, tokenize
 from vdit.sampling.config import SamplingConfig, known_changes, replaces_known, sampling_config
 from vdit.sampling.programs import CanvasInput, FromVideo, Reference, SampleCanvas, TextToVideo, draw
 from vdit.seeds import key_of
@@ -70,6 +70,7 @@ class Generator:
         *,
         image: Array | None = None,
         given: Reference | None = None,
+        conditions: Mapping[str, Array] | None = None,
         frames: int | None = None,
         size: tuple[int, int] | None = None,
         seed: int = 0,
@@ -96,6 +97,9 @@ class Generator:
             vdit.generate.verbs build it). Latents come from what is given, and the video is decoded from them: what
             was
             given is not put back pixel for pixel. Where no level is 1, sampling begins at the largest.
+        conditions: name -> values of a condition of the model, float [b ...], one for each prompt: of the clip, of each
+            frame of tokens [b k f], of each latent [b t' h' w' c], or of a sequence [b l e]
+            (vdit.models.conditioner). What is missing is as in the clips from which it was dropped in training.
         frames: 1 + a multiple of the VAE's stride in time; 1 makes images. size: (height, width) in
         pixels, multiples of VAE stride x patch. What is None is as in the experiment's `sample`.
         guidance: scale, 1 for none; low_guidance: that of a model's second transformer, None for the same.
@@ -127,6 +131,9 @@ class Generator:
         method = _suited(method, given)
         task = self.task(method, frames, size, given=given is not None, decode=not latents)
         noise = None if noise is None else self._noise(noise, task, len(prompts))
+        if conditions:
+            conditions = check_canvas_conditions(self.experiment.network, conditions, len(prompts), task.latent_shape)
+            given = conditions if given is None else dataclasses.replace(given, cond={**given.cond, **conditions})
         tokens = self.tokens(prompts), self.tokens([negative] * len(prompts))
         made = self.run(task, tokens, key_of(seed), noise, given)
         if nonfinite_names(made):
@@ -230,7 +237,7 @@ class Generator:
 
 def _new_frames(task: TextToVideo | SampleCanvas, given: Reference | CanvasInput | None, stride: int) -> int:
     """Frames of a canvas that are not known before it is filled; stride: frames that a latent frame stands for."""
-    if given is None:
+    if given is None or isinstance(given, dict):
         return task.frames
     level = np.asarray(given.level if isinstance(given, Reference) else given.canvas.level)
     new = int(level.any(axis=(0, 2, 3)).sum())

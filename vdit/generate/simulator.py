@@ -26,7 +26,7 @@ from vdit.types import Array
 
 def action_shape(generator: Generator) -> tuple[int, int]:
     """(t, a): a step makes t frames, and what is done in each is a numbers. ConfigError for models not told of it."""
-    if not getattr(generator.experiment.backbone, "action_width", 0):
+    if not generator.experiment.network.action_width:
         raise ConfigError("this model is not told what is done (data.actions=0): make long videos by `rollout`")
     return grouping_of(generator).step, generator.experiment.data.actions
 

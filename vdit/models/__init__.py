@@ -22,6 +22,7 @@ _HOMES = {
     "VAEConfig": "vae.config",
     "VAELossConfig": "vae.config",
     "VideoVAE": "vae.video",
+    "attention": "backbone",
     "dit_preset": "dit.config:preset",
     "embed_conditions": "conditioner",
     "load_tokenizer": "text.tokenizer",

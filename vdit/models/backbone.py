@@ -10,8 +10,11 @@ import jax.numpy as jnp
 
 from vdit.models.cache import BlockCall, KVCache, Residuals
 from vdit.models.conditioner import Conditioner, Patch
+from vdit.nn.attention import attention
 from vdit.reprs import short_repr
 from vdit.types import Array, PyTree, Row
+
+__all__ = ["Backbone", "Context", "Output", "Spec", "attention", "smallest_row", "token_values"]
 
 
 @jax.tree_util.register_dataclass

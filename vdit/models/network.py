@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from vdit.errors import ConfigError
 from vdit.models.backbone import Backbone, Context, Output, Spec
 from vdit.models.conditioner import Conditioner
-from vdit.models.conditions import ChannelsCondition, TextCondition
+from vdit.models.conditions import ActionCondition, ChannelsCondition, ClassCondition, TextCondition
 from vdit.models.text.config import TextConfig
 from vdit.models.text.encoder import make_encoder
 from vdit.models.vision import CLIPVision, CLIPVisionConfig
@@ -63,6 +63,16 @@ class Network:
         """Every condition, text included."""
         text = (TextCondition(config=self.text),) if self.uses_text else ()
         return (*text, *self.spec.conditions)
+
+    @property
+    def classes(self) -> int:
+        """How many class labels the backbone knows; 0 for none."""
+        return next((c.classes for c in self.spec.conditions if isinstance(c, ClassCondition)), 0)
+
+    @property
+    def action_width(self) -> int:
+        """Numbers that say what is done in one frame of tokens; 0 for none."""
+        return next((c.width for c in self.spec.conditions if isinstance(c, ActionCondition)), 0)
 
     @property
     def reference_channels(self) -> int:

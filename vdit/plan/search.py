@@ -56,7 +56,7 @@ class Candidate:
         return dataclasses.replace(
             experiment,
             mesh=self.mesh,
-            backbone=dataclasses.replace(experiment.backbone, remat=self.remat),
+            backbone=experiment.backbone.with_remat(self.remat),
             dit_train=dataclasses.replace(experiment.dit_train, accumulation=self.accumulation),
         )
 
@@ -104,17 +104,17 @@ def _state_bytes(experiment: Any, shapes: Any, names: Any, sizes: dict[str, int]
 
 
 def _estimate(experiment, topology, mesh: MeshConfig, remat: str, pieces: int, state: int, flops: float) -> Candidate:
-    dit, data, chip = experiment.backbone, experiment.data, topology.chip
+    backbone, data, chip = experiment.backbone, experiment.data, topology.chip
     rows = experiment.dit_train.batch_size // (mesh.data * mesh.fsdp)  # on a device, in a step
     tokens = rows * data.row_tokens / mesh.sequence
-    stream = tokens / pieces * dit.width * 2
-    activations = stream * (dit.depth * _KEPT[remat] / mesh.tensor ** (remat in ("none", "dots")) + _WORKING)
-    parameters = (8 if dit.text == "none" else 16) * dit.width**2 * dit.depth
+    stream = tokens / pieces * backbone.width * 2
+    activations = stream * (backbone.depth * _KEPT[remat] / mesh.tensor ** (remat in ("none", "dots")) + _WORKING)
+    parameters = (16 if backbone.uses_text else 8) * backbone.width**2 * backbone.depth
     gathered = parameters / mesh.tensor * (1 - 1 / mesh.fsdp) * (3 * 2 + 4) * pieces
     gathered *= 2 if mesh.fsdp >= 64 else 1  # XLA then gathers by sums (tools/weak_scaling.py)
     summed = 8 * parameters / (mesh.fsdp * mesh.tensor) * (mesh.data > 1)
-    exchanged = 10 * dit.depth * tokens * dit.width * 2 * (mesh.sequence > 1) / mesh.tensor
-    reduced = 8 * dit.depth * tokens * dit.width * 2 * (mesh.tensor > 1)
+    exchanged = 10 * backbone.depth * tokens * backbone.width * 2 * (mesh.sequence > 1) / mesh.tensor
+    reduced = 8 * backbone.depth * tokens * backbone.width * 2 * (mesh.tensor > 1)
     rate = 2 * chip.link / chip.cores
     seconds = flops * (3 + _AGAIN[remat]) / 3 / (topology.chips * chip.peak)
     seconds += (gathered + summed + exchanged * max(1, mesh.sequence / 16) + reduced) / rate

@@ -6,15 +6,17 @@ Every way of making or editing a video builds a canvas; one function (vdit.sampl
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vdit.data.patches import Patch, grid_position, patchify, token_grid
-from vdit.errors import ShapeError
+from vdit.errors import ConfigError, ShapeError
 from vdit.models.backbone import Backbone
 from vdit.models.conditioner import Conditioner
+from vdit.models.network import Network
 from vdit.models.vae.config import VAEConfig
 from vdit.nn.rope import MAX_POSITION
 from vdit.reprs import short_repr
@@ -221,3 +223,36 @@ def with_conditions(
             values = values[:, None]
         row = row.with_cond(condition.name, values, condition.axis)
     return row
+
+
+def check_canvas_conditions(
+    network: Network, conditions: Mapping[str, Array], count: int, latent_shape: tuple[int, int, int, int]
+) -> dict[str, np.ndarray]:
+    """Conditions that a user gives for `count` videos, checked before anything is compiled.
+
+    Args:
+        network: whose conditions they must be.
+        conditions: name -> values, [count ...] or [1 ...] for all videos (Canvas.cond).
+        count: of videos.
+        latent_shape: (t, h, w, c) of the latents of one video.
+
+    Returns:
+        The same as arrays [count ...].
+
+    Raises:
+        ConfigError: the model has no such condition.
+        ShapeError: the values have another shape than the model takes.
+    """
+    known, found = {c.name: c for c in network.spec.conditions}, {}
+    patch, (t, h, w, _) = network.backbone.patch, latent_shape
+    for name, values in conditions.items():
+        if name not in known:
+            raise ConfigError(f"condition {name!r}: this model is told {', '.join(known) or 'none'}")
+        condition, values = known[name], np.asarray(values)
+        shape = tuple(condition.shape)
+        wanted = {"token": (t, h, w, *shape), "frame": (t // patch[0], *shape)}.get(condition.axis, shape)
+        free = 1 if condition.axis == "sequence" else 0
+        if len(values) not in (1, count) or values.shape[1 + free :] != wanted[free:]:
+            raise ShapeError(f"condition {name!r} of shape {values.shape}: give {(count, *wanted)}, or 1 for {count}")
+        found[name] = np.broadcast_to(values, (count, *values.shape[1:]))
+    return found

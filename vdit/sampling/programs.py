@@ -89,9 +89,12 @@ class TextToVideo:
         return jnp.clip(video.astype(jnp.float32), -1.0, 1.0)
 
     def canvas(self, params: PyTree, vae_params: PyTree, statistics: PyTree, batch: int, given: PyTree) -> Canvas:
-        """What is known of the videos before they are made: nothing."""
-        del params, vae_params, statistics, given
-        return blank(batch, self.latent_shape)
+        """What is known of the videos before they are made: nothing but conditions.
+
+        given: conditions by name (vdit.sampling.canvas.Canvas), or None.
+        """
+        del params, vae_params, statistics
+        return dataclasses.replace(blank(batch, self.latent_shape), cond=dict(given or {}))
 
 
 def draw(

@@ -175,6 +175,7 @@ def _encode(
             wait=wait_for_all,
             record=look.record,
             former=former,
+            conditions=experiment.conditions,
         )
     finally:
         if display is not None:
@@ -198,6 +199,9 @@ def _fingerprint(params: PyTree, experiment: Experiment) -> str:
     names = ("size_multiple", "frames", "fps", "aspects", "hflip")
     chosen = {"areas": data.pixel_budgets} | {name: getattr(data, name) for name in names}
     chosen |= _source_values(data.source)
+    if experiment.conditions:
+        values = [dataclasses.asdict(dataclasses.replace(one, dropout=0.0)) for one in experiment.conditions]
+        chosen["conditions"] = [[name_of("conditioner", one), more] for one, more in zip(experiment.conditions, values)]
     return vae_identity(params, [chosen, experiment.seed, experiment.holdout, experiment.latents.samples])
 
 

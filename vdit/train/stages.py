@@ -137,7 +137,7 @@ def _run_stage(
         worked = train_vae(experiment, workspace, logging, videos) is not None
     elif stage == "latents":
         encode_latents(experiment, workspace, logging, videos)
-    elif stage == "tokenizer" and experiment.backbone.text != "none":
+    elif stage == "tokenizer" and experiment.backbone.uses_text:
         experiment = train_tokenizer(experiment, workspace)
         logging.say(f"tokenizer: {(experiment.text.t5 or experiment.text).vocab_size} pieces")
     elif stage == "dit":
@@ -236,7 +236,7 @@ def _make_tokenizer(experiment: Experiment, workspace: Workspace) -> None:
 
 def with_tokenizer(experiment: Experiment, workspace: Workspace) -> Experiment:
     """The experiment with an embedding table of the tokenizer's size."""
-    if experiment.backbone.text == "none":
+    if not experiment.backbone.uses_text:
         return experiment
     tokenizer = make_tokenizer(experiment.text, workspace.tokenizer)
     return dataclasses.replace(experiment, text=fit_vocabulary(experiment.text, tokenizer))

@@ -206,7 +206,7 @@ def open_tokenizer(experiment: Experiment, path: Path | None) -> Tokenizer:
     if experiment.network.uses_text:
         return make_tokenizer(experiment.text, path)
     return LabelTokenizer(
-        classes=getattr(experiment.backbone, "classes", 0), first=experiment.first_label, names=experiment.label_names
+        classes=experiment.network.classes, first=experiment.first_label, names=experiment.label_names
     )
 
 
