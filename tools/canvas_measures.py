@@ -24,6 +24,7 @@ from vdit.worlds import COLOURS, WorldSample
 SEED = 7  # of the scenes: training draws its own from the experiment's seed
 FRAMES = 33  # of a scene; what is given of it and what is made add up to this
 SHARE = ", share"
+COLOUR = "model, joins=colour"
 LINEAR, LAST, TRUTH = "linear blend", "last frame", "truth through the VAE"
 
 
@@ -105,13 +106,15 @@ def extend(generator: Generator, count: int) -> Measure:
 
 def loop(generator: Generator, count: int) -> Measure:
     """3. The step from the last frame to the first is no larger than those inside."""
-    rows: dict[str, list[dict]] = {"model": [], "cut (no passage)": [], LINEAR: []}
+    rows: dict[str, list[dict]] = {"model": [], COLOUR: [], "cut (no passage)": [], LINEAR: []}
     cards = []
     for i, scene in enumerate(scenes(generator, "bounce", count)):
         given = scene.video[:17]
         video = vdit.loop(generator, scene.caption, given, passage=16, seed=i)[0]
         blend = np.concatenate([given, _blend(given[-1], given[0], 16)])
-        for name, clip in (("model", as_bytes(video)), ("cut (no passage)", given), (LINEAR, blend)):
+        plain = vdit.loop(generator, scene.caption, given, passage=16, seed=i, joins="colour")[0]
+        made = {"model": as_bytes(video), COLOUR: as_bytes(plain), "cut (no passage)": given, LINEAR: blend}
+        for name, clip in made.items():
             found = seam(clip)
             rows[name].append({
                 "seam / median step, pixels": found.pixels / found.inside_pixels,
@@ -121,8 +124,8 @@ def loop(generator: Generator, count: int) -> Measure:
                 "largest of both joins / median, pixels": _joins(clip, (16, -1)),
             })  # fmt: skip
         cards += [(np.tile(video, (2, 1, 1, 1)), f"twice: {scene.caption}"), (np.tile(given, (3, 1, 1, 1)), "cut")]
-    return Measure(name="loop", what="17 frames and a passage of 16 back to the first.", rows=_means(rows, np.median),
-                   cards=cards[:16], columns=4)  # fmt: skip
+    what = f"17 frames and a passage of 16 back to the first. {_blending(generator)}"
+    return Measure(name="loop", what=what, rows=_means(rows, np.median), cards=cards[:16], columns=4)
 
 
 def connect(generator: Generator, count: int) -> Measure:
@@ -255,7 +258,7 @@ def joins(generator: Generator, count: int) -> Measure:
     sample = generator.experiment.sample
     frames = sample.frames
     part = (frames - 1) // 8 * 4  # frames that are made between, behind or ahead of those that are given
-    ways: dict[str, dict] = {"model": {}}
+    ways: dict[str, dict] = {"model": {}, COLOUR: {"joins": "colour"}}
     if replaces_known(generator.experiment):
         ways["replacement alone"] = {"sampler": sample.sampler}
     rows: dict[str, list[dict]] = {name: [] for name in (*ways, TRUTH)}
@@ -285,7 +288,10 @@ def joins(generator: Generator, count: int) -> Measure:
         mixed = np.concatenate([video[:known], through(generator, video)[known:]])
         rows[TRUTH].append({"extend: join": _joins(mixed, (known - 1,)),
                             "extend: PSNR, dB": psnr(mixed[known:], video[known:])})  # fmt: skip
-    what = f"{part} of {frames} frames are made (animate: all but one). Steps at joins, over the median step; medians."
+    what = (
+        f"{part} of {frames} frames are made (animate: all but one). Steps at joins, over the median step; medians. "
+        f"{_blending(generator)}"
+    )
     return Measure(name="joins", what=what, rows=_means(rows, np.median), cards=cards[:32], columns=4)
 
 
@@ -293,6 +299,15 @@ MEASURES: dict[str, Callable[[Generator, int], Measure]] = {
     "animate": animate, "extend": extend, "loop": loop, "connect": connect, "edit": edit, "inpaint": inpaint,
     "permanence": permanence, "joins": joins,
 }  # fmt: skip
+
+
+def _blending(generator: Generator) -> str:
+    """How the figures of "model" and of COLOUR were made."""
+    usual = generator.experiment.sample.joins
+    return (
+        f'Row "model": joins="{usual}" (motion: frames beside a join are mixed with the given frame, moved along). '
+        f'Row "{COLOUR}": without that, the same samples.'
+    )
 
 
 def through(generator: Generator, video: np.ndarray) -> np.ndarray:

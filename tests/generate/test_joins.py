@@ -5,8 +5,9 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from vdit import worlds
+from vdit.errors import ConfigError
 from vdit.generate import blend
-from vdit.generate.blend import FRAMES
+from vdit.generate.blend import FRAMES, JOINS, Blend, keep_reference
 
 SIZE, T, GIVEN = (48, 48), 21, 9
 
@@ -81,3 +82,16 @@ def test_a_short_passage_turns_from_one_side_to_the_other(scene):
 def test_without_error_nothing_changes(scene):
     whole = np.arange(T) < GIVEN
     np.testing.assert_array_equal(met(scene, scene, whole), scene)
+
+
+def test_the_option_has_a_name_and_what_it_is_not_given_for_stays(scene):
+    """joins="colour" leaves the step of a flicker at a join, "motion" softens it; given frames stay as they are."""
+    made, whole = flickering(scene), np.ones((GIVEN, 1, 1), bool)
+    out = {name: keep_reference(made, scene[:GIVEN], whole, Blend(joins=name)) for name in JOINS}
+    for video in out.values():
+        np.testing.assert_array_equal(video[:GIVEN], scene[:GIVEN])
+    assert step(out["motion"], scene, GIVEN - 1) < 0.8 * step(out["colour"], scene, GIVEN - 1)
+    np.testing.assert_array_equal(out["motion"], keep_reference(made, scene[:GIVEN], whole))  # the usual one
+    np.testing.assert_array_equal(out["motion"][GIVEN + FRAMES :], out["colour"][GIVEN + FRAMES :])
+    with pytest.raises(ConfigError, match="joins='cut'"):
+        Blend(joins="cut")

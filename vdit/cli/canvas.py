@@ -75,8 +75,11 @@ class Words:
     prompt: str
 
 
-def add_arguments(parser: argparse.ArgumentParser, inputs: str, *, out: str) -> None:
-    """The words (`inputs`: as the usage line has them, "VIDEO") and the options that all these commands have."""
+def add_arguments(parser: argparse.ArgumentParser, inputs: str, *, out: str, joins: bool = True) -> None:
+    """The words (`inputs`: as the usage line has them, "VIDEO") and the options that all these commands have.
+
+    joins: whether the command puts given frames back, so that --joins has an effect.
+    """
     words = " ".join(filter(None, ["RUN", inputs, "PROMPT"]))
     parser.add_argument("words", nargs="*", metavar=words, help='a run, files, and a text ("" for none); quote it')
     kinds, default = ", ".join(output.VIDEO), output.with_seed(Path(out), 0)
@@ -92,6 +95,12 @@ def add_arguments(parser: argparse.ArgumentParser, inputs: str, *, out: str) -> 
     parser.add_argument(
         "--known-level", type=at_least(0, float), metavar="LEVEL", help="noise added to the given frames; 0: none"
     )
+    if joins:
+        parser.add_argument(
+            "--joins", choices=("motion", "colour"),
+            help="how generated frames meet given ones: motion mixes frames beside a join with the given frame, moved "
+            "along, and matches colours; colour only matches colours; default: motion",
+        )  # fmt: skip
     output.add_seeds(parser)
     output.add_model(parser)
 
@@ -211,7 +220,8 @@ def run_of(options: argparse.Namespace, generator, words: Words, seed: int):
     """One call of a verb (vdit.generate.sliding.Run)."""
     from vdit.generate.sliding import Run
 
-    return Run.of(generator, words.prompt, window=options.window, **sampling(options, seed))
+    joins = getattr(options, "joins", None)
+    return Run.of(generator, words.prompt, window=options.window, joins=joins, **sampling(options, seed))
 
 
 def passage_frames(time: Duration | None, fps: float, generator, window: int | None) -> int:
@@ -247,7 +257,8 @@ def tell(
     given = options.command == "rollout" or (words.inputs and _work(options) != "edit")
     asked = known_changes(experiment, asked) if given else asked
     method = sampling_config(experiment, **asked)
-    status.tell("with", shown_method(method, asked | {"negative": options.negative}))
+    more = {"negative": options.negative, "joins": getattr(options, "joins", None)}
+    status.tell("with", shown_method(method, asked | more))
     return (frames if made is None else made) * len(many) * height * width * method.grid.steps * method.rows
 
 

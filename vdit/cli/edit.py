@@ -27,7 +27,7 @@ TAKES_OVERRIDES = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    canvas.add_arguments(parser, "VIDEO", out="edited.mp4")
+    canvas.add_arguments(parser, "VIDEO", out="edited.mp4", joins=False)
     parser.add_argument(
         "--strength", type=_strength, default=(0.6,), metavar="LEVEL",
         help="above 0, to 1 (regenerate fully); A:B changes from the first frame to the last; default: 0.6",

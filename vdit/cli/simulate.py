@@ -39,7 +39,7 @@ TAKES_OVERRIDES = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    canvas.add_arguments(parser, "[IMAGE|VIDEO]", out="played.mp4")
+    canvas.add_arguments(parser, "[IMAGE|VIDEO]", out="played.mp4", joins=False)
     parser.add_argument("--keys", metavar="KEYS", help="actions, one key for each step; spaces are ignored")
     parser.add_argument("--actions", metavar="FILE", help="actions, a row of numbers for each frame")
     parser.add_argument("--interactive", action="store_true", help="read keys from the terminal, line by line")

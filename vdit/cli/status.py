@@ -297,7 +297,7 @@ def shown_method(method, asked: dict) -> str:
 
     parts = [name_of("sampler", method.sampler), counted(method.grid.steps, "step")]
     parts.append(f"guidance {method.guidance.scale:g}" if method.guidance.scale != 1 else "no guidance")
-    names = ("context_guidance", "known_level", "reuse", "negative")
+    names = ("context_guidance", "known_level", "reuse", "joins", "negative")
     parts += [f"{name.replace('_', '-')} {asked[name]!r}" for name in names if asked.get(name)]
     return ", ".join(parts)
 

@@ -68,6 +68,8 @@ class SampleConfig:
     low_guidance: its scale for the second transformer of a model that has two; None is `guidance`.
     known, known_level, context_guidance: how what a user gives is told and followed (vdit.sampling.SamplingConfig);
         known=None is "clean" for models trained with canvases (Experiment.canvases), else "noised".
+    joins: how generated frames meet given ones: "motion" mixes frames beside a join with the given frame, moved along,
+        and matches colours; "colour" only matches colours (vdit.generate.blend).
     reuse: threshold under which blocks are passed over between steps, for speed (vdit.sampling.config); 0 for never.
     """
 
@@ -86,6 +88,7 @@ class SampleConfig:
     known_level: float = 0.0
     context_guidance: float = 1.0
     reuse: float = 0.0
+    joins: Literal["motion", "colour"] = "motion"
 
     def __post_init__(self) -> None:
         if isinstance(self.sampler, str):

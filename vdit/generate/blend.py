@@ -5,7 +5,7 @@ or in time, two things are done, one after the other, both on a stream of frames
 
 - Colour. Low frequencies of the difference are measured on the given pixels, extended into the made ones nearby by
   normalised convolution (Knutsson and Westin 1993), and taken off, less and less with distance.
-- Motion (Blend.motion). The frames beside a join in time are mixed with the given frame, carried along by the motion
+- Motion (joins="motion"). The frames beside a join in time are mixed with the given frame, carried along by the motion
   between the model's own pictures of both, as in motion-compensated filtering (Dubois and Sabri 1984): fine detail is
   given back a little differently in each latent frame, and edges would flicker. Where the two pictures differ by more
   than the decoder is known to err there, something else has come into view, and what was made stays.
@@ -21,10 +21,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from vdit.errors import ShapeError
+from vdit.errors import ConfigError, ShapeError
 from vdit.types import Array
 from vdit.video.flow import flow, warped
 
+JOINS = ("motion", "colour")  # how made frames may meet given ones in time
 CHUNK = 32  # frames that are corrected at a time
 REACH = 4.0  # sigmas; farther nothing is corrected
 BLOCKS = 4  # low frequencies are computed on blocks of 1/4 sigma
@@ -39,15 +40,17 @@ class Blend:
 
     sigma: (frames, pixels) over which the difference of colour is averaged, and fades; None for 4 frames and an eighth
         of the shorter side.
-    motion: whether frames beside a join are mixed with the given frame, moved along.
+    joins: "motion" also mixes frames beside a join with the given frame, moved along; "colour" only matches colours.
     """
 
     sigma: tuple[float, float] | None = None
-    motion: bool = True
+    joins: str = "motion"
 
     def __post_init__(self) -> None:
         if self.sigma is not None and not min(self.sigma) > 0:
             raise ShapeError(f"sigma={self.sigma}: (frames, pixels), both above 0")
+        if self.joins not in JOINS:
+            raise ConfigError(f"joins={self.joins!r}: use one of {', '.join(JOINS)}")
 
     def of(self, height: int, width: int) -> tuple[float, float]:
         """sigma for frames of this size."""
@@ -100,7 +103,7 @@ def keep_stream(pieces: Iterable[Piece], blend: Blend | None = None) -> Iterator
     """
     blend = Blend() if blend is None else blend
     frames = _coloured(pieces, blend)
-    yield from _met(frames) if blend.motion else _put_back(frames)
+    yield from _met(frames) if blend.joins == "motion" else _put_back(frames)
 
 
 @dataclasses.dataclass(kw_only=True)

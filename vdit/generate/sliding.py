@@ -153,6 +153,7 @@ class Run:
     prompts: one for each video. window: frames of the longest canvas. sampling: options of Generator.__call__.
     count: canvases so far; canvas i is sampled by child_seed(seed, i), or in a sliding canvas by a key of the seed
         into which i is folded.
+    joins: how generated frames meet given ones (vdit.generate.blend.JOINS).
     """
 
     generator: Generator
@@ -160,19 +161,22 @@ class Run:
     window: int
     seed: int
     sampling: Sampling
+    joins: str = "motion"
     count: int = 0
 
     @classmethod
     def of(
-        cls, generator: Generator, prompts: str | Sequence[str], *, window: int | None = None, seed: int = 0, **sampling
-    ) -> Run:
-        """window: None is the longest video that the model was trained on or is sampled at."""
+        cls, generator: Generator, prompts: str | Sequence[str], *, window: int | None = None, seed: int = 0,
+        joins: str | None = None, **sampling,
+    ) -> Run:  # fmt: skip
+        """window: None is the longest video that the model was trained on or is sampled at. joins: None is as in the
+        experiment's `sample`."""
         unknown = sorted(set(sampling) - set(Sampling.__annotations__))
         if unknown:
             raise ConfigError(f"{unknown[0]}={sampling[unknown[0]]!r}: there is no such option")
         return cls(
             generator=generator, prompts=texts_of(prompts), window=window_of(generator, window), seed=check_seed(seed),
-            sampling=sampling,
+            sampling=sampling, joins=Blend(joins=joins or generator.experiment.sample.joins).joins,
         )  # fmt: skip
 
     @property
@@ -229,7 +233,10 @@ class Run:
         known = np.asarray(given.level) == 0 if kept is None else np.asarray(kept)[None, :, None, None]
         pick = lambda x, i: x[i if len(x) > 1 else 0]  # noqa: E731
         return np.stack(
-            [keep_reference(video, pick(given.video, i), pick(known, i)) for i, video in enumerate(np.asarray(made))]
+            [
+                keep_reference(video, pick(given.video, i), pick(known, i), Blend(joins=self.joins))
+                for i, video in enumerate(np.asarray(made))
+            ]
         )
 
     def continued(self, tail: np.ndarray, wanted: int, *, has: int, context: int | None = None) -> Pieces:
@@ -298,7 +305,7 @@ class Run:
         head, words = tail[:, -known:], self.words(self.prompts)
         canvas = first_canvas(self.generator, head, count=len(self.prompts), frames=self.window)
         pieces = self.going_on(engine, canvas, lambda made: words)
-        yield from _without(_put_back(pieces, head), known, wanted)
+        yield from _without(_put_back(pieces, head, Blend(joins=self.joins)), known, wanted)
 
     def going_on(
         self, engine: SlidingCanvas, canvas: Canvas | None, words: Callable[[int], tuple[Prompts, Prompts]]
@@ -517,7 +524,8 @@ def _rollout(run: Run, asked: Rollout, engine: SlidingCanvas, video: Frames | No
         return run.words([asked.prompts.at((sent + (made or known)) / asked.fps)])
 
     pieces = run.going_on(engine, canvas, words)
-    yield from _without(pieces if head is None else _put_back(pieces, head), 0, asked.frames - sent)
+    kept = pieces if head is None else _put_back(pieces, head, Blend(joins=run.joins))
+    yield from _without(kept, 0, asked.frames - sent)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -619,7 +627,7 @@ def edit(run: Run, video: Frames, asked: Edit) -> Pieces:
             given, mask = reader.given.popleft()
             yield [Piece(made=one, reference=given[0], known=~mask) for one in made]
 
-    return _kept(pairs(), count, Blend(sigma=part.soft))
+    return _kept(pairs(), count, Blend(sigma=part.soft, joins=run.joins))
 
 
 class _Source:
@@ -700,7 +708,7 @@ def check_size(generator: Generator, size: tuple[int, int]) -> None:
         )
 
 
-def _put_back(pieces: Pieces, head: np.ndarray) -> Pieces:
+def _put_back(pieces: Pieces, head: np.ndarray, blend: Blend) -> Pieces:
     """With the first frames as they were given, [1 or b t h w 3], and what follows in their colours."""
     first = next(pieces)
     given = np.broadcast_to(head, (len(first), *head.shape[1:]))
@@ -712,7 +720,7 @@ def _put_back(pieces: Pieces, head: np.ndarray) -> Pieces:
         for piece in itertools.chain([first[:, count:]], pieces):
             yield [Piece(made=one, more=False) for one in piece]
 
-    yield from _kept(parts(), len(first), Blend())
+    yield from _kept(parts(), len(first), blend)
 
 
 def _kept(pieces: Iterator[list[Piece]], count: int, blend: Blend) -> Pieces:

@@ -15,7 +15,9 @@ videos of any length in flat memory.
 
 In all of them: prompts: a text or several, a video for each. seed: the same seed and arguments give the same video.
 window: frames of the longest canvas that is made at once; None is the longest video that the model was trained on or
-is sampled at. What is longer is made by several. sampling: steps, guidance, ...: see vdit.Generator.
+is sampled at. What is longer is made by several. joins: how generated frames meet given ones: "motion" mixes the frames
+beside a join with the given frame, moved along, and matches colours; "colour" only matches colours; None is as in the
+experiment's `sample`. sampling: steps, guidance, ...: see vdit.Generator.
 
 Of edit, inpaint and outpaint: the result has as many frames as the given video. overlap: how many frames of a canvas
 are known from the one before; None is a third. noise: float32 [b t' h' w' c], the latents to start from, of the whole
@@ -41,10 +43,11 @@ from vdit.types import Array
 
 
 class Options(Sampling, total=False):
-    """Options of every verb: how canvases are sampled, and window and seed, which the module describes."""
+    """Options of every verb: how canvases are sampled, and window, seed and joins, which the module describes."""
 
     window: int | None
     seed: int
+    joins: str
 
 
 class EditOptions(Options, total=False):
