@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from vdit.data.config import DataConfig
-from vdit.data.packer import PackedRows
-from vdit.data.packing import CondShape, PackItem, RowShape, build_rows, check_fits, choose
+from vdit.data.packing import CondShape, PackedRows, PackItem, RowShape, build_rows, check_fits, choose
 from vdit.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]

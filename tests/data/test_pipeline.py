@@ -239,14 +239,14 @@ def test_video_batches_are_windows_of_one_size_deterministic_and_resumable(world
 def test_iterators_that_live_to_the_end_make_no_noise():
     """Python takes the names of a module away before it takes away what the module holds."""
     code = """if True:
-        from vdit.data import packer, pipeline
+        from vdit.data import packing, pipeline
         from vdit.data.packing import RowShape
 
         order = pipeline.Order(items=4, seed=0, streams=1).dataset()
         read = {"threads": 1, "read_ahead": 2, "identity": {}}
         limits = RowShape(tokens=4, text=4, slots=4, clips=4)
         pipeline.kept = pipeline.VideoBatches(order, lambda *_: {}, rows=range(1), batch_size=1, **read)
-        packer.kept = packer.PackedRows({0: order}, lambda *_: None, limits, rows_each=1, most_tokens=8, most_clips=8,
+        packing.kept = packing.PackedRows({0: order}, lambda *_: None, limits, rows_each=1, most_tokens=8, most_clips=8,
                                         **read)
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -24,7 +24,7 @@ from tests.models.dit.inputs import as_row, model_of
 from vdit.models.cache import KEYS, concat_tokens
 from vdit.nn.attention import attention, chunked
 from vdit.nn.linear import matmul
-from vdit.nn.rope import rotate, rotations
+from vdit.nn.embedding import rotate, rotations
 
 MESHES = {
     "sequence 8": MeshConfig(data=1, sequence=8),

@@ -13,7 +13,7 @@ from tests import tiny
 from vdit.errors import ConfigError, ShapeError
 from vdit.generate.simulator import Simulator
 from vdit.models.cache import KVCache
-from vdit.nn.rope import rotate, rotations
+from vdit.nn.embedding import rotate, rotations
 from vdit.sampling.canvas import Canvas
 from vdit.sampling.denoise import fill
 from vdit.sampling.kv import KVContinuation, KVMemory, can_keep_kv

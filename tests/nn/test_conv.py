@@ -7,8 +7,7 @@ import pytest
 
 from vdit.errors import ConfigError
 from vdit.nn.compiling import compiler_options
-from vdit.nn.conv import CausalConv, Conv, conv, upsample_conv, upsample_nearest
-from vdit.nn.winograd import matrices
+from vdit.nn.conv import CausalConv, Conv, conv, matrices, upsample_conv, upsample_nearest
 
 
 def normal(seed, shape):

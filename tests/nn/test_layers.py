@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdit.nn.embedding import sincos_position, sinusoid
+from vdit.nn.embedding import axis_dims, rotate, rotations, sincos_position, sinusoid
 from vdit.nn.linear import matmul
 from vdit.nn.norm import layer_norm, rms_norm
-from vdit.nn.rope import axis_dims, rotate, rotations
 
 
 def test_matmul_gradients_are_those_of_jax():

@@ -14,8 +14,7 @@ from vdit.data.actions import check_actions
 from vdit.data.clips import Clips
 from vdit.data.conditions import clip_conditions, data_conditions
 from vdit.data.config import DataConfig
-from vdit.data.packer import PackedRows
-from vdit.data.packing import PackItem, RowShape
+from vdit.data.packing import PackedRows, PackItem, RowShape
 from vdit.data.patches import Patch, patchify, token_grid
 from vdit.data.sources import Sample, Source, draws
 from vdit.data.streams import (

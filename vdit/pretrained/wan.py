@@ -12,7 +12,7 @@ import numpy as np
 
 from vdit.errors import WeightsError
 from vdit.models.dit.config import WAN, DiTConfig
-from vdit.nn.rope import MAX_POSITION
+from vdit.nn.embedding import MAX_POSITION
 from vdit.pretrained.options import HEADS, LAYERS, TOKENS, WIDTH, number, read_options, several, whole, words
 from vdit.pretrained.weights import Layout, Rule, linear, reshaped, rule
 

@@ -18,7 +18,7 @@ from vdit.models.backbone import Backbone
 from vdit.models.conditioner import Conditioner
 from vdit.models.network import Network
 from vdit.models.vae.config import VAEConfig
-from vdit.nn.rope import MAX_POSITION
+from vdit.nn.embedding import MAX_POSITION
 from vdit.reprs import short_repr
 from vdit.types import Array, Row
 

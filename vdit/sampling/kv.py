@@ -19,7 +19,7 @@ from vdit.diffusion import add_noise, guide
 from vdit.errors import ConfigError
 from vdit.models.cache import KVCache
 from vdit.models.network import Network
-from vdit.nn.rope import MAX_POSITION
+from vdit.nn.embedding import MAX_POSITION
 from vdit.reprs import short_repr
 from vdit.sampling.canvas import Canvas, Prompts, canvas_tokens
 from vdit.sampling.config import SamplingConfig

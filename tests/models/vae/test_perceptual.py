@@ -8,7 +8,7 @@ import pytest
 from tests.data_paths import shared_data
 from vdit.errors import ConfigError, ShapeError
 from vdit.models.vae import VAEConfig, VAELossConfig, make_loss
-from vdit.models.vae.perceptual import load_squeezenet, perceptual_distance, squeezenet_features
+from vdit.models.vae.losses import load_squeezenet, perceptual_distance, squeezenet_features
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from vdit.dist.rules import constrain
 from vdit.models.cache import KEYS, AttentionIds, concat_tokens
 from vdit.models.dit.config import DiTConfig
 from vdit.nn.attention import attention
+from vdit.nn.embedding import rotate
 from vdit.nn.linear import MLP, Linear
 from vdit.nn.norm import LayerNorm, RMSNorm, layer_norm
-from vdit.nn.rope import rotate
 from vdit.types import Array
 
 ACTIVATION = ("batch", "tokens", "embed")

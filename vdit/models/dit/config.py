@@ -13,7 +13,7 @@ from vdit.models.backbone import Backbone, Context, Output, Spec, smallest_row
 from vdit.models.cache import KVCache, Residuals
 from vdit.models.conditioner import Conditioner
 from vdit.models.conditions import ActionCondition, ChannelsCondition, ClassCondition, ImageCondition
-from vdit.nn.rope import rotate, rotations
+from vdit.nn.embedding import rotate, rotations
 from vdit.registry import register
 from vdit.reprs import short_repr
 from vdit.types import Array, PyTree, Row

@@ -14,9 +14,8 @@ from vdit.models.conditioner import Conditioner, embed_conditions
 from vdit.models.dit.blocks import ACTIVATION, OF_FRAMES, Block, modulate, take_frames, whole_columns
 from vdit.models.dit.config import DiTConfig
 from vdit.nn.attention import SAVED
-from vdit.nn.embedding import sincos_position, sinusoid
+from vdit.nn.embedding import rotations, sincos_position, sinusoid
 from vdit.nn.linear import MLP, Linear
-from vdit.nn.rope import rotations
 from vdit.types import Array, Row
 
 _zeros = nn.initializers.zeros_init()

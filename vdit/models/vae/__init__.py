@@ -1,11 +1,10 @@
 """The causal video VAE: model, losses, latent statistics."""
 
 from vdit.models.vae.config import DiscriminatorConfig, VAEConfig, VAELossConfig, preset
-from vdit.models.vae.discriminator import Discriminator
 from vdit.models.vae.losses import VAELoss, make_loss
-from vdit.models.vae.model import VAE, Gaussian
+from vdit.models.vae.model import VAE, Discriminator, Gaussian
 from vdit.models.vae.statistics import add_latents, denormalise, empty_moments, latent_statistics, normalise
-from vdit.models.vae.streaming import decode_stream, encode_stream
+from vdit.models.vae.video import decode_stream, encode_stream
 
 __all__ = [
     "VAE",

@@ -25,8 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from vdit.dist.rules import RULES, partition_spec
 from vdit.models.vae.config import DiscriminatorConfig, VAEConfig
-from vdit.models.vae.discriminator import Discriminator
-from vdit.models.vae.model import VAE, Gaussian, check_latents, check_video
+from vdit.models.vae.model import VAE, Discriminator, Gaussian, check_latents, check_video
 from vdit.nn.halo import Axes, Split
 from vdit.types import Array, PyTree
 
