@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,14 @@ from vdit.data.data_source import FolderSource, LatentsSource, WorldsSource
 from vdit.data.latents import write_latents
 from vdit.dist.mesh import make_mesh
 from vdit.errors import CheckpointError, ConfigError
-from vdit.train.evaluate import DenoisingEvaluator, EvaluationRun, ReconstructionEvaluator, evaluations, frechet
+from vdit.train.evaluate import (
+    DenoisingEvaluator,
+    EvaluationRun,
+    ReconstructionEvaluator,
+    SampleEvaluator,
+    evaluations,
+    frechet,
+)
 from vdit.train.logging import JsonLines, read_json_lines
 from vdit.train.loop import Evaluation, Report, start, train
 from vdit.train.state import plan_state
@@ -172,3 +180,20 @@ def test_the_frechet_distance_is_that_of_normal_distributions():
     assert frechet(a, a) == pytest.approx(0, abs=1e-6)
     assert frechet(a, a + [1.0, 2.0, 0.0]) == pytest.approx(5.0, abs=1e-6)
     assert frechet(a, 3 * (a - a.mean(0)) + a.mean(0)) == pytest.approx(4 * np.trace(np.cov(a.T)), rel=1e-6)
+
+
+def test_samples_are_held_against_held_out_scenes():
+    """The figures of the same weights are the same every time, and finite; of other weights they differ."""
+    generator = tiny.generator()
+    experiment = dataclasses.replace(generator.experiment, evaluators=(SampleEvaluator(every=1, videos=2),))
+    stats = {name: np.asarray(value) for name, value in generator.vae.statistics.items()}
+    space = types.SimpleNamespace(open_tokenizer=lambda experiment: tiny.Letters(), statistics=lambda: stats)
+    run = EvaluationRun(experiment, space, make_mesh())
+    run.vae = generator.vae
+    (evaluation,) = evaluations(run, "dit")
+    figures = dict(evaluation.measure(generator.params))
+    assert set(figures) == {"frechet", "motion", "contrast"}
+    assert all(np.isfinite(value) and value >= 0 for value in figures.values())
+    assert dict(evaluation.measure(generator.params)) == figures
+    other = jax.tree.map(lambda x: 1.5 * x, generator.params)
+    assert dict(evaluation.measure(other)) != figures
