@@ -11,11 +11,14 @@ import shlex
 import tarfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+import vdit
 from tests.conftest import ROOT, TINY
 from vdit import registry
+from vdit.checkpoint import load_params
 from vdit.cli.main import main
 from vdit.video.write import write_video
 
@@ -112,3 +115,9 @@ def test_a_run_without_its_plugin_is_one_clear_line(run, monkeypatch, capsys):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "'my_tars'" in error
     assert "--plugin" in error
+
+
+def test_the_best_checkpoint_can_be_loaded(run):
+    best = json.loads((run / "dit" / "best.json").read_text())["best"]
+    loaded, want = vdit.load(run, step="best").params, load_params(run / "dit", step=best)
+    jax.tree.map(np.testing.assert_array_equal, dict(loaded), want)

@@ -10,6 +10,7 @@ import pytest
 from jax.experimental import pallas as pl
 
 from vdit.config import load_config
+from vdit.data.conditions import data_conditions
 from vdit.data.packing import RowShape, empty_rows
 from vdit.nn.attention import splash
 from vdit.plan.memory import kernel_bytes
@@ -48,7 +49,9 @@ def test_planned_rows_are_those_that_the_packer_makes(actions):
         data=dataclasses.replace(experiment.data, actions=actions),
         backbone=dataclasses.replace(experiment.backbone, action_width=width),
     )
-    real = empty_rows(3, experiment.backbone.token_values, RowShape.of(experiment.data), actions=width)
+    patch, stride = experiment.backbone.patch, experiment.vae.temporal_stride
+    conditions = data_conditions(experiment.data, experiment.network.spec.conditions, patch=patch, stride=stride)
+    real = empty_rows(3, experiment.backbone.token_values, RowShape.of(experiment.data, conditions, patch))
     planned = abstract_rows(experiment, rows=3)
     assert jax.tree.map(lambda x: (x.shape, str(x.dtype)), real) == jax.tree.map(
         lambda x: (x.shape, str(x.dtype)), planned

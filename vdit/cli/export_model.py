@@ -21,6 +21,11 @@ examples:
 TAKES_OVERRIDES = False
 
 
+def _step(text: str) -> int | str:
+    """A type for add_argument: a step, or "best"."""
+    return text if text == "best" else at_least(0)(text)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="RUN", help="the folder of an imported model, or of a run")
     parser.add_argument(
@@ -29,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--push", metavar="hf://ORG/NAME", help="also upload it as a model, which is made private")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: each weight's own")
     parser.add_argument("--max-shard", type=at_least(1e-6, float), default=5.0, metavar="GB", help="default: 5")
-    parser.add_argument("--step", type=at_least(0), help="step of the DiT's checkpoint; default: the last one")
+    parser.add_argument("--step", type=_step, metavar="STEP", help="a checkpoint, or best; default: the last one")
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:

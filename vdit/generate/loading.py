@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Literal, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vdit import paths
-from vdit.checkpoint import find_step, load_params
+from vdit.checkpoint import best_step, find_step, load_params
 from vdit.checkpoint.files import steps_in
 from vdit.dist.mesh import make_mesh
 from vdit.dist.rules import replicated
-from vdit.errors import VditWarning, WeightsError
+from vdit.errors import CheckpointError, VditWarning, WeightsError
 from vdit.experiment.experiment import Experiment
 from vdit.generate.generator import Generator
 from vdit.generate.precision import Compute, Weights, check_held, computing, fast_compute, held_as
@@ -45,7 +45,7 @@ def load(
     mesh: Mesh | None = None,
     *,
     ema: bool = True,
-    step: int | None = None,
+    step: int | Literal["best"] | None = None,
     compute: Compute | None = None,
     weights: Weights | None = None,
     lora: str | Path | LoRAFile | Sequence[str | Path | LoRAFile] = (),
@@ -58,7 +58,8 @@ def load(
         were published, or of a Wan's transformer alone in one file (vdit.pretrained.open_model).
     parts: of such a file, where its other networks are: files, folders, or the folder of a public model; without them
         they are looked for beside it (vdit.pretrained.original_layouts).
-    ema: take the averaged parameters. step: of the DiT's checkpoint; the last one if None. Of runs only.
+    ema: take the averaged parameters. step: of the DiT's checkpoint; the last one if None; "best" is the one that
+        evaluators found best (`best_metric` of the run). Of runs only.
     compute: type of the matrix products; None is the run's own, and for public weights bfloat16, or float32 on CPU.
     weights: how parameters are held: "bfloat16", or "int8" and "fp8" for the kernels of dense layers; None as stored.
     lora: LoRA files in the public layouts (docs/lora.md), each "FILE[:STRENGTH][@EXPERT]" or a LoRAFile. They are
@@ -76,7 +77,7 @@ class Loading(TypedDict, total=False):
     """How a model is loaded: options of `load`, where each is described."""
 
     ema: bool
-    step: int
+    step: int | Literal["best"]
     compute: Compute
     weights: Weights
     lora: str | Path | LoRAFile | Sequence[str | Path | LoRAFile]
@@ -176,9 +177,16 @@ def _warn(line: str) -> None:
     warnings.warn(line, VditWarning, stacklevel=4)
 
 
-def _open_run(path: paths.AnyPath, mesh: Mesh, *, ema: bool, step: int | None, compute: Compute | None) -> _Opened:
+def _open_run(
+    path: paths.AnyPath, mesh: Mesh, *, ema: bool, step: int | Literal["best"] | None, compute: Compute | None
+) -> _Opened:
     space = Workspace(path)
     stored = space.experiment()
+    if step == "best":
+        step = best_step(space.dit)
+        if step is None:
+            rule = "no evaluator has found a best checkpoint: set dit_train.best_metric, or name a step"
+            raise CheckpointError(f"{space.dit}: {rule}")
     experiment = computing(stored, compute)
     for folder in (space.vae, space.dit):
         if not (paths.is_dir(folder) and steps_in(folder)):
