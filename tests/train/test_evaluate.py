@@ -197,3 +197,11 @@ def test_samples_are_held_against_held_out_scenes():
     assert dict(evaluation.measure(generator.params)) == figures
     other = jax.tree.map(lambda x: 1.5 * x, generator.params)
     assert dict(evaluation.measure(other)) != figures
+
+
+@pytest.mark.parametrize("metric", ["eval/tay/score", "loss", "eval/toy"])
+def test_a_best_metric_that_nothing_measures_is_refused_before_the_first_step(tmp_path, metric):
+    plan = plan_state(tiny.init_params, tiny.train_config(best_metric=metric))
+    evaluation = Evaluation(every=2, name="toy", measure=lambda params: {"score": 1.0})
+    with pytest.raises(ConfigError, match=metric):
+        train(plan.create(jax.random.key(0)), make_train_step(tiny.loss_fn, plan), iter([]), hooks=(evaluation,))

@@ -27,6 +27,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vdit.checkpoint import load_params
+from vdit.data.conditions import read_conditions
 from vdit.data.pipeline import row_iterator
 from vdit.data.sources import Sample, Source
 from vdit.dist.rules import batch_shardings
@@ -109,6 +110,7 @@ class EvaluationRun:
             else:
                 vae = self.vae if vae is None else vae
                 frames = self.experiment.latents.latent_frames or None
+                sample |= read_conditions(self.experiment.conditions, sample)
                 sample["latent"] = np.asarray(vae.encode(sample.pop("video")[None], latent_frames=frames)[0])
             clips.append(sample)
         return clips
@@ -126,7 +128,7 @@ class EvaluationRun:
         source = _Held(self.clips(clips))
         batches, seen = [], 0
         rows = row_iterator(data, source, tokenizer, e.backbone.patch, seed=e.seed, batch_rows=e.dit_train.batch_size,
-                            stride=e.vae.temporal_stride)  # fmt: skip
+                            stride=e.vae.temporal_stride, conditions=e.network.spec.conditions)  # fmt: skip
         while seen < clips:
             batch = next(rows)
             seen += int(np.asarray(batch.segment_ids).max(axis=1).sum())

@@ -247,11 +247,13 @@ def train(
         The last state, its metrics, and whether a signal ended the run early.
 
     Raises:
+        ConfigError: `best_metric` is measured by no evaluation among the hooks.
         TrainingError: more than `max_nonfinite` steps in a row were skipped, or the last one was (after its save).
     """
     with contextlib.ExitStack() as inside:
         monitor = inside.enter_context(RunMonitor()) if monitor is None else monitor
         config, report = train_step.plan.config, report or Report()
+        _check_best(config.best_metric, [hook.name for hook in hooks if isinstance(hook, Evaluation)])
         step = int(state.step)
         display = make_display(name, config.steps, step, console=report.console) if is_primary_host() else None
         if display is not None:
@@ -340,6 +342,13 @@ def _steps(
         with _explained(state, batch, train_step, log):
             raise _NotFinite(f"the last {row} of {step} steps were skipped")
     return state
+
+
+def _check_best(metric: str | None, evaluators: Sequence[str]) -> None:
+    """ConfigError unless one of these evaluators can measure the metric; which of its figures it is shows later."""
+    if metric is not None and not any(metric.startswith(f"eval/{name}/") for name in evaluators):
+        known = ", ".join(f"eval/{name}/..." for name in evaluators) or "no evaluator is set"
+        raise ConfigError(f"best_metric={metric!r}: is not measured in this stage ({known})")
 
 
 def _last_saved(checkpointer: Checkpointer | None) -> Callable[[], int | None]:
