@@ -11,10 +11,11 @@ from tests.data_paths import shared_data
 from vdit.cli import reconstruct
 from vdit.cli.main import main
 from vdit.errors import ShapeError
-from vdit.generate import host_memory, sliding
+from vdit.generate import editing, host_memory, sliding
+from vdit.generate.editing import Edit, Part
 from vdit.generate.host_memory import check_memory, free_memory, needed_memory
 from vdit.generate.inputs import claimed_frames, open_input, read_input
-from vdit.generate.sliding import Edit, Part, Run
+from vdit.generate.sliding import Run
 from vdit.video.read import probe
 from vdit.video.write import write_video
 
@@ -116,7 +117,7 @@ def test_a_longer_video_takes_no_more_memory(verb, monkeypatch):
         if verb == "connect":
             return sliding.connect(run, video, Steps(count), frames=8)
         part = Part(masks=lambda frames: np.broadcast_to(mask, (frames, 16, 16))) if verb == "inpaint" else None
-        return sliding.edit(run, video, Edit(levels=(0.5,), part=part))
+        return editing.edit(run, video, Edit(levels=(0.5,), part=part))
 
     peaks = []
     for count in (70, 70, 640):  # the first compiles

@@ -6,7 +6,7 @@ from PIL import Image
 
 from tests.data_paths import shared_data
 from vdit.errors import ShapeError, VideoError
-from vdit.generate.fit import Fit, choose_size
+from vdit.generate.images import Fit, choose_size
 from vdit.generate.inputs import common_size, read_input
 from vdit.video.read import write_video
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from vdit.errors import ConfigError, ShapeError
-from vdit.generate.fit import Fit
+from vdit.generate.images import Fit
 from vdit.generate.inputs import open_input
 from vdit.generate.masks import box_masks, mask_frames, parse_box
 from vdit.video.read import write_video

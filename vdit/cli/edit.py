@@ -64,7 +64,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     with canvas.opened(options, words) as (generator, status):
         import numpy as np
 
-        from vdit.generate.sliding import Edit, edit
+        from vdit.generate.editing import Edit, edit
 
         (video,), fps = canvas.open_inputs(options, words.inputs, generator, status, **taken(options))
         part = read_part(options, boxes, video)
@@ -98,9 +98,9 @@ def read_boxes(options: argparse.Namespace) -> list:
 
 
 def read_part(options: argparse.Namespace, boxes: list, video, **more):
-    """Gives a new vdit.generate.sliding.Part of --mask or of --box when it is called; None without either."""
+    """Gives a new vdit.generate.editing.Part of --mask or of --box when it is called; None without either."""
+    from vdit.generate.editing import Part
     from vdit.generate.masks import box_masks, mask_frames
-    from vdit.generate.sliding import Part
 
     if not (options.mask or boxes):
         return None

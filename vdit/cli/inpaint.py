@@ -47,28 +47,28 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError("--at places the video in a larger frame: add --outpaint")
     boxes, frame, at = read_boxes(options), _frame(options.outpaint), _at(options.at)
     with canvas.opened(options, words) as (generator, status):
-        from vdit.generate import sliding
+        from vdit.generate import editing
+        from vdit.generate.editing import Edit
         from vdit.generate.known import Frame
-        from vdit.generate.sliding import Edit
 
         if frame is not None:
             options.size, frame["size"] = _sizes(options, words.inputs, generator, **frame)
         whole = None if frame is None else frame["size"]
         (video,), fps = canvas.open_inputs(options, words.inputs, generator, status, whole=whole, **taken(options))
-        edge = sliding.EDGE if options.edge is None else options.edge
+        edge = editing.EDGE if options.edge is None else options.edge
         given = video
         if frame is None:
             part = read_part(options, boxes, video, edge=edge)
         else:
             status.tell("", "in a frame of {}x{} (height x width)".format(*frame["size"]))
             placed = Frame.around(video.size, frame["size"], at, generator.experiment.vae.spatial_stride)
-            given = sliding.PlacedFrames(video=video, frame=placed)
+            given = editing.PlacedFrames(video=video, frame=placed)
             part = lambda: given.part(grow=options.grow, edge=edge)  # noqa: E731
         shape = {"fps": fps, "frames": video.count, "size": given.size}
         with canvas.making(options, words, generator, status, **shape):
             for seed in canvas.seeds(options):
                 run = canvas.run_of(options, generator, words, seed)
-                pieces = sliding.edit(run, given, Edit(part=part(), overlap=options.overlap))
+                pieces = editing.edit(run, given, Edit(part=part(), overlap=options.overlap))
                 canvas.finish(options, pieces, fps, status, seed, sound=whole_sound(video))
     return 0
 

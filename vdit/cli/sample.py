@@ -246,9 +246,8 @@ def _sample(
 ) -> None:  # fmt: skip
     """Makes the videos; adds each to `made` when its file is there."""
     from vdit.dist.multihost import is_primary_host
-    from vdit.generate.fit import Fit
     from vdit.generate.generator import noise_of
-    from vdit.generate.images import read_image
+    from vdit.generate.images import Fit, read_image
 
     image = None if options.image is None else read_image(options.image)
     fps = output.rate(options, generator.experiment)

@@ -1,17 +1,122 @@
-"""Images that a user gives, fitted to the size of the video."""
+"""Pictures that a user gives, and how one of any size becomes one that a model takes: the one rule for videos, images,
+masks and boxes. Scaled to cover the size, keeping its shape, and the overhang cut off evenly on both sides.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vdit.data.cuts import fit_size
 from vdit.errors import ShapeError, VideoError
-from vdit.generate.fit import Fit
 from vdit.outputs import note_read
 from vdit.types import Array, check_pixels
+from vdit.video.convert import scaled_size
 from vdit.video.source import decoding
+
+
+def choose_size(height: int, width: int, *, multiple: int = 1, area: int | None = None) -> tuple[int, int]:
+    """The size (h, w), in multiples of `multiple`, that suits a picture best (vdit.data.cuts.fit_size).
+
+    At most `area` pixels (None: its own), and never above its own height or width. ShapeError if it is smaller than
+    one block of `multiple` pixels, or the area is.
+    """
+    if min(height, width) < multiple:
+        raise ShapeError(
+            f"a picture of {height}x{width} (height x width) is smaller than a block of {multiple}x{multiple} pixels: "
+            "give a larger one, or a size to scale it up to"
+        )
+    if area is not None and area < multiple**2:
+        raise ShapeError(
+            f"an area of {area} pixels is smaller than one block of {multiple}x{multiple}: give {multiple**2} or more"
+        )
+    own = (height // multiple * multiple, width // multiple * multiple)
+    if own == (height, width) and (area is None or area >= height * width):
+        return own
+    most = own[0] * own[1] if area is None else min(area, own[0] * own[1])
+    while True:
+        size = fit_size(height, width, most, multiple)
+        if size[0] <= height and size[1] <= width:
+            return size
+        most = size[0] * size[1] - 1  # fit_size allows a little above; the next smaller sizes do not reach there
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+    """From pictures of `own` to pictures of `size`, both (h, w)."""
+
+    own: tuple[int, int]
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if min(*self.own, *self.size) < 1:
+            raise ShapeError(f"size={self.size} of a picture of {self.own}: give a height and a width from 1 up")
+
+    @property
+    def scaled(self) -> tuple[int, int]:
+        """(h, w) of the whole picture after scaling, before the cut."""
+        return scaled_size(*self.own, self.size, "cover")[0]
+
+    @property
+    def offset(self) -> tuple[int, int]:
+        """(y, x) of what is kept, in the scaled picture."""
+        return tuple((scaled - size) // 2 for scaled, size in zip(self.scaled, self.size))
+
+    def image(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [H W 3] of `own` -> uint8 [h w 3] of `size`, antialiased; one of that size is returned as it is."""
+        if self.own == self.size:
+            return image
+        height, width = self.scaled
+        scaled = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
+        return self._cut(np.asarray(scaled))
+
+    def mask(self, mask: np.ndarray) -> np.ndarray:
+        """bool [... H W] -> bool [... h w]: a pixel is true if any part of it is; scaling loses nothing."""
+        if self.own == self.size:
+            return mask
+        return self._cut(_any(_any(mask, self.scaled[0], axis=-2), self.scaled[1], axis=-1)[..., None])[..., 0]
+
+    def _cut(self, image: np.ndarray) -> np.ndarray:
+        (top, left), (height, width) = self.offset, self.size
+        return np.ascontiguousarray(image[..., top : top + height, left : left + width, :])
+
+    def __str__(self) -> str:
+        """In words: "scaled to 171x96 and 11 columns cut: 160x96" (width x height)."""
+        if self.own == self.size:
+            return "its own size"
+        steps = [] if self.scaled == self.own else [f"scaled {self._direction}to {_shown(self.scaled)}"]
+        rows, columns = (scaled - size for scaled, size in zip(self.scaled, self.size))
+        cuts = [_count(rows, "row"), _count(columns, "column")]
+        if any(cuts):
+            steps.append(f"{' and '.join(filter(None, cuts))} cut")
+        return f"{' and '.join(steps)}: {_shown(self.size)}" if any(cuts) else steps[0]
+
+    @property
+    def _direction(self) -> str:
+        return "up " if self.scaled[0] > self.own[0] or self.scaled[1] > self.own[1] else ""
+
+
+def _any(mask: np.ndarray, length: int, *, axis: int) -> np.ndarray:
+    """Along one axis: `length` pixels in the place of those of the mask, each true where it overlaps a true one."""
+    own = mask.shape[axis]
+    moved = np.moveaxis(mask, axis, 0)
+    counts = np.zeros((own + 1, *moved.shape[1:]), np.int32)
+    np.cumsum(moved, axis=0, out=counts[1:])
+    index = np.arange(length + 1) * own
+    first, last = index[:-1] // length, -(-index[1:] // length)
+    return np.moveaxis(counts[last] > counts[first], 0, axis)
+
+
+def _shown(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number > 1 else ''}" if number else ""
+
 
 MAX_PIXELS = 100_000_000
 _FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "PPM")
@@ -31,7 +136,7 @@ def as_bytes(image: Array) -> np.ndarray:
 
 
 def fit_images(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [b h w 3] -> uint8 [b height width 3], as vdit.generate.fit.Fit has it: scaled to cover `size` (height,
+    """uint8 [b h w 3] -> uint8 [b height width 3], as vdit.generate.images.Fit has it: scaled to cover `size` (height,
     width), antialiased, and cut evenly; images of that size are taken as they are. Never squashed.
     """
     fit = Fit(own=images.shape[1:3], size=tuple(size))

@@ -1,7 +1,7 @@
 """Ordinary files (videos, animations, still images) to frames that fit a model.
 
 The rule, which the note of each input tells in words: a picture is scaled to cover the size asked for, or the size
-that suits its shape best (vdit.generate.fit.choose_size), and the overhang is cut off evenly; never squashed, and
+that suits its shape best (vdit.generate.images.choose_size), and the overhang is cut off evenly; never squashed, and
 never scaled up unless a size is asked for. Pixels that are not square are made so first (vdit.video.convert). Frames
 come at the file's own rate unless another is asked for: then by time, each moment as it is on screen. A still image is
 a clip of one frame. `read_input` reads a file whole, `open_input` some frames at a time, in flat memory.
@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from vdit.errors import ShapeError, VideoError
-from vdit.generate.fit import Fit, choose_size
-from vdit.generate.images import is_image, read_image
+from vdit.generate.images import Fit, choose_size, is_image, read_image
 from vdit.reprs import short_repr
 from vdit.types import Clip
 from vdit.video.parts import read_tail

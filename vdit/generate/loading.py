@@ -1,4 +1,7 @@
-"""Models from disk onto a mesh: runs of `vdit train`, imported models, and folders of public weights."""
+"""Models from disk onto a mesh: runs of `vdit train`, imported models, and folders of public weights.
+
+Also in how many bits a model computes, and in how many its weights are held.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,19 +25,68 @@ from vdit.checkpoint import best_step, find_step, load_params
 from vdit.checkpoint.files import steps_in
 from vdit.dist.mesh import make_mesh
 from vdit.dist.rules import replicated
-from vdit.errors import CheckpointError, VditWarning, WeightsError
+from vdit.errors import CheckpointError, ConfigError, VditWarning, WeightsError
 from vdit.experiment.experiment import Experiment
 from vdit.generate.generator import Generator
-from vdit.generate.precision import Compute, Weights, check_held, computing, fast_compute, held_as
 from vdit.models.text import Tokenizer
 from vdit.models.vae.video import VideoVAE
 from vdit.nn.lora import attach, merge
+from vdit.nn.quantise import DTYPES, cast, quantise
 from vdit.pretrained.lora import LoRAFile, open_loras
 from vdit.pretrained.model import PublicModel, open_model
 from vdit.train.pretrained import trained_params
 from vdit.train.resume import check_trained_run
 from vdit.train.workspace import EXPERIMENT, Workspace, open_tokenizer
 from vdit.types import PyTree
+
+Compute = Literal["float32", "bfloat16"]
+Weights = Literal["float32", "bfloat16", "int8", "fp8"]
+
+
+def computing(experiment: Experiment, compute: Compute | None) -> Experiment:
+    """The experiment with its matrix products and convolutions in `compute`; None leaves it as it is."""
+    if compute is None:
+        return experiment
+    _check("compute", compute, Compute)
+    text = dataclasses.replace(experiment.text, dtype=compute)
+    if text.t5 is not None:
+        text = dataclasses.replace(text, t5=dataclasses.replace(text.t5, dtype=compute))
+    changed: dict[str, Any] = {
+        name: dataclasses.replace(getattr(experiment, name), dtype=compute) for name in ("backbone", "vae")
+    }
+    if experiment.vision is not None:
+        changed["vision"] = dataclasses.replace(experiment.vision, dtype=compute)
+    return dataclasses.replace(experiment, text=text, **changed)
+
+
+def fast_compute() -> Compute:
+    """What public weights compute in where nobody says: bfloat16, but float32 on a CPU, which is faster at it."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def held_as(params: PyTree, weights: Weights | None) -> PyTree:
+    """Parameters of one network in `weights`; None leaves them as they are.
+
+    "bfloat16" leaves norms, tables and the time embedding; "int8" and "fp8" hold the kernels of dense layers with
+    a factor for each output channel, and the rest as it is (vdit.nn.quantise).
+    """
+    if weights is None:
+        return params
+    check_held(weights)
+    if weights in DTYPES:
+        return quantise(params, weights)
+    return cast(params, weights, **({"keep": ()} if weights == "float32" else {}))
+
+
+def check_held(weights: str) -> None:
+    """ConfigError for a form of weights that there is not."""
+    _check("weights", weights, Weights)
+
+
+def _check(name: str, value: str, known: Any) -> None:
+    if value not in get_args(known):
+        raise ConfigError(f"{name}={value!r} is unknown: use one of {', '.join(get_args(known))}")
+
 
 # What is known of a model without its weights, and how those are read: (the network's by name, the VAE).
 _Opened = tuple[Experiment, Tokenizer, Callable[[], tuple[dict, VideoVAE]]]

@@ -32,11 +32,12 @@ from typing import Literal, Unpack
 import numpy as np
 
 from vdit.errors import ConfigError, ShapeError
+from vdit.generate import editing, sliding
 from vdit.generate import known as knowing
-from vdit.generate import sliding
+from vdit.generate.editing import EDGE, Part
 from vdit.generate.generator import Generator, Sampling, Texts, Video, frames_of, given_frames
 from vdit.generate.images import as_bytes, fit_images
-from vdit.generate.sliding import EDGE, ArrayFrames, Part, Rollout, Run
+from vdit.generate.sliding import ArrayFrames, Rollout, Run
 from vdit.sampling.config import Structure
 from vdit.sampling.sliding import PromptSchedule
 from vdit.types import Array
@@ -193,8 +194,8 @@ def edit(
     if mask is not None:
         part = Part.of_array(knowing.check_mask(mask, given.shape), **_part(options))
     run, more = _remade(generator, prompts, given, options)
-    asked = sliding.Edit(levels=levels, part=part, source=source, structure=structure, invert=invert, **more)
-    return whole(sliding.edit(run, ArrayFrames(given), asked))
+    asked = editing.Edit(levels=levels, part=part, source=source, structure=structure, invert=invert, **more)
+    return whole(editing.edit(run, ArrayFrames(given), asked))
 
 
 def inpaint(
@@ -221,7 +222,7 @@ def inpaint(
     given = given_frames(generator, video)
     part = Part.of_array(knowing.check_mask(mask, given.shape), edge=edge, **_part(options))
     run, more = _remade(generator, prompts, given, options)
-    return whole(sliding.edit(run, ArrayFrames(given), sliding.Edit(part=part, **more)))
+    return whole(editing.edit(run, ArrayFrames(given), editing.Edit(part=part, **more)))
 
 
 def outpaint(
@@ -316,7 +317,7 @@ def _part(options: EditOptions) -> dict:
 
 
 def _remade(generator: Generator, prompts: Texts, given: np.ndarray, options: EditOptions) -> tuple[Run, dict]:
-    """(the run, options of sliding.Edit) of the options of a verb."""
+    """(the run, options of editing.Edit) of the options of a verb."""
     for name in ("grow", "soft"):
         options.pop(name, None)
     more = {name: options.pop(name) for name in ("overlap", "noise") if name in options}
