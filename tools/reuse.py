@@ -20,7 +20,6 @@ import numpy as np
 import vdit
 from vdit.samplers import Sampler, StatefulDenoiser
 from vdit.sampling.config import BlockCache
-from vdit.sampling.programs import draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +64,7 @@ def main() -> None:
         task = model.task(method, None, None, decode=False)
         models = model.params, model.vae.params, model.vae.statistics
         began = clock()
-        latents = np.asarray(draw(task, model.mesh, *models, prompts, negative, jax.random.key(0)))
+        latents = np.asarray(sample(task, model.mesh, *models, prompts, negative, jax.random.key(0)))
         return latents, clock() - began
 
     latents = {threshold: sample(method)[0] for threshold, method in methods.items()}  # compiles

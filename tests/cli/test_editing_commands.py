@@ -28,7 +28,7 @@ def model(monkeypatch, generator):
         rng = np.random.default_rng(zlib.crc32(b"".join([repr(task).encode(), source, *told])))
         return rng.normal(size=given.canvas.latents.shape).astype(np.float32)
 
-    monkeypatch.setattr("vdit.generate.generator.draw", draw)
+    monkeypatch.setattr("vdit.generate.generator.sample", draw)
     monkeypatch.setattr("vdit.generate.open_generator", lambda folder, mesh, **options: generator)
 
 

@@ -37,7 +37,7 @@ def noise(monkeypatch):
         rng = np.random.default_rng([*prompts.ids.reshape(-1), int(1000 * np.abs(canvas.latents).sum())])
         return np.where(canvas.level[..., None] == 0, canvas.latents, rng.normal(size=canvas.latents.shape))
 
-    monkeypatch.setattr("vdit.generate.generator.draw", draw)
+    monkeypatch.setattr("vdit.generate.generator.sample", draw)
 
 
 def run(*arguments, code=0):

@@ -17,7 +17,7 @@ from vdit.models.vae.model import VAE
 from vdit.models.vae.video import VideoVAE
 from vdit.sampling.canvas import Canvas
 from vdit.sampling.config import Structure
-from vdit.sampling.programs import CanvasInput, SampleCanvas, draw
+from vdit.sampling.programs import CanvasInput, SampleCanvas, sample
 
 FRAMES = 13  # made in two windows, the model's own, of 9 frames: few programs, and every test uses the same
 BOTH = ["a", "b"]
@@ -85,7 +85,7 @@ def test_low_frequencies_are_the_canvas_while_structure_is_on(generator, level, 
     canvas = Canvas(latents=latents, level=np.full((1, 3, 1, 1), level, np.float32))
     words = generator.tokens(["a"])
     models = generator.mesh, generator.params, None, None, words, words
-    made = draw(task, *models, jax.random.key(0), None, CanvasInput(canvas=canvas))
+    made = sample(task, *models, jax.random.key(0), None, CanvasInput(canvas=canvas))
     assert jnp.abs(made - latents).max() > 0.1, "the rest is made anew"
     far = float(jnp.abs(structure.low(made) - structure.low(latents)).max())
     assert far < 1e-4 if until == 0 else far > 1e-2
@@ -175,7 +175,7 @@ def test_levels_and_latents_go_through_windows_as_through_one(generator, monkeyp
         seen.setdefault(window, []).append(given)
         return given.canvas.latents + 1
 
-    monkeypatch.setattr("vdit.generate.generator.draw", spy)
+    monkeypatch.setattr("vdit.generate.generator.sample", spy)
     for window in (21, 13, 9):
         vdit.edit(generator, "a", video, mask=mask, strength=0.5, invert=True, window=window)
     (whole,) = seen[21]
@@ -205,7 +205,7 @@ def test_noise_that_is_given_reaches_its_windows(generator, video, monkeypatch):
         seen.append(noise)
         return given.canvas.latents
 
-    monkeypatch.setattr("vdit.generate.generator.draw", spy)
+    monkeypatch.setattr("vdit.generate.generator.sample", spy)
     vdit.edit(generator, "a", video, noise=noise)
     np.testing.assert_array_equal(seen[0], noise[:, :3])
     np.testing.assert_array_equal(seen[1][:, -1:], noise[:, 3:])

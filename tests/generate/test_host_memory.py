@@ -103,7 +103,7 @@ def latents_only(task, mesh, params, vae, statistics, prompts, negative, key, no
 
 @pytest.mark.parametrize("verb", ["extend", "loop", "connect", "edit", "inpaint"])
 def test_a_longer_video_takes_no_more_memory(verb, monkeypatch):
-    monkeypatch.setattr("vdit.generate.generator.draw", latents_only)
+    monkeypatch.setattr("vdit.generate.generator.sample", latents_only)
     makes = tiny.Noise(tiny.experiment()) if verb in ("extend", "loop", "connect") else tiny.generator(window=9)
     mask = np.zeros((16, 16), bool)
     mask[:8] = True

@@ -56,7 +56,7 @@ def methods(monkeypatch):
         used.append(task.method)
         return np.zeros((prompts.ids.shape[0], *task.output_shape), np.float32)
 
-    monkeypatch.setattr(generating, "draw", note)
+    monkeypatch.setattr(generating, "sample", note)
     return used
 
 

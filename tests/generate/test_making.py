@@ -294,7 +294,7 @@ def test_a_model_of_actions_is_told_that_nothing_is_done():
 @pytest.mark.parametrize(("level", "rows"), [(None, 1), (0.5, 1), (1.0, 1), (0.0, 2)])
 def test_guidance_by_context_costs_a_row_only_where_something_is_known(generator, monkeypatch, level, rows):
     asked = []
-    monkeypatch.setattr("vdit.generate.generator.draw", lambda task, *_: asked.append(task.method.rows))
+    monkeypatch.setattr("vdit.generate.generator.sample", lambda task, *_: asked.append(task.method.rows))
     given = None
     if level is not None:
         levels = np.full((1, 1, 1, 1), level, np.float32)

@@ -24,14 +24,14 @@ def generator():
 @pytest.fixture
 def drawn(monkeypatch):
     """What was asked for in each window: (task, prompt's tokens, canvas, made)."""
-    calls, draw = [], generating.draw
+    calls, draw = [], generating.sample
 
     def spy(task, mesh, params, vae, statistics, prompts, negative, key, noise, given):
         made = draw(task, mesh, params, vae, statistics, prompts, negative, key, noise, given)
         calls.append((task, np.asarray(prompts.ids), given.canvas, np.asarray(made)))
         return made
 
-    monkeypatch.setattr(generating, "draw", spy)
+    monkeypatch.setattr(generating, "sample", spy)
     return calls
 
 
@@ -47,7 +47,7 @@ def noise(monkeypatch):
         drawn = np.random.default_rng(len(canvases)).normal(size=canvas.latents.shape)
         return np.where(canvas.level[..., None] == 0, canvas.latents, drawn).astype(np.float32)
 
-    monkeypatch.setattr(generating, "draw", draw)
+    monkeypatch.setattr(generating, "sample", draw)
     return canvases
 
 

@@ -15,7 +15,7 @@ from vdit.generate.simulator import Simulator
 from vdit.models.cache import KVCache
 from vdit.nn.embedding import rotate, rotations
 from vdit.sampling.canvas import Canvas
-from vdit.sampling.denoise import fill
+from vdit.sampling.denoise import denoise
 from vdit.sampling.kv import KVContinuation, KVMemory, can_keep_kv
 
 RIGHT, DOWN = (1.0, 0.0), (0.0, 1.0)
@@ -140,7 +140,7 @@ def test_a_step_is_a_canvas_without_what_is_not_there(fresh):
 
     def run(canvas, noise):
         return jax.jit(
-            lambda canvas, noise: fill(
+            lambda canvas, noise: denoise(
                 engine.model.network, generator.params, canvas, words, words, key, engine.sampling, noise=noise
             )
         )(canvas, noise)
@@ -212,7 +212,7 @@ def test_several_frames_beside_what_is_kept_are_those_of_the_canvas(causal):
     done = rng.normal(size=(1, 5, 2)).astype(np.float32)
     level = np.float32([0, 0, 0, 1, 1])[None, :, None, None]
     canvas = Canvas(latents=latents, level=level, cond={"action": done})
-    whole = jax.jit(lambda: fill(network, causal.params, canvas, words, words, key, method, noise=noise))()
+    whole = jax.jit(lambda: denoise(network, causal.params, canvas, words, words, key, method, noise=noise))()
     go_on = KVContinuation(network=network, method=method, capacity=4, cell=(4, 4, 4))
 
     @jax.jit

@@ -19,7 +19,7 @@ from vdit.models.vae.config import preset
 from vdit.samplers.grid import Grid
 from vdit.sampling.canvas import Canvas, Prompts, blank
 from vdit.sampling.config import SamplingConfig
-from vdit.sampling.denoise import fill
+from vdit.sampling.denoise import denoise
 from vdit.sampling.programs import TextToVideo, compiled
 
 NETWORK = Network(
@@ -52,7 +52,7 @@ def params():
 
 def run(params, canvas, words, method, key=0):
     negative = Prompts(ids=words.ids, length=jnp.ones_like(words.length))
-    run = jax.jit(lambda *args: fill(NETWORK, *args, method))
+    run = jax.jit(lambda *args: denoise(NETWORK, *args, method))
     return np.asarray(run(params, canvas, words, negative, jax.random.key(key)))
 
 
@@ -164,7 +164,7 @@ def test_models_of_one_level_get_what_is_known_at_matching_noise():
     latents, noise = (jax.random.normal(jax.random.key(k), (1, *SHAPE)) for k in (1, 2))
     canvas = Canvas(latents=latents, level=jnp.asarray([0.0, 1.0, 1.0]).reshape(1, 3, 1, 1))
     one = method(guidance=Guidance(), known="noised", grid=Grid(steps=4))
-    out = fill(network, params, canvas, prompts(3), prompts(3), jax.random.key(0), one, noise=noise)
+    out = denoise(network, params, canvas, prompts(3), prompts(3), jax.random.key(0), one, noise=noise)
     np.testing.assert_array_equal(out[:, 0], latents[:, 0])
     x0, z = (np.asarray(patchify(x[:, :1], NETWORK.backbone.patch)) for x in (latents, noise))
     assert len(seen) == 4
@@ -206,7 +206,7 @@ def test_a_window_begins_at_its_position(params):
     absolute = dataclasses.replace(NETWORK, backbone=dataclasses.replace(NETWORK.backbone, position="both"))
     words = prompts(3)
     a, b = (
-        jax.jit(lambda canvas: fill(absolute, params, canvas, words, words, jax.random.key(0), method()))(canvas)
+        jax.jit(lambda canvas: denoise(absolute, params, canvas, words, words, jax.random.key(0), method()))(canvas)
         for canvas in (shifted, blank(1, SHAPE))
     )
     assert np.abs(a - b).max() > 1e-3

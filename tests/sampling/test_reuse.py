@@ -19,7 +19,7 @@ from vdit.samplers import StatefulDenoiser
 from vdit.samplers.grid import Grid
 from vdit.sampling.canvas import Canvas, blank, canvas_tokens, dense_rows
 from vdit.sampling.config import BlockCache, remembering
-from vdit.sampling.denoise import fill
+from vdit.sampling.denoise import denoise
 
 DEEP = dataclasses.replace(NETWORK, backbone=dataclasses.replace(NETWORK.backbone, depth=3))
 
@@ -53,7 +53,7 @@ def params():
 
 def program(how, network=DEEP):
     """A compiled function of (params, canvas); whatever watches has heard of all calls when it is done."""
-    compiled = jax.jit(lambda *inputs: fill(network, *inputs, how))
+    compiled = jax.jit(lambda *inputs: denoise(network, *inputs, how))
 
     def run(params, canvas):
         out = np.asarray(compiled(params, canvas, prompts(3), prompts(1), jax.random.key(0)))

@@ -27,7 +27,7 @@ from vdit.models.dit.config import DiTConfig
 from vdit.models.vae.config import preset
 from vdit.sampling.canvas import Canvas, tokenize
 from vdit.sampling.config import sampling_config
-from vdit.sampling.denoise import fill
+from vdit.sampling.denoise import denoise
 from vdit.train.pretrained import split_trainable, starting_params, trained_params
 from vdit.train.resume import last_step
 from vdit.train.workspace import Workspace
@@ -305,7 +305,7 @@ def test_a_run_distils_resumes_bit_for_bit_and_samples_in_two_steps(tmp_path):
     prompts = tokenize(whole.open_tokenizer(experiment), ["a red disc"], length=8)
     canvas = Canvas(latents=jnp.zeros((1, 3, 4, 4, 4)), level=jnp.array([0.0, 1.0, 1.0]).reshape(1, 3, 1, 1))
     method = sampling_config(experiment)
-    sample = jax.jit(lambda params: fill(experiment.network, params, canvas, prompts, prompts, KEY, method))
+    sample = jax.jit(lambda params: denoise(experiment.network, params, canvas, prompts, prompts, KEY, method))
     made = sample(trained_params(experiment, whole, mesh))
     assert np.isfinite(made).all()
     np.testing.assert_array_equal(made[:, 0], 0.0)

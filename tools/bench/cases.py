@@ -28,7 +28,7 @@ from vdit.pretrained.model import one_device
 from vdit.samplers import Grid, make
 from vdit.sampling.canvas import Canvas, Prompts, blank, canvas_tokens, dense_rows
 from vdit.sampling.config import SamplingConfig
-from vdit.sampling.denoise import fill
+from vdit.sampling.denoise import denoise
 from vdit.train.state import plan_state
 from vdit.train.step import make_train_step
 from vdit.types import Array, PyTree, Row
@@ -365,7 +365,7 @@ class Sampling(Case):
 
         def sample(params, noise):
             canvas = blank(1, noise.shape[1:])
-            return fill(network, params, canvas, prompts, prompts, jax.random.key(0), method, noise=noise)
+            return denoise(network, params, canvas, prompts, prompts, jax.random.key(0), method, noise=noise)
 
         return run_jax(sample, params | {"text": jnp.asarray(self.text)}, self.noise)
 

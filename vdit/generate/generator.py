@@ -31,7 +31,7 @@ from vdit.models.vision import clip_pixels
 from vdit.reprs import short_repr
 from vdit.sampling.canvas import Grouping, Prompts, check_canvas_conditions, tokenize
 from vdit.sampling.config import SamplingConfig, known_changes, replaces_known, sampling_config
-from vdit.sampling.programs import CanvasInput, FromVideo, Reference, SampleCanvas, TextToVideo, draw
+from vdit.sampling.programs import CanvasInput, FromVideo, Reference, SampleCanvas, TextToVideo, sample
 from vdit.seeds import key_of
 from vdit.types import Array, Clip, PyTree, check_pixels
 
@@ -111,7 +111,7 @@ class Generator:
         latents: give the normalised latents float32 [b t' h' w' c], not the videos.
         Compiles once for each combination of number of prompts, frames, size, steps and method.
         On several hosts all call it with the same arguments, and each gets all of the videos
-        (vdit.sampling.programs.draw).
+        (vdit.sampling.programs.sample).
         Raises ShapeError for sizes that the model cannot make, ConfigError for unknown samplers, NumericsError where
         numbers overflowed on the way.
         """
@@ -151,10 +151,10 @@ class Generator:
         noise: Array | None = None,
         given: Reference | CanvasInput | None = None,
     ) -> Array:
-        """What a task makes on the generator's mesh (vdit.sampling.programs.draw). prompts: those wanted and those
+        """What a task makes on the generator's mesh (vdit.sampling.programs.sample). prompts: those wanted and those
         not."""
         vae = (None, None) if isinstance(task, SampleCanvas) else (self.vae.params, self.vae.statistics)
-        made = draw(task, self.mesh, self.params, *vae, *prompts, key, noise, given)
+        made = sample(task, self.mesh, self.params, *vae, *prompts, key, noise, given)
         if self.drawn is not None:
             jax.block_until_ready(made)
             self.drawn(_new_frames(task, given, self.experiment.vae.temporal_stride))

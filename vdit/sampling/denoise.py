@@ -17,11 +17,11 @@ from vdit.samplers.grid import resolve
 from vdit.samplers.invert import invert
 from vdit.sampling.canvas import Canvas, CanvasTokens, Prompts, canvas_tokens
 from vdit.sampling.config import SamplingConfig, remembering
-from vdit.sampling.guidance import RUNNING, GuidanceBatch, apart, choose, guidance_batch, interleave, pad
+from vdit.sampling.guidance import RUNNING, GuidanceBatch, choose, guidance_batch, pad, split_guidance, stack_guidance
 from vdit.types import Array, PyTree, Row
 
 
-def fill(
+def denoise(
     network: Network,
     params: PyTree,
     canvas: Canvas,
@@ -44,10 +44,10 @@ def fill(
     else:
         noise = patchify(noise.astype(jnp.float32), network.backbone.patch)
     levels = _latent_levels(canvas, tokens, network.backbone.patch)
-    held = _Held(tokens=tokens, levels=levels, noise=noise, method=method, patch=network.backbone.patch)
-    scene = guidance_batch(network, params, canvas, tokens, prompts, negative, noise, method)
+    held = _Known(tokens=tokens, levels=levels, noise=noise, method=method, patch=network.backbone.patch)
+    batch = guidance_batch(network, params, canvas, tokens, prompts, negative, noise, method)
     x = method.sampler.sample(
-        _denoiser(network, params, scene, method),
+        _denoiser(network, params, batch, method),
         constrain(held.start(), Row.AXES["values"]),
         schedule=method.schedule,
         prediction=method.prediction,
@@ -66,12 +66,12 @@ def _latent_levels(canvas: Canvas, tokens: CanvasTokens, patch: tuple[int, int, 
     return patchify(jnp.broadcast_to(canvas.level[..., None], canvas.latents.shape).astype(jnp.float32), patch)
 
 
-def noise_of(
+def inverted_noise(
     network: Network, params: PyTree, canvas: Canvas, prompts: Prompts, key: Array, method: SamplingConfig
 ) -> Array:
     """The noise from which the model, told what the canvas shows, would make it: float32 [b t h w c].
 
-    prompts: what it shows. With this as the noise of `fill`, sampling begins at the first level where the inverted
+    prompts: what it shows. With this as the noise of `denoise`, sampling begins at the first level where the inverted
     latents lie, so with these prompts, Euler's method and no guidance it comes back to the canvas. Where that is known,
     beside the noise of which models are told, the noise is drawn from `key`. Traceable.
     """
@@ -80,10 +80,10 @@ def noise_of(
         reuse=None,
     )
     tokens = canvas_tokens(canvas, network.backbone.patch)
-    scene = guidance_batch(network, params, canvas, tokens, prompts, prompts, tokens.values, method)
+    batch = guidance_batch(network, params, canvas, tokens, prompts, prompts, tokens.values, method)
     known = (tokens.level == 0)[..., None] if method.known == "clean" else jnp.zeros((), bool)
     x = invert(
-        _denoiser(network, params, scene, method),
+        _denoiser(network, params, batch, method),
         constrain(tokens.values, Row.AXES["values"]),
         schedule=method.schedule,
         prediction=method.prediction,
@@ -97,7 +97,7 @@ def noise_of(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Held:
+class _Known:
     """What is not free: latents at or above their own level follow the canvas. A sampler's `project`.
 
     A token that is known in part is told the running level like those that are not, and its known latents follow to
@@ -138,15 +138,15 @@ class _Held:
 
 
 def _denoiser(
-    network: Network, params: PyTree, scene: GuidanceBatch, method: SamplingConfig
+    network: Network, params: PyTree, batch: GuidanceBatch, method: SamplingConfig
 ) -> Denoise | StatefulDenoiser:
     """denoise(x [b n p], t []): guided, by the transformer that is responsible for the level."""
     if method.reuse is not None:
-        return _remembering(network, params, scene, method)
-    high = _guided(network, params, scene, method, HIGH, method.guidance)
+        return _remembering(network, params, batch, method)
+    high = _guided(network, params, batch, method, HIGH, method.guidance)
     if network.boundary is None:
         return high
-    low = _guided(network, params, scene, method, LOW, method.low_guidance or method.guidance)
+    low = _guided(network, params, batch, method, LOW, method.low_guidance or method.guidance)
 
     def denoise(x: Array, t: Array) -> Array:
         return jax.lax.cond(method.schedule.time(t) >= network.boundary, high, low, x, t)
@@ -155,25 +155,25 @@ def _denoiser(
 
 
 def _guided(
-    network: Network, params: PyTree, scene: GuidanceBatch, method: SamplingConfig, expert: str, guidance: Guidance
+    network: Network, params: PyTree, batch: GuidanceBatch, method: SamplingConfig, expert: str, guidance: Guidance
 ) -> Denoise:
     def single(x: Array, t: Array) -> Array:
-        return _predict(network, params, scene, method, expert, x, t, 1)[0][0]
+        return _predict(network, params, batch, method, expert, x, t, 1)[0][0]
 
     def pair(x: Array, t: Array) -> tuple[Array, ...]:
-        return _predict(network, params, scene, method, expert, x, t, 2)[0]
+        return _predict(network, params, batch, method, expert, x, t, 2)[0]
 
     return guide(pair, guidance, single=single) if guidance.needed else single
 
 
-def _remembering(network: Network, params: PyTree, scene: GuidanceBatch, method: SamplingConfig) -> StatefulDenoiser:
+def _remembering(network: Network, params: PyTree, batch: GuidanceBatch, method: SamplingConfig) -> StatefulDenoiser:
     """The same with all rows asked at every level, so that what is kept of them is of one size."""
-    row, count = scene.row, method.rows - (method.context_guidance != 1.0)
+    row, count = batch.row, method.rows - (method.context_guidance != 1.0)
 
     def ask_of(expert: str, guidance: Guidance):
         def ask(x: Array, t: Array, call: BlockCall) -> tuple[Array, Residuals]:
-            told, kept = _predict(network, params, scene, method, expert, x, t, count, call)
-            return (guide(lambda x, t: told, guidance)(x, t) if guidance.needed else told[0]), kept
+            predictions, kept = _predict(network, params, batch, method, expert, x, t, count, call)
+            return (guide(lambda x, t: predictions, guidance)(x, t) if guidance.needed else predictions[0]), kept
 
         return ask
 
@@ -182,13 +182,13 @@ def _remembering(network: Network, params: PyTree, scene: GuidanceBatch, method:
         low = ask_of(LOW, method.low_guidance or method.guidance)
     is_high = lambda t: method.schedule.time(t) >= (network.boundary or 0.0)  # noqa: E731
     # What is known hardly changes: only tokens at the running level count.
-    moves = jnp.take_along_axis(scene.told == RUNNING, row.frame_index, axis=1) & (row.segment_ids > 0)
+    moves = jnp.take_along_axis(batch.timesteps == RUNNING, row.frame_index, axis=1) & (row.segment_ids > 0)
     blank = network.backbone.empty_residuals(*row.segment_ids.shape)
     return remembering(method.reuse, high, low, is_high, kept=blank, weight=moves.astype(jnp.float32))
 
 
 def _predict(
-    network: Network, params: PyTree, scene: GuidanceBatch, method: SamplingConfig, expert: str, x: Array, t: Array,
+    network: Network, params: PyTree, batch: GuidanceBatch, method: SamplingConfig, expert: str, x: Array, t: Array,
     count: int, call: BlockCall | None = None,
 ) -> tuple[tuple[Array, ...], Residuals | None]:  # fmt: skip
     """The network's word on the first `count` rows of each video, each moved away from the one without what is known.
@@ -197,18 +197,18 @@ def _predict(
     """
     contextless = method.context_guidance != 1.0
     rows = (*range(count), *[method.rows - 1] * contextless)
-    asked, inputs = choose(scene, method.rows, rows), interleave(*[x] * len(rows))
+    asked, inputs = choose(batch, method.rows, rows), stack_guidance(*[x] * len(rows))
     if contextless:
         inputs = jnp.where(asked.hidden, asked.noise, inputs)
-    level = jnp.where(asked.told == RUNNING, jnp.asarray(t, jnp.float32), asked.told)
+    level = jnp.where(asked.timesteps == RUNNING, jnp.asarray(t, jnp.float32), asked.timesteps)
     values = constrain(pad(inputs, asked.row.segment_ids.shape[1] - x.shape[1]), Row.AXES["values"])
     row = dataclasses.replace(asked.row, values=values)
     output = network.apply(
         params, row, method.schedule.time(level), asked.text, expert=expert, block_cache=call
     )
-    told = apart(output.prediction[:, : x.shape[1]], len(rows))
+    predictions = split_guidance(output.prediction[:, : x.shape[1]], len(rows))
     if contextless:
-        first, *others, without = told
+        first, *others, without = predictions
         strength = (method.context_guidance - 1.0) * (first - without)
-        told = [prediction + strength for prediction in (first, *others)]
-    return tuple(told), output.residuals
+        predictions = [prediction + strength for prediction in (first, *others)]
+    return tuple(predictions), output.residuals

@@ -24,12 +24,12 @@ RUNNING = -1.0  # stands for the level that sampling is at, where slots may have
 class GuidanceBatch:
     """What the network is told beside x and the level; a video's rows lie side by side: wanted, negative, contextless.
 
-    told: float32 [b k], the level of each slot, or RUNNING. hidden: bool [b n 1] and noise [b n p], tokens that are
-    noise in this row whatever x holds; None where no row hides any.
+    timesteps: float32 [b k], the level of each slot, or RUNNING. hidden: bool [b n 1] and noise [b n p], tokens that
+    are noise in this row whatever x holds; None where no row hides any.
     """
 
     row: Row
-    told: Array
+    timesteps: Array
     hidden: Array | None = None
     noise: Array | None = None
     text: Array | None = None
@@ -40,32 +40,32 @@ def guidance_batch(
     noise: Array, method: SamplingConfig,
 ) -> GuidanceBatch:  # fmt: skip
     """What the network is told of a canvas, its text encoded, where the mesh in context wants it. noise: [b n p]."""
-    scenes = _scenes(network, canvas, tokens, prompts, negative, noise, method)
-    scene = _lay_out(jax.tree.map(interleave, *scenes) if len(scenes) > 1 else scenes[0])
-    return dataclasses.replace(scene, text=network.encode_text(params, scene.row))
+    rows = _rows_of(network, canvas, tokens, prompts, negative, noise, method)
+    batch = _on_mesh(jax.tree.map(stack_guidance, *rows) if len(rows) > 1 else rows[0])
+    return dataclasses.replace(batch, text=network.encode_text(params, batch.row))
 
 
-def _scenes(
+def _rows_of(
     network: Network, canvas: Canvas, tokens: CanvasTokens, prompts: Prompts, negative: Prompts, noise: Array,
     method: SamplingConfig,
 ) -> list[GuidanceBatch]:  # fmt: skip
-    """The rows of each video, as scenes of the same shapes."""
+    """The rows of each video, as batches of the same shapes."""
     known = tokens.known if method.known == "clean" else jnp.zeros_like(tokens.known)
     contextless = method.context_guidance != 1.0
     hidden = (tokens.level == 0)[..., None] if contextless else None
     row = positive_row(network, canvas, tokens, prompts)
-    wanted = GuidanceBatch(
+    positive = GuidanceBatch(
         row=row,
-        told=jnp.where(known, jnp.float32(method.known_level), RUNNING),
+        timesteps=jnp.where(known, jnp.float32(method.known_level), RUNNING),
         hidden=None if hidden is None else jnp.zeros_like(hidden),
         noise=noise if contextless else None,
     )
-    scenes = [wanted]
+    rows = [positive]
     if method.rows > 1 + contextless:
-        scenes.append(dataclasses.replace(wanted, row=negative_row(network, row, negative)))
+        rows.append(dataclasses.replace(positive, row=negative_row(network, row, negative)))
     if contextless:
-        scenes.append(dataclasses.replace(wanted, told=jnp.where(known, 1.0, RUNNING), hidden=hidden))
-    return scenes
+        rows.append(dataclasses.replace(positive, timesteps=jnp.where(known, 1.0, RUNNING), hidden=hidden))
+    return rows
 
 
 def positive_row(network: Network, canvas: Canvas, tokens: CanvasTokens, prompts: Prompts) -> Row:
@@ -84,37 +84,37 @@ def negative_row(network: Network, row: Row, negative: Prompts) -> Row:
     return network.with_prompts(dataclasses.replace(row, text=negative.ids, text_segment_ids=ids), negative.ids)
 
 
-def interleave(*parts: Array) -> Array:
+def stack_guidance(*parts: Array) -> Array:
     """[b ...], [b ...], ... -> [rb ...]: a video's rows lie side by side, so on the same devices of a mesh."""
     return jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
 
 
-def apart(x: Array, rows: int) -> list[Array]:
-    """The inverse of `interleave`: a part for each of a video's rows."""
+def split_guidance(x: Array, rows: int) -> list[Array]:
+    """The inverse of `stack_guidance`: a part for each of a video's rows."""
     parts = x.reshape(-1, rows, *x.shape[1:])
     return [parts[:, i] for i in range(rows)]
 
 
-def choose(scene: GuidanceBatch, rows: int, wanted: Sequence[int]) -> GuidanceBatch:
+def choose(batch: GuidanceBatch, rows: int, wanted: Sequence[int]) -> GuidanceBatch:
     """Some of each video's rows."""
     if len(wanted) == rows:
-        return scene
-    return jax.tree.map(lambda leaf: interleave(*(apart(leaf, rows)[i] for i in wanted)), scene)
+        return batch
+    return jax.tree.map(lambda leaf: stack_guidance(*(split_guidance(leaf, rows)[i] for i in wanted)), batch)
 
 
-def _lay_out(scene: GuidanceBatch) -> GuidanceBatch:
-    """The scene where the mesh in context wants it, with padding up to tokens that it divides.
+def _on_mesh(batch: GuidanceBatch) -> GuidanceBatch:
+    """The batch where the mesh in context wants it, with padding up to tokens that it divides.
 
     A video's own number of tokens seldom does, and tokens that do not divide are shared out by no device.
     """
-    row = scene.row
+    row = batch.row
     extra = -row.values.shape[1] % num_shards("tokens")
 
     def laid(x: Array, names: tuple[str | None, ...]) -> Array:
         return constrain(pad(x, extra) if "tokens" in names else x, names)
 
     return dataclasses.replace(
-        scene,
+        batch,
         row=row.map_axes(laid),
     )
 

@@ -22,7 +22,7 @@ from vdit.nn.compiling import compiler_options
 from vdit.reprs import short_repr
 from vdit.sampling.canvas import Canvas, Prompts, blank
 from vdit.sampling.config import SamplingConfig
-from vdit.sampling.denoise import fill, noise_of
+from vdit.sampling.denoise import denoise, inverted_noise
 from vdit.types import Array, PyTree
 
 
@@ -82,7 +82,7 @@ class TextToVideo:
         noise: latents to start from, drawn from `key` if None. given: what the task knows of the video.
         """
         canvas = self.canvas(params, vae_params, statistics, prompts.ids.shape[0], given)
-        latents = fill(self.network, params, canvas, prompts, negative, key, self.method, noise=noise)
+        latents = denoise(self.network, params, canvas, prompts, negative, key, self.method, noise=noise)
         if not self.decode:
             return latents
         video = split.decode(self.vae, vae_params, denormalise(latents, statistics))
@@ -97,7 +97,7 @@ class TextToVideo:
         return dataclasses.replace(blank(batch, self.latent_shape), cond=dict(given or {}))
 
 
-def draw(
+def sample(
     task: TextToVideo,
     mesh: Mesh,
     params: PyTree,
@@ -289,5 +289,5 @@ class SampleCanvas:
         if given.source is not None:
             shown = dataclasses.replace(given.canvas, latents=given.shown)
             # Another key than that of the sampler's own noise.
-            noise = noise_of(self.network, params, shown, given.source, jax.random.fold_in(key, 1), self.method)
-        return fill(self.network, params, given.canvas, prompts, negative, key, self.method, noise=noise)
+            noise = inverted_noise(self.network, params, shown, given.source, jax.random.fold_in(key, 1), self.method)
+        return denoise(self.network, params, given.canvas, prompts, negative, key, self.method, noise=noise)

@@ -43,7 +43,7 @@ from vdit.registry import name_of, register
 from vdit.reprs import short_repr
 from vdit.sampling.canvas import tokenize
 from vdit.sampling.config import sampling_config
-from vdit.sampling.programs import TextToVideo, draw
+from vdit.sampling.programs import TextToVideo
 from vdit.seeds import key_of
 from vdit.train.loop import Evaluation, SampleHook
 from vdit.train.state import TrainState
@@ -161,7 +161,7 @@ class EvaluationRun:
 
         def sample_videos(params: PyTree) -> Array:
             whole = self.whole(params)
-            return draw(task, self.mesh, whole, vae, statistics, positive, negative, key_of(e.seed))
+            return sample(task, self.mesh, whole, vae, statistics, positive, negative, key_of(e.seed))
 
         return sample_videos
 
