@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from vdit.errors import ConfigError
 from vdit.models.cache import BlockCall, KVCache, Residuals
 from vdit.models.conditioner import Conditioner, Patch
 from vdit.nn.attention import attention
@@ -153,15 +154,15 @@ class Backbone(Protocol):
 
     def empty_cache(self, rows: int, tokens: int) -> KVCache:
         """A cache without frames, with room for `tokens` in each of `rows`. Only of those that `caches_frames`."""
-        raise NotImplementedError(f"{type(self).__name__} keeps no keys and values")
+        raise ConfigError(f"backbone {type(self).__name__} keeps no keys and values of finished frames: leave keep out")
 
     def shift_cache(self, cache: KVCache, frames: Array) -> KVCache:
         """The cache as if all its tokens were `frames` frames earlier. Only of those that `caches_frames`."""
-        raise NotImplementedError(f"{type(self).__name__} keeps no keys and values")
+        raise ConfigError(f"backbone {type(self).__name__} keeps no keys and values of finished frames: leave keep out")
 
     def empty_residuals(self, rows: int, tokens: int) -> Residuals:
         """Residuals before the first call. Only of those that `caches_blocks`."""
-        raise NotImplementedError(f"{type(self).__name__} passes over no blocks")
+        raise ConfigError(f"backbone {type(self).__name__} runs all blocks in each call: set reuse=0")
 
 
 def token_values(backbone: Backbone) -> int:
