@@ -15,12 +15,11 @@ from vdit.cli import (
     animate,
     connect,
     edit,
-    export_model,
     extend,
-    import_model,
     inpaint,
     loop,
     plan,
+    public_weights,
     quickstart,
     reconstruct,
     rollout,
@@ -29,7 +28,7 @@ from vdit.cli import (
     train,
 )
 from vdit.cli.exit_status import ending, heard_interrupts, outlived_output
-from vdit.cli.parser import Parser, UsageError, nearest, refuse_unknown, take_overrides, take_plugins
+from vdit.cli.parser import Command, Parser, UsageError, nearest, refuse_unknown, take_overrides, take_plugins
 from vdit.errors import EX_OK, EX_USAGE, VditWarning
 
 COMMANDS = {
@@ -46,8 +45,8 @@ COMMANDS = {
     "rollout": rollout,
     "simulate": simulate,
     "reconstruct": reconstruct,
-    "import": import_model,
-    "export": export_model,
+    "import": public_weights.IMPORT,
+    "export": public_weights.EXPORT,
 }
 
 DESCRIPTION = """\
@@ -177,10 +176,13 @@ def _parser() -> Parser:
         "backbones, data sources, losses, ... that it registers can be named in configs; may be repeated"
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=Parser)
-    for name, module in COMMANDS.items():
-        command = commands.add_parser(name, help=module.SUMMARY, description=module.DESCRIPTION, epilog=module.EPILOG)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run, parser=command, takes_overrides=module.TAKES_OVERRIDES)
+    for name, entry in COMMANDS.items():
+        command = Command.of(entry)
+        added = commands.add_parser(
+            name, help=command.summary, description=command.description, epilog=command.epilog
+        )
+        command.add_arguments(added)
+        added.set_defaults(run=command.run, parser=added, takes_overrides=command.takes_overrides)
     return parser
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
+from types import ModuleType
 from typing import NoReturn
 
 from vdit.errors import ConfigError, VditError
@@ -17,6 +18,37 @@ MOST_PIXELS = 2**26  # of a frame, as vdit.video has it
 
 class UsageError(VditError):
     """The command line cannot be understood."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command of `vdit`. A module with these names in capitals (add_arguments and run as they are) is one, too.
+
+    Attributes:
+        summary: its line in the list of commands.
+        description: first part of its help.
+        epilog: last part of its help, with examples.
+        add_arguments: adds its arguments to a parser.
+        run: (options, overrides "key=value") -> exit code.
+        takes_overrides: whether --cfg.KEY=VALUE is allowed.
+    """
+
+    summary: str
+    description: str
+    epilog: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, list[str]], int]
+    takes_overrides: bool = False
+
+    @classmethod
+    def of(cls, command: Command | ModuleType) -> Command:
+        """A command, or a module that is one, as a command."""
+        if isinstance(command, Command):
+            return command
+        return cls(
+            summary=command.SUMMARY, description=command.DESCRIPTION, epilog=command.EPILOG,
+            add_arguments=command.add_arguments, run=command.run, takes_overrides=command.TAKES_OVERRIDES,
+        )  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
