@@ -26,8 +26,8 @@ from tools.fuzz.common import Wrong, main
 from vdit.data.clips import Clips
 from vdit.data.config import DataConfig
 from vdit.data.folder import FolderDataset
-from vdit.generate.inputs import read_input
-from vdit.generate.masks import read_mask
+from vdit.generate.inputs import open_input, read_input
+from vdit.generate.masks import mask_frames
 from vdit.video.read import encode_bytes, iter_frames, probe
 
 VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".gif", ".avif", ".flv", ".ts")
@@ -164,8 +164,9 @@ def _read(path: Path, way: int) -> object:
     if way == 1:  # as a command does
         return read_input(path, size=(32, 32), fps=8.0).note, read_input(path, size=(32, 32), last=5).note
     if way == 2:  # as a mask of the video
-        like = read_input(path, area=4096, multiple=8, fps=8.0)
-        return read_mask(path, like).shape
+        like = open_input(path, area=4096, multiple=8, fps=8.0)
+        take = mask_frames(path, like).begin()
+        return [take(piece.shape[1]).shape for piece in like]
     return probe(path), sum(1 for _ in iter_frames(path, on_error="keep"))
 
 
