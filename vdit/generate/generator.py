@@ -49,6 +49,7 @@ class Generator:
 
     experiment: what the model was trained with. params: {"text", "dit", ...} (vdit.models.network).
     vae: encodes and decodes videos.
+    tokenizer: of prompts. mesh: the devices.
     drawn: called after each canvas that was filled, with the number of its frames that were not known before.
     """
 

@@ -104,22 +104,36 @@ def load(
     merge_lora: bool = False,
     parts: Sequence[str | Path] = (),
 ) -> Generator:
-    """Load a model onto a mesh (all devices, if None).
+    """Loads a model onto a mesh.
 
-    path: the folder of a run of `vdit train`, of an imported model (`vdit import`), or of public weights as they
-        were published, or of a Wan's transformer alone in one file (vdit.pretrained.open_model).
-    parts: of such a file, where its other networks are: files, folders, or the folder of a public model; without them
-        they are looked for beside it (vdit.pretrained.original_layouts).
-    ema: take the averaged parameters. step: of the DiT's checkpoint; the last one if None; "best" is the one that
-        evaluators found best (`best_metric` of the run). Of runs only.
-    compute: type of the matrix products; None is the run's own, and for public weights bfloat16, or float32 on CPU.
-    weights: how parameters are held: "bfloat16", or "int8" and "fp8" for the kernels of dense layers; None as stored.
-    lora: LoRA files in the public layouts (docs/lora.md), each "FILE[:STRENGTH][@EXPERT]" or a LoRAFile. They are
-        checked before any weights are loaded.
-    merge_lora: add them to the kernels, which costs nothing later. Else factors of low rank are kept apart, and the
-        kernels may be quantised.
-    A VditWarning says what of a LoRA was assumed or left out. Raises CheckpointError or WeightsError where something is
-    missing or damaged.
+    Args:
+        path: the folder of a run of `vdit train`, of an imported model (`vdit import`), or of public weights as they
+            were published; or a Wan's transformer alone in one file (docs/single_files.md).
+        mesh: None is all devices.
+        ema: take the averaged parameters. Of runs only.
+        step: of the DiT's checkpoint; None is the last one, "best" the one that evaluators found best (`best_metric` of
+            the run). Of runs only.
+        compute: dtype of the matrix products; None is the run's own, and for public weights bfloat16, or float32 on
+            CPU.
+        weights: how parameters are stored in memory: "bfloat16", or "int8" and "fp8" for the kernels of dense layers;
+            None as in the file.
+        lora: LoRA files in the public layouts (docs/lora.md), each "FILE[:STRENGTH][@EXPERT]" or a LoRAFile. They are
+            checked before any weights are loaded; a VditWarning says what was assumed or left out.
+        merge_lora: add them to the kernels. Otherwise factors of low rank stay beside them, and the kernels may be
+            quantised.
+        parts: where the other networks of a model in one file are: files, folders, or the folder of a public model;
+            without them they are looked for beside it.
+
+    Returns:
+        The generator.
+
+    Raises:
+        CheckpointError: a run is incomplete or damaged.
+        WeightsError: public weights are incomplete or damaged.
+
+    Example:
+        generator = vdit.load("runs/quickstart")
+        videos = generator(["a red circle moves to the left"], frames=17)
     """
     more = {"weights": weights, "lora": lora, "merge_lora": merge_lora, "parts": parts}
     return open_generator(path, mesh, ema=ema, step=step, compute=compute, **more).loaded

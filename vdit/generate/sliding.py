@@ -7,9 +7,9 @@
 vdit.extend, vdit.loop, ... (vdit.generate.verbs) give the same videos whole. Videos that go in are `Frames`: arrays
 (ArrayFrames) or files (vdit.generate.inputs.VideoInput), which are read while the result is made.
 
-A model that was trained on windows that have slid on continues a video in latents (vdit.sampling.sliding). Others, and
-whatever leads up to known frames, go canvas after canvas: each knows the end (or the beginning) of what there is, in
-pixels.
+A model whose training included windows that start mid-clip continues a video in latents (vdit.sampling.sliding). Other
+models, and passages that lead up to given frames, go canvas after canvas: each is given the end (or the start) of the
+video so far, in pixels.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Run:
 
     @property
     def slides(self) -> bool:
-        """Whether the model was trained on windows that have slid on (canvases without a clip's first latent frame)."""
+        """Whether training included windows that start mid-clip (CanvasConfig.window > 0)."""
         return self.generator.experiment.canvases.window > 0
 
     @property

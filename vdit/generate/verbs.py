@@ -70,16 +70,27 @@ def animate(
     size: tuple[int, int] | None = None,
     **options: Unpack[Options],
 ) -> np.ndarray:
-    """Videos of `frames` frames, of which those at `times` are the images.
+    """Videos in which the given images are frames.
 
     Args:
-        images: one for each time, uint8 or float in [-1, 1], [h w 3] of any size: scaled to cover `size` (height,
-            width) and cut around their middle. A single one need not be in a list.
-        times: frame numbers from 0, all of them in the window, no two among those that are made at once. For the model
-            the picture stands still there for as many frames as are made at once; only its own is the image.
-        frames, size: None is as in the experiment's `sample`.
+        generator: of `vdit.load`.
+        prompts: a text or several, one video for each.
+        images: one for each time, uint8 or float in [-1, 1], [h w 3] of any size: scaled to cover `size` and cropped to
+            their centre. A single one need not be in a list.
+        times: frame numbers from 0, all of them in the window, no two among those that are generated at once. For the
+            model the picture stands still there for as many frames as are generated at once; only its own is the image.
+        frames: length of the video; None is as in the experiment's `sample`.
+        size: (height, width) in pixels; None is as in the experiment's `sample`.
+        **options: window, seed, joins, and the options of sampling (steps, guidance, ...), as the module describes.
 
-    Raises: ShapeError for times and images that do not fit.
+    Returns:
+        The whole video for each prompt, float32 [b t h w 3] in [-1, 1]. Given images come back bit for bit.
+
+    Raises:
+        ShapeError: times or images do not fit the model.
+
+    Example:
+        videos = vdit.animate(generator, "a dog runs", image, frames=17)
     """
     experiment = generator.experiment
     size = tuple(experiment.sample.size if size is None else size)
@@ -99,12 +110,27 @@ def extend(
     context: int | None = None,
     **options: Unpack[Options],
 ) -> np.ndarray:
-    """The video with `before` more frames ahead of it and `after` more behind: any numbers of them.
+    """A longer video: `before` new frames ahead of it, `after` new frames behind it.
 
     Args:
-        context: how many frames next to those to be made the model sees at most. None: as many as these leave of the
-            window, and half of it where they are many. Of a shorter video it sees all (backward, at least as many
-            frames as are made at once, else ShapeError).
+        generator: of `vdit.load`.
+        prompts: a text or several, one video for each.
+        video: uint8 or float in [-1, 1], [t h w 3], or a Clip, at the model's frame rate.
+        before: any number of frames.
+        after: any number of frames.
+        context: how many frames next to the new ones the model sees at most. None: as many as the new ones leave of the
+            window, and half of it where they are many. It sees all of a shorter video.
+        **options: window, seed, joins, and the options of sampling (steps, guidance, ...), as the module describes.
+
+    Returns:
+        The whole video for each prompt, float32 [b t h w 3] in [-1, 1]. Given frames come back bit for bit.
+
+    Raises:
+        ShapeError: the video does not fit the model, or is too short to be extended backward.
+
+    Example:
+        video = vdit.read_video("dog.mp4", fps=8, size=(64, 96))
+        longer = vdit.extend(generator, "a dog runs", video, after=48)
     """
     given = ArrayFrames(given_frames(generator, video))
     run = Run.of(generator, prompts, **options)
@@ -121,11 +147,27 @@ def loop(
     size: tuple[int, int] | None = None,
     **options: Unpack[Options],
 ) -> np.ndarray:
-    """The video and a passage from its end back to its beginning: after the last frame the first may follow.
+    """The video and a passage from its end back to its start: after the last frame the first may follow.
 
     Args:
-        video: None makes one of the prompt first, of `frames` and `size` (None: as in the experiment's `sample`).
-        passage: how many frames it has, a multiple of the frames that are made at once; None for about half the window.
+        generator: of `vdit.load`.
+        prompts: a text or several, one video for each.
+        video: [t h w 3] or a Clip; None generates one from the prompt first.
+        passage: frames of the passage, a multiple of the frames that are generated at once; None is about half the
+            window.
+        frames: length of a generated video; None is as in the experiment's `sample`.
+        size: (height, width) of a generated video; None is as in the experiment's `sample`.
+        **options: window, seed, joins, and the options of sampling (steps, guidance, ...), as the module describes.
+
+    Returns:
+        The whole video for each prompt, float32 [b t h w 3] in [-1, 1]. Given frames come back bit for bit.
+
+    Raises:
+        ConfigError: frames or size are given beside a video.
+        ShapeError: the video or the passage does not fit the model.
+
+    Example:
+        loops = vdit.loop(generator, "waves on a beach", frames=17)
     """
     run = Run.of(generator, prompts, **options)
     passage = run.passage_frames("passage", passage)
@@ -150,12 +192,28 @@ def connect(
     strength: float = 0.8,
     **options: Unpack[Options],
 ) -> np.ndarray:
-    """The first video, a passage of `frames`, the second; or, with blend, one that gradually turns into the other.
+    """The first video, a generated passage, the second; or, with `blend`, one that gradually turns into the other.
 
     Args:
-        frames: a multiple of the frames that are made at once (ShapeError names the nearest); None for about half the
-            window. With blend: for how many frames both run at once, so that the result is as much shorter than both.
-        strength: with blend, how freely its middle is made again, above 0 and below 1 (vdit.generate.known.blend).
+        generator: of `vdit.load`.
+        prompts: a text or several, one video for each.
+        first: [t h w 3] or a Clip.
+        second: [t h w 3] or a Clip, of the same size.
+        frames: of the passage, a multiple of the frames that are generated at once; None is about half the window. With
+            `blend`: for how many frames both play at once; the result is shorter by as many.
+        blend: turn one video into the other while both play.
+        strength: with `blend`, how freely its middle is regenerated, above 0 and below 1.
+        **options: window, seed, joins, and the options of sampling (steps, guidance, ...), as the module describes.
+
+    Returns:
+        The whole video for each prompt, float32 [b t h w 3] in [-1, 1]. Given frames come back bit for bit, but for
+        those that are blended.
+
+    Raises:
+        ShapeError: the videos or the passage do not fit the model; the message names the nearest length.
+
+    Example:
+        both = vdit.connect(generator, "a dog turns into a cat", dog, cat, frames=24)
     """
     ahead, behind = given_frames(generator, first, "first"), given_frames(generator, second, "second")
     run = Run.of(generator, prompts, **options)
@@ -176,17 +234,34 @@ def edit(
     mask: Array | None = None,
     **options: Unpack[EditOptions],
 ) -> np.ndarray:
-    """The video as the prompts say, made again from the noise level `strength` down (SDEdit, Meng et al. 2022).
+    """The video changed as the prompts say: regenerated from the noise level `strength` (SDEdit, Meng et al. 2022).
 
     Args:
-        strength: 0 to 1: near 0 the video as the VAE gives it back, 1 one that is made of the prompt alone. One for
-            each frame makes an edit gradual; frames of 0 are known to the model, and come back as the VAE gives them.
-        structure: keeps low frequencies in space, so the layout, while sampling is above a level; None keeps none.
-        invert: begin from the noise of which the model would make this very video, found by going up the sampler's
-            path, instead of noise that is drawn: closer to the video. The sampler is then Euler's, unless one is named.
-        source: with invert, the prompt that describes the video as it is; None is "".
-        mask: bool [h w], or [t h w] where it moves: only where it is true is the video edited, the rest comes back bit
-            for bit. grow, soft: see `inpaint`. Without a mask all of it is made again, and nothing is put back.
+        generator: of `vdit.load`.
+        prompts: a text or several, one video for each.
+        video: [t h w 3] or a Clip.
+        strength: 0 to 1: near 0 the video as the VAE reconstructs it, 1 one that is generated from the prompt alone.
+            One for each frame makes an edit gradual; frames of 0 are given to the model, and come back as the VAE
+            reconstructs them.
+        source: with `invert`, the prompt that describes the video as it is; None is "".
+        structure: keeps low frequencies in space, so the layout, while the noise level is above a limit; None keeps
+            none.
+        invert: start from the noise that the model maps to this very video, found by going up the sampler's path:
+            closer to the video. The sampler is then Euler's, unless one is named.
+        mask: bool [h w], or [t h w] where it moves: the video is edited only where it is true; the rest comes back bit
+            for bit. None edits all of it, and puts nothing back.
+        **options: window, seed, joins, overlap, noise, grow, soft, and the options of sampling (steps, guidance, ...),
+            as the module describes.
+
+    Returns:
+        The whole video for each prompt, float32 [b t h w 3] in [-1, 1].
+
+    Raises:
+        ConfigError: options contradict each other.
+        ShapeError: the video, the mask or `strength` does not fit.
+
+    Example:
+        cats = vdit.edit(generator, "a cat runs", video, strength=0.7)
     """
     given = given_frames(generator, video)
     levels = knowing.check_strength(strength, given.shape[1])
@@ -207,17 +282,27 @@ def inpaint(
     edge: float = EDGE,
     **options: Unpack[EditOptions],
 ) -> np.ndarray:
-    """The video with what the mask says made again; all other pixels come back bit for bit.
+    """The video with the masked part regenerated; all other pixels come back bit for bit.
 
     Args:
-        mask: bool [h w], or [t h w] where it moves, true where something is to be made. Of latents those are known all
-            of whose pixels are, so of a mask smaller than a latent one is made again. A mask of nothing, or of
-            everything (that is text to video), is a ShapeError.
-        grow: pixels by which the mask is wider for the model, so that it sees nothing of what is to go; those come
-            back.
-        edge: the noise level at which latents begin that are known in part, filled up smoothly from what is. 1 makes
-            them of nothing; less lets what is cut by the mask go on inside.
-        soft: (frames, pixels) over which a difference of colour at the edge fades inside (vdit.generate.blend.Blend).
+        generator: of `vdit.load`.
+        prompts: a text or several, one video for each.
+        video: [t h w 3] or a Clip.
+        mask: bool [h w], or [t h w] where it moves, true where something is to be generated. A latent counts as given
+            only if every pixel it covers is, so a mask smaller than a latent regenerates one.
+        edge: starting noise level of latents that are partly inside the mask; 1 regenerates them fully, less keeps
+            more.
+        **options: window, seed, joins, overlap, noise, grow, soft, and the options of sampling (steps, guidance, ...),
+            as the module describes.
+
+    Returns:
+        The whole video for each prompt, float32 [b t h w 3] in [-1, 1].
+
+    Raises:
+        ShapeError: the video or the mask does not fit, or the mask covers nothing or everything.
+
+    Example:
+        filled = vdit.inpaint(generator, "a meadow", video, mask)
     """
     given = given_frames(generator, video)
     part = Part.of_array(knowing.check_mask(mask, given.shape), edge=edge, **_part(options))
@@ -236,14 +321,29 @@ def outpaint(
     edge: float = EDGE,
     **options: Unpack[EditOptions],
 ) -> np.ndarray:
-    """The video in the larger frame of `size`, the rest made around it; its pixels come back bit for bit.
+    """The video in a larger frame, the rest generated around it; its pixels come back bit for bit.
 
     Args:
-        size: (height, width), multiples of VAE stride x patch. aspect: width / height instead, and the smallest such
-            frame.
+        generator: of `vdit.load`.
+        prompts: a text or several, one video for each.
+        video: [t h w 3] or a Clip.
+        size: (height, width) of the frame, multiples of VAE stride x patch.
+        aspect: width / height instead; the smallest such frame is taken.
         at: the video's upper left corner (y, x), or "centre". A corner on a multiple of the VAE's stride leaves the
-            fewest latents known only in part; so "centre" is as near to the middle as that allows.
-        grow, edge, soft: see `inpaint`.
+            fewest latents partly given, so "centre" is as near to the middle as that allows.
+        edge: see `inpaint`.
+        **options: window, seed, joins, overlap, noise, grow, soft, and the options of sampling (steps, guidance, ...),
+            as the module describes.
+
+    Returns:
+        The whole video for each prompt, float32 [b t h w 3] in [-1, 1].
+
+    Raises:
+        ConfigError: not exactly one of size and aspect is given.
+        ShapeError: the video does not fit the frame.
+
+    Example:
+        wide = vdit.outpaint(generator, "a dog on a meadow", video, aspect=16 / 9)
     """
     given, config = given_frames(generator, video), generator.experiment
     if (size is None) == (aspect is None):
@@ -269,30 +369,38 @@ def rollout(
     keep: bool | None = None,
     **options: Unpack[Options],
 ) -> Iterator[np.ndarray]:
-    """One video of any length, float32 [t h w 3] in [-1, 1] some frames at a time, as they are made.
+    """One video of any length, some frames at a time, in constant memory.
 
-        pieces = vdit.rollout(generator, [(0.0, "a dog runs"), (10.0, "the dog sits down")], seconds=60)
-        vdit.write_video("long.mp4", pieces, fps=generator.experiment.sample.fps)
+    A video of one window is the one that the generator makes with this seed. Four programs are compiled, whatever the
+    length: the first window and the later ones, and the decoder for each.
 
     Args:
-        prompts: a text, or texts from times in seconds on, the first from 0; of what is made at once, that of the
-            first new frame counts.
-        frames: of the whole result, what is given included; or seconds at `fps` (None: the experiment's `sample`).
-        image, video: how it begins, one of them: [h w 3] of any size, scaled to cover `size` (height, width; None: as
-            in the experiment's `sample`) and cut; or [t h w 3] or a Clip, whose height and width must be multiples of
-            VAE stride x patch. These frames come back bit for bit.
-        context: how many frames of the window are known from before, once it slides (rounded down to what the model
-            makes at once); None is about half.
-        anchor: the beginning of the video stays known to all windows, as if it came just before what they know.
-            Colours and background drift less, but the scene cannot change much.
-        keep: keep what was computed of finished frames (vdit.sampling.kv), as causal models can; None: where it is
-            possible. It costs less, and frames know of more than the window holds.
+        generator: of `vdit.load`.
+        prompts: a text, or (seconds, text) for prompts that change, the first at 0.
+        frames: of the whole result, given ones included.
+        seconds: of the whole result, instead of frames.
+        fps: frame rate for `seconds` and the times of prompts; None is the experiment's `sample`.
+        image: how it begins: [h w 3] of any size, scaled to cover `size` and cropped.
+        video: how it begins, instead of an image: [t h w 3] or a Clip, of multiples of VAE stride x patch.
+        size: (height, width); None is as in the experiment's `sample`.
+        context: how many frames of the window are given from before, once it slides (rounded down to what the model
+            generates at once); None is about half.
+        anchor: keep the first frames as context of all windows: colours and background drift less, but the scene cannot
+            change much.
+        keep: cache keys and values of finished frames, as causal models can; None: where it is possible. It costs less,
+            and frames see more than the window holds.
+        **options: window, seed, joins, and the options of sampling (steps, guidance, ...), as the module describes.
 
-    A video of one window is the one that the generator makes by this seed. Four programs are compiled, whatever the
-    length: the first window and the later ones, and the decoder for each. Neither the device nor the host keeps what
-    has been made, but for the last window.
+    Returns:
+        Pieces float32 [t h w 3] in [-1, 1], as they are generated. Given frames come back bit for bit.
 
-    Raises: ShapeError for what does not fit the model, ConfigError for prompts that are not as said; at once.
+    Raises:
+        ConfigError: not exactly one of frames and seconds is given, or prompts are malformed; at once.
+        ShapeError: something does not fit the model; at once.
+
+    Example:
+        pieces = vdit.rollout(generator, [(0.0, "a dog runs"), (10.0, "the dog sits down")], seconds=60)
+        vdit.write_video("long.mp4", pieces, fps=generator.experiment.sample.fps)
     """
     if (frames is None) == (seconds is None):
         raise ConfigError(f"frames={frames}, seconds={seconds}: give one of them, the length of the video")

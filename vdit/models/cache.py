@@ -66,7 +66,7 @@ class AttentionIds(NamedTuple):
 
 
 def attention_ids(segment_ids: Array, time: Array | None, cache: KVCache | None) -> AttentionIds:
-    """Tokens read their clip; with times, what is not later of it, and of the cache."""
+    """Each token attends within its segment; with times, only to frames at or before its own, cached ones too."""
     if cache is None:
         return AttentionIds(segment_ids, segment_ids, time, time)
     all_ids = concat_tokens(cache.segment_ids, segment_ids, MARKS)

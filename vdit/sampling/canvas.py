@@ -81,8 +81,8 @@ class Canvas:
         place as in differential diffusion, Levin and Fried 2023).
     cond: name -> values of a condition: [b ...] of the clip, [b t/pt f] of each frame of tokens, [b t h w c] of each
         latent, [b l e] of the clip's sequence. Conditions that are optional may be missing.
-    valid: bool [b t/pt], the frames of tokens that there are; None for all. Of the others nothing is seen: a canvas
-        of one size serves while a video is shorter than it.
+    valid: bool [b t/pt], mask of the frames of tokens in use (None: all). Others are padding and are masked out of
+        attention, so one compiled size serves shorter videos.
     start_position: int32 [b], the position in time of the first frame of tokens; None for 0. A clip's latent frame 0
         stands for one video frame, the others for several: a window that has slid on holds only such others, and
         begins at 1. Below 0 where the first frames are not valid.
@@ -131,8 +131,8 @@ class CanvasTokens:
     """A canvas as tokens.
 
     values: float32 [b n p]. level: float32 [b n]. frame_index: int32 [b n], 0..k-1. known: bool [b k], slots of known
-    tokens. doubled: whether each frame has two entries of k. grid: tokens along t, h, w. valid: bool [b k], frames of
-    tokens that there are; None for all.
+    tokens. doubled: whether each frame has two entries of k. grid: tokens along t, h, w. valid: bool [b k], mask of
+    the frames of tokens in use (None: all).
     """
 
     values: Array

@@ -37,21 +37,29 @@ def attention(
     q_time: Array | None = None,
     k_time: Array | None = None,
 ) -> Array:
-    """Scaled dot-product attention within clips.
+    """Scaled dot-product attention within clips. Scores and softmax are float32.
 
-    q: [b n h d]; k, v: [b m h d]; q_ids: int [b n]; k_ids: int [b m]. Returns [b n h d] in q's type.
-    A token reads the tokens of its own clip; padding, clip 0, reads padding. A query whose clip has no key reads
-    zeros, and passes on no gradient. Scores and softmax are float32.
+    A token reads the tokens of its own clip; padding, clip 0, reads padding.
 
-    q_time, k_time: int [b n], [b m], from 0 to 65535; given, a token reads what of its clip is not later than itself
-        (clips up to 32767). What no query of a block reads is left out, so that a long clip costs about half.
-    axes: logical names of n and m in vdit/dist/rules.py. Under a mesh (`jax.set_mesh`) each device takes its share of
-        rows, heads and queries. If keys are shared out as queries are, devices exchange heads for tokens or pass keys
-        round a ring (vdit/nn/attention/sequence.py); whole keys stay where they are. A dimension that the mesh does
-        not divide stays whole.
-    sequence_parallel: "auto" exchanges heads as far as they go, and uses a ring for the rest; "ulysses", "ring".
-    implementation: "dense", "chunked", "splash" or "triton" (the last two: interpreted, and slow, on a CPU); None for
-        what vdit/nn/attention/pick.py says.
+    Args:
+        q: queries [b n h d].
+        k: keys [b m h d].
+        v: values [b m h d].
+        q_ids: int [b n], the clip of each query.
+        k_ids: int [b m], the clip of each key.
+        axes: logical names of n and m in vdit/dist/rules.py. Under a mesh (`jax.set_mesh`) each device takes its shard
+            of rows, heads and queries. If keys are sharded as queries are, devices exchange heads for tokens or pass
+            keys round a ring (vdit/nn/attention/sequence.py); whole keys stay where they are. A dimension that the mesh
+            does not divide stays whole.
+        implementation: "dense", "chunked", "splash" or "triton" (the last two: interpreted, and slow, on a CPU); None
+            lets vdit/nn/attention/pick.py choose.
+        sequence_parallel: "auto" exchanges heads as far as they go, and uses a ring for the rest; "ulysses", "ring".
+        q_time: int [b n], from 0 to 65535; given, a token reads what of its clip is not later than itself (clips up to
+            32767). What no query of a block reads is left out, so a long clip costs about half.
+        k_time: int [b m], given with q_time.
+
+    Returns:
+        [b n h d] in q's type. A query whose clip has no key gets zeros, and passes on no gradient.
     """
     _check(q, k, v, q_ids, k_ids, q_time, k_time)
     q_from = None
