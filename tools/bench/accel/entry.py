@@ -85,7 +85,11 @@ def training_program(config: DiTConfig, *, row: int, clips: int, rows: int = 1, 
     """The step of `vdit train` for rows of so many tokens, each of so many clips, traced."""
     base = load_config(str(ROOT / "experiments" / "worlds_small.py"))
     data = dataclasses.replace(
-        base.data, row_tokens=row, row_text=WORDS * clips, row_slots=FRAMES * clips, row_clips=clips
+        base.data,
+        row_tokens=row,
+        max_text_per_row=WORDS * clips,
+        max_frames_per_row=FRAMES * clips,
+        max_clips_per_row=clips,
     )
     train = dataclasses.replace(base.dit_train, batch_size=rows)
     return train_program(dataclasses.replace(base, backbone=config, data=data, dit_train=train), mesh)
