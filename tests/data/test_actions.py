@@ -82,7 +82,7 @@ def test_actions_that_do_not_fill_the_slots_are_refused(shape, stride, patch):
 
 @pytest.mark.parametrize("patch_frames", [1, 3])
 def test_from_a_library_to_the_slots_of_rows_and_back(tmp_path, patch_frames):
-    """Each slot of each clip in each row has the actions of its own frames, to the last bit."""
+    """Each frame of tokens of each clip in each row has the actions of its own frames, to the last bit."""
     config = config_of(frames=(9,), epochs=1) if patch_frames == 3 else config_of(epochs=1)
     encode_clips(Clips(Steered(), config), encode, tmp_path / "out", samples=6, threads=1)
     store, seen = LatentStore(tmp_path / "out"), 0
@@ -182,7 +182,7 @@ def test_clips_with_and_without_actions_do_not_share_a_batch():
                         cond={} if action is None else {"action": action})
 
     action = CondShape("action", "frame", (2,), "float32")
-    limits = RowShape(tokens=4, text=4, slots=4, clips=2, conditions=(action,))
+    limits = RowShape(tokens=4, text=4, frames=4, clips=2, conditions=(action,))
     for other in (None, np.zeros((2, 3), np.float32)):
         with pytest.raises(DataError, match="all clips of a batch"):
             build_rows([[clip(np.zeros((2, 2), np.float32)), clip(other)]], limits)

@@ -15,7 +15,7 @@ from vdit.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 LABEL = CondShape("label", "clip", (), "int32")
-LIMITS = RowShape(tokens=100, text=40, slots=24, clips=12, conditions=(LABEL,))
+LIMITS = RowShape(tokens=100, text=40, frames=24, clips=12, conditions=(LABEL,))
 
 
 def clips_of(count, seed=0, width=2):

@@ -175,7 +175,7 @@ def test_rows_are_full_and_the_budget_that_binds_can_be_seen(store):
     full = take(rows_of(store, config_of(max_text_per_row=160)), 30)
     assert np.mean([useful(rows) for rows in full]) > 0.98
     short_of_text = [row_use(rows) for rows in take(rows_of(store, config_of(max_text_per_row=24)), 30)]
-    use = {key: np.mean([u[key] for u in short_of_text]) for key in ("tokens", "text", "slots", "clips")}
+    use = {key: np.mean([u[key] for u in short_of_text]) for key in ("tokens", "text", "frames", "clips")}
     assert max(use, key=use.get) == "text"
     assert use["tokens"] < 0.9
 
@@ -244,7 +244,7 @@ def test_iterators_that_live_to_the_end_make_no_noise():
 
         order = pipeline.Order(items=4, seed=0, streams=1).dataset()
         read = {"threads": 1, "read_ahead": 2, "identity": {}}
-        limits = RowShape(tokens=4, text=4, slots=4, clips=4)
+        limits = RowShape(tokens=4, text=4, frames=4, clips=4)
         pipeline.kept = pipeline.VideoBatches(order, lambda *_: {}, rows=range(1), batch_size=1, **read)
         packing.kept = packing.PackedRows({0: order}, lambda *_: None, limits, rows_each=1, most_tokens=8, most_clips=8,
                                         **read)

@@ -11,7 +11,7 @@ from vdit.diffusion import DiffusionConfig, draw_levels
 from vdit.errors import ConfigError
 from vdit.experiment.canvases import KINDS, CanvasConfig, draw_canvases
 
-LIMITS = RowShape(tokens=260, text=24, slots=40, clips=12)
+LIMITS = RowShape(tokens=260, text=24, frames=40, clips=12)
 GRIDS = ((5, 3, 3), (1, 3, 4), (2, 3, 3), (7, 2, 3), (3, 4, 4), (5, 3, 3))
 
 
@@ -23,7 +23,7 @@ def row():
         return PackItem(values=np.ones((np.prod(grid), 4), np.float32), grid=grid, text=np.array([1], np.int32))
 
     packed = build_rows([[clip(grid) for grid in GRIDS], [clip(grid) for grid in GRIDS[::-1]]], LIMITS)
-    packed = packed.with_cond("action", np.zeros((2, LIMITS.slots, 3), np.float32), "frame")
+    packed = packed.with_cond("action", np.zeros((2, LIMITS.frames, 3), np.float32), "frame")
     return jax.tree.map(jnp.asarray, packed)
 
 
@@ -107,13 +107,13 @@ def test_without_canvases_levels_are_those_of_the_diffusion(row):
 
 
 def test_masks_are_boxes_within_frames_that_move(row):
-    """Known tokens of a frame have a slot of their own at level 0; the region, or what is around it, is a box."""
+    """Known tokens of a frame have an entry of their own at level 0; the region, or what is around it, is a box."""
     shares, moving = [], 0
     for new, known, levels in drawn(row, only("mask")):
-        assert new.frame_segment_ids.shape[1] == 2 * LIMITS.slots == new.cond["action"].shape[1]
+        assert new.frame_segment_ids.shape[1] == 2 * LIMITS.frames == new.cond["action"].shape[1]
         np.testing.assert_array_equal(levels[known], 0.0)
         assert (levels[(new.segment_ids > 0) & ~known] > 0).all()
-        assert ((new.frame_index >= LIMITS.slots) == known).all()
+        assert ((new.frame_index >= LIMITS.frames) == known).all()
         assert not known[new.segment_ids == 0].any()
         owner = np.take_along_axis(new.frame_segment_ids, new.frame_index, axis=1)
         np.testing.assert_array_equal(owner[new.segment_ids > 0], new.segment_ids[new.segment_ids > 0])

@@ -186,7 +186,7 @@ def row():
         return PackItem(values=values, grid=grid, text=np.array([1], np.int32))
 
     groups = [[clip((5, 2, 2)), clip((3, 3, 2)), clip((1, 4, 4))] for _ in range(4)]
-    rows = jax.tree.map(jnp.asarray, build_rows(groups, RowShape(tokens=64, text=8, slots=24, clips=6)))
+    rows = jax.tree.map(jnp.asarray, build_rows(groups, RowShape(tokens=64, text=8, frames=24, clips=6)))
     return rows.with_cond("label", jnp.tile(jnp.where(jnp.arange(6) < 3, 1, 0), (4, 1)), "clip")
 
 

@@ -40,29 +40,29 @@ class CondShape(NamedTuple):
 class RowShape:
     """The shape of one row.
 
-    tokens: n, tokens of a row. text: m, text tokens. slots: k, noise levels (one for each latent frame of each clip).
+    tokens: n, tokens of a row. text: m, text tokens. frames: k, frames of tokens (each has a noise level).
     clips: s, clips. conditions: what rows carry beside.
     """
 
     tokens: int
     text: int
-    slots: int
+    frames: int
     clips: int
     conditions: tuple[CondShape, ...] = ()
 
     def each(self) -> tuple[int, int, int, int]:
         """The four limits, in the order of PackItem.needs."""
-        return self.tokens, self.text, self.slots, self.clips
+        return self.tokens, self.text, self.frames, self.clips
 
     @staticmethod
     def of(config: DataConfig, conditions: Sequence[Conditioner] = (), patch: Patch = (1, 1, 1)) -> RowShape:
         shapes = tuple(CondShape(c.name, c.axis, c.features(patch), c.dtype) for c in conditions)
         return RowShape(tokens=config.row_tokens, text=config.max_text_per_row,
-                         slots=config.max_frames_per_row, clips=config.max_clips_per_row, conditions=shapes)
+                         frames=config.max_frames_per_row, clips=config.max_clips_per_row, conditions=shapes)
 
     def count(self, axis: Axis) -> int:
         """How many values a condition of this axis has in a row."""
-        return {"frame": self.slots, "token": self.tokens}.get(axis, self.clips)
+        return {"frame": self.frames, "token": self.tokens}.get(axis, self.clips)
 
 
 @short_repr
@@ -94,12 +94,12 @@ class PackItem:
 
 def check_fits(clip: PackItem, limits: RowShape) -> None:
     """Raises DataError when no row can hold the clip."""
-    tokens, text, slots, _ = clip.needs
+    tokens, text, frames, _ = clip.needs
     t, h, w = clip.grid
     for need, limit, what, field in (
         (tokens, limits.tokens, f"{tokens} tokens ({t} x {h} x {w})", "row_tokens"),
         (text, limits.text, f"{text} text tokens", "max_text_per_row"),
-        (slots, limits.slots, f"{slots} noise levels (latent frames)", "max_frames_per_row"),
+        (frames, limits.frames, f"{frames} frames of tokens", "max_frames_per_row"),
     ):
         if need > limit:
             raise DataError(f"clip {clip.name!r} has {what}, a row holds {limit}: raise data.{field} to "
@@ -109,7 +109,7 @@ def check_fits(clip: PackItem, limits: RowShape) -> None:
 def choose(needs: np.ndarray, limits: Sequence[int]) -> list[int]:
     """The clips of the next row.
 
-    needs: int [i 4], tokens, text, slots, clips of each waiting clip, the longest waiting first.
+    needs: int [i 4], tokens, text, frames, clips of each waiting clip, the longest waiting first.
     limits: the row's [4].
     Returns indices in rising order; the first is always 0.
     """
@@ -155,7 +155,7 @@ def empty_rows(count: int, width: int, limits: RowShape) -> Row:
 
     cond = {c.name: np.zeros((count, limits.count(c.axis), *c.features), c.dtype) for c in limits.conditions}
     return Row(values=np.zeros((count, n, width), np.float32), position=ids(n, 3), segment_ids=ids(n),
-               frame_index=ids(n), frame_segment_ids=ids(limits.slots), text=ids(m), text_segment_ids=ids(m),
+               frame_index=ids(n), frame_segment_ids=ids(limits.frames), text=ids(m), text_segment_ids=ids(m),
                text_position=ids(m), cond=cond, cond_axes=tuple(sorted((c.name, c.axis) for c in limits.conditions)))
 
 
@@ -177,8 +177,8 @@ def build_rows(groups: Sequence[Sequence[PackItem]], limits: RowShape) -> Row:
     for b, group in enumerate(groups):
         n = m = k = 0
         for number, clip in enumerate(group, start=1):
-            tokens, text, slots, _ = clip.needs
-            total = RowShape(tokens=n + tokens, text=m + text, slots=k + slots, clips=number)
+            tokens, text, frames, _ = clip.needs
+            total = RowShape(tokens=n + tokens, text=m + text, frames=k + frames, clips=number)
             if any(have > most for have, most in zip(total.each(), limits.each())):
                 raise DataError(f"clip {clip.name!r} overflows row {b}: {total} against {limits}")
             position = grid_position(clip.grid)
@@ -186,7 +186,7 @@ def build_rows(groups: Sequence[Sequence[PackItem]], limits: RowShape) -> Row:
             rows.position[b, n : n + tokens] = position
             rows.segment_ids[b, n : n + tokens] = number
             rows.frame_index[b, n : n + tokens] = position[:, 0] + k
-            rows.frame_segment_ids[b, k : k + slots] = number
+            rows.frame_segment_ids[b, k : k + frames] = number
             rows.text[b, m : m + text] = clip.text
             rows.text_segment_ids[b, m : m + text] = number
             rows.text_position[b, m : m + text] = np.arange(text)
@@ -195,10 +195,10 @@ def build_rows(groups: Sequence[Sequence[PackItem]], limits: RowShape) -> Row:
                 if condition.axis == "token":
                     rows.cond[condition.name][b, n : n + tokens] = values
                 elif condition.axis == "frame":
-                    rows.cond[condition.name][b, k : k + slots] = values
+                    rows.cond[condition.name][b, k : k + frames] = values
                 else:
                     rows.cond[condition.name][b, number - 1] = values
-            n, m, k = n + tokens, m + text, k + slots
+            n, m, k = n + tokens, m + text, k + frames
     return rows
 
 

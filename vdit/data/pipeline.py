@@ -131,7 +131,7 @@ def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch
                          mean=mean, std=std)
     limits = RowShape.of(config, conditions, patch)
     tokens = config.look_ahead()
-    sizes = {"tokens": limits.tokens, "text": limits.text, "slots": limits.slots, "clips": limits.clips}
+    sizes = {"tokens": limits.tokens, "text": limits.text, "slots": limits.frames, "clips": limits.clips}
     identity = order.identity() | sizes | {
         "patch": list(patch), "batch_rows": batch_rows, "look_ahead": tokens,
         "buffer_clips": config.buffer_clips, "detailed": config.long_caption_prob}
@@ -250,5 +250,5 @@ def row_use(rows: Row) -> dict[str, float]:
     """
     clips = np.asarray(rows.segment_ids).max(axis=1)
     return {"tokens": useful(rows), "text": float((np.asarray(rows.text_segment_ids) > 0).mean()),
-            "slots": float((np.asarray(rows.frame_segment_ids) > 0).mean()),
+            "frames": float((np.asarray(rows.frame_segment_ids) > 0).mean()),
             "clips": float(clips.mean() / rows.max_clips)}

@@ -77,10 +77,10 @@ EVERY_TASK = CanvasConfig(
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DrawnCanvas:
-    """row: as it was, but windows' first frames are padding, and slots may have been doubled.
+    """row: as it was, but windows' first frames are padding, and frames may have been doubled.
 
-    levels: float32 [b k], of the row's slots. known: bool [b n]; known tokens have no part in the loss. fixed: bool
-    [b k], slots of what is known, whatever the level that they are told.
+    levels: float32 [b k], of the row's frames. known: bool [b n]; known tokens have no part in the loss. fixed: bool
+    [b k], frames of what is known, whatever the level that they are told.
     """
 
     row: Row
@@ -102,13 +102,13 @@ def draw_canvases(key: Array, row: Row, config: CanvasConfig, diffusion: Diffusi
     kind = _kinds(kind_key, clips, config)
     if config.frames:
         own = draw_levels(frame_key, row.frame_segment_ids, diffusion, per_frame=True)
-        levels = jnp.where(clips.at_slots(kind) == KINDS.index("frames"), own, levels)
-    known_slots = _known_frames(length_key, clips, kind)
-    known = jnp.take_along_axis(known_slots, row.frame_index, axis=1)
-    context = clips.at_slots(_context_levels(context_key, kind.shape, config))
+        levels = jnp.where(clips.at_frames(kind) == KINDS.index("frames"), own, levels)
+    known_frames = _known_frames(length_key, clips, kind)
+    known = jnp.take_along_axis(known_frames, row.frame_index, axis=1)
+    context = clips.at_frames(_context_levels(context_key, kind.shape, config))
     if not config.mask:
-        levels = jnp.where(known_slots, context, levels)
-        return DrawnCanvas(row=row, levels=levels, known=known & (row.segment_ids > 0), fixed=known_slots)
+        levels = jnp.where(known_frames, context, levels)
+        return DrawnCanvas(row=row, levels=levels, known=known & (row.segment_ids > 0), fixed=known_frames)
     known = known | (_masked(mask_key, row, clips) & (clips.at_tokens(kind) == KINDS.index("mask")))
     known = known & (row.segment_ids > 0)
     # A frame that is known in part needs two levels: each frame gets a second one, for what is known.
@@ -120,7 +120,7 @@ def draw_canvases(key: Array, row: Row, config: CanvasConfig, diffusion: Diffusi
         frame_segment_ids=twice(row.frame_segment_ids),
         cond=row.cond | {name: twice(row.cond[name]) for name, axis in row.cond_axes if axis == "frame"},
     )
-    fixed = jnp.concatenate([jnp.zeros_like(known_slots), jnp.ones_like(known_slots)], axis=1)
+    fixed = jnp.concatenate([jnp.zeros_like(known_frames), jnp.ones_like(known_frames)], axis=1)
     return DrawnCanvas(row=row, levels=jnp.concatenate([levels, context], axis=1), known=known, fixed=fixed)
 
 
@@ -128,7 +128,7 @@ def draw_canvases(key: Array, row: Row, config: CanvasConfig, diffusion: Diffusi
 class _Clips:
     """Clips of rows; entry 0 of [b s+1] is padding's.
 
-    count: int [b s+1], slots (latent frames) of each. frame: int [b k], of a slot inside its clip.
+    count: int [b s+1], frames of tokens of each. frame: int [b k], of each frame inside its clip.
     """
 
     row: Row
@@ -142,8 +142,8 @@ class _Clips:
         rank = jnp.take_along_axis(jnp.cumsum(own, axis=1), row.frame_segment_ids[..., None], axis=2)[..., 0]
         return cls(row=row, count=own.sum(1), frame=rank - 1)
 
-    def at_slots(self, x: Array) -> Array:
-        """Of clips [b s+1] -> of slots [b k]."""
+    def at_frames(self, x: Array) -> Array:
+        """Of clips [b s+1] -> of frames [b k]."""
         return jnp.take_along_axis(x, self.row.frame_segment_ids, axis=1)
 
     def at_tokens(self, x: Array) -> Array:
@@ -155,13 +155,13 @@ def _without_first(key: Array, row: Row, share: float) -> Row:
     """Makes the first latent frame of a share of the clips padding; the others keep their positions, from 1 on."""
     clips = _Clips.of(row)
     chosen = jax.random.bernoulli(key, share, clips.count.shape) & (clips.count >= 3)
-    slots = clips.at_slots(chosen) & (clips.frame == 0)
-    gone = jnp.take_along_axis(slots, row.frame_index, axis=1) & (row.segment_ids > 0)
+    first = clips.at_frames(chosen) & (clips.frame == 0)
+    gone = jnp.take_along_axis(first, row.frame_index, axis=1) & (row.segment_ids > 0)
     return dataclasses.replace(
         row,
         segment_ids=jnp.where(gone, 0, row.segment_ids),
         frame_index=jnp.where(gone, 0, row.frame_index),
-        frame_segment_ids=jnp.where(slots, 0, row.frame_segment_ids),
+        frame_segment_ids=jnp.where(first, 0, row.frame_segment_ids),
     )
 
 
@@ -175,7 +175,7 @@ def _kinds(key: Array, clips: _Clips, config: CanvasConfig) -> Array:
 
 
 def _known_frames(key: Array, clips: _Clips, kind: Array) -> Array:
-    """Which slots are known whole: bool [b k]."""
+    """Which frames are known whole: bool [b k]."""
     first, head, tail, ends = (KINDS.index(name) for name in ("first", "head", "tail", "ends"))
     u, v = jax.random.uniform(key, (2, *kind.shape))
     count = clips.count
@@ -185,7 +185,7 @@ def _known_frames(key: Array, clips: _Clips, kind: Array) -> Array:
     behind = 1 + jnp.floor(v * (count - 1 - before)).astype(jnp.int32)
     start = jnp.select([kind == first, kind == head, kind == ends], [1, one, before], 0)
     end = jnp.select([kind == tail, kind == ends], [one, behind], 0)
-    inside = (clips.frame < clips.at_slots(start)) | (clips.frame >= clips.at_slots(count - end))
+    inside = (clips.frame < clips.at_frames(start)) | (clips.frame >= clips.at_frames(count - end))
     return inside & (clips.row.frame_segment_ids > 0)
 
 

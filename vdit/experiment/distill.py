@@ -175,9 +175,9 @@ def pseudo_huber(square: Array, c: float) -> Array:
 
 
 def step_down(drawn: DrawnCanvas, schedule: Schedule, steps: int) -> tuple[Array, Array]:
-    """(t, s), float32 [b k] each: the slots' levels moved up to a grid of `steps` steps, and the grid's next lower.
+    """(t, s), float32 [b k] each: the frames' levels moved up to a grid of `steps` steps, and the grid's next lower.
 
-    The levels drawn are the grid's before the schedule's shift. Levels of what is known, and of unused slots, stay.
+    The levels drawn are the grid's before the schedule's shift. Levels of what is known, and of unused frames, stay.
     """
     moves = (drawn.row.frame_segment_ids > 0) & ~drawn.fixed
     place = jnp.clip(jnp.ceil(drawn.levels * steps), 1, steps)

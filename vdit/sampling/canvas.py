@@ -130,7 +130,7 @@ def tokenize(tokenizer, prompts: list[str], *, length: int) -> Prompts:
 class CanvasTokens:
     """A canvas as tokens.
 
-    values: float32 [b n p]. level: float32 [b n]. frame_index: int32 [b n], 0..k-1. known: bool [b k], slots of known
+    values: float32 [b n p]. level: float32 [b n]. frame_index: int32 [b n], 0..k-1. known: bool [b k], frames of known
     tokens. doubled: whether each frame has two entries of k. grid: tokens along t, h, w. valid: bool [b k], mask of
     the frames of tokens in use (None: all).
     """
@@ -147,7 +147,7 @@ class CanvasTokens:
 def canvas_tokens(canvas: Canvas, patch: tuple[int, int, int]) -> CanvasTokens:
     """Tokens of a canvas. A token's level is the largest of its latents: it is known if all of it is.
 
-    Each frame of tokens has a slot. Where frames may be known in part, each has two: k = 2t, and its known tokens
+    Each frame of tokens has one level. Where frames may be known in part, each has two: k = 2t, and its known tokens
     are in the second.
     """
     grid = token_grid(canvas.latents.shape, patch)

@@ -15,7 +15,7 @@ from vdit.sampling.canvas import Canvas, CanvasTokens, Prompts, dense_rows, with
 from vdit.sampling.config import SamplingConfig
 from vdit.types import Array, PyTree, Row
 
-RUNNING = -1.0  # stands for the level that sampling is at, where slots may have levels of their own
+RUNNING = -1.0  # stands for the level that sampling is at, where frames may have levels of their own
 
 
 @jax.tree_util.register_dataclass
@@ -24,7 +24,7 @@ RUNNING = -1.0  # stands for the level that sampling is at, where slots may have
 class GuidanceBatch:
     """What the network is told beside x and the level; a video's rows lie side by side: wanted, negative, contextless.
 
-    timesteps: float32 [b k], the level of each slot, or RUNNING. hidden: bool [b n 1] and noise [b n p], tokens that
+    timesteps: float32 [b k], the level of each frame, or RUNNING. hidden: bool [b n 1] and noise [b n p], tokens that
     are noise in this row whatever x holds; None where no row hides any.
     """
 
