@@ -25,15 +25,15 @@ _LONGEST_LINE = 65536
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What the first host found. error: one line, empty if all is well. mend: whether a user must change something."""
+    """What the first host found. error: one line, empty if all is well. by_user: whether a user must fix something."""
 
     error: str = ""
-    mend: bool = False
+    by_user: bool = False
 
     def check(self) -> None:
         """Raises what is wrong: ConfigError where a user must fix it, else HostsError."""
         if self.error:
-            raise ConfigError(self.error) if self.mend else HostsError(self.error)
+            raise ConfigError(self.error) if self.by_user else HostsError(self.error)
 
 
 def roll_call(
@@ -103,13 +103,13 @@ class _Desk:
     def _wrong(self) -> Answer | None:
         for entry in self._entries:
             if entry["processes"] != self._processes:
-                return Answer(mend=True, error=(
+                return Answer(by_user=True, error=(
                     f"process {_who(entry)} was started with VDIT_PROCESSES={entry['processes']}, process "
                     f"{_who(self._entries[0])} with {self._processes}: give all hosts the same"))  # fmt: skip
         twice = [number for number, count in Counter(e["process"] for e in self._entries).items() if count > 1]
         if twice:
             hosts = " and ".join(entry["name"] for entry in self._entries if entry["process"] == twice[0])
-            return Answer(mend=True, error=(
+            return Answer(by_user=True, error=(
                 f"VDIT_PROCESS_ID={twice[0]} was given to two processes (on {hosts}): "
                 f"number them from 0 to {self._processes - 1}, each number once"))  # fmt: skip
         return _odd_ones_out(self._entries)
@@ -142,7 +142,7 @@ def _odd_ones_out(entries: Sequence[dict[str, Any]]) -> Answer | None:
         odd = [entry for entry, value in zip(entries, values) if value != most]
         if odd:
             theirs = ", ".join(f"{_who(entry)} has {entry['about'].get(name, 'none')}" for entry in odd)
-            return Answer(mend=True, error=(
+            return Answer(by_user=True, error=(
                 f"{name} is not the same on all hosts: process {theirs}, the others have {most}: "
                 "start the same command with the same code on each"))  # fmt: skip
     return None
@@ -181,7 +181,7 @@ def _call(host: str, port: int, entry: dict, coordinator: str, seconds: float, d
         except OSError as error:
             reason = error.strerror or str(error) or type(error).__name__
             answer = None
-        if isinstance(answer, dict) and set(answer) == {"error", "mend"}:
+        if isinstance(answer, dict) and set(answer) == {"error", "by_user"}:
             Answer(**answer).check()
             return
         time.sleep(min(_RETRY, max(deadline - time.monotonic(), 0)))

@@ -168,8 +168,8 @@ def read_image(path: str | Path, *, background: tuple[int, int, int] = (255, 255
                     size = f"{image.width}x{image.height}"
                     raise VideoError(f"{path}: has {size} pixels, more than {MAX_PIXELS}: scale it down")
                 if image.format in ("PNG", "WEBP", "TIFF", "AVIF") and image.n_frames > 1:
-                    mend = "write them as .gif, .mp4 or .webm, or one alone"
-                    raise VideoError(f"{path}: holds {image.n_frames} pictures: {mend}")
+                    fix = "write them as .gif, .mp4 or .webm, or one alone"
+                    raise VideoError(f"{path}: holds {image.n_frames} pictures: {fix}")
                 note_read(path)
                 return _rgb(ImageOps.exif_transpose(image), background)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

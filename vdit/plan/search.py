@@ -216,7 +216,7 @@ def _own(experiment: Any, topology: Topology, known: list[Candidate]) -> Candida
 
 
 def spread(ranked: list[Candidate], limit: int) -> list[Candidate]:
-    """The first few, but no mesh more than twice as long as there are others: neighbours tell little anew."""
+    """The first few, but no mesh more than twice as long as there are others: neighbours tell little more."""
     chosen: list[Candidate] = []
     for most in (2, len(ranked)):
         for one in ranked:
