@@ -34,6 +34,11 @@ examples:
   vdit train experiments/clips.py --workdir runs/clips --cfg.backbone.depth=4 --cfg.data.pixel_budgets=9216,16384
   vdit train experiments/clips.py --help-config    # lists every --cfg key with its type and value
   vdit train runs/clips --stage dit --cfg.dit_train.steps=20000    # continues a run, longer
+  vdit train experiments/clips.py --plugin my_tars.py --cfg.data.source=my_tars    # a data source of your own
+  vdit train experiments/clips.py --cfg.evaluators=denoising --cfg.dit_train.best_metric=eval/denoising/loss
+
+A backbone, condition, objective, optimizer, data source, sampler or evaluator of your own is a registered dataclass in
+a module that --plugin imports (docs/how_to). Evaluators measure on held-out data while a model trains.
 
 On several hosts, start the same command on each. In GKE and under Slurm jax finds the others itself, on a TPU pod with
 VDIT_CLUSTER=1; elsewhere set VDIT_COORDINATOR (host:port of the first), VDIT_PROCESSES and VDIT_PROCESS_ID. If a host
