@@ -2,10 +2,11 @@
 
     python -m tools.host_memory --seconds 10 1800
 
-Each row is a process of its own that runs one command, as a user types it, on a generated video of 640x360 (width x
-height) at 8 frames a second with sound. The model is tiny.generator of the tests: a real VAE and a real transformer of
-random weights, one sampling step. `extend` works at the video's own size; `edit` and `inpaint`, which make every frame
-again, at --small, so that half an hour of video takes minutes. Imports and compiled programs are in the figures.
+Each row is a process of its own that runs one command, as a user types it, on a generated video of 360x640 (height x
+width) at 8 frames a second with sound. The model is tiny.generator of the tests: a real VAE and a real transformer of
+random weights, one sampling step. `extend` works at the video's own size, in short windows; `edit` and `inpaint`, which
+make every frame again, at --small, so that half an hour of video takes minutes. Imports and compiled programs are in
+the figures.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def video(path: Path, seconds: int) -> None:
 def words(name: str, path: Path, out: Path, small: str) -> list[str]:
     """The command's words."""
     options = {
-        "extend": ["--after", "2s", "--before", "2s"],
+        "extend": ["--after", "2s", "--size", "{}x{}".format(*SIZE), "--window", "5"],
         "edit": ["--size", small, "--strength", "0.5"],
         "inpaint": ["--size", small, "--box", "10%,10%,30%,30%"],
         "loop": ["--passage", "8"],

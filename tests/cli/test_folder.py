@@ -20,7 +20,7 @@ def test_a_folder_of_videos_trains_on_canvases_of_every_task(videos):
     experiment = find_experiment(None, videos)
     assert all(share > 0 for share in experiment.canvases.shares())
     assert experiment.canvases.window > 0  # else what is longer than a window is encoded again at each
-    assert sampling_config(experiment).known == "clean"
+    assert sampling_config(experiment).conditioning == "clean"
 
 
 @pytest.mark.parametrize("name", ["tfds_video", "clips", "wan_lora"])

@@ -213,7 +213,7 @@ def test_noise_that_is_given_reaches_its_windows(generator, video, monkeypatch):
 
 def test_models_of_one_level_inpaint(generator, video):
     """What is known is noised along."""
-    sample = dataclasses.replace(generator.experiment.sample, known="noised")
+    sample = dataclasses.replace(generator.experiment.sample, conditioning="replacement")
     experiment = dataclasses.replace(generator.experiment, sample=sample)
     generator = dataclasses.replace(generator, experiment=experiment)
     mask = np.zeros(tiny.SIZE, bool)

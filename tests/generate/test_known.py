@@ -65,7 +65,7 @@ def test_each_task_says_that_the_model_knows_no_canvases_and_repeats_steps(untra
     with pytest.warns(VditWarning, match="not trained on canvases"):
         TASKS[task](untrained)
     assert {type(method.sampler) for method in methods} == {Resample}
-    assert {method.known for method in methods} == {"noised"}
+    assert {method.conditioning for method in methods} == {"replacement"}
     with pytest.warns(VditWarning):
         TASKS[task](untrained, sampler="heun")  # what is asked for is done
     assert type(methods[-1].sampler) is Heun

@@ -247,7 +247,7 @@ def test_only_what_no_later_frame_changes_is_kept(causal, generator):
     network, method = causal.experiment.network, causal.method()
     assert can_keep_kv(network, method)
     assert not can_keep_kv(network, causal.method(context_guidance=2.0))
-    assert not can_keep_kv(network, causal.method(known="noised"))
+    assert not can_keep_kv(network, causal.method(conditioning="replacement"))
     placed = dataclasses.replace(network, backbone=dataclasses.replace(network.backbone, position="both"))
     assert not can_keep_kv(placed, method)
     with pytest.raises(ConfigError, match="keep=True: only of a causal model"):

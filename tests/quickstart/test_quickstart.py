@@ -31,7 +31,7 @@ def test_nothing_held_out_is_trained_on():
 def test_its_model_is_told_what_is_given():
     """So that animate, extend, loop, connect, inpaint and rollout, which its page and README show, need not guess."""
     experiment = config.experiment()
-    assert sampling_config(experiment).known == "clean"
+    assert sampling_config(experiment).conditioning == "clean"
     assert all(share > 0 for share in experiment.canvases.shares())
     assert experiment.canvases.window > 0
 

@@ -163,7 +163,7 @@ def test_models_of_one_level_get_what_is_known_at_matching_noise():
     params = nn.meta.unbox(params)
     latents, noise = (jax.random.normal(jax.random.key(k), (1, *SHAPE)) for k in (1, 2))
     canvas = Canvas(latents=latents, level=jnp.asarray([0.0, 1.0, 1.0]).reshape(1, 3, 1, 1))
-    one = method(guidance=Guidance(), known="noised", grid=Grid(steps=4))
+    one = method(guidance=Guidance(), conditioning="replacement", grid=Grid(steps=4))
     out = denoise(network, params, canvas, prompts(3), prompts(3), jax.random.key(0), one, noise=noise)
     np.testing.assert_array_equal(out[:, 0], latents[:, 0])
     x0, z = (np.asarray(patchify(x[:, :1], NETWORK.backbone.patch)) for x in (latents, noise))
@@ -213,9 +213,9 @@ def test_a_window_begins_at_its_position(params):
 
 
 def test_what_a_method_cannot_be_is_refused():
-    with pytest.raises(ConfigError, match="known='dirty': use 'clean' or 'noised'"):
-        method(known="dirty")
+    with pytest.raises(ConfigError, match="conditioning='dirty': use 'clean' or 'replacement'"):
+        method(conditioning="dirty")
     with pytest.raises(ConfigError, match=r"known_level=1.0: a noise level"):
         method(known_level=1.0)
     with pytest.raises(ConfigError, match="need a model that is told what is known"):
-        method(known="noised", context_guidance=2.0)
+        method(conditioning="replacement", context_guidance=2.0)

@@ -66,8 +66,9 @@ class SampleConfig:
     grid: where the levels lie; None is the usual for the kind of diffusion. Asking for another sampler leaves it out.
     guidance: scale of classifier-free guidance, 1 for none; interval, rescale: see vdit.diffusion.Guidance.
     low_guidance: its scale for the second transformer of a model that has two; None is `guidance`.
-    known, known_level, context_guidance: how what a user gives is told and followed (vdit.sampling.SamplingConfig);
-        known=None is "clean" for models trained with canvases (Experiment.canvases), else "noised".
+    conditioning, known_level, context_guidance: how what a user gives is told and followed
+        (vdit.sampling.SamplingConfig);
+        conditioning=None is "clean" for models trained with canvases (Experiment.canvases), else "replacement".
     joins: how generated frames meet given ones: "motion" mixes frames beside a join with the given frame, moved along,
         and matches colours; "colour" only matches colours (vdit.generate.blend).
     reuse: threshold under which blocks are passed over between steps, for speed (vdit.sampling.config); 0 for never.
@@ -84,7 +85,7 @@ class SampleConfig:
     low_guidance: float | None = None
     interval: tuple[float, float] = (0.0, 1.0)
     rescale: float = 0.0
-    known: Literal["clean", "noised"] | None = None
+    conditioning: Literal["clean", "replacement"] | None = None
     known_level: float = 0.0
     context_guidance: float = 1.0
     reuse: float = 0.0

@@ -24,11 +24,13 @@ RENAMED: dict[str, str] = {
     "data.row_text": "data.max_text_per_row",
     "data.row_clips": "data.max_clips_per_row",
     "dit": "backbone",
+    "sample.known": "sample.conditioning",
     "diffusion.whole_time": "diffusion.integer_timesteps",
 }
 
 # Today's dotted key -> what its old values are called now.
 VALUES: dict[str, dict[Any, Any]] = {
+    "sample.conditioning": {"noised": "replacement"},
 }
 
 

@@ -116,8 +116,8 @@ class SamplingConfig:
 
     schedule, prediction: of the model. sampler, grid: the method and its noise levels. guidance: by the prompt.
     low_guidance: for the second transformer of a network that has two; None is `guidance`.
-    known: how the network is told what is known. "clean": at noise level 0, beside the noisy rest, as models are
-        trained that draw canvases. "noised": at the running level like the rest, noised to it again at every step
+    conditioning: how the network is told what is known. "clean": at noise level 0, beside the noisy rest, as models are
+        trained that draw canvases. "replacement": at the running level like the rest, noised to it again at every step
         (replacement; Song et al. 2021), for models that know one level for all.
     known_level: the level that known tokens are told and noised to instead of 0 (clean only). A little noise hides
         the small errors that a long rollout would add up.
@@ -135,20 +135,20 @@ class SamplingConfig:
     grid: Grid
     guidance: Guidance
     low_guidance: Guidance | None = None
-    known: Literal["clean", "noised"] = "clean"
+    conditioning: Literal["clean", "replacement"] = "clean"
     known_level: float = 0.0
     context_guidance: float = 1.0
     structure: Structure | None = None
     reuse: BlockCache | None = None
 
     def __post_init__(self) -> None:
-        if self.known not in ("clean", "noised"):
-            raise ConfigError(f"known={self.known!r}: use 'clean' or 'noised'")
+        if self.conditioning not in ("clean", "replacement"):
+            raise ConfigError(f"conditioning={self.conditioning!r}: use 'clean' or 'replacement'")
         if not 0.0 <= self.known_level < 1.0:
             raise ConfigError(f"known_level={self.known_level}: a noise level, give 0 or more and below 1")
-        if self.known == "noised" and (self.known_level or self.context_guidance != 1.0):
+        if self.conditioning == "replacement" and (self.known_level or self.context_guidance != 1.0):
             raise ConfigError(
-                "known_level and context_guidance need a model that is told what is known (known='clean'): "
+                "known_level and context_guidance need a model that is told what is known (conditioning='clean'): "
                 "leave them at 0 and 1"
             )
 
@@ -165,8 +165,8 @@ class SamplingConfig:
 
 def replaces_known(experiment: Experiment) -> bool:
     """Whether what a user gives is put back at the running noise, the model having never seen any beside noise."""
-    known = experiment.sample.known or ("clean" if experiment.canvases.gives else "noised")
-    return known == "noised" and not experiment.network.reference_channels
+    known = experiment.sample.conditioning or ("clean" if experiment.canvases.gives else "replacement")
+    return known == "replacement" and not experiment.network.reference_channels
 
 
 def resampling(experiment: Experiment, steps: int | None = None) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def sampling_config(experiment: Experiment, **changes: Any) -> SamplingConfig:
         grid=Grid(steps=sample.steps, **dataclasses.asdict(grid)),
         guidance=Guidance(scale=sample.guidance, **more),
         low_guidance=low,
-        known=sample.known or ("clean" if experiment.canvases.gives else "noised"),
+        conditioning=sample.conditioning or ("clean" if experiment.canvases.gives else "replacement"),
         known_level=sample.known_level,
         context_guidance=sample.context_guidance,
         reuse=BlockCache(threshold=sample.reuse) if sample.reuse else None,

@@ -81,7 +81,7 @@ def inverted_noise(
     )
     tokens = canvas_tokens(canvas, network.backbone.patch)
     batch = guidance_batch(network, params, canvas, tokens, prompts, prompts, tokens.values, method)
-    known = (tokens.level == 0)[..., None] if method.known == "clean" else jnp.zeros((), bool)
+    known = (tokens.level == 0)[..., None] if method.conditioning == "clean" else jnp.zeros((), bool)
     x = invert(
         _denoiser(network, params, batch, method),
         constrain(tokens.values, Row.AXES["values"]),
@@ -120,7 +120,7 @@ class _Known:
             x = jnp.where(t > self.method.structure.until - 1e-6, x + more, x)
         follows = (self.levels < 1.0) & (t > self.levels - 1e-6)
         x = jnp.where(follows, noised, x)
-        if self.method.known == "noised":
+        if self.method.conditioning == "replacement":
             return x
         lightly = given
         if self.method.known_level:

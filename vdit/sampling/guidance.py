@@ -50,7 +50,7 @@ def _rows_of(
     method: SamplingConfig,
 ) -> list[GuidanceBatch]:  # fmt: skip
     """The rows of each video, as batches of the same shapes."""
-    known = tokens.known if method.known == "clean" else jnp.zeros_like(tokens.known)
+    known = tokens.known if method.conditioning == "clean" else jnp.zeros_like(tokens.known)
     contextless = method.context_guidance != 1.0
     hidden = (tokens.level == 0)[..., None] if contextless else None
     row = positive_row(network, canvas, tokens, prompts)

@@ -35,7 +35,7 @@ def can_keep_kv(network: Network, method: SamplingConfig) -> bool:
     """
     if method.structure is not None or method.reuse is not None or method.context_guidance != 1.0:
         return False
-    one = network.boundary is None and method.known == "clean"
+    one = network.boundary is None and method.conditioning == "clean"
     return one and network.backbone.caches_frames
 
 
