@@ -24,14 +24,20 @@ from xml.sax.saxutils import escape
 NOW = "2026-11-28T12:00:00.000Z"
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address) -> None:
+        """A client that was killed is no fault of the server's."""
+
+
 class Loopback:
     """An HTTP server in a thread of this process; `handler` is its class of handlers."""
 
     handler: type[http.server.BaseHTTPRequestHandler]
 
     def __enter__(self):
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self.handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self.handler)
         self._server.store = self
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -295,8 +301,8 @@ class _BucketHandler(_Handler):
             # not email's decoding, which changes line ends of bytes
             separator = b"--" + self.headers["Content-Type"].partition("boundary=")[2].strip("\"'; ").encode()
             part = data.split(separator)[2]
-            data = part.partition(b"\r\n\r\n" if b"\r\n\r\n" in part else b"\n\n")[2]
-            data = data.removesuffix(b"\n").removesuffix(b"\r")
+            end = b"\r\n" if b"\r\n\r\n" in part.partition(b"\n\n")[0] else b"\n"
+            data = part.partition(end + end)[2].removesuffix(end)
             del body
         elif kind == "resumable":
             key = key or json.loads(data)["name"]

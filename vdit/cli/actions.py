@@ -60,7 +60,7 @@ def read_actions(path: str | Path, width: int) -> list[Action]:
     A first line of a .csv that holds no number names the columns, and is skipped. Raises DataError, which names the
     row, for anything else. Nothing in a file is executed.
     """
-    path = Path(path)
+    path = paths.local_copy(path)
     read = {".csv": _csv, ".jsonl": _jsonl, ".npy": _npy}.get(path.suffix.lower())
     if read is None:
         raise DataError(f"actions file {path} ends in {path.suffix!r}: write .csv, .jsonl or .npy")

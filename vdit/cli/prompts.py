@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from vdit import paths
 from vdit.cli.parser import Duration, UsageError, length, nearest, size
 from vdit.data import captions
 from vdit.data.tables import TABLES, read_lines, read_table
@@ -44,7 +45,7 @@ def read_wishes(path: str | Path) -> list[PromptSpec]:
     Raises:
         TextError: it cannot be read, has no prompt, or a line is ambiguous.
     """
-    path = Path(path)
+    path = paths.path(path)
     if path.suffix.lower() not in (".txt", *TABLES):
         raise TextError(f"prompts file {path} ends in {path.suffix!r}: write .txt, .jsonl or .csv")
     if path.suffix.lower() == ".txt":

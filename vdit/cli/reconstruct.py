@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from vdit import paths
 from vdit.cli.parser import RATE, Duration, UsageError, at_least, length
 from vdit.errors import EX_USAGE, VditError
 from vdit.outputs import check_output, numbered, write_whole
@@ -46,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
-    files = [file for name in options.videos for file in _files(Path(name))]
-    out = Path(options.out)
+    files = [file for name in options.videos for file in _files(paths.path(name))]
+    out = paths.path(options.out)
     targets = _targets(files, out)
     for target in targets:
         check_output(target, given=[*files, *options.videos, options.run_folder], name=f"--out {out}: {target}")
@@ -65,7 +66,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if not pairs:
         return EX_USAGE
     with Status("reconstruct") as status:
-        out.mkdir(parents=True, exist_ok=True)
+        if isinstance(out, Path):
+            out.mkdir(parents=True, exist_ok=True)
         status.tell("model", f"the VAE of {options.run_folder}")
         status.tell("makes", f"{len(pairs)} of {len(files)} files again, of at most {area} pixels a frame -> {out}")
         with status.loading("the VAE"):
@@ -103,8 +105,8 @@ def _is_video(file: Path) -> bool:
     return True
 
 
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
+def _files(path: paths.AnyPath) -> list[paths.AnyPath]:
+    if not paths.is_dir(path):
         return [path]
     from vdit.data.captions import SUFFIXES, video_files
 

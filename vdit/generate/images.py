@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vdit import paths
 from vdit.data.cuts import fit_size
 from vdit.errors import ShapeError, VideoError
 from vdit.outputs import note_read
@@ -145,7 +146,8 @@ def fit_images(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def is_image(path: str | Path) -> bool:
     """Whether the file holds a picture that `read_image` opens; animations are videos. By content, not by name."""
-    if not Path(path).is_file():  # a pipe would wait for ever
+    path = paths.local_copy(path, error=VideoError)
+    if not path.is_file():  # a pipe would wait for ever
         return False
     try:
         with Image.open(path, formats=_FORMATS) as image:
@@ -159,7 +161,8 @@ def read_image(path: str | Path, *, background: tuple[int, int, int] = (255, 255
 
     What is transparent shows `background`, as in videos (vdit.video.convert). Of 16 bits the upper 8 are taken.
     """
-    if Path(path).exists() and not Path(path).is_file():
+    path = paths.local_copy(path, error=VideoError)
+    if path.exists() and not path.is_file():
         raise VideoError(f"{path}: not a regular file")
     with decoding(path):
         try:

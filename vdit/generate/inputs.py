@@ -18,6 +18,7 @@ import numpy as np
 
 from vdit.errors import ShapeError, VideoError
 from vdit.generate.images import Fit, choose_size, is_image, read_image
+from vdit.paths import local_copy
 from vdit.reprs import short_repr
 from vdit.types import Clip
 from vdit.video.parts import read_tail
@@ -108,7 +109,7 @@ def read_input(
         frames beyond the last such length are left out.
     Raises VideoError for files that cannot be read, ShapeError for what does not fit.
     """
-    path = Path(path)
+    path = local_copy(path, error=VideoError)
     info = _look(path)
     fit = Fit(own=info.size, size=_size(path, info.size, size, area, multiple))
     if info.still:
@@ -219,7 +220,7 @@ def claimed_frames(
     last: int | None = None,
 ) -> int:
     """How many frames `read_input` would hold, as the file says before it is decoded; 0 where it does not say."""
-    info = _look(Path(path))
+    info = _look(local_copy(path, error=VideoError))
     if info.still:
         return 1
     rate = fps or info.rate
@@ -244,8 +245,8 @@ def common_size(
 
     Give it to `read_input` of each. The others are cut, or scaled up where they are smaller; their notes say so.
     """
-    own = _look(Path(paths[0])).size if size is None else (0, 0)
-    return _size(Path(paths[0]), own, size, area, multiple)
+    own = _look(local_copy(paths[0], error=VideoError)).size if size is None else (0, 0)
+    return _size(local_copy(paths[0], error=VideoError), own, size, area, multiple)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vdit.errors import ConfigError, ShapeError
+from vdit import paths
+from vdit.errors import ConfigError, ShapeError, VideoError
 from vdit.generate.images import is_image, read_image
 from vdit.generate.inputs import VideoInput
 from vdit.video.parts import frame_numbers
@@ -45,7 +46,7 @@ def mask_frames(path: str | Path, like: VideoInput) -> Masks:
 
     Raises: ShapeError for another size or number of frames, or where nothing is white.
     """
-    path = Path(path)
+    path = paths.local_copy(path, error=VideoError)
     if is_image(path):
         mask = _white(read_image(path, background=BLACK), path, like)
         if not mask.any():

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from vdit import paths
 from vdit.errors import ConfigError, WeightsError, reason
 from vdit.experiment.experiment import Experiment
 from vdit.models.dit.config import DiTConfig
@@ -227,7 +229,7 @@ class LoRAFile:
     expert: Expert | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path))
+        object.__setattr__(self, "path", paths.path(self.path))
         if not math.isfinite(self.strength):
             raise ConfigError(f"{self.path}: strength {self.strength} must be a finite number, as in 0.8")
         if self.expert not in (None, *get_args(Expert)):
@@ -240,20 +242,20 @@ class LoRAFile:
         Raises:
             ConfigError: what follows an existing file is no strength, or no expert.
         """
-        if not isinstance(text, str) or Path(text).exists():
-            return cls(path=Path(text))
+        if not isinstance(text, str) or paths.exists(text):
+            return cls(path=paths.path(text))
         rest, at, word = text.rpartition("@")
         expert = word if at and (word in get_args(Expert) or _names_file(rest)) else None
         rest = text if expert is None else rest
         name, colon, number = rest.rpartition(":")
-        if not colon or Path(rest).exists():
-            return cls(path=Path(rest), expert=expert)
+        if not colon or paths.exists(rest):
+            return cls(path=paths.path(rest), expert=expert)
         try:
-            return cls(path=Path(name), strength=float(number), expert=expert)
+            return cls(path=paths.path(name), strength=float(number), expert=expert)
         except ValueError:
-            if Path(name).exists():
+            if paths.exists(name):
                 raise ConfigError(f"{text}: strength {number!r} must be a number, as in {name}:0.8") from None
-            return cls(path=Path(rest), expert=expert)
+            return cls(path=paths.path(rest), expert=expert)
 
 
 def open_loras(
@@ -276,9 +278,10 @@ def open_loras(
     for one in given:
         file = one if isinstance(one, LoRAFile) else LoRAFile.parse(one)
         notes: list[str] = []
-        if not file.path.exists():
+        here = paths.local_weights(file.path, error=WeightsError)
+        if not here.exists():
             raise WeightsError(f"{file.path}: no such LoRA: give a .safetensors file, or the folder that holds it")
-        tensors, adapter = open_tensors(file.path), _adapter_config(file.path)
+        tensors, adapter = open_tensors(here), _adapter_config(here)
         owners = experts(tensors.info)
         try:
             # Read before targets are chosen, so that faults of the file are reported first.
@@ -297,7 +300,7 @@ def open_loras(
 
 def _names_file(text: str) -> bool:
     """Whether "FILE" or "FILE:STRENGTH" names a file that is there."""
-    return Path(text).exists() or Path(text.rpartition(":")[0] or text).is_file()
+    return paths.exists(text) or paths.is_file(text.rpartition(":")[0] or text)
 
 
 def _targets(
@@ -385,8 +388,14 @@ def write_run(folder: str | Path, path: str | Path | None = None) -> Path:
     """
     space = Workspace(folder)
     config = space.experiment().backbone
-    path = space.root / "lora.safetensors" if path is None else Path(path)
-    write_lora(run_lora(space), config, path, "diffusers" if is_wan(config) else "vdit")
+    path = space.root / "lora.safetensors" if path is None else paths.path(path)
+    layout = "diffusers" if is_wan(config) else "vdit"
+    if isinstance(path, Path):
+        write_lora(run_lora(space), config, path, layout)
+    else:
+        with tempfile.TemporaryDirectory(prefix="vdit-") as folder_here:
+            write_lora(run_lora(space), config, Path(folder_here) / path.name, layout)
+            paths.copy_file(Path(folder_here) / path.name, path)
     return path
 
 

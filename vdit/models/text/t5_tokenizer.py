@@ -23,6 +23,7 @@ from typing import Any
 
 import ftfy
 
+from vdit import paths
 from vdit.errors import TextError
 from vdit.models.text.config import TextConfig
 from vdit.models.text.tokenizer import MOST_PIECES, Tokenizer, load_tokenizer, parse_model, valid_text, write_model
@@ -185,7 +186,7 @@ def load_t5_tokenizer(
     Raises:
         TextError: the file is missing, too large, damaged, or no tokenizer of a T5.
     """
-    file = Path(path)
+    file = paths.local_weights(path, error=TextError)
     if file.is_dir():
         file = next((file / name for name in MODEL_NAMES if (file / name).is_file()), None)
         if file is None:
