@@ -62,7 +62,7 @@ def experiment(dry: bool) -> Any:
         "data.max_frames_per_row=160",
         "data.max_clips_per_row=48",
         "backbone.width=384",
-        "backbone.depth=8",
+        "backbone.depth=7",
         "backbone.heads=6",
         "backbone.dtype=bfloat16",
         "backbone.scan=True",
