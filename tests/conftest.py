@@ -33,6 +33,17 @@ TINY = (
 )  # fmt: skip
 
 
+def pytest_configure(config) -> None:
+    """Most of the suite's time is compilation: XLA's CPU backend then makes code that is slower, and made sooner.
+
+    Only the code of single kernels is less optimised; what the compiler makes of a program's graph stays the same. Tests
+    of minutes each (`-m slow`, `-m gpu`) run more than they compile, and have the usual code.
+    """
+    chosen = config.getoption("markexpr")
+    if not any(mark in chosen.replace(f"not {mark}", "") for mark in ("slow", "gpu")):
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
 def run_vdit(
     *arguments: str, cache: Path, cwd: Path | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess:

@@ -45,7 +45,13 @@ def _here(runs, monkeypatch):
     monkeypatch.setattr("vdit.cli.cache.keep_compiled", lambda: None)
 
 
-@pytest.mark.parametrize("name", fixture_run.CASES)
+# Cases whose command and kind of canvas another case has too.
+DUPLICATES = ("edit", "edit_structure", "outpaint")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in DUPLICATES)) for name in fixture_run.CASES]
+)
 def test_the_same_video(golden, tmp_path, name):
     out = tmp_path / "out.mkv"
     assert main(fixture_run.words(fixture_run.CASES[name], out)) == 0
