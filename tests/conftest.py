@@ -34,10 +34,10 @@ TINY = (
 
 
 def pytest_configure(config) -> None:
-    """Most of the suite's time is compilation: XLA's CPU backend then makes code that is slower, and made sooner.
+    """Lets XLA's CPU backend compile sooner, and make slower code: most of the suite's time is compilation.
 
-    Only the code of single kernels is less optimised; what the compiler makes of a program's graph stays the same. Tests
-    of minutes each (`-m slow`, `-m gpu`) run more than they compile, and have the usual code.
+    Only the code of single kernels changes, not what the compiler makes of a program's graph. Tests of minutes each
+    (`-m slow`, `-m gpu`) run more than they compile, and get the usual code.
     """
     chosen = config.getoption("markexpr")
     if not any(mark in chosen.replace(f"not {mark}", "") for mark in ("slow", "gpu")):
