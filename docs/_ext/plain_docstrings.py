@@ -80,9 +80,9 @@ def _paragraph(lines: list[str], i: int, out: list[str]) -> int:
         else:
             entries[-1].append(line.strip())
     out.append("")
-    for entry in entries:
-        text = " ".join(entry)
-        if found := NAME.match(text):
+    for number, entry in enumerate(entries):
+        text, summary_line = " ".join(entry), i == len(block) and number == 0
+        if not summary_line and (found := NAME.match(text)):
             names = ", ".join(f"``{name}``" for name in found[1].split(", "))
             out += ["", f"- {names}: {escaped(text[found.end():])}"]
         elif found := LISTS.match(text):
@@ -97,12 +97,13 @@ def escaped(text: str) -> str:
     """Text in which only backticks mean anything: what they enclose is code."""
     parts = re.split(r"(``[^`]+``|`[^`]+`)", text)
     for k, part in enumerate(parts):
-        if k % 2:
-            parts[k] = f"``{part.strip('`').strip()}``"
-        else:
+        if k % 2 == 0:
             parts[k] = re.sub(r"([*|`\\])|(?<=\w)(_)(?!\w)", lambda m: "\\" + m[0], part)
-    whole = "".join(parts)
-    return re.sub(r"(``[^`]+``)(?=\w)", r"\1\\ ", re.sub(r"(?<=[\w\[(-])(``[^`]+``)", r"\\ \1", whole))
+            continue
+        before = "\\ " if re.search(r"[\w\[(-]$", parts[k - 1]) else ""  # code must stand apart from words
+        after = "\\ " if re.match(r"\w", parts[k + 1]) else ""
+        parts[k] = f"{before}``{part.strip('`').strip()}``{after}"
+    return "".join(parts)
 
 
 def _indent(line: str) -> int:
@@ -127,7 +128,10 @@ def setup(app) -> dict:
     def sign(app, what, name, obj, options, signature, returns):
         if what == "class" and any(base.__module__ == "flax.linen.module" for base in obj.__mro__):
             return "", returns  # Flax adds fields of its own; the fields are in the docstring
-        return signature, returns
+        if signature is None:
+            return None
+        short = re.sub(r"~?(?:[A-Za-z_]\w*\.)+([A-Za-z_]\w*)", r"\1", signature).replace("<factory>", "...")
+        return short.replace("Array | ndarray", "Array"), returns
 
     app.connect("autodoc-process-docstring", process, priority=100)
     app.connect("autodoc-process-signature", sign)
