@@ -143,12 +143,10 @@ def test_wheels_are_pinned(monkeypatch):
 
 
 def test_dry_run_in_short(tmp_path):
-    """Part of the first stage and the page, as a user starts them."""
-    done = run(tmp_path, "--dry", "--only", "kernels", "page", "--limit", 9, timeout=90)
+    """The beginning of the first stage and the page, as a user starts them."""
+    done = run(tmp_path, "--dry", "--only", "kernels", "page", "--first", 2, timeout=120)
     assert done.returncode == 0, done.stderr
-    kernels = statuses(tmp_path, "kernels")
-    assert kernels["device"] == "ok"
-    assert "failed" not in kernels.values(), done.stdout
+    assert statuses(tmp_path, "kernels") == {"device": "ok", "matmul-bf16": "ok"}
     assert statuses(tmp_path, "page") == {"roofline": "ok", "page": "ok"}
     assert "DRY RUN" in (tmp_path / "accelerator.html").read_text()
 

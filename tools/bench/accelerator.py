@@ -100,6 +100,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry", action="store_true", help="tiny sizes on a CPU: does every stage work?")
     parser.add_argument("--only", nargs="+", metavar="STAGE", help=f"some of {', '.join(s.name for s in STAGES)}")
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="a lower limit for each stage")
+    parser.add_argument("--first", type=int, metavar="N", help="only the first N measurements of each stage")
     parser.add_argument("--stages", type=Path, metavar="FILE", help="JSON: other stages, of name, seconds, command")
     parser.add_argument("--expected", metavar="CHIP", help="print the expected figures of H100 or H200 and stop")
     parser.add_argument("--carry", action="store_true", help="prepare what the machine lacks, in --carried")
@@ -158,6 +159,7 @@ def _run_stage(
         "--until",
         f"{until - 1:.3f}",
         *(["--dry"] if options.dry else []),
+        *(["--first", str(options.first)] if options.first else []),
     )
     for _ in range(RESTARTS):
         code, tail = _run(command, until - time.time(), environment, options.out / "accelerator.log")
@@ -233,7 +235,7 @@ def _work(options: argparse.Namespace) -> int:
     return record.work(
         book,
         options.stage,
-        module.probes(options.dry, options.out, options.until),
+        module.probes(options.dry, options.out, options.until)[: options.first],
         until=options.until,
         healthy=getattr(module, "healthy", lambda: True),
         reached=getattr(module, "reached", None),

@@ -12,8 +12,8 @@ from accel.record import Probe, Record, verdict
 def probes(dry: bool, out: Path, until: float) -> list[Probe]:
     del dry, until
     return [
-        Probe(name="roofline", what="the picture", run=functools.partial(roofline, out)),
-        Probe(name="page", what="accelerator.html", run=functools.partial(page, out)),
+        Probe(name="roofline", what="the picture", run=functools.partial(roofline, out), always=True),
+        Probe(name="page", what="accelerator.html", run=functools.partial(page, out), always=True),
     ]
 
 

@@ -36,7 +36,7 @@ class Probe:
         "error" against `bound`; one above the bound is wrong, however fast.
     flops, bytes: the least that the work takes. kind: which rate it works at: "bf16", "fp8" or "f32".
     share: of the roofline that good code is known to reach; expected seconds are the roofline's by this.
-    needs: seconds below which it is not begun.
+    needs: seconds below which it is not begun. always: it is made again by every run.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Probe:
     share: float = 0.6
     bound: float | None = None
     needs: float = 0.5
+    always: bool = False
 
 
 class Record:
@@ -134,12 +135,10 @@ def work(
     probes = list(probes)
     known = book.read()["stages"].get(stage, {}).get("probes", {})
     this = os.environ.get(RUN, "")
-    missing = [p for p in probes if known.get(p.name, {}).get("status") in (None, "no time")]
-    again = [
-        p
-        for p in probes
-        if known.get(p.name, {}).get("status") not in (None, "no time", "ok") and known[p.name].get("run") != this
-    ]
+    states = {p.name: known.get(p.name, {}).get("status", "no time") for p in probes}
+    old = {name for name, values in known.items() if values.get("run") != this}
+    missing = [p for p in probes if states[p.name] == "no time" or (p.always and p.name in old)]
+    again = [p for p in probes if states[p.name] not in ("no time", "ok") and p.name in old and p not in missing]
     for probe in missing + again:
         about = {
             "what": probe.what,
