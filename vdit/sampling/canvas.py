@@ -115,7 +115,16 @@ def blank(batch: int, latent_shape: tuple[int, int, int, int]) -> Canvas:
 
 
 def tokenize(tokenizer, prompts: list[str], *, length: int) -> Prompts:
-    """Prompts of `tokenizer` (vdit.models.text), padded to `length` tokens."""
+    """Prompts as token ids of one length.
+
+    Args:
+        tokenizer: of the model.
+        prompts: texts; longer ones are cut.
+        length: tokens of each.
+
+    Returns:
+        The prompts, padded.
+    """
     ids = np.zeros((len(prompts), length), np.int32)
     counts = np.zeros(len(prompts), np.int32)
     for i, prompt in enumerate(prompts):

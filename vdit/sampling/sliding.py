@@ -135,6 +135,7 @@ class Source(Protocol):
 class EditedVideo:
     """A Source, and more that is said of it.
 
+    frames: of the video, to be read piece by piece.
     prompts: what the video shows, one for each that is made: the noise is then that from which the model would make it
         (inversion). None: noise is drawn.
     noise: float32 [b t h w c], noise of all latents of the video; None: drawn.
@@ -506,7 +507,10 @@ def _longer(known: Reference, frames: int) -> Reference:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptSchedule:
-    """What is asked for over time: (seconds, prompt), the first from 0 on and each until the next."""
+    """Prompts over time.
+
+    parts: (seconds, prompt), the first from 0 on, each until the next.
+    """
 
     parts: tuple[tuple[float, str], ...]
 
