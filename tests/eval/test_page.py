@@ -116,6 +116,7 @@ def test_every_given_text_is_escaped(parsed):
 def test_text_reads_light_markdown(html):
     assert "<h2>Heading</h2>" in html
     assert "<p>A <strong>bold</strong> word, <code>code **not bold** &lt;i&gt;</code>. Same paragraph.</p>" in html
+    assert "<p>2*v5p:4x4x4 and 2*v5p, _x_ **</p>" in Page("a").text("2*v5p:4x4x4 and 2*v5p, _x_ **").html()
     assert re.search(r"<ul>\s*<li>one</li>\s*<li>two</li>\s*</ul>", html)
 
 

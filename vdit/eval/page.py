@@ -387,6 +387,9 @@ def _markdown_parser():
     # "zero" knows paragraphs alone: no links, no images, no HTML.
     parser = MarkdownIt("zero").enable(["heading", "list", "emphasis", "backticks", "newline"])
     parser.add_render_rule("softbreak", lambda *_: " ")
+    # Only ** marks: single stars and underscores stay as they are, as in 2*v5p:4x4x4.
+    for mark in ("em_open", "em_close"):
+        parser.add_render_rule(mark, lambda self, tokens, index, *_: tokens[index].markup)
     return parser
 
 
