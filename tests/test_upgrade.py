@@ -125,3 +125,9 @@ def test_every_sampler_goes_to_json_and_back(name):
     config = apply_overrides(SampleConfig(), [f"sampler={name}"])
     assert config == SampleConfig(sampler=name) == from_dict(SampleConfig, to_dict(config))
     assert type(config.sampler) is samplers.SAMPLERS[name]
+
+
+def test_a_loss_of_a_vae_that_had_no_kind_is_the_usual_one():
+    values = to_dict(Experiment(name="old"))
+    del values["vae_loss"]["kind"]
+    assert from_dict(Experiment, upgrade(values, quiet=True)) == Experiment(name="old")

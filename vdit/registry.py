@@ -38,6 +38,7 @@ _OWN_MODULES: dict[str, tuple[str, ...]] = {
     "objective": ("vdit.experiment.objectives", "vdit.experiment.distill"),
     "optimizer": ("vdit.experiment.optimizer",),
     "sampler": ("vdit.samplers",),
+    "vae_objective": ("vdit.models.vae.config",),
 }
 
 _classes: dict[str, dict[str, type]] = {}

@@ -20,7 +20,7 @@ from vdit.models.conditioner import Conditioner
 from vdit.models.dit.config import DiTConfig
 from vdit.models.network import Network
 from vdit.models.text.config import TextConfig
-from vdit.models.vae.config import DiscriminatorConfig, VAEConfig, VAELossConfig
+from vdit.models.vae.config import DiscriminatorConfig, VAEConfig, VAELossConfig, VAEObjective
 from vdit.models.vision import CLIPVisionConfig
 from vdit.registry import OneOf
 from vdit.reprs import short_repr
@@ -134,7 +134,7 @@ class Experiment:
     topology: str | None = None
 
     vae: VAEConfig = VAEConfig()
-    vae_loss: VAELossConfig = VAELossConfig()
+    vae_loss: Annotated[VAEObjective, OneOf("vae_objective")] = VAELossConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     vae_clips: VAETrainConfig = VAETrainConfig()
     vae_train: TrainConfig = TrainConfig(steps=1000, batch_size=8)

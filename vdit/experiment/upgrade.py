@@ -120,9 +120,10 @@ def _optimizer(values: dict[str, Any]) -> list[str]:
 
 
 def _backbone(values: dict[str, Any]) -> list[str]:
-    """A backbone had no kind: there was the DiT only."""
-    if isinstance(values.get("backbone"), dict) and KIND not in values["backbone"]:
-        values["backbone"] = {KIND: "dit", **values["backbone"]}
+    """Backbones and losses of VAEs had no kind: there was one of each."""
+    for key, kind in (("backbone", "dit"), ("vae_loss", "autoencoding")):
+        if isinstance(values.get(key), dict) and KIND not in values[key]:
+            values[key] = {KIND: kind, **values[key]}
     return []
 
 

@@ -39,7 +39,6 @@ from vdit.experiment.objectives import LossFn
 from vdit.models.text import fit_vocabulary, make_tokenizer
 from vdit.models.text import train_tokenizer as train_pieces
 from vdit.models.text.tokenizer import NoText
-from vdit.models.vae import make_loss
 from vdit.nn.compiling import compiler_options
 from vdit.seeds import key_of
 from vdit.train.encoding import encode_latents
@@ -204,7 +203,7 @@ def train_vae(
         shard_index=share.index,
         shard_count=share.count,
     )
-    loss = make_loss(experiment.vae, experiment.vae_loss, experiment.discriminator)
+    loss = experiment.vae_loss.make_loss(experiment.vae, experiment.discriminator)
     video = np.zeros((1, clips.frames, *clips.size, 3), np.uint8)
     plan = plan_state(lambda key: loss.init(key, video, boxed=True), config, mesh=mesh)
     measures = evaluations(EvaluationRun(experiment, workspace, mesh), "vae")

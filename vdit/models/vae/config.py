@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from vdit.errors import ConfigError
+from vdit.registry import register
 from vdit.reprs import short_repr
+
+if TYPE_CHECKING:
+    from vdit.models.vae.losses import VAELoss
 
 
 @short_repr
@@ -185,9 +189,27 @@ class DiscriminatorConfig:
             raise ConfigError("discriminator.patch and discriminator.base_channels must be at least 1")
 
 
+class VAEObjective(Protocol):
+    """What the training of a VAE minimises. Implementations are registered frozen dataclasses."""
+
+    def make_loss(self, vae: VAEConfig, discriminator: DiscriminatorConfig) -> VAELoss:
+        """A loss of {"vae": parameters, ...} on batches {"video": [b t h w 3]}.
+
+        Args:
+            vae: the network.
+            discriminator: the usual discriminator, for losses that have one.
+
+        Returns:
+            A function (params, batch, key, step) -> (loss [], metrics). Its method `init(key, video, boxed=...)` makes the
+            parameters.
+        """
+        ...
+
+
+@register("vae_objective", "autoencoding")
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VAELossConfig:
+class VAELossConfig(VAEObjective):
     """What a VAE is trained on. Every term is a mean over its elements, so weights do not depend on sizes.
 
     reconstruction: "l1", "mse", or "huber" (square below `huber_delta`, then linear).
@@ -221,6 +243,12 @@ class VAELossConfig:
                 f"vae_loss.perceptual_weight={self.perceptual_weight} needs vae_loss.perceptual_weights, "
                 "the path of SqueezeNet 1.1's Keras h5 file: give it, or set the weight to 0"
             )
+
+    def make_loss(self, vae: VAEConfig, discriminator: DiscriminatorConfig) -> VAELoss:
+        """The loss with its networks; reads the perceptual weights from disk. See VAEObjective."""
+        from vdit.models.vae.losses import make_loss
+
+        return make_loss(vae, self, discriminator)
 
 
 PRESETS: dict[str, dict[str, object]] = {
