@@ -200,7 +200,7 @@ class VAEObjective(Protocol):
             discriminator: the usual discriminator, for losses that have one.
 
         Returns:
-            A function (params, batch, key, step) -> (loss [], metrics). Its method `init(key, video, boxed=...)` makes the
+            A function (params, batch, key, step) -> (loss [], metrics). Its `init(key, video, boxed=...)` makes the
             parameters.
         """
         ...
