@@ -88,10 +88,17 @@ def test_sampling_follows_the_depth_and_its_absence_is_the_dropped_one(run):
         ask(conditions={"depth": depth[:, :, :1]})
 
 
-def test_the_run_is_sampled_by_the_command(made, tmp_path):
-    (run, plugins), out = made, tmp_path / "a.mp4"
-    assert main(["sample", str(run), "noise", *plugins, "--out", str(out)]) == 0
+def test_the_run_is_sampled_by_the_command(made, tmp_path, capsys):
+    (run, plugins), out, depth = made, tmp_path / "a.mp4", tmp_path / "depth.npy"
+    np.save(depth, np.ones((2, 4, 4, 2), np.float32))
+    assert main(["sample", str(run), "noise", *plugins, "--out", str(out), f"--condition=depth={depth}"]) == 0
     assert out.exists()
+    capsys.readouterr()
+    assert main(["sample", str(run), "noise", *plugins, f"--condition=height={depth}"]) == 2
+    assert "'height'" in capsys.readouterr().err
+    np.save(depth, np.array([None]), allow_pickle=True)
+    assert main(["sample", str(run), "noise", *plugins, f"--condition=depth={depth}"]) == 2
+    assert "holds no array" in capsys.readouterr().err
 
 
 def test_plan_traces_the_training_step_of_the_backbone(run):

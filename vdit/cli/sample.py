@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import itertools
 import math
 import os
@@ -18,7 +19,7 @@ from vdit.cli.manifest import NAME, Manifest, digests, state_of
 from vdit.cli.parser import RATE, Duration, UsageError, at_least, length, size
 from vdit.cli.prompts import PromptSpec, read_wishes
 from vdit.cli.status import Status, following, numbers, shown_method
-from vdit.errors import OutputError, Preempted, VditWarning
+from vdit.errors import ConfigError, OutputError, Preempted, VditWarning, reason
 from vdit.outputs import check_output
 
 SUMMARY = "make videos from prompts, with a trained run or public weights"
@@ -57,6 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", dest="file", metavar="FILE", help="prompts, as .txt (one a line), .jsonl or .csv")
     parser.add_argument("--out", default="samples", metavar="PATH", help="a file or a folder; default: %(default)s")
     parser.add_argument("--image", metavar="FILE", help="the first frame; scaled to cover the size, then cropped")
+    parser.add_argument(
+        "--condition", action="append", default=[], metavar="NAME=FILE",
+        help="values of a condition of the model for all videos, as .npy",
+    )  # fmt: skip
     frames = "a number (1 + a multiple of the VAE's stride), or seconds, as in 2s"
     parser.add_argument("--frames", type=length, metavar="TIME", help=frames)
     parser.add_argument("--size", metavar="HxW", help="height x width in pixels, as in 64x96")
@@ -248,8 +253,10 @@ def _sample(
     from vdit.dist.multihost import is_primary_host
     from vdit.generate.generator import noise_of
     from vdit.generate.images import Fit, read_image
+    from vdit.sampling.canvas import check_canvas_conditions
 
     image = None if options.image is None else read_image(options.image)
+    conditions = dict(_condition(text) for text in options.condition)
     fps = output.rate(options, generator.experiment)
     names = ("steps", "guidance", "sampler", "reuse")
     asked = {name: getattr(options, name) for name in names}
@@ -259,7 +266,9 @@ def _sample(
             status.tell("image", f"{options.image}: {image.shape[1]}x{image.shape[0]}, {fit}")
     method = generator.method(given=image is not None, **asked)
     for job in jobs:  # what cannot be made is told before anything is
-        generator.task(method, job.frames, job.size, given=image is not None)
+        task = generator.task(method, job.frames, job.size, given=image is not None)
+        if conditions:
+            check_canvas_conditions(generator.experiment.network, conditions, 1, task.latent_shape)
     _tell(options, generator, jobs, fps, status, method)
     batches = list(_batches(jobs, options.batch))
     pixels = sum(len(batch) * batch[0].frames * math.prod(batch[0].size) for batch, _ in batches)
@@ -272,6 +281,7 @@ def _sample(
             videos = generator(
                 [job.prompt for job in batch],
                 image=image,
+                conditions=conditions,
                 seed=first.seed,
                 noise=noise_of(generator, [job.seed for job in batch], **video),
                 negative=first.negative,
@@ -287,6 +297,23 @@ def _sample(
                     manifest.add(job.id, path, _about(job, options, fps))
                 made.append(job)
             display.update(len(made), {})
+
+
+def _condition(text: str):
+    """(name, values [1 ...]) of NAME=FILE; ConfigError for what is no such thing."""
+    import numpy as np
+
+    name, equals, file = text.partition("=")
+    if not (name and equals and file):
+        raise ConfigError(f"--condition {text!r}: write NAME=FILE.npy")
+    data = paths.read_bytes(file, limit=256 * paths.MIB, error=ConfigError)
+    try:
+        values = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ConfigError(f"--condition {text!r}: the file holds no array ({reason(error)})") from None
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+        raise ConfigError(f"--condition {text!r}: give one array of finite numbers, as numpy.save writes it")
+    return name, values[None]
 
 
 def _tell(options: argparse.Namespace, generator, jobs: list[Job], fps: float, status: Status, method) -> None:
@@ -306,7 +333,8 @@ def _tell(options: argparse.Namespace, generator, jobs: list[Job], fps: float, s
 def _about(job: Job, options: argparse.Namespace, fps: float) -> dict:
     """What a line of the manifest says of a video."""
     about = {"prompt": job.prompt, "negative": job.negative, "seed": str(job.seed), "frames": job.frames}
-    asked = {name: getattr(options, name) for name in ("steps", "guidance", "sampler", "reuse", "image", "lora")}
+    names = ("steps", "guidance", "sampler", "reuse", "image", "condition", "lora")
+    asked = {name: getattr(options, name) for name in names}
     about |= {"size": f"{job.size[0]}x{job.size[1]}", "fps": fps, "model": options.model or options.words[0]}
     return about | {name: value for name, value in asked.items() if value}
 
