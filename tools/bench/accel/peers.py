@@ -62,7 +62,7 @@ def cases(dry: bool) -> dict[str, type]:
             "wan-training": (make_training(WanForward, remat="full"), {}),
         }
     else:
-        narrow = preset("wan2.1-t2v-1.3b", width=64, heads=2, depth=2, mlp_width=96, text_width=32, scan=False)
+        narrow = preset("wan2.1-t2v-1.3b", width=64, heads=2, depth=2, mlp_width=96, scan=False)
         wan = {"config": narrow, "grid": (2, 3, 4), "captions": 8}
         vae = {"config": vae_preset("wan21", base_channels=8), "size": (5, 16, 16)}
         made = {
