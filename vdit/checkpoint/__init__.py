@@ -13,7 +13,7 @@ save with the step's name, or in a bucket with a file. Then the sha256 of every 
 from vdit.checkpoint.checkpointer import BestStep, Checkpointer, DataIterator, best_step
 from vdit.checkpoint.files import META
 from vdit.checkpoint.hosts import RunLock
-from vdit.checkpoint.integrity import MANIFEST, damage, sums, write_manifest
+from vdit.checkpoint.integrity import MANIFEST, checksums, damage, write_manifest
 from vdit.checkpoint.restore import check_config, find_step, load_meta, load_params, load_progress, load_trees, say_once
 from vdit.checkpoint.stream import StreamedLeaf, save_streamed
 
@@ -27,6 +27,7 @@ __all__ = [
     "StreamedLeaf",
     "best_step",
     "check_config",
+    "checksums",
     "damage",
     "find_step",
     "load_meta",
@@ -35,6 +36,5 @@ __all__ = [
     "load_trees",
     "save_streamed",
     "say_once",
-    "sums",
     "write_manifest",
 ]

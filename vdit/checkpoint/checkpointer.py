@@ -20,21 +20,21 @@ from vdit.checkpoint.files import (
     COMMITTED,
     META,
     File,
-    Places,
+    IteratorState,
     Warn,
     clear_left_overs,
     no_room,
     place_of,
     prepare,
     quiet_orbax,
-    read_place,
+    read_iterator_state,
     remove_failed,
     remove_step,
     say,
     steps_in,
 )
 from vdit.checkpoint.hosts import PATIENCE, Exchange, on_first, this_host
-from vdit.checkpoint.integrity import is_finalized, my_sums, write_manifest
+from vdit.checkpoint.integrity import is_finalized, my_checksums, write_manifest
 from vdit.checkpoint.restore import find_step, read_trees, repair, total_bytes, without_keys
 from vdit.errors import CheckpointError, HostsError, reason
 from vdit.paths import AnyPath
@@ -55,7 +55,7 @@ class Checkpointer:
     """Saves and restores the steps of one run. Close it, or use it as a context manager.
 
     directory: made if absent; one Checkpointer at a time (see RunLock). keep: how many steps are kept: an old one goes
-    only after a new one is complete and sealed. meta: plain JSON values stored with each step, by custom {"config":
+    only after a new one is complete and finalized. meta: plain JSON values stored with each step, by custom {"config":
     ..., "stage": ...}. Left-overs of a save that was killed are removed.
 
     A save that fails, as on a full disk, is no reason to stop: `warn` gets a line, what it left is removed, and the
@@ -121,7 +121,7 @@ class Checkpointer:
         try:
             trees = read_trees(folder, abstract)
             if data is not None:
-                data.set_state(read_place(folder))
+                data.set_state(read_iterator_state(folder))
         except Exception as error:
             failure = error
         Exchange().agree(None if failure is None else reason(failure), _same_everywhere(failure))
@@ -200,7 +200,7 @@ class _Save:
         self.failure: str | None = None
         self.lost: HostsError | None = None
         self._response, self._error, self._barriers = None, None, ()
-        parts = trees | {"data": Places(place, self._exchange), "meta": File(META, meta)}
+        parts = trees | {"data": IteratorState(place, self._exchange), "meta": File(META, meta)}
         try:
             on_first(lambda: prepare(folder))
             with _context():
@@ -216,10 +216,10 @@ class _Save:
             error, found = self._written(), None
             if error is None:
                 try:
-                    found = my_sums(self._folder, self._exchange)
+                    found = my_checksums(self._folder, self._exchange)
                 except OSError as failure:
                     error = self._words(failure)
-            self._exchange.agree({"error": error, "sums": found}, self._seal)
+            self._exchange.agree({"error": error, "sums": found}, self._finalize)
         except HostsError as lost:
             self.lost = lost
         except Exception as failure:
@@ -255,8 +255,8 @@ class _Save:
         words = no_room(error, self._folder.parent, self._bytes) or reason(error)
         return words if self._exchange.count == 1 else f"{this_host()}: {words}"
 
-    def _seal(self, hosts: list[dict]) -> None:
-        """On the first host, which alone writes from here on: seals the step, or removes what is there of it."""
+    def _finalize(self, hosts: list[dict]) -> None:
+        """On the first host, which alone writes from here on: finalizes the step, or removes what is there of it."""
         try:
             errors = [*self._exchange.seen("failed").values(), *(host["error"] for host in hosts if host["error"])]
             if errors:
@@ -271,11 +271,11 @@ class _Save:
         self._retire()
 
     def _retire(self) -> None:
-        """Deletes what is older than the newest `keep` sealed steps, and not protected."""
+        """Deletes what is older than the newest `keep` finalized steps, and not protected."""
         directory = self._folder.parent
         steps = steps_in(directory)
-        sealed = [step for step in steps if is_finalized(directory / str(step))]
-        for step in steps[: steps.index(sealed[-self._keep])] if len(sealed) > self._keep else ():
+        finalized = [step for step in steps if is_finalized(directory / str(step))]
+        for step in steps[: steps.index(finalized[-self._keep])] if len(finalized) > self._keep else ():
             if step in self._protected:
                 continue
             try:

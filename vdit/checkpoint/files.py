@@ -58,7 +58,7 @@ class File:
         return write()
 
     async def load(self, directory):
-        """Part of Orbax's protocol; `load_meta` and `read_place` read the files themselves."""
+        """Part of Orbax's protocol; `load_meta` and `read_iterator_state` read the files themselves."""
         raise NotImplementedError
 
 
@@ -180,7 +180,7 @@ _STREAMS = "streams"
 _NAME = re.compile(r"host_(\d+)_of_(\d+)\.json")
 
 
-class Places:
+class IteratorState:
     """The part of a step that holds the data's places. They travel to the first host, which writes them all.
 
     So they are in a step whenever Orbax commits it: of several writers, Orbax would wait for its own only.
@@ -203,16 +203,16 @@ class Places:
         return write()
 
     async def load(self, directory):
-        """Part of Orbax's protocol; `read_place` reads the files itself."""
+        """Part of Orbax's protocol; `read_iterator_state` reads the files itself."""
         raise NotImplementedError
 
 
-def check_places(folder: AnyPath) -> None:
+def check_iterator_state(folder: AnyPath) -> None:
     """Refuses a step without the places of all hosts that saved it."""
     _read_all(folder)
 
 
-def read_place(folder: AnyPath) -> dict | bytes:
+def read_iterator_state(folder: AnyPath) -> dict | bytes:
     """This host's place in the data, for `set_state`.
 
     A place of streams is that of all hosts together: {"streams": {number: state, ...}, ...}, so that any number of

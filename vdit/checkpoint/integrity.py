@@ -44,7 +44,7 @@ def share(files: dict[str, int], index: int, count: int) -> list[str]:
     return mine
 
 
-def sums(folder: AnyPath, names: Iterable[str], *, flush: bool = False) -> dict[str, str | None]:
+def checksums(folder: AnyPath, names: Iterable[str], *, flush: bool = False) -> dict[str, str | None]:
     """Name -> sha256 of the file, None if it cannot be read. flush: sees it on the disk before."""
 
     def one(name: str) -> str | None:
@@ -63,16 +63,16 @@ def sums(folder: AnyPath, names: Iterable[str], *, flush: bool = False) -> dict[
         return dict(zip(names, threads.map(one, names)))
 
 
-def my_sums(folder: AnyPath, exchange: Exchange) -> dict[str, str | None]:
+def my_checksums(folder: AnyPath, exchange: Exchange) -> dict[str, str | None]:
     """The sums of this host's share of a step just written, with its files seen on the disk."""
-    return sums(folder, share(files_in(folder), exchange.index, exchange.count), flush=True)
+    return checksums(folder, share(files_in(folder), exchange.index, exchange.count), flush=True)
 
 
 def write_manifest(folder: AnyPath, found: Iterable[dict[str, str | None]] = ()) -> None:
-    """Seals a step. found: sums that hosts have computed; those that lack are computed here."""
+    """Finalizes a step. found: sums that hosts have computed; those that lack are computed here."""
     known = {name: digest for part in found for name, digest in part.items() if digest is not None}
     names = sorted(files_in(folder))
-    known |= sums(folder, [name for name in names if name not in known], flush=True)
+    known |= checksums(folder, [name for name in names if name not in known], flush=True)
     lost = [name for name in names if known[name] is None]
     if lost:
         raise OSError(f"{lost[0]} cannot be read back")
@@ -89,7 +89,7 @@ def is_finalized(folder: AnyPath) -> bool:
 
 
 def damage(folder: AnyPath, *, together: bool = False) -> list[str]:
-    """What is wrong with a sealed step, a line for each file: [] if nothing.
+    """What is wrong with a finalized step, a line for each file: [] if nothing.
 
     together: all hosts ask at once; each reads its share, and all get the same answer.
     """
@@ -99,7 +99,7 @@ def damage(folder: AnyPath, *, together: bool = False) -> list[str]:
     exchange, expected, mine = Exchange(alone=not together), _expected(folder), {}
     if expected is not None:
         sizes = {name: _bytes(folder / name) for name in expected}
-        mine = sums(folder, share(sizes, exchange.index, exchange.count))
+        mine = checksums(folder, share(sizes, exchange.index, exchange.count))
     problems = exchange.agree(mine, lambda parts: _compare(folder, parts))
     if not problems:
         _whole[folder] = stamp
@@ -111,7 +111,7 @@ def _compare(folder: AnyPath, parts: list[dict[str, str | None]]) -> list[str]:
     if expected is None:
         return [f"{MANIFEST} is damaged"]
     now = {name: digest for part in parts for name, digest in part.items()}
-    now |= sums(folder, [name for name in expected if now.get(name) is None])
+    now |= checksums(folder, [name for name in expected if now.get(name) is None])
     wrong = [name for name, digest in expected.items() if now[name] != digest]
     return [f"{name} is {'damaged' if paths.is_file(folder / name) else 'missing'}" for name in wrong]
 

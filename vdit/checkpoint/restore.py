@@ -14,9 +14,9 @@ import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from vdit import paths
-from vdit.checkpoint.files import META, Warn, check_places, place_of, read_json, say, set_aside, steps_in
+from vdit.checkpoint.files import META, Warn, check_iterator_state, place_of, read_json, say, set_aside, steps_in
 from vdit.checkpoint.hosts import Exchange, on_first
-from vdit.checkpoint.integrity import damage, is_finalized, my_sums, write_manifest
+from vdit.checkpoint.integrity import damage, is_finalized, my_checksums, write_manifest
 from vdit.config import diff
 from vdit.errors import CheckpointError, reason
 from vdit.finite import nonfinite_names
@@ -87,7 +87,7 @@ def unreadable(folder: AnyPath, index: int = 0, count: int = 1) -> list[str]:
     """
     try:
         read_json(folder / "meta" / META)
-        check_places(folder)
+        check_iterator_state(folder)
         parts = set(read_json(folder / "_CHECKPOINT_METADATA")["item_handlers"]) - {"data", "meta"}
         for name in sorted(parts):
             notes = read_json(folder / name / "_METADATA")["tree_metadata"].values()
@@ -247,14 +247,14 @@ def repair(directory: AnyPath, warn: Warn) -> AnyPath | None:
         warn(f"{directory}: {_named(bad)}; set aside as {', '.join(names)}; going on from step {found.name}")
     if found is not None and not on_first(lambda: is_finalized(found)):
         finalize(found)
-        warn(f"{found}: its save was cut short before the sums of its files were written; all could be read: sealed")
+        warn(f"{found}: its save was cut short before the sums of its files were written; all could be read: finalized")
     return found
 
 
 def finalize(folder: AnyPath) -> None:
     """Writes the sums of a step's files; all hosts call it at once, each reads its share."""
     exchange = Exchange()
-    exchange.agree(my_sums(folder, exchange), lambda found: write_manifest(folder, found))
+    exchange.agree(my_checksums(folder, exchange), lambda found: write_manifest(folder, found))
 
 
 def _asked_for(directory: AnyPath, step: int, *, together: bool) -> AnyPath:

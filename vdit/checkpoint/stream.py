@@ -25,7 +25,7 @@ from vdit.checkpoint.files import (
     COMMITTED,
     META,
     File,
-    Places,
+    IteratorState,
     clear_left_overs,
     no_room,
     place_of,
@@ -88,7 +88,7 @@ def save_streamed(
         stream = _Stream(feeds[name], piece_bytes, turn)
         parts[name] = _placeholders(tree, stream)
         registry.add(_Handler, checkpointable_name=name)
-    parts["data"] = Places(None, Exchange(alone=True))
+    parts["data"] = IteratorState(None, Exchange(alone=True))
     parts["meta"] = File(META, dict(meta or {}))
     context = ocp.Context()
     context.checkpointables.registry = registry

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from vdit import config as config_tools
 from vdit import paths
-from vdit.checkpoint import MANIFEST, find_step, load_meta, load_params, sums
+from vdit.checkpoint import MANIFEST, checksums, find_step, load_meta, load_params
 from vdit.dist.rules import replicated
 from vdit.errors import CheckpointError, ConfigError
 from vdit.experiment.distill import TEACHER
@@ -140,7 +140,7 @@ def pretrained_identity(experiment: Experiment) -> dict[str, Any] | None:
 def step_identity(directory: Path) -> dict[str, Any]:
     """What one checkpoint says of another that belongs to it: its newest step, and a digest of its files' digests."""
     folder = find_step(directory)
-    (digest,) = sums(folder, [MANIFEST]).values()
+    (digest,) = checksums(folder, [MANIFEST]).values()
     return {"step": int(folder.name), "sha256": digest}
 
 

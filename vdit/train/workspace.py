@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from vdit import buckets, paths
-from vdit.checkpoint import say_once, sums
+from vdit.checkpoint import checksums, say_once
 from vdit.config import from_dict, to_dict
 from vdit.errors import CheckpointError, ConfigError, DataError, OutputError, reason
 from vdit.experiment.experiment import Experiment
@@ -145,12 +145,12 @@ class Workspace:
         gives back.
         """
         kept = [f"{PUBLIC}/{name}" for name in paths.files_below(self.root / PUBLIC)]
-        return sums(self.root, [*SAMPLED, *kept])
+        return checksums(self.root, [*SAMPLED, *kept])
 
     def check_files(self, expected: Mapping[str, str | None], *, names: Collection[str] | None = None) -> None:
         """CheckpointError unless the files are those that `file_sums` saw. names: look at these only; None: at all."""
         expected = {name: digest for name, digest in expected.items() if digest and (names is None or name in names)}
-        for name, digest in sums(self.root, expected).items():
+        for name, digest in checksums(self.root, expected).items():
             if digest != expected[name]:
                 path = self.root / name
                 rule = "is damaged: it is not the file that the checkpoint was made with" if digest else "is missing"
