@@ -22,7 +22,7 @@ import numpy as np
 
 import vdit
 from vdit.data import FolderSource
-from vdit.data.cuts import ClipSpec, apply_cut, cover, fit_size
+from vdit.data.clips import ClipSpec, apply_cut, cover, fit_size
 from vdit.data.folder import FileHandle, FolderDataset
 from vdit.data.latents import LatentStore
 from vdit.data.pipeline import row_iterator, row_use

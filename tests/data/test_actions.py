@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vdit.data import Clips, DataConfig, LatentStore, encode_clips, group_actions, row_iterator, write_latents
-from vdit.data.cuts import DecodedClip
+from vdit.data.clips import DecodedClip
 from vdit.data.packing import CondShape, PackItem, RowShape, build_rows
 from vdit.errors import ConfigError, DataError, ShapeError
 

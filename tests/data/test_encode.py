@@ -134,7 +134,7 @@ def test_what_was_encoded_with_other_settings_or_is_damaged_is_not_used(tmp_path
 
 
 def test_a_folder_that_hosts_do_not_share_is_found_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("vdit.data.parts.PATIENCE", 0.3)
+    monkeypatch.setattr("vdit.data.latents.PATIENCE", 0.3)
     for host, message in ((0, "latents-00001.arrayrecord of another host does not appear"), (1, "index.json of an")):
         with pytest.raises(DataError, match=message):
             encode_walls(tmp_path / str(host) / "out", shard_index=host, shard_count=2, wait=lambda name: None)

@@ -114,7 +114,7 @@ def test_a_folder_of_videos_and_captions_may_be_in_a_bucket(runs, server, tmp_pa
 
 
 def test_latents_of_several_parts_are_gone_on_with_in_a_bucket(runs, server):
-    from vdit.data.parts import LatentParts
+    from vdit.data.latents import LatentParts
 
     url = f"{runs[1]}/more"
     items = [{"latent": np.full((1, 2, 2, 4), i, np.float32), "captions": [str(i)], "id": str(i)} for i in range(40)]

@@ -19,7 +19,7 @@ import grain
 import numpy as np
 
 from vdit.data import DataConfig, PackItem, RowShape
-from vdit.data.cuts import fit_size
+from vdit.data.clips import fit_size
 from vdit.data.packing import PackedRows
 
 ASPECTS = (1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9, 9 / 16, 2.0, 1 / 2, 2.39, 1.85)

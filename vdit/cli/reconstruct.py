@@ -128,7 +128,7 @@ def _reconstruct(vae, file: Path, target: Path, *, area: int, fps: float | None,
     """Reads, encodes, decodes and writes some frames at a time; what was measured."""
     import numpy as np
 
-    from vdit.data.cuts import fit_size
+    from vdit.data.clips import fit_size
     from vdit.eval.metrics import WINDOW, frame_psnr, frame_ssim
     from vdit.generate.host_memory import check_memory
     from vdit.generate.inputs import open_input

@@ -19,7 +19,7 @@ class DataConfig:
     Source:
         source: any registered data source (vdit.data.data_source): "folder", "worlds", "latents", "tfds".
 
-    Sizes (a clip keeps its aspect ratio: see vdit.data.cuts.fit_size):
+    Sizes (a clip keeps its aspect ratio: see vdit.data.clips.fit_size):
         pixel_budgets: pixel budgets, one drawn for each sample among those not above the video's own.
         size_multiple: height and width are multiples of this (VAE stride x patch).
         frames: durations in frames, each 1 + frame_multiple * k; one drawn among those that fit.

@@ -14,8 +14,7 @@ import numpy as np
 from vdit.data.changes import RECORD, Record
 from vdit.data.clips import Clips
 from vdit.data.conditions import read_conditions
-from vdit.data.latents import LatentStore
-from vdit.data.parts import LatentParts
+from vdit.data.latents import LatentParts, LatentStore
 from vdit.data.sources import Sample
 from vdit.errors import DataError
 from vdit.models.conditioner import Conditioner

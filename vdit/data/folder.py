@@ -12,7 +12,7 @@ import numpy as np
 
 from vdit import paths
 from vdit.data.captions import Entry, plain_name, read_captions
-from vdit.data.cuts import DecodedClip
+from vdit.data.clips import DecodedClip
 from vdit.data.sources import DataSummary
 from vdit.errors import DataError, VideoError
 from vdit.video import read as video_io

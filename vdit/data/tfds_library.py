@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vdit.data.cuts import DecodedClip, resize_video
+from vdit.data.clips import DecodedClip, resize_video
 from vdit.errors import DataError, install_command
 from vdit.reprs import short_repr
 

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from vdit.data.cuts import DecodedClip
+from vdit.data.clips import DecodedClip
 from vdit.worlds import World
 
 # Worlds are drawn at the size asked for; this only stands for an aspect ratio.

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vdit import paths
-from vdit.data.cuts import fit_size
+from vdit.data.clips import fit_size
 from vdit.errors import ShapeError, VideoError
 from vdit.outputs import note_read
 from vdit.types import Array, check_pixels
@@ -20,7 +20,7 @@ from vdit.video.source import decoding
 
 
 def choose_size(height: int, width: int, *, multiple: int = 1, area: int | None = None) -> tuple[int, int]:
-    """The size (h, w), in multiples of `multiple`, that suits a picture best (vdit.data.cuts.fit_size).
+    """The size (h, w), in multiples of `multiple`, that suits a picture best (vdit.data.clips.fit_size).
 
     At most `area` pixels (None: its own), and never above its own height or width. ShapeError if it is smaller than
     one block of `multiple` pixels, or the area is.

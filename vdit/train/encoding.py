@@ -17,8 +17,7 @@ from vdit.checkpoint.hosts import Exchange
 from vdit.data.changes import RECORD, Changes, Record, digest_of, find_changes, look_at_videos, read_record
 from vdit.data.data_source import DataSource, FolderSource, LatentsSource, TfdsSource, WorldsSource
 from vdit.data.encode import Former, encode_clips
-from vdit.data.latents import LatentStore
-from vdit.data.parts import write_json
+from vdit.data.latents import LatentStore, write_json
 from vdit.dist.multihost import PATIENCE, is_primary_host, on_primary_host, wait_for_all
 from vdit.errors import ConfigError, DataError
 from vdit.experiment.experiment import Experiment

@@ -5,9 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vdit.data.clips import Clips
+from vdit.data.clips import Clips, draw_crop, draw_cut, fit_size, may_flip
 from vdit.data.config import DataConfig
-from vdit.data.cuts import draw_crop, draw_cut, fit_size, may_flip
 from vdit.data.data_source import WorldsSource
 from vdit.data.tfds_library import ArrayHandle
 from vdit.errors import ConfigError, DataError
