@@ -11,7 +11,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -75,18 +75,9 @@ class Generator:
         frames: int | None = None,
         size: tuple[int, int] | None = None,
         seed: int = 0,
-        steps: int | None = None,
-        guidance: float | None = None,
-        low_guidance: float | None = None,
-        negative: str = "",
-        sampler: str | None = None,
-        interval: tuple[float, float] | None = None,
-        rescale: float | None = None,
-        known_level: float | None = None,
-        context_guidance: float | None = None,
-        reuse: float | None = None,
         noise: Array | None = None,
         latents: bool = False,
+        **sampling: Unpack[Sampling],
     ) -> Array:
         """Videos for prompts: float32 [b t h w 3] in [-1, 1], one for each prompt.
 
@@ -119,15 +110,16 @@ class Generator:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ConfigError(f"prompts={prompts!r} must be a text or a list of at least one text")
-        changes = {"sampler": sampler, "steps": steps, "guidance": guidance, "low_guidance": low_guidance}
-        changes |= {"interval": interval, "rescale": rescale}
-        changes |= {"known_level": known_level, "context_guidance": context_guidance, "reuse": reuse}
+        unknown = sorted(set(sampling) - set(Sampling.__annotations__))
+        if unknown:
+            raise TypeError(f"{unknown[0]}={sampling[unknown[0]]!r}: there is no such option of sampling")
+        negative = sampling.pop("negative", None) or ""
         if image is not None:
             size = self.experiment.sample.size if size is None else size
             given = self._first_frame(image, size, len(prompts))
         if given is not None:
             size, given = given.video.shape[2:4], _for_each(given, len(prompts))
-        method = self.method(given=given is not None and bool((np.asarray(given.level) == 0).any()), **changes)
+        method = self.method(given=given is not None and bool((np.asarray(given.level) == 0).any()), **sampling)
         self.check_negative(negative, method)
         method = _suited(method, given)
         task = self.task(method, frames, size, given=given is not None, decode=not latents)
