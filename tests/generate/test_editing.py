@@ -12,6 +12,7 @@ import vdit
 from tests import tiny
 from vdit.errors import ConfigError, ShapeError
 from vdit.experiment.experiment import Experiment
+from vdit.models.backbone import Output
 from vdit.models.network import Network
 from vdit.models.vae.model import VAE
 from vdit.models.vae.video import VideoVAE
@@ -138,7 +139,7 @@ class Believer(Network):
         known = (told == 0) & (row.segment_ids > 0)[..., None]
         mean = lambda where: (row.values * where).sum(1, keepdims=True) / jnp.maximum(where.sum(1, keepdims=True), 1)  # noqa: E731
         x0 = jnp.where(known.any(1, keepdims=True), mean(known), mean(~known))
-        return jnp.where(known, 0.0, (row.values - x0) * 1000.0 / jnp.maximum(told, 1e-6))
+        return Output(prediction=jnp.where(known, 0.0, (row.values - x0) * 1000.0 / jnp.maximum(told, 1e-6)))
 
 
 def test_windows_go_on_from_each_other(generator, monkeypatch):
