@@ -93,7 +93,7 @@ def guide(pair: Pair, guidance: Guidance, single: Denoise | None = None) -> Deno
         inside = (t >= low) & (t <= high)
         if single is None or guidance.interval == FULL:
             return guided(x, t, jnp.where(inside, guidance.scale, 1.0))
-        return jax.lax.cond(inside, lambda: guided(x, t, guidance.scale), lambda: single(x, t))
+        return jax.lax.cond(inside, guided, lambda x, t, scale: single(x, t), x, t, jnp.float32(guidance.scale))
 
     return denoise
 

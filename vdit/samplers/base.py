@@ -176,18 +176,22 @@ def scan_steps(
 
     clip: as in `estimate`.
     """
-    ask, memory, calls = lambda x, t, *_: (denoise(x, t), None), None, len(columns["t"])
-    if isinstance(denoise, StatefulDenoiser):
-        ask, memory = denoise.ask, denoise.memory
+    stateful, calls = isinstance(denoise, StatefulDenoiser), len(columns["t"])
+    rows = {name: jnp.asarray(column, dtype) for name, column in columns.items()}
+    keys = None if key is None else jax.random.split(key, calls)
 
-    def call(state, row, step_key):
-        carry, memory, done = state
+    def call(state, xs):
+        (carry, memory, done), (row, step_key) = state, xs
         x = at(carry)
-        output, memory = ask(x, row["t"], memory, done, calls - 1 - done)
+        if stateful:
+            output, memory = denoise.ask(x, row["t"], memory, done, calls - 1 - done)
+        else:
+            output = denoise(x, row["t"])
         says = _estimate(output, x, row, prediction, clip)
-        return step(carry, says, row, step_key), memory, done + 1
+        return (step(carry, says, row, step_key), memory, done + 1), None
 
-    return run_steps(call, (carry, memory, jnp.int32(0)), columns, dtype=dtype, key=key)[0]
+    first = carry, denoise.memory if stateful else None, jnp.int32(0)
+    return jax.lax.scan(call, first, (rows, keys))[0][0]
 
 
 def working(x: Array) -> Array:
