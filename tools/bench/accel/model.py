@@ -172,6 +172,8 @@ def train(dry: bool, folder: Path, until: float) -> dict[str, Any]:
         timer.cancel()
         signal.signal(signal.SIGTERM, before)
     lines = [line for line in read_json_lines(space.logs / "dit.jsonl") if "loss" in line]
+    if not lines:
+        raise RuntimeError(f"no step was done in {time.time() - began:.0f} s: it was still compiling; run it again")
     losses = [line["loss"] for line in lines]
     speed = [line["speed/tokens_per_second"] for line in lines if "speed/tokens_per_second" in line]
     tail = losses[-10:]
