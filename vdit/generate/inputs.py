@@ -188,7 +188,7 @@ def open_input(
     max_frames: int | None = None,
 ) -> VideoInput:
     """Opens a file, whose frames are read when they are asked for. Arguments and errors as of `read_input`."""
-    path = Path(path)
+    path = local_copy(path, error=VideoError)
     info = _look(path)
     fit = Fit(own=info.size, size=_size(path, info.size, size, area, multiple))
     if info.still:
