@@ -37,9 +37,16 @@ def probes(dry: bool, out: Path, until: float) -> list[Probe]:
             run=functools.partial(train, dry, folder, until),
             needs=2 if dry else 30,
         ),
-        Probe(name="samples", what="prompts sampled by it", run=functools.partial(samples, dry, folder, out), needs=2),
+        Probe(
+            name="samples",
+            after="training",
+            what="prompts sampled by it",
+            run=functools.partial(samples, dry, folder, out),
+            needs=2,
+        ),
         Probe(
             name="checkpoint",
+            after="training",
             what=f"the trained run, in files of at most {PART // 10**6} MB",
             run=functools.partial(pack, folder, out),
             needs=1,

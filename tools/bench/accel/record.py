@@ -37,6 +37,7 @@ class Probe:
     flops, bytes: the least that the work takes. kind: which rate it works at: "bf16", "fp8" or "f32".
     share: of the roofline that good code is known to reach; expected seconds are the roofline's by this.
     needs: seconds below which it is not begun. always: it is made again by every run.
+    after: the measurement of the stage whose result this one uses.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Probe:
     bound: float | None = None
     needs: float = 0.5
     always: bool = False
+    after: str = ""
 
 
 class Record:
@@ -139,7 +141,9 @@ def work(
     old = {name for name, values in known.items() if values.get("run") != this}
     missing = [p for p in probes if states[p.name] == "no time" or (p.always and p.name in old)]
     again = [p for p in probes if states[p.name] not in ("no time", "ok") and p.name in old and p not in missing]
-    for probe in missing + again:
+    used = {p.after for p in missing}
+    before = [p for p in again if p.name in used]
+    for probe in before + missing + [p for p in again if p not in before]:
         about = {
             "what": probe.what,
             "flops": probe.flops,

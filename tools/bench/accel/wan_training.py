@@ -47,7 +47,7 @@ def make_training(forward: type, *, remat: str) -> type:
             train = TrainConfig(steps=10**6, batch_size=1, ema_decay=None, optimizer=optimizer)
             plan = plan_state(lambda key: {"dit": network.init(key)["dit"]}, train, mesh=one_device())
             step = make_train_step(loss, plan, compiler_options=compiler_options())
-            box = [plan.adopt(params, jax.random.key(0))]
+            box = [plan.with_params(params, jax.random.key(0))]
             batch = {"row": self.row(), "times": self.times, "text": self.text, "target": self.target}
             batch = jax.device_put(batch, step.place(batch))
 
