@@ -171,7 +171,7 @@ class _Source:
         if not self._waiting:
             return None
         both = np.concatenate(self._waiting, axis=1)
-        video, rest = both[:, :frames], both[:, frames:]
+        video, rest = both[:, :frames].copy(), both[:, frames:].copy()  # a view would keep all of `both`
         self._waiting = [rest] if rest.shape[1] else []
         first, self._done = self._done, self._done + video.shape[1]
         level, part = self._asked.at(np.arange(first, self._done)), self._asked.part
