@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -169,8 +170,14 @@ def test_interrupted_is_130(capsys, monkeypatch):
     assert capsys.readouterr().err == "vdit: interrupted\n"  # and no word of a checkpoint
 
 
-def test_an_interrupt_in_a_callback_of_the_garbage_collector_is_not_lost(capsys, monkeypatch):
-    """Where Python drops it, the command would go on."""
+@pytest.mark.parametrize("busy", [0, 0.05])
+def test_an_interrupt_in_a_callback_of_the_garbage_collector_is_not_lost(capsys, monkeypatch, busy):
+    """Where Python drops it, the command would go on. busy: seconds for which the machine holds the main thread up."""
+    start = threading.Thread.start
+
+    def held_up(thread):
+        start(thread)
+        time.sleep(busy)
 
     def interrupt(*_):
         gc.callbacks.remove(interrupt)
@@ -179,8 +186,10 @@ def test_an_interrupt_in_a_callback_of_the_garbage_collector_is_not_lost(capsys,
     def work(*_):
         gc.callbacks.append(interrupt)
         gc.collect()
-        time.sleep(10)
+        for _ in range(1000):  # a signal that comes just before a long sleep does not end it
+            time.sleep(0.01)
 
+    monkeypatch.setattr(threading.Thread, "start", held_up)
     monkeypatch.setattr(cli.sample, "run", work)
     hook = sys.unraisablehook
     assert main(["sample", "runs/mine", "a dog"]) == 130

@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -111,21 +112,30 @@ def outlived_output() -> Iterator[None]:
 
 @contextlib.contextmanager
 def heard_interrupts() -> Iterator[None]:
-    """While entered, a Ctrl-C is not lost that comes in a callback from C, such as jax's of the garbage collector.
+    """While entered, a Ctrl-C that comes in a callback from C, such as jax's of the garbage collector, is not lost.
 
-    Python drops what is raised there. It is sent again, from a thread: by then the main one is elsewhere.
+    Python drops what is raised there. A thread sends the interrupt again, once the main thread has left the hook:
+    what is raised inside the hook is dropped too, and on a busy machine the hook can outlast any fixed delay.
     """
-    before = sys.unraisablehook
+    before, inside = sys.unraisablehook, False
 
     def again() -> None:
+        time.sleep(0.01)
+        while inside:
+            time.sleep(0.01)
         if sys.unraisablehook is hook:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     def hook(failure: sys.UnraisableHookArgs) -> None:
+        nonlocal inside
         if failure.exc_type is not KeyboardInterrupt:
             before(failure)
-        else:
-            threading.Timer(0.01, again).start()
+            return
+        inside = True
+        try:
+            threading.Thread(target=again, daemon=True).start()
+        finally:
+            inside = False
 
     sys.unraisablehook = hook
     try:
