@@ -76,7 +76,7 @@ def test_a_model_that_was_trained_on_canvases_is_told_what_is_known(trained, met
     with warnings.catch_warnings():
         warnings.simplefilter("error", VditWarning)
         TASKS[task](trained)
-    assert {(type(method.sampler), method.known) for method in methods} == {(Euler, "clean")}
+    assert {(type(method.sampler), method.conditioning) for method in methods} == {(Euler, "clean")}
 
 
 @pytest.mark.parametrize("task", NOTHING_KNOWN)

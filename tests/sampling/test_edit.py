@@ -116,7 +116,7 @@ def test_a_frame_holds_the_video_where_it_should():
         assert frame.mask.sum() == 32 * 48 - 16 * 16
     assert Frame.around((16, 16), (24, 30), "centre", 4).at == (4, 8), "on a latent's corner"
     assert Frame.around((16, 16), (16, 19), "centre", 4).at == (0, 0)
-    with pytest.raises(ShapeError, match=r"16x16 does not go into a frame of 32x8 .*give a larger"):
+    with pytest.raises(ShapeError, match=r"16x16 does not go into a frame of 8x32 .*give a larger"):
         Frame.around((16, 16), (8, 32), "centre", 4)
     with pytest.raises(ShapeError, match="nothing is to be made"):
         Frame.around((16, 16), (16, 16), "centre", 4)
