@@ -25,7 +25,7 @@ def test_a_command_says_what_it_makes_how_long_it_takes_and_what_is_next(tiny_ru
     assert main(["sample", str(tiny_run), "a red circle", "--out", str(out), "--seed", "7"]) == 0
     said = capsys.readouterr()
     assert said.out == f"{out}\n", "stdout is for names of files"
-    for part in (str(tiny_run), "1 video of 5 frames", "8 fps", "32x32", "seed 7", "euler, 1 steps", "compiling ..."):
+    for part in (str(tiny_run), "1 video of 5 frames", "8 fps", "32x32", "seed 7", "euler, 1 step", "compiling ..."):
         assert part in said.err
     assert "1/1" in said.err
     assert re.search(rf"wrote {re.escape(str(out))}; \d+:\d\d in all.*GiB of memory", said.err)
