@@ -20,6 +20,7 @@ import numpy as np
 import vdit
 from vdit.samplers import Sampler, StatefulDenoiser
 from vdit.sampling.config import BlockCache
+from vdit.sampling.programs import sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +61,14 @@ def main() -> None:
 
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
 
-    def sample(method):
+    def latents_of(method):
         task = model.task(method, None, None, decode=False)
         models = model.params, model.vae.params, model.vae.statistics
         began = clock()
         latents = np.asarray(sample(task, model.mesh, *models, prompts, negative, jax.random.key(0)))
         return latents, clock() - began
 
-    latents = {threshold: sample(method)[0] for threshold, method in methods.items()}  # compiles
+    latents = {threshold: latents_of(method)[0] for threshold, method in methods.items()}  # compiles
     jax.effects_barrier()
     counts = {}
     for threshold in options.thresholds:
@@ -76,7 +77,7 @@ def main() -> None:
     seconds = {threshold: np.inf for threshold in methods}
     for _ in range(options.repeats):
         for threshold, method in methods.items():
-            seconds[threshold] = min(seconds[threshold], sample(method)[1])
+            seconds[threshold] = min(seconds[threshold], latents_of(method)[1])
 
     videos = {threshold: np.asarray(model.vae.decode(x)) for threshold, x in latents.items()}
     print(f"{len(wanted)} videos, {plain.grid.steps} steps of {type(plain.sampler).__name__}")

@@ -12,6 +12,7 @@ from vdit import samplers
 from vdit.data.patches import patchify
 from vdit.diffusion import Flow, Guidance
 from vdit.errors import ConfigError, ShapeError
+from vdit.models.backbone import Output
 from vdit.models.dit.config import DiTConfig
 from vdit.models.network import Network
 from vdit.models.text import TextConfig
@@ -156,7 +157,7 @@ def test_models_of_one_level_get_what_is_known_at_matching_noise():
     class Spy(Network):
         def apply(self, params, row, time, text=None, **more):
             jax.debug.callback(lambda *x: seen.append(jax.tree.map(np.asarray, x)), row.values, time)
-            return jnp.zeros_like(row.values)
+            return Output(prediction=jnp.zeros_like(row.values))
 
     network = Spy(text=NETWORK.text, backbone=NETWORK.backbone)
     params = {"text": jax.jit(NETWORK.init)(jax.random.key(0))["text"]}
@@ -199,7 +200,7 @@ def test_a_little_noise_on_what_is_known_is_not_in_the_result(params):
 
 def test_a_window_begins_at_its_position(params):
     """Positions are told: with sin-cos or absolute ones a window that slid on is another; rotary ones are relative."""
-    shifted = dataclasses.replace(blank(1, SHAPE), first=1)
+    shifted = dataclasses.replace(blank(1, SHAPE), start_position=jnp.asarray([1]))
     np.testing.assert_allclose(
         run(params, shifted, prompts(3), method()), run(params, blank(1, SHAPE), prompts(3), method()), atol=1e-4
     )

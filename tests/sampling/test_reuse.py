@@ -197,8 +197,8 @@ def test_another_transformer_begins_anew():
     told = []
 
     def ask(x, t, call):
-        told.append((float(call.kept.change), float(call.limit)))
-        return x, dataclasses.replace(call.kept, change=jnp.float32(0.01))
+        told.append((float(call.residuals.change), float(call.limit)))
+        return x, dataclasses.replace(call.residuals, change=jnp.float32(0.01))
 
     other = lambda *inputs: ask(*inputs)  # noqa: E731
     kept = Residuals(first=jnp.ones(1), rest=jnp.ones(1), change=jnp.float32(np.inf))

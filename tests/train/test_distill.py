@@ -134,6 +134,8 @@ def test_steps_lie_on_the_shifted_grid_and_what_is_known_stays(row):
 class ToyNetwork:
     """Predicts velocity, as in `gap`; `pull` [] times the label is added. told: what it was asked, while tracing."""
 
+    action_width = 0
+
     def __init__(self, classes=0):
         self.told, self.classes = [], classes
 

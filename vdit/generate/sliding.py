@@ -216,7 +216,7 @@ class Run:
         """The next `wanted` frames after a video of `has`, of which the last ones are `tail` [b t h w 3]."""
         more = {"has": has, "window": self.window, "grouping": self.grouping, "context": context}
         windows, left = knowing.forward_windows(wanted, **more), wanted
-        if len(windows) > 1 and self.slides:
+        if len(windows) > 1 and self.slides and Window.fits(self.grouping, self.window):
             yield from self._slid(tail, wanted, windows[0].context, windows[-1].context)
             return
         for canvas in windows:

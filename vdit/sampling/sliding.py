@@ -100,7 +100,7 @@ class Window:
         start = 0 if grouping.first == grouping.step and not anchor else 1
         count = 1 + (window - grouping.first) // grouping.step
         later = count - start
-        if later < 2:
+        if not cls.fits(grouping, window, anchor=anchor):
             least = grouping.first + (1 + start) * grouping.step
             raise ShapeError(
                 f"window={window}: once it has slid on it holds no known frames beside new ones, give {least} or more"
@@ -116,6 +116,12 @@ class Window:
             warnings.warn(f"context={context} is rounded down to {known}: {rule}", VditWarning, stacklevel=3)
         context = later // 2 if context is None else context // grouping.step
         return cls(first=count, context=context, new=later - context, start=start, anchor=anchor)
+
+    @staticmethod
+    def fits(grouping: Grouping, window: int, *, anchor: bool = False) -> bool:
+        """Whether a window of so many frames, once it has slid on, holds a known group and a new one."""
+        start = 0 if grouping.first == grouping.step and not anchor else 1
+        return 1 + (window - grouping.first) // grouping.step - start >= 2
 
     def one_by_one(self, context: int | None = None) -> Window:
         """The same with one new group at a time. context: groups; None is as many as fit beside it."""

@@ -41,9 +41,9 @@ from vdit.models.vae.video import VideoVAE
 from vdit.nn.lora import join
 from vdit.registry import name_of, register
 from vdit.reprs import short_repr
+from vdit.sampling import programs
 from vdit.sampling.canvas import tokenize
 from vdit.sampling.config import sampling_config
-from vdit.sampling.programs import TextToVideo
 from vdit.seeds import key_of
 from vdit.train.loop import Evaluation, SampleHook
 from vdit.train.state import TrainState
@@ -151,7 +151,7 @@ class EvaluationRun:
             params -> float32 [prompts t h w 3] in [-1, 1].
         """
         e, sample = self.experiment, self.experiment.sample
-        task = TextToVideo(
+        task = programs.TextToVideo(
             network=e.network, vae=e.vae, method=sampling_config(e), frames=sample.frames, size=sample.size
         )
         tokenizer, length = self.workspace.open_tokenizer(e), e.text.max_length
@@ -161,7 +161,7 @@ class EvaluationRun:
 
         def sample_videos(params: PyTree) -> Array:
             whole = self.whole(params)
-            return sample(task, self.mesh, whole, vae, statistics, positive, negative, key_of(e.seed))
+            return programs.sample(task, self.mesh, whole, vae, statistics, positive, negative, key_of(e.seed))
 
         return sample_videos
 
