@@ -204,7 +204,7 @@ def test_the_script_leaves_out_what_the_run_holds_out_and_sees_changed_videos(tm
 
 def test_the_script_refuses_what_it_does_not_know(tiny_run, tmp_path):
     script = runpy.run_path(str(ROOT / "data_pipelines" / "encode_latents.py"))
-    with pytest.raises(ConfigError, match=r"'--frames=9' is not understood"):
+    with pytest.raises(ConfigError, match=r"'--frames=9' is unknown"):
         script["main"]([str(tiny_run), str(tmp_path / "out"), "--frames=9"])
     with pytest.raises(ConfigError, match="frame"):
         script["main"]([str(tiny_run), str(tmp_path / "out"), "--data.framez=9"])

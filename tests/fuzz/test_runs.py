@@ -51,7 +51,7 @@ def a_setting(run):
 
 HARM = {
     "a setting": (a_setting, "experiment.json"),
-    "another experiment": (lambda run: Workspace(run).save_experiment(deeper(run)), "dit.depth"),
+    "another experiment": (lambda run: Workspace(run).save_experiment(deeper(run)), "backbone.depth"),
     "statistics missing": (lambda run: (run / "statistics.json").unlink(), "statistics.json"),
     "statistics": (lambda run: edit(run / "statistics.json", mean=[0.1, -0.2, 0.3, 0.001]), "statistics.json"),
     "statistics a pipe": (lambda run: pipe(run / "statistics.json"), "statistics.json"),

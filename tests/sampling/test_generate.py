@@ -147,7 +147,7 @@ def test_masks_within_frames_are_kept_and_read(params):
     by_frame = Canvas(latents=jnp.asarray(latents), level=jnp.asarray(whole[:, :, :1, :1]))
     by_place = Canvas(latents=jnp.asarray(latents), level=jnp.asarray(whole))
     a, b = (run(params, canvas, prompts(3), method()) for canvas in (by_frame, by_place))
-    np.testing.assert_allclose(a, b, atol=1e-5)
+    np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
 
 
 def test_models_of_one_level_get_what_is_known_at_matching_noise():
