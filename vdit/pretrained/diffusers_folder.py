@@ -278,7 +278,7 @@ def sample_config(scheduling, vae: VAEConfig, *, experts: bool, image: bool) -> 
     """
     options = {"frames": 81, "size": (480, 832), "fps": 16.0, "steps": 50, "guidance": 5.0}
     if vae.spatial_stride == 16:  # Wan 2.2 TI2V-5B
-        options |= {"frames": 121, "size": (704, 1280), "fps": 24.0, "known": "clean"}
+        options |= {"frames": 121, "size": (704, 1280), "fps": 24.0, "conditioning": "clean"}
     elif experts:
         low, high = (3.5, 3.5) if image else (3.0, 4.0)
         options |= {"size": (720, 1280), "steps": 40, "guidance": high, "low_guidance": low}
