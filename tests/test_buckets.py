@@ -56,9 +56,9 @@ def test_a_limit_holds_before_anything_is_transferred(root):
 
 def test_a_folder_moves_with_the_named_files_last(root, server):
     for name in ("index.json", "a", "z/b"):
-        paths.write_atomic(f"{root}/work/{name}", name)
+        paths.write_atomic(f"{root}/unfinished/{name}", name)
     server.asked.clear()
-    paths.move_folder(f"{root}/work", f"{root}/done", last=("index.json",))
+    paths.move_folder(f"{root}/unfinished", f"{root}/done", last=("index.json",))
     assert server.names_of(NAME) == ["done/a", "done/index.json", "done/z/b"]
     paths.remove_folder(f"{root}/done", first=("index.json",))
     gone = [key for method, key in server.asked if method == "DELETE" and key.startswith("done/")]
