@@ -6,7 +6,7 @@ import re
 from tests.conftest import ROOT
 
 USERS = ("vdit", "experiments", "tools", "data_pipelines")
-PUBLIC = {"write_latents", "load_trees", "to_latent_grid"}  # for users: latents, checkpoints, own conditions
+PUBLIC = {"write_latents", "load_trees", "to_latent_grid", "TextModel"}  # for users: latents, checkpoints, own models
 CALLED_BY_LIBRARIES = {"seekable", "get_all", "get_secondary_typestrs", "writelines"}  # zipfile, Orbax, print
 MARKS = re.compile(r"dataclasses|functools|contextlib|jax|property|classmethod|staticmethod")  # others register it
 

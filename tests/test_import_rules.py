@@ -15,7 +15,7 @@ BASE = {"types", "finite", "config", "errors", "lazy", "outputs", "paths", "buck
         "internals", "registry", "reprs"}
 BASE |= {"seeds"}
 LAYERS = BASE | {"dist", "nn", "diffusion"}
-SAMPLING = LAYERS | {"samplers", "models", "data"}
+SAMPLING = LAYERS | {"samplers", "models", "data", "language"}
 TRAINING = SAMPLING | {"sampling", "experiment", "checkpoint", "video"}
 # What each part of vdit may import of vdit.
 MAY_IMPORT = {
@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "nn": BASE | {"dist"},
     "samplers": BASE | {"diffusion"},
     "models": LAYERS,
+    "language": BASE | {"video"},
     "data": BASE | {"video", "worlds", "models"},
     "sampling": SAMPLING | {"experiment"},
     "experiment": SAMPLING,

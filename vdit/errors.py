@@ -73,6 +73,10 @@ class TextError(VditError):
     """A tokenizer or caption file cannot be used."""
 
 
+class LanguageError(VditError):
+    """A language model cannot answer, or its answer cannot be used."""
+
+
 class CheckpointError(VditError):
     """A checkpoint is missing, incomplete, or does not fit what it is restored into."""
 
