@@ -19,10 +19,17 @@ class Embed(nn.Module):
     features: int
     stddev: float = 0.02
 
-    @nn.compact
-    def __call__(self, ids: Array) -> Array:
+    def setup(self) -> None:
         init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), ("vocab", "embed"))
-        return look_up(self.param("embedding", init, (self.count, self.features)), ids)
+        self.embedding = self.param("embedding", init, (self.count, self.features))
+
+    def __call__(self, ids: Array) -> Array:
+        return look_up(self.embedding, ids)
+
+    def attend(self, x: Array, dtype: jnp.dtype) -> Array:
+        """Products with every row, taken in `dtype`: `[... features] -> float32 [... count]`."""
+        table = self.embedding.astype(dtype)
+        return jnp.einsum("...d,vd->...v", x.astype(dtype), table, preferred_element_type=jnp.float32)
 
 
 def sinusoid(x: Array, width: int, *, max_period: float = 10_000.0, shift: int = 0) -> Array:

@@ -1,0 +1,19 @@
+"""Decoder-only language models: Llama, SmolLM2, Qwen2, Qwen2.5 and Qwen3; generation, tokenizers, chat templates."""
+
+from vdit.lazy import exports
+
+# Imported on first use: chat templates and tokenizers need no jax.
+_HOMES = {
+    "Decoding": "generate",
+    "Generated": "generate",
+    "KVCache": "model",
+    "LMConfig": "config",
+    "LMOutput": "model",
+    "LanguageModel": "model",
+    "Prompts": "generate",
+    "generate": "generate:generate",
+    "lm_preset": "config",
+    "pad_prompts": "generate",
+}
+__all__ = [*_HOMES]
+__getattr__, __dir__ = exports(__name__, _HOMES)
