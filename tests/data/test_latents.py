@@ -120,7 +120,7 @@ def garble_shard(folder):
 @pytest.mark.parametrize(("harm", "message"), [
     (damage_index, "is damaged"), (other_format, "has format 'other'"), (remove_index, "holds no latents"),
     (remove_shard, "is missing"), (truncate_shard, "its index says"),
-    (garble_shard, "write the latents again"),
+    (garble_shard, "write the folder again"),
 ])
 def test_a_damaged_store_is_refused_when_opened(tmp_path, harm, message):
     write_latents(tmp_path / "out", items_of())

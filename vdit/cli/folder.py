@@ -8,7 +8,8 @@ from pathlib import Path
 from vdit import paths
 from vdit.data.captions import read_captions
 from vdit.data.config import DataConfig
-from vdit.data.data_source import FolderSource
+from vdit.data.curated import is_curated, read_curated_index
+from vdit.data.data_source import CuratedSource, DataSource, FolderSource
 from vdit.errors import DataError
 from vdit.experiment.canvases import EVERY_TASK, CanvasConfig
 from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
@@ -26,7 +27,7 @@ def folder_experiment(path: str | Path) -> Experiment:
     return Experiment(
         name=(paths.path(path).name if paths.is_remote(path) else Path(path).resolve().name) or "folder",
         data=DataConfig(
-            source=FolderSource(path=str(path)),
+            source=_source(path),
             pixel_budgets=(64 * 64, 96 * 96, 128 * 128),
             frames=(1, 9, 17),
             fps=(8.0, 12.0),
@@ -57,7 +58,7 @@ def on_folder(experiment: Experiment, path: str | Path, *, begun: bool = False) 
     Args:
         begun: the experiment is that of a run: it keeps to its own canvases too.
     """
-    data = dataclasses.replace(experiment.data, source=FolderSource(path=str(path)))
+    data = dataclasses.replace(experiment.data, source=_source(path))
     silent = experiment.canvases == CanvasConfig() and experiment.start_from is None and not begun
     canvases = EVERY_TASK if silent else experiment.canvases
     return dataclasses.replace(experiment, data=data, holdout=(), canvases=canvases)
@@ -67,7 +68,14 @@ def _optimizer(learning_rate: float) -> OptimizerConfig:
     return OptimizerConfig(learning_rate=learning_rate, warmup_steps=100, schedule="cosine", final_scale=0.05)
 
 
+def _source(path: str | Path) -> DataSource:
+    """Clips of `vdit curate`, where the folder holds such, else video files."""
+    return CuratedSource(path=str(path)) if is_curated(path) else FolderSource(path=str(path))
+
+
 def _count(path: str | Path) -> int:
     if not paths.is_dir(path):
         raise DataError(f"{path} is not a folder: --data must name a folder of video files")
+    if is_curated(path):
+        return read_curated_index(paths.path(path))["count"]
     return len(read_captions(path).entries)

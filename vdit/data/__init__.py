@@ -7,6 +7,8 @@ _HOMES = {
     "Clips": "clips",
     "DataConfig": "config",
     "ClipView": "clips",
+    "CuratedDataset": "curated",
+    "CuratedSource": "data_source",
     "DataSource": "data_source",
     "DecodedClip": "clips",
     "DataSummary": "sources",

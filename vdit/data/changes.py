@@ -18,7 +18,8 @@ from typing import Any
 from vdit import paths
 from vdit.data.captions import Entry, plain_name, read_captions
 from vdit.data.config import DataConfig
-from vdit.data.data_source import FolderSource
+from vdit.data.curated import read_curated_index
+from vdit.data.data_source import CuratedSource, FolderSource
 from vdit.errors import DataError
 
 RECORD = "videos.json"  # beside the latents
@@ -63,6 +64,9 @@ def look_at_videos(config: DataConfig, exclude: Collection[str], before: Record 
         before: an earlier record, whose digests are taken over for files that look the same.
     """
     source = config.source
+    if isinstance(source, CuratedSource):
+        shards = read_curated_index(paths.path(source.path))["shards"]
+        return {"files": {s["file"]: {"file": None, "content": s["sha256"], "captions": ""} for s in shards}}
     if not isinstance(source, FolderSource) or not Path(source.path).is_dir():
         return None
     folder = paths.path(source.path)

@@ -17,7 +17,8 @@ class DataConfig:
     """Where samples come from, the sizes drawn from them, and the shape of a packed row.
 
     Source:
-        source: any registered data source (vdit.data.data_source): "folder", "worlds", "latents", "tfds".
+        source: any registered data source (vdit.data.data_source): "folder", "curated", "worlds",
+            "latents", "tfds".
 
     Sizes (a clip keeps its aspect ratio: see vdit.data.clips.fit_size):
         pixel_budgets: pixel budgets, one drawn for each sample among those not above the video's own.

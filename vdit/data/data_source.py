@@ -166,11 +166,27 @@ class WorldsSource(DataSource):
         return arguments
 
 
+@register("data_source", "curated")
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CuratedSource(DataSource):
+    """Clips that `vdit curate` wrote. path: their folder, local or in a bucket."""
+
+    path: str = ""
+
+    def open(self, data: DataConfig, *, seed: int, holdout: Collection[str] = ()) -> Source:
+        from vdit.data.curated import CuratedDataset
+
+        _check_path(self)
+        _refuse_holdout(self, holdout)
+        return clips_of(CuratedDataset(self.path), data, seed=seed)
+
+
 @register("data_source", "latents")
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentsSource(DataSource):
-    """Latents on disk, as `vdit train` and data_pipelines/encode_latents.py write them. path: their folder."""
+    """Latents on disk, as `vdit train` and `python -m data_pipelines.encode` write them. path: their folder."""
 
     path: str = ""
 

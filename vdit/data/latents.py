@@ -226,7 +226,7 @@ class LatentStore(Source):
         self.index = _read_index(self.path)
         statistics = check_statistics(self.index, name=str(self.path / INDEX), error=DataError)
         self.mean, self.std = statistics["mean"], statistics["std"]
-        self._readers = [_Shard(self.path, shard) for shard in self.index["shards"]]
+        self._readers = [ShardReader(self.path, shard) for shard in self.index["shards"]]
         self._ends = np.cumsum([shard["records"] for shard in self.index["shards"]])
 
     def __len__(self) -> int:
@@ -265,7 +265,7 @@ def _array(tensor: dict[str, Any]) -> np.ndarray:
 def _read_index(path: AnyPath) -> dict[str, Any]:
     if not paths.is_file(path / INDEX):
         raise DataError(f"{path} holds no latents ({INDEX} is missing): make them with "
-                        "data_pipelines/encode_latents.py")
+                        "python -m data_pipelines.encode")
     fix = "it is damaged, write the latents again"
     index = paths.read_json(path / INDEX, limit=MOST_INDEX, error=DataError, fix=fix)
     if not isinstance(index, dict) or index.get("format") != FORMAT:
@@ -284,9 +284,9 @@ def _read_index(path: AnyPath) -> dict[str, Any]:
     return index
 
 
-class _Shard:
-    """A reader of one shard. One on this disk is opened at once; one in a bucket when it is read, and its copy in the
-    bounded cache goes when others are used."""
+class ShardReader:
+    """A reader of one ArrayRecord shard. One on this disk is opened at once; one in a bucket when it is read, and its
+    copy in the bounded cache goes when others are used."""
 
     def __init__(self, path: AnyPath, shard: dict[str, Any]):
         self._path, self._shard = path, shard
@@ -303,7 +303,7 @@ class _Shard:
 def _open_shard(path: AnyPath, shard: dict[str, Any]) -> Any:
     file = paths.local_copy(path / shard["file"])
     if not file.exists():
-        raise DataError(f"{file} is missing: copy the whole folder of latents, or write it again")
+        raise DataError(f"{file} is missing: copy the whole folder, or write it again")
     if file.stat().st_size != shard["bytes"]:
         raise DataError(f"{file} has {file.stat().st_size} bytes, its index says {shard['bytes']}: copy the "
                         "folder again, or write it again")
@@ -311,10 +311,10 @@ def _open_shard(path: AnyPath, shard: dict[str, Any]) -> Any:
         reader = array_record_module.ArrayRecordReader(str(file), options="readahead_buffer_size:0",
                                                        file_reader_buffer_size=32768)
     except Exception as error:
-        raise DataError(f"{file} cannot be opened ({str(error)[:120]}): write the latents again") from error
+        raise DataError(f"{file} cannot be opened ({str(error)[:120]}): write the folder again") from error
     if reader.num_records() != shard["records"]:
         raise DataError(f"{file} has {reader.num_records()} records, its index says {shard['records']}: "
-                        "write the latents again")
+                        "write the folder again")
     return reader
 
 

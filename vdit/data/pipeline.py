@@ -73,7 +73,7 @@ class ToPackItem:
         sample = self.source[index]
         if "latent" not in sample:
             raise DataError(f"{type(self.source).__name__} gives videos, packed rows are made of latents: "
-                            "encode it first (data_pipelines/encode_latents.py) and use source='latents'")
+                            "encode it first (python -m data_pipelines.encode) and use source='latents'")
         check_actions(sample, self.actions)
         latent = sample["latent"]
         if self.mean is not None:

@@ -28,7 +28,8 @@ from vdit import config as config_tools
 from vdit import paths
 from vdit.checkpoint import Checkpointer, RunLock
 from vdit.data.captions import read_captions
-from vdit.data.data_source import FolderSource
+from vdit.data.curated import read_curated_index
+from vdit.data.data_source import CuratedSource, FolderSource
 from vdit.data.latents import LatentStore
 from vdit.data.pipeline import row_iterator, video_batches
 from vdit.dist.mesh import host_share, make_mesh, platform_of
@@ -158,11 +159,18 @@ def _stamp(file: Path | None) -> tuple | None:
 def _check_captions(experiment: Experiment, workspace: Workspace) -> None:
     """DataError where a tokenizer is to be trained of captions, and the folder of videos has none."""
     data, own = experiment.data, experiment.text.tokenizer is None and experiment.text.t5 is None
-    if not isinstance(data.source, FolderSource) or workspace.tokenizer.exists():
+    if not isinstance(data.source, FolderSource | CuratedSource) or workspace.tokenizer.exists():
         return
     if not (own and experiment.network.uses_text):
         return
     if (workspace.latents / "index.json").exists():  # which have captions of their own; the folder may be gone
+        return
+    if isinstance(data.source, CuratedSource):
+        if not read_curated_index(paths.path(data.source.path))["captioned"]:
+            raise DataError(
+                f"none of the clips in {data.path} has a caption: run vdit curate with --caption, or train a model "
+                "without text: --cfg.backbone.text=none"
+            )
         return
     entries = read_captions(data.source.path, data.source.captions).entries
     if not any(entry.captioned for entry in entries):

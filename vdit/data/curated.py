@@ -1,0 +1,169 @@
+"""Clips in ArrayRecord shards, as `vdit curate` writes them: random access, captions and measures beside each clip.
+
+A folder holds `index.json`, written last, and shards with the names that it lists. A record is the bytes of a
+safetensors file with the tensor "video" (uint8 [n], the bytes of a video file) and, as metadata, a JSON object: id,
+captions, label, width, height, fps, seconds, and what the writer knew besides (source, start, end, measures).
+
+    source = CuratedSource(path="curated")       # of vdit.data.data_source; vdit train --data curated
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from vdit import paths
+from vdit.data.clips import DecodedClip
+from vdit.data.latents import INDEX, MOST_INDEX, ShardReader
+from vdit.data.sources import DataSummary
+from vdit.errors import DataError, VditError
+from vdit.paths import AnyPath
+from vdit.reprs import short_repr
+from vdit.video.read import read_video
+
+FORMAT = "vdit-clips-1"
+_NUMBERS = ("width", "height", "fps", "seconds")
+
+
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodedHandle:
+    """A video whose file is in memory. data: its bytes; the rest as VideoHandle has it."""
+
+    data: bytes
+    id: str
+    captions: tuple[str, ...]
+    height: int
+    width: int
+    fps: float
+    seconds: float
+    label: int = 0
+    elastic: bool = False
+
+    def read(self, *, start: float, fps: float, frames: int, size: tuple[int, int]) -> DecodedClip:
+        clip = read_video(self.data, start=start, fps=fps, max_frames=frames, size=size)
+        return DecodedClip(video=clip.frames, captions=self.captions)
+
+
+class CuratedDataset:
+    """The clips of a folder that `vdit curate` wrote, a VideoDataset.
+
+    Args:
+        path: the folder, local or in a bucket.
+
+    Raises:
+        DataError: it is not such a folder, or its index is damaged.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = paths.path(path)
+        self.index = read_curated_index(self.path)
+        self.broken: dict[str, str] = {}
+        self._shards = [ShardReader(self.path, shard) for shard in self.index["shards"]]
+        self._ends = np.cumsum([shard["records"] for shard in self.index["shards"]])
+
+    def __len__(self) -> int:
+        return self.index["count"]
+
+    def name(self, item: int) -> str:
+        try:
+            return self.open(item).id
+        except DataError:
+            return f"{self.path.name}[{item}]"
+
+    @property
+    def summary(self) -> DataSummary:
+        bare = tuple(f"{shard['file']}[{place}]" for shard in self.index["shards"] for place in shard["uncaptioned"])
+        return DataSummary(place=str(self.path), found=len(self), used=len(self), uncaptioned=bare)
+
+    def open(self, item: int, rng: np.random.Generator | None = None) -> EncodedHandle:
+        meta, data = self.record(item)
+        return EncodedHandle(
+            data=data, id=meta["id"], captions=tuple(meta["captions"]) or ("",), label=meta["label"],
+            **{name: meta[name] for name in _NUMBERS},
+        )  # fmt: skip
+
+    def record(self, item: int) -> tuple[dict[str, Any], bytes]:
+        """A clip's metadata, and the bytes of its video file.
+
+        Raises:
+            DataError: the record is damaged, or its shard is.
+        """
+        shard = int(np.searchsorted(self._ends, item, side="right"))
+        at = item - (int(self._ends[shard - 1]) if shard else 0)
+        try:
+            return read_record(self._shards[shard].read([at])[0])
+        except VditError:
+            raise
+        except Exception as error:  # array_record raises many types
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+            raise DataError(f"{self.path / self.index['shards'][shard]['file']}: record {at} is damaged ({reason}): "
+                            "run vdit curate again") from error  # fmt: skip
+
+
+def make_record(meta: dict[str, Any], video: bytes) -> bytes:
+    """The bytes of a record. meta: id, captions, label, width, height, fps and seconds at least; plain JSON."""
+    text = json.dumps(meta, sort_keys=True)
+    return safetensors.numpy.save({"video": np.frombuffer(video, np.uint8)}, metadata={"meta": text})
+
+
+def read_record(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """What `make_record` was given. ValueError, KeyError or TypeError where it was not this."""
+    size = struct.unpack("<Q", data[:8])[0]
+    meta = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["meta"])
+    ((name, tensor),) = safetensors.deserialize(data)
+    texts = [meta["id"], *meta["captions"]]
+    if name != "video" or tensor["dtype"] != "U8" or not all(isinstance(text, str) for text in texts):
+        raise ValueError("it is no clip")
+    if not all(float(meta[key]) > 0 for key in _NUMBERS) or type(meta["label"]) is not int:
+        raise ValueError("its size, rate, duration or label is missing or wrong")
+    return meta, bytes(tensor["data"])
+
+
+def is_curated(path: str | Path) -> bool:
+    """Whether a folder is one that `vdit curate` wrote, or began to write."""
+    folder = paths.path(path)
+    if not paths.is_file(folder / INDEX):
+        return False
+    try:
+        index = paths.read_json(folder / INDEX, limit=MOST_INDEX, error=DataError)
+    except DataError:
+        return False
+    return isinstance(index, dict) and index.get("format") == FORMAT
+
+
+def read_curated_index(path: AnyPath) -> dict[str, Any]:
+    """The index of a folder of clips.
+
+    Raises:
+        DataError: there is none, or it is damaged; the message says what to do.
+    """
+    if not paths.is_file(path / INDEX):
+        raise DataError(f"{path} holds no curated clips ({INDEX} is missing): run vdit curate FOOTAGE {path}, which "
+                        "goes on where it was stopped")  # fmt: skip
+    index = paths.read_json(path / INDEX, limit=MOST_INDEX, error=DataError, fix="run vdit curate again")
+    found = index.get("format") if isinstance(index, dict) else type(index).__name__
+    if found != FORMAT:
+        raise DataError(f"{path / INDEX} has format {found!r}, clips have {FORMAT!r}: run vdit curate again")
+    try:
+        names = [shard["file"] for shard in index["shards"]]
+        whole = all(Path(name).name == name for name in names)
+        whole = whole and all(type(shard[key]) is int for shard in index["shards"] for key in ("records", "bytes"))
+        whole = whole and index["count"] == sum(shard["records"] for shard in index["shards"])
+        whole = whole and index["captioned"] == index["count"] - sum(len(s["uncaptioned"]) for s in index["shards"])
+        whole = whole and all(isinstance(shard["sha256"], str) for shard in index["shards"])
+    except (KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise DataError(f"{path / INDEX} is damaged: run vdit curate again")
+    if not index["count"]:
+        raise DataError(f"{path} holds no clip: nothing was kept; look at report.html there, and give vdit curate "
+                        "another --keep")  # fmt: skip
+    return index
