@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import vdit
 from vdit.cli import (
     animate,
+    caption,
     connect,
     edit,
     extend,
@@ -33,6 +34,7 @@ from vdit.errors import EX_OK, EX_USAGE, VditWarning
 
 COMMANDS = {
     "quickstart": quickstart,
+    "caption": caption,
     "train": train,
     "plan": plan,
     "sample": sample,
