@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "samplers": BASE | {"diffusion"},
     "models": LAYERS,
     "language": BASE | {"video"},
-    "data": BASE | {"video", "worlds", "models"},
+    "data": BASE | {"video", "worlds", "models", "language"},
     "sampling": SAMPLING | {"experiment"},
     "experiment": SAMPLING,
     "train": TRAINING,

@@ -8,6 +8,10 @@ What `read_captions` looks for, in this order; the first that is there is used:
 2. Two lists, videos.txt and prompt.txt (or prompts.txt, captions.txt): line k of one belongs to line k of the other.
 3. A .txt beside each video, with the same name. Each line is a caption of its own, the first the short one.
 
+To these are added the captions that `vdit caption` wrote beside them, in synthetic_captions.jsonl. They come last, and
+are counted: training chooses how often it reads them (data.synthetic_prob). A captions.jsonl of `vdit caption` counts
+so too.
+
 Names of files are relative to the folder. They are found whichever way Unicode writes their accents.
 """
 
@@ -24,12 +28,14 @@ from typing import Any
 from vdit import paths
 from vdit.data.tables import Record, read_lines, read_table
 from vdit.errors import DataError
+from vdit.language.records import PROVENANCE, SIDECAR
 from vdit.paths import AnyPath
 from vdit.reprs import listed, literal, short_repr
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp",
             ".3g2", ".ogv", ".mts", ".m2ts")  # fmt: skip
 TABLE_NAMES = ("captions.jsonl", "captions.csv", "captions.tsv", "metadata.jsonl", "metadata.csv")
+WRITTEN = (SIDECAR, "captions.html", SIDECAR.replace(".jsonl", ".html"))  # by vdit caption
 VIDEO_LIST, PROMPT_LISTS = "videos.txt", ("prompt.txt", "prompts.txt", "captions.txt")
 
 COLUMNS = {
@@ -44,11 +50,16 @@ COLUMNS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A video and its captions. file: relative to the folder; captions: the first is the short one, ("",) for none."""
+    """A video and its captions.
+
+    file: relative to the folder. captions: the first is the short one, ("",) for none. synthetic: how many of the last
+    of them a model wrote, of which the first is the short one again.
+    """
 
     file: str
     captions: tuple[str, ...]
     label: int = 0
+    synthetic: int = 0
 
     @property
     def captioned(self) -> bool:
@@ -87,6 +98,14 @@ def read_captions(folder: str | Path, captions: str | Path | None = None) -> Cap
     if not paths.is_dir(folder):
         raise DataError(f"{folder} is not a folder: data.source.path must name a folder of video files")
     files = VideoFiles(folder)
+    found = _read(files, folder, captions)
+    if captions is None and paths.exists(folder / SIDECAR):
+        return _with_synthetic(found, files, folder / SIDECAR)
+    return found
+
+
+def _read(files: VideoFiles, folder: AnyPath, captions: str | Path | None) -> Captions:
+    """The captions that are not in a file beside others."""
     if captions is not None:
         given = next((path for path in (paths.path(captions), folder / captions) if paths.exists(path)), None)
         if given is None:
@@ -163,7 +182,7 @@ class VideoFiles:
         """What the entries leave out of the folder. read: names of files that are no videos, and were read."""
         named = {entry.file for entry in entries}
         unnamed = [name for name in self.videos if name not in named]
-        aside = {*self.videos, *(plain_name(str(name), self.folder) for name in read)}
+        aside = {*self.videos, *WRITTEN, *(plain_name(str(name), self.folder) for name in read)}
         others = [name for name in self.paths if name not in aside and not PurePosixPath(name).name.startswith(".")]
         if others:
             kinds = collections.Counter(PurePosixPath(name).suffix.lower() or "without an ending" for name in others)
@@ -197,6 +216,8 @@ def _from_table(files: VideoFiles, table: AnyPath, notes: Sequence[str] = ()) ->
     for record in records:
         known.update(name for name in record.fields if name in COLUMNS)
         others |= {name: None for name in record.fields if name not in COLUMNS}
+    if _synthetic(records):
+        others = {name: None for name in others if name not in ("camera", "problem", PROVENANCE)}
     if others and not known & {"caption", "captions", "detailed", "label"}:
         raise DataError(
             f"{table}: has no captions: of its columns {_listed(others)} none is called "
@@ -206,6 +227,23 @@ def _from_table(files: VideoFiles, table: AnyPath, notes: Sequence[str] = ()) ->
     notes = [*notes, *([f"{table.name}: not used are the columns {_listed(others)}"] if others else ())]
     entries = _different(entries, [record.where for record in records], table)
     return files.captions(entries, notes, [_absolute(table), *TABLE_NAMES])
+
+
+def _with_synthetic(found: Captions, files: VideoFiles, table: AnyPath) -> Captions:
+    """The entries with the captions that a model wrote beside them."""
+    entries = {entry.file: entry for entry in found.entries}
+    records = list(read_table(table, columns=COLUMNS, needs="file", error=DataError))
+    written = _different([_entry(record, files) for record in records], [record.where for record in records], table)
+    for new in written:
+        old = entries.get(new.file, Entry(file=new.file, captions=("",)))
+        if new.captioned:
+            first = old.captions if old.captioned else ()
+            more = {"captions": first + new.captions, "synthetic": len(new.captions)}
+            entries[new.file] = dataclasses.replace(old, **more)
+    count = sum(entry.synthetic > 0 for entry in entries.values())
+    notes = [*found.notes, f"{table.name}: synthetic captions of {count} videos are read too"]
+    unnamed = [name for name in found.unnamed if name not in entries]
+    return dataclasses.replace(found, entries=list(entries.values()), unnamed=unnamed, notes=notes)
 
 
 def _from_lists(files: VideoFiles, videos: AnyPath, prompts: AnyPath, notes: Sequence[str] = ()) -> Captions:
@@ -255,7 +293,14 @@ def _entry(record: Record, files: VideoFiles) -> Entry:
     if wrong is not None:
         raise DataError(f"{where}: captions must be text, got {_listed([wrong])}")
     texts = tuple(text for caption in captions if (text := caption.strip()))
-    return Entry(file=files.find(file, where), captions=texts or ("",), label=_label(fields.get("label"), where))
+    synthetic = len(texts) if _synthetic([record]) else 0
+    label = _label(fields.get("label"), where)
+    return Entry(file=files.find(file, where), captions=texts or ("",), label=label, synthetic=synthetic)
+
+
+def _synthetic(records: Sequence[Record]) -> bool:
+    """Whether `vdit caption` wrote these records."""
+    return all(isinstance(record.fields.get(PROVENANCE), dict) for record in records)
 
 
 def _label(value: Any, where: str) -> int:

@@ -47,11 +47,13 @@ class ClipSpec:
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodedClip:
-    """What a cut shows. video: uint8 [t h w 3]; captions: the first is the short one; actions: float32 [t a] or
-    None, what is done in each frame (vdit.data.actions)."""
+    """What a cut shows. video: uint8 [t h w 3]; captions: the first is the short one; synthetic: how many
+    of the last of them a model wrote; actions: float32 [t a] or None, what is done in each frame (vdit.data.actions).
+    """
 
     video: np.ndarray
     captions: tuple[str, ...]
+    synthetic: int = 0
     actions: np.ndarray | None = None
 
 
@@ -319,7 +321,8 @@ class Clips(Source):
         times = cut.start + np.arange(cut.frames) / cut.fps
         view = ClipView(id=footage.id, times=times, resize=cut.resize, offset=cut.offset, size=cut.size,
                         mirrored=mirrored)
+        synthetic = {"synthetic": shot.synthetic} if shot.synthetic else {}
         actions = {} if shot.actions is None else {"actions": np.asarray(shot.actions, np.float32)}
         return {"video": video, "captions": list(shot.captions), "fps": cut.fps, "id": footage.id,
                 "label": footage.label, "size": [footage.height, footage.width], "start": cut.start,
-                "view": view} | actions
+                "view": view} | actions | synthetic

@@ -28,6 +28,7 @@ class DataConfig:
         aspects: width / height of worlds, which have no size of their own.
         hflip: probability of a mirror image, only where no caption names a side or a direction.
         long_caption_prob: probability of a caption other than the first (the short one), where there is one.
+        synthetic_prob: probability of a caption that a model wrote (vdit caption), where a video has others too.
         actions: numbers of an action in each video frame (vdit.data.actions); 0 for none.
 
     Rows:
@@ -58,6 +59,7 @@ class DataConfig:
     aspects: tuple[float, ...] = (1.0,)
     hflip: float = 0.0
     long_caption_prob: float = 0.5
+    synthetic_prob: float = 0.95
     actions: int = 0
 
     row_tokens: int = 1024
@@ -86,7 +88,7 @@ class DataConfig:
         for name in ("actions", "streams", "epochs", "threads", "read_ahead", "prefetch"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"data.{name}={getattr(self, name)}: must be 0 or more")
-        for name in ("hflip", "long_caption_prob"):
+        for name in ("hflip", "long_caption_prob", "synthetic_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"data.{name}={getattr(self, name)}: a probability, give 0 to 1")
         for count in self.frames:

@@ -25,6 +25,7 @@ class FileHandle:
     path: paths.AnyPath
     id: str
     captions: tuple[str, ...]
+    synthetic: int
     label: int
     height: int
     width: int
@@ -35,7 +36,7 @@ class FileHandle:
     def read(self, *, start: float, fps: float, frames: int, size: tuple[int, int]) -> DecodedClip:
         file = paths.local_copy(self.path, error=VideoError)
         clip = video_io.read_video(file, start=start, fps=fps, max_frames=frames, size=size)
-        return DecodedClip(video=clip.frames, captions=self.captions)
+        return DecodedClip(video=clip.frames, captions=self.captions, synthetic=self.synthetic)
 
 
 class FolderDataset:
@@ -87,7 +88,8 @@ class FolderDataset:
             fps, seconds = _timing(path, info)
         except VideoError as error:
             return str(error).removeprefix(f"{path}: ")
-        return FileHandle(path=self.path / entry.file, id=entry.file, captions=entry.captions, label=entry.label,
+        return FileHandle(path=self.path / entry.file, id=entry.file, captions=entry.captions,
+                           synthetic=entry.synthetic, label=entry.label,
                            height=info.height, width=info.width, fps=fps, seconds=seconds)
 
     def __len__(self) -> int:

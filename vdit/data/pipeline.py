@@ -61,7 +61,7 @@ class ToPackItem:
         self.tokenizer = tokenizer
         self.patch = patch
         self.seed = seed
-        self.long_caption_prob = config.long_caption_prob
+        self.long_caption_prob, self.synthetic_prob = config.long_caption_prob, config.synthetic_prob
         self.actions, self.conditions, self.stride = config.actions, tuple(conditions), stride
         self.mean = None if mean is None else np.asarray(mean, np.float32)
         self.std = None if std is None else np.asarray(std, np.float32)
@@ -86,6 +86,10 @@ class ToPackItem:
     def _text(self, sample: Sample, index: int) -> np.ndarray:
         captions = sample.get("captions") or [""]
         rng = draws(self.seed, index, CAPTION_DRAW)
+        written = int(sample.get("synthetic", 0))
+        if 0 < written < len(captions):  # both are there
+            own = len(captions) - written
+            captions = captions[own:] if rng.random() < self.synthetic_prob else captions[:own]
         pick = 0
         if len(captions) > 1 and rng.random() < self.long_caption_prob:
             pick = int(rng.integers(1, len(captions)))
@@ -135,6 +139,8 @@ def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch
     identity = order.identity() | sizes | {
         "patch": list(patch), "batch_rows": batch_rows, "look_ahead": tokens,
         "buffer_clips": config.buffer_clips, "detailed": config.long_caption_prob}
+    if config.synthetic_prob != DataConfig().synthetic_prob:
+        identity |= {"synthetic": config.synthetic_prob}
     if config.actions:  # not otherwise: places saved before there were actions stay good
         identity |= {"actions": config.actions, "stride": stride}
     rows = PackedRows({stream: order.dataset(stream) for stream in own}, convert, limits,

@@ -19,8 +19,8 @@ from vdit.language.prompts import FIELDS
 _JSON_DEPTH = 4
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _REFUSAL = re.compile(
-    r"\b(i'?m|i am|we'?re|we are) (really |very |so )?(sorry|afraid|unable|not able)\b|"
-    r"\b(i|we) (can'?t|cannot|can not|won'?t|will not|do not|don'?t|am unable to|could not|couldn'?t) "
+    r"\b(i['’]?m|i am|we['’]re|we are) (really |very |so )?(sorry|afraid|unable|not able)\b|"
+    r"\b(i|we) (can['’]?t|cannot|can not|won['’]?t|will not|do not|don['’]?t|am unable to|could not|couldn['’]?t) "
     r"(assist|help|provide|describe|see|view|watch|comply|identify|answer|fulfil|access|analy)|"
     r"\bas an? (ai|artificial|language model|assistant|large)\b|"
     r"\b(against|violates?) (my|our|the) (guidelines|policy|policies|content)|\bno (video|frames?|images?) "
@@ -31,7 +31,7 @@ _MARKUP = re.compile(r"</?(html|body|div|p|span|head|script|br|table)\b|<\|[\w ]
 
 # The commonest words that one language has and the others here have not. Enough to tell sentences apart, not words.
 _COMMON = {
-    "en": "the and is are of with on that this to at from there its while as by it they their over into was an",
+    "en": "the a and is are of with on in that this to at from there its while as by it they their over into was an",
     "de": "der die das und ist ein eine einen mit auf im den dem von sich nicht zu auch wird sind über während vor",
     "fr": "le la les et est un une des du dans avec sur qui pas au aux sont en il elle pour tandis que par",
     "es": "el la los las y es un una de con en que por se del al su para está mientras hay sobre",
@@ -121,7 +121,7 @@ def other_language(text: str, language: str) -> str | None:
         return None
     counts = {name: sum(word in common for word in words) for name, common in _COMMON_WORDS.items()}
     best = max(counts, key=lambda name: counts[name])
-    sure = counts[best] >= max(2, 0.15 * len(words)) and counts[best] >= 1.5 * counts[language] + 1
+    sure = counts[best] >= max(3, 0.15 * len(words)) and counts[best] >= 1.5 * counts[language] + 1
     return best if best != language and sure else None
 
 

@@ -12,7 +12,7 @@ from vdit import paths
 from vdit.errors import LanguageError, VditError, VideoError
 from vdit.language.base import Frames
 from vdit.language.captioning import Caption, Captioner, sample_frames
-from vdit.language.records import CaptionFile
+from vdit.language.records import PROVENANCE, CaptionFile
 from vdit.reprs import short_repr
 
 Outcome = tuple[str, Caption | VditError, Frames | None]  # the video, its caption or why there is none, frames seen
@@ -138,8 +138,8 @@ def record_of(name: str, caption: Caption, captioner: Captioner, frames: int) ->
     else:
         told = {"problem": caption.problem}
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {
-        "file": name, **{key: text for key, text in told.items() if text}, "model": captioner.model.name,
-        "prompt": captioner.prompts.name, "date": now, "frames": frames, "tries": caption.tries,
-        "tokens_in": caption.tokens_in, "tokens_out": caption.tokens_out,
+    provenance = {
+        "model": captioner.model.name, "prompt": captioner.prompts.name, "date": now, "frames": frames,
+        "tries": caption.tries, "tokens_in": caption.tokens_in, "tokens_out": caption.tokens_out,
     }  # fmt: skip
+    return {"file": name, **{key: text for key, text in told.items() if text}, PROVENANCE: provenance}

@@ -1,7 +1,7 @@
 """captions.jsonl while it is written: one record a video, appended whole; a killed run loses none and doubles none.
 
-A record has "file", and either "caption", "detailed" and "camera", or "problem" where a model gave no caption. Beside
-them stands where it is from: "model", "prompt", "date", "frames", "tries", "tokens_in", "tokens_out".
+A record has "file", and either "caption", "detailed" and "camera", or "problem" where a model gave no caption. Under
+"provenance" stands where it is from: model, prompt, date, frames, tries, tokens_in, tokens_out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from vdit import paths
 from vdit.errors import DataError, OutputError
 
-PROVENANCE = ("camera", "model", "prompt", "date", "frames", "tries", "tokens_in", "tokens_out", "problem")
+PROVENANCE = "provenance"
 SIDECAR = "synthetic_captions.jsonl"  # beside captions that were there before; vdit.data.captions reads both
 _LIMIT = 1 << 30  # bytes of a file
 _DEPTH = 8
@@ -30,7 +30,7 @@ def is_written_here(path: paths.AnyPath) -> bool:
         records = _records(path)[0]
     except DataError:
         return False
-    return all({"model", "prompt", "date"} <= record.keys() for record in records)
+    return all(PROVENANCE in record for record in records)
 
 
 class CaptionFile:
@@ -60,10 +60,10 @@ class CaptionFile:
         path = paths.path(path)
         with _locked(path):
             records, whole = _records(path) if paths.exists(path) else ([], 0)
-            foreign = next((record for record in records if not {"model", "prompt", "date"} <= record.keys()), None)
-            if foreign is not None:
-                raise OutputError(f"{path}: holds captions that vdit caption did not write, and is not changed; name "
-                                  "another file: --out FILE")  # fmt: skip
+            foreign = [record for record in records if PROVENANCE not in record]
+            if foreign:
+                raise OutputError(f"{path}: holds captions of another origin and is not changed; name another file: "
+                                  "--out FILE")  # fmt: skip
             kept = {record["file"]: record for record in records if not (again and "problem" in record)}
             file = cls(path, kept)
             if isinstance(path, Path) and path.exists():
