@@ -4,7 +4,8 @@
     vdit train experiments/wan_lora.py --workdir runs/style --cfg.data.source.path=my_videos
     vdit sample runs/style "a prompt in the words of the captions" --out sample.mp4
 
-Hardware: one GPU of 40 GB or more (the frozen text encoder alone is 11 GB in bfloat16). Expected: not measured yet.
+Hardware: one GPU of 24 GB or more. The stage "latents" holds the text encoder (11 GB in bfloat16) once, to encode the
+captions; the training step does not. Expected: not measured yet.
 
 20 to 200 clips with captions are enough (docs/captions.md). The base weights do not change; checkpoints and
 `runs/style/lora.safetensors`, which diffusers and ComfyUI load too, hold only the LoRA, 44 M numbers at this rank.
@@ -41,7 +42,8 @@ def config() -> Experiment:
             threads=4,
         ),
         vae=vae_preset("wan21", dtype="bfloat16"),
-        latents=LatentsConfig(latent_frames=1, dtype="bfloat16"),
+        # The captions are encoded once, so that training holds no T5.
+        latents=LatentsConfig(latent_frames=1, dtype="bfloat16", text=True, text_dtype="bfloat16"),
         text=t5_text(t5_preset("umt5-xxl", dtype="bfloat16")),
         backbone=dit_preset("wan2.1-t2v-1.3b", dtype="bfloat16", remat="full"),
         diffusion=DiffusionConfig(kind="flow", prediction="velocity", shift=3.0, integer_timesteps=True),

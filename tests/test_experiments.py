@@ -177,7 +177,10 @@ def with_base(experiment: Experiment, tmp_path_factory) -> Experiment:
     if experiment.start_from is None:
         return experiment
     base = tmp_path_factory.mktemp("base")
-    alone = dataclasses.replace(experiment, name="base", start_from=None, lora=None, objective=DenoisingLoss())
+    latents = dataclasses.replace(experiment.latents, text=False)
+    alone = dataclasses.replace(
+        experiment, name="base", start_from=None, lora=None, objective=DenoisingLoss(), latents=latents
+    )
     run(alone, Workspace(base), logging=quiet())
     return dataclasses.replace(experiment, start_from=str(base))
 

@@ -60,7 +60,7 @@ class Clip:
     fps: float
 
 
-Axis = Literal["clip", "frame", "token", "sequence"]
+Axis = Literal["clip", "frame", "token", "sequence", "text"]
 
 
 @jax.tree_util.register_dataclass
@@ -83,7 +83,7 @@ class Row:
         least one text token (the first, which alone stands for the empty prompt).
     text_position: int32 [b m], index of the token inside its own caption, from 0.
     cond: name -> values of a condition (vdit/models/conditioner.py): [b s ...] of clips and of their sequences,
-        [b k ...] of frames, [b n ...] of tokens; clip i has entry i - 1 of s. Padding is 0.
+        [b k ...] of frames, [b n ...] of tokens, [b m ...] of text tokens; clip i has entry i - 1 of s. Padding is 0.
     cond_axes: (name, axis) of each entry of cond.
 
     AXES: the logical axes of each field (vdit/dist/rules.py).
@@ -128,6 +128,6 @@ class Row:
         cond, pieces = {}, self.values.ndim - 3
         for name, axis in self.cond_axes:
             values = self.cond[name]
-            second = "tokens" if axis == "token" else None
+            second = {"token": "tokens", "text": "text_tokens"}.get(axis)
             cond[name] = function(values, ("batch", second, *[None] * (values.ndim - 2 - pieces)))
         return dataclasses.replace(self, **fields, cond=cond)

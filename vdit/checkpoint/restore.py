@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,17 @@ def read_trees(
     wanted = {name: _placed(without_keys(tree)) for name, tree in abstract.items()}
     try:
         here = _readable(folder)
-        loaded = _apart(lambda: ocp.load_checkpointables(here, wanted))
+        loaded = _apart(lambda: _load(here, wanted))
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: cannot be read: {reason(error)}; take another step") from error
     return {name: _with_keys(loaded[name], tree) for name, tree in abstract.items()}
+
+
+def _load(folder: AnyPath, wanted: Mapping[str, PyTree]) -> Any:
+    """Orbax's reading; what `wanted` leaves out of a tree is not read. `check_shapes` says what must be there."""
+    loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
+    with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
+        return ocp.load_checkpointables(folder, wanted)
 
 
 def stored(folder: AnyPath) -> dict[str, PyTree]:
@@ -323,13 +330,14 @@ def load_params(
     step: int | None = None,
     abstract: PyTree | None = None,
     as_stored: bool = False,
+    only: Collection[str] | None = None,
 ) -> PyTree:
     """The parameters of a run for inference: the averaged ones if wanted and there, else the plain ones.
 
     directory: a run's checkpoints. step: None takes the newest whose files are as they were written (see find_step).
     abstract: tree of ShapeDtypeStructs with shardings to load onto a mesh; None loads what was stored onto the first
     device. as_stored: keep the types that arrays have on disk, whatever `abstract` says (imported weights may be
-    bfloat16).
+    bfloat16). only: the parts to read ("text", "dit", ...), of which `abstract` may hold more; None reads all.
 
     Raises:
         CheckpointError: there is no such step, it is damaged, does not fit `abstract`, or holds NaN or infinity.
@@ -337,6 +345,9 @@ def load_params(
     folder = find_step(directory, step, together=spans_hosts(abstract))
     name = "ema" if ema and paths.is_dir(folder / "ema") else "params"
     there = stored(folder)
+    if only is not None:
+        there = there | {name: {part: tree for part, tree in there[name].items() if part in only}}
+        abstract = None if abstract is None else {part: tree for part, tree in abstract.items() if part in only}
     if abstract is None:
         struct = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)  # noqa: E731
         abstract = jax.tree.map(struct, there[name])

@@ -86,6 +86,8 @@ def _arranged(
             )
         values = patchify(values, patch)
         found = values.shape[1:]
+    elif condition.axis == "text":
+        found = values.shape[1:]
     else:
         found = values.shape
     if found != wanted:

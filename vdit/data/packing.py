@@ -62,7 +62,7 @@ class RowShape:
 
     def count(self, axis: Axis) -> int:
         """How many values a condition of this axis has in a row."""
-        return {"frame": self.frames, "token": self.tokens}.get(axis, self.clips)
+        return {"frame": self.frames, "token": self.tokens, "text": self.text}.get(axis, self.clips)
 
 
 @short_repr
@@ -74,7 +74,7 @@ class PackItem:
     grid: tokens along t, h, w.
     text: int32 [m], token ids of the caption, at least one.
     cond: name -> values of a condition: [...] of the clip, [k ...] of frames of tokens (k = grid[0]), [n ...] of
-        tokens, [l e] of a sequence. Names and axes are those of the limits.
+        tokens, [m ...] of text tokens, [l e] of a sequence. Names and axes are those of the limits.
     place: the clip's place in the order of reading; from it the clip can be read again.
     name: for messages.
     """
@@ -196,6 +196,8 @@ def build_rows(groups: Sequence[Sequence[PackItem]], limits: RowShape) -> Row:
                     rows.cond[condition.name][b, n : n + tokens] = values
                 elif condition.axis == "frame":
                     rows.cond[condition.name][b, k : k + frames] = values
+                elif condition.axis == "text":
+                    rows.cond[condition.name][b, m : m + text] = values
                 else:
                     rows.cond[condition.name][b, number - 1] = values
             n, m, k = n + tokens, m + text, k + frames
@@ -204,7 +206,8 @@ def build_rows(groups: Sequence[Sequence[PackItem]], limits: RowShape) -> Row:
 
 def _cond_values(clip: PackItem, condition: CondShape) -> np.ndarray:
     """A clip's values of a condition, in the shape that a row takes."""
-    lead = {"token": (len(clip.values),), "frame": (clip.grid[0],)}.get(condition.axis, ())
+    leads = {"token": (len(clip.values),), "frame": (clip.grid[0],), "text": (len(clip.text),)}
+    lead = leads.get(condition.axis, ())
     found = None if condition.name not in clip.cond else np.shape(clip.cond[condition.name])
     if found != (*lead, *condition.features):
         raise DataError(f"clip {clip.name!r} has the condition {condition.name!r} of shape {found}, rows take "

@@ -28,6 +28,7 @@ from vdit.data.streams import (
     read_place,
     stream_count,
 )
+from vdit.data.texts import CachedTokenizer
 from vdit.errors import ConfigError, DataError
 from vdit.models.conditioner import Conditioner
 from vdit.models.vae.statistics import normalise
@@ -79,11 +80,15 @@ class ToPackItem:
         if self.mean is not None:
             latent = normalise(latent.astype(np.float32), {"mean": self.mean, "std": self.std})
         grid = token_grid(latent.shape, self.patch)
-        return PackItem(values=patchify(latent, self.patch), grid=grid, text=self._text(sample, index),
+        caption = self._caption(sample, index)
+        text = self._text(caption)
+        if isinstance(self.tokenizer, CachedTokenizer):
+            sample = {**sample, **self.tokenizer.read(caption, len(text))}
+        return PackItem(values=patchify(latent, self.patch), grid=grid, text=text,
                         cond=clip_conditions(self.conditions, sample, grid, self.patch, self.stride), place=place,
                         name=str(sample.get("id", index)))
 
-    def _text(self, sample: Sample, index: int) -> np.ndarray:
+    def _caption(self, sample: Sample, index: int) -> str:
         captions = sample.get("captions") or [""]
         rng = draws(self.seed, index, CAPTION_DRAW)
         written = int(sample.get("synthetic", 0))
@@ -93,7 +98,10 @@ class ToPackItem:
         pick = 0
         if len(captions) > 1 and rng.random() < self.long_caption_prob:
             pick = int(rng.integers(1, len(captions)))
-        ids = self.tokenizer.encode(captions[pick])
+        return captions[pick]
+
+    def _text(self, caption: str) -> np.ndarray:
+        ids = self.tokenizer.encode(caption)
         if len(ids) > self.text_limit:
             with self._lock:
                 self.truncated += 1
@@ -109,7 +117,7 @@ def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch
     Args:
         config: shape of a row, packing and reading.
         source: samples with latents, for instance a `LatentStore`.
-        tokenizer: for captions.
+        tokenizer: for captions; with a `CachedTokenizer` rows carry encoded captions.
         patch: latent frames, rows and columns of a token.
         seed: of the order and of the choice of captions; the source has a seed of its own.
         batch_rows: rows of a batch over all hosts.
@@ -130,7 +138,8 @@ def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch
     own = own_streams(streams, shard_index, shard_count, batch_rows=batch_rows)
     order = Order(items=len(source), seed=seed, streams=streams, epochs=config.epochs)
     patch = tuple(patch)
-    conditions = data_conditions(config, conditions, patch=patch, stride=stride)
+    cached = tokenizer.conditions if isinstance(tokenizer, CachedTokenizer) else ()
+    conditions = data_conditions(config, (*conditions, *cached), patch=patch, stride=stride)
     convert = ToPackItem(source, tokenizer, patch, config, seed=seed, conditions=conditions, stride=stride,
                          mean=mean, std=std)
     limits = RowShape.of(config, conditions, patch)

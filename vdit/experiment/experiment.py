@@ -39,11 +39,16 @@ class LatentsConfig:
     dtype: type on disk.
     latent_frames: encode so many latent frames at a time; 0 is whole clips at once. 1 compiles two programs
         for each height and width whatever the durations, and holds long clips in flat memory.
+    text: also encode the captions once (vdit.data.texts), so that the training step holds no text encoder. For models
+        whose text encoder is not trained: a LoRA, or a T5 of the model that training starts from.
+    text_dtype: type of encoded captions on disk and in rows.
     """
 
     samples: int = 0
     latent_frames: int = 0
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    text: bool = False
+    text_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
 
 
 @short_repr
@@ -192,6 +197,11 @@ class Experiment:
             )
         if self.lora is not None and self.start_from is None:
             raise ConfigError("lora is added to a trained model: name its folder in start_from, or set lora=none")
+        if self.latents.text and not self.text_is_frozen:
+            raise ConfigError(
+                "latents.text=True: captions are encoded once only for a text encoder that is not trained: a LoRA, or "
+                "a model with a T5 named in start_from; set latents.text=False"
+            )
         self.objective.check(self.diffusion)
         if self.objective.teacher and self.start_from is None:
             raise ConfigError("objective needs a teacher: name the folder of a trained model in start_from")
@@ -214,6 +224,13 @@ class Experiment:
                 f"sample.fps={self.sample.fps:g}: the model is trained at {trained} frames a second (data.fps), and "
                 f"knows no other rate; set sample.fps={self.data.fps[0]:g}"
             )
+
+    @property
+    def text_is_frozen(self) -> bool:
+        """Whether the model has a text encoder that its training does not change."""
+        return self.start_from is not None and self.backbone.uses_text and (
+            self.lora is not None or self.text.t5 is not None
+        )  # fmt: skip
 
     @property
     def size_multiple(self) -> int:

@@ -36,6 +36,7 @@ class Conditioner(Protocol):
             "frame"    [b k f]           [t a], one for each video frame     [b k d], added to the modulation
             "token"    [b n p]           [t h w c], one for each latent      [b n c], channels beside the latents
             "sequence" [b s l e]         [l e], l tokens for each clip       [b s l d], tokens to attend to
+            "text"     [b m e]           [m e], one for each text token      (the text itself, see TextCondition)
             ========== ================= =================================== ==================================
         shape: the shape of one value: [...] of a clip, (f,) of a frame of tokens, (c,) of a latent, (l, e) of a clip's
             sequence. A frame of tokens stands for `patch[0] * stride` video frames, so f is that many times a.
@@ -219,5 +220,6 @@ def _values(condition: Conditioner, row: Row, patch: Patch) -> Array:
 
 def entries(axis: Axis, row: Row) -> tuple[int, int]:
     """(b, how many values of a condition of this axis a row has)."""
-    count = {"frame": row.frame_segment_ids.shape[1], "token": row.segment_ids.shape[1]}.get(axis, row.max_clips)
+    counts = {"frame": row.frame_segment_ids, "token": row.segment_ids, "text": row.text_segment_ids}
+    count = counts[axis].shape[1] if axis in counts else row.max_clips
     return row.segment_ids.shape[0], count

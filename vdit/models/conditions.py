@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdit.dist.rules import constrain
-from vdit.models.conditioner import Conditioner
+from vdit.models.conditioner import Conditioner, clips_to_frames
 from vdit.models.text.config import TextConfig
 from vdit.models.text.encoder import drop_captions
 from vdit.nn.embedding import Embed
@@ -22,6 +22,7 @@ from vdit.reprs import short_repr
 from vdit.types import Array, Axis, Row
 
 OF_FRAMES = ("batch", None, None)
+TEXT_FEATURES, TEXT_EMPTY = "text_features", "text_empty"  # names of cached text in a row
 
 
 @register("conditioner", "text")
@@ -44,9 +45,45 @@ class TextCondition(Conditioner):
         return (self.config.max_length, self.config.width)
 
     def drop(self, row: Row, clips: Array) -> Row:
-        """The captions of these clips become the empty prompt."""
+        """The captions of these clips become the empty prompt, and so do their features where a row has them."""
         text, ids = drop_captions(self.config, row.text, row.text_segment_ids, row.text_position, clips[:, 1:])
+        if TEXT_FEATURES in row.cond:
+            features = row.cond[TEXT_FEATURES]
+            empty = clips_to_frames(row.cond[TEXT_EMPTY], row.text_segment_ids)
+            empty = jnp.where(row.text_position[..., None] == 0, empty, 0).astype(features.dtype)
+            dropped = jnp.take_along_axis(clips, row.text_segment_ids, axis=1)[..., None]
+            row = row.with_cond(TEXT_FEATURES, jnp.where(dropped, empty, features), "text")
         return dataclasses.replace(row, text=text, text_segment_ids=ids)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextFeatures(Conditioner):
+    """Encoded captions, in place of a text encoder (vdit.data.texts): one vector for each text token of a row.
+
+    width: of a vector. stored: its type in a row.
+    """
+
+    width: int
+    stored: str = "float16"
+    dropout: float = 0.0
+    name: ClassVar[str] = TEXT_FEATURES
+    axis: ClassVar[Axis] = "text"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.width,)
+
+    @property
+    def dtype(self) -> str:
+        return self.stored
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmptyText(TextFeatures):
+    """The encoded empty prompt, which is one token: what a clip has whose caption is dropped."""
+
+    name: ClassVar[str] = TEXT_EMPTY
+    axis: ClassVar[Axis] = "clip"
 
 
 @register("conditioner", "class_label")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from vdit.errors import ConfigError
 from vdit.models.backbone import Backbone, Context, Output, Spec
 from vdit.models.conditioner import Conditioner
-from vdit.models.conditions import ActionCondition, ChannelsCondition, ClassCondition, TextCondition
+from vdit.models.conditions import TEXT_FEATURES, ActionCondition, ChannelsCondition, ClassCondition, TextCondition
 from vdit.models.text.config import TextConfig
 from vdit.models.text.encoder import make_encoder
 from vdit.models.vision import CLIPVision, CLIPVisionConfig
@@ -98,9 +98,11 @@ class Network:
         return params
 
     def encode_text(self, params: PyTree, row: Row) -> Array | None:
-        """Captions of the row, encoded: float [b m e]; None without text."""
+        """Captions of the row, encoded: float [b m e]; None without text. Features that the row has are taken."""
         if not self.uses_text:
             return None
+        if TEXT_FEATURES in row.cond:
+            return row.cond[TEXT_FEATURES].astype(jnp.float32)
         variables = {"params": params["text"]}
         return make_encoder(self.text).apply(variables, row.text, row.text_segment_ids, row.text_position)
 

@@ -28,8 +28,10 @@ from jax.sharding import Mesh
 
 from vdit.checkpoint import load_params
 from vdit.data.conditions import read_conditions
+from vdit.data.latents import DTYPES
 from vdit.data.pipeline import row_iterator
 from vdit.data.sources import Sample, Source
+from vdit.data.texts import CachedTokenizer, TextsInMemory
 from vdit.dist.rules import batch_shardings
 from vdit.errors import ConfigError
 from vdit.experiment.canvases import CanvasConfig
@@ -46,7 +48,9 @@ from vdit.sampling.canvas import tokenize
 from vdit.sampling.config import sampling_config
 from vdit.seeds import key_of
 from vdit.train.loop import Evaluation, SampleHook
+from vdit.train.pretrained import starting_params
 from vdit.train.state import TrainState
+from vdit.train.texts import TextEncoding
 from vdit.train.workspace import Workspace
 from vdit.types import Array, PyTree, Row
 
@@ -125,7 +129,13 @@ class EvaluationRun:
         tokenizer = space.open_tokenizer(e) if e.network.uses_text else NoText()
         data = dataclasses.replace(e.data, streams=1, epochs=0, threads=0, read_ahead=0, prefetch=0,
                                    buffer_clips=clips, hflip=0.0)  # fmt: skip
-        source = _Held(self.clips(clips))
+        held = self.clips(clips)
+        source = _Held(held)
+        if e.latents.text:
+            captions = list(dict.fromkeys(["", *(text for clip in held for text in clip.get("captions", ()))]))
+            features = TextEncoding(e, tokenizer)(captions)
+            stored = [np.asarray(one, DTYPES[e.latents.text_dtype]) for one in features]
+            tokenizer = CachedTokenizer(tokenizer, TextsInMemory(dict(zip(captions, stored))))
         batches, seen = [], 0
         rows = row_iterator(data, source, tokenizer, e.backbone.patch, seed=e.seed, batch_rows=e.dit_train.batch_size,
                             stride=e.vae.temporal_stride, conditions=e.network.spec.conditions)  # fmt: skip
@@ -161,6 +171,8 @@ class EvaluationRun:
 
         def sample_videos(params: PyTree) -> Array:
             whole = self.whole(params)
+            if e.latents.text:  # only while it is needed: training holds no text encoder
+                whole = {**whole, **starting_params(e, self.mesh, ("text",))}
             return programs.sample(task, self.mesh, whole, vae, statistics, positive, negative, key_of(e.seed))
 
         return sample_videos

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,14 @@ class InitState:
     frozen: PyTree | None = None
 
 
-def split_trainable(experiment: Experiment, mesh: Mesh, *, resumed: bool = False) -> InitState:
+def split_trainable(
+    experiment: Experiment, mesh: Mesh, *, resumed: bool = False, parts: Collection[str] | None = None
+) -> InitState:
     """Load the pretrained model, if any, and split it into frozen and trainable parameters.
 
     With `lora` that is new factors only. Without, it is the base itself, but for encoders that came trained (T5,
-    image encoders). resumed: a checkpoint holds what is trained, so the base's is let go.
+    image encoders). resumed: a checkpoint holds what is trained, so the base's is let go. parts: of the pretrained
+    model to load ("text", "dit", ...); None loads all.
     """
     if experiment.start_from is None:
         return InitState(init=experiment.network.init)
@@ -58,7 +61,7 @@ def split_trainable(experiment: Experiment, mesh: Mesh, *, resumed: bool = False
             f"expert_boundary={experiment.expert_boundary}: two experts are not trained from a base here: "
             "train one of them, with expert_boundary=none"
         )
-    base = starting_params(experiment, mesh)
+    base = starting_params(experiment, mesh, parts)
     init = experiment.network.init
     if experiment.lora is not None:
         factors = lambda key: _lora_init(experiment, key)  # noqa: E731
@@ -79,13 +82,16 @@ def split_trainable(experiment: Experiment, mesh: Mesh, *, resumed: bool = False
     )
 
 
-def starting_params(experiment: Experiment, mesh: Mesh) -> PyTree:
-    """The parameters {"text", "dit", ...} of the model in `start_from`, on the mesh: a vdit run's averaged ones."""
+def starting_params(experiment: Experiment, mesh: Mesh, parts: Collection[str] | None = None) -> PyTree:
+    """The parameters {"text", "dit", ...} of the model in `start_from`, on the mesh: a vdit run's averaged ones.
+
+    parts: those to load; None loads all.
+    """
     space = Workspace(experiment.start_from)
     base = space.experiment()
     _check_same(base, experiment)
-    params = trained_params(base, space, mesh)
-    if base.lora is not None:  # a LoRA on top of a run that is one: what that run is, is the sum
+    params = trained_params(base, space, mesh, parts=parts)
+    if base.lora is not None and "dit" in params:  # a LoRA on top of a run that is one: what that run is, is the sum
         params = params | {"dit": _merged(params["dit"])}
     return params
 
@@ -98,20 +104,26 @@ def trained_params(
     ema: bool = True,
     step: int | None = None,
     as_stored: bool = False,
+    parts: Collection[str] | None = None,
 ) -> PyTree:
     """The parameters of a trained run, whatever of them its own checkpoints hold; a LoRA is kept apart.
 
     ema: take the averaged ones. step: of the DiT's checkpoint; the last one if None. as_stored: keep the types of
-    imported weights, rather than float32.
+    imported weights, rather than float32. parts: those to load; None loads all.
     """
     if experiment.start_from is None:
         abstract = abstract_params(experiment.network.init, mesh)
-        return load_params(space.dit, ema=ema, step=step, abstract=abstract, as_stored=as_stored)
+        return load_params(space.dit, ema=ema, step=step, abstract=abstract, as_stored=as_stored, only=parts)
     check_pretrained(experiment, load_meta(space.dit, step=step).get("base"))
     if experiment.lora is not None:
-        return with_lora(starting_params(experiment, mesh), space.root, ema=ema, step=step)
-    start = split_trainable(dataclasses.replace(experiment, objective=DenoisingLoss()), mesh, resumed=True)
-    trained = load_params(space.dit, ema=ema, step=step, abstract=abstract_params(start.init, mesh))
+        params = starting_params(experiment, mesh, parts)
+        return with_lora(params, space.root, ema=ema, step=step) if "dit" in params else params
+    plain = dataclasses.replace(experiment, objective=DenoisingLoss())
+    start = split_trainable(plain, mesh, resumed=True, parts=parts)
+    abstract = abstract_params(start.init, mesh)
+    if not abstract:  # none of the parts was trained
+        return start.frozen
+    trained = load_params(space.dit, ema=ema, step=step, abstract=abstract, only=parts)
     return trained if start.frozen is None else start.frozen | trained
 
 

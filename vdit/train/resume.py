@@ -123,5 +123,7 @@ def _free(stage: str) -> tuple[str, ...]:
     """Keys that a finished or resumed stage does not depend on."""
     later = ("latents", "text", "text_dropout", "backbone", "dit_train", "diffusion", "canvases", "data")
     # The latents' number: their own stage refuses one that the transformer cannot go on with, and says what changed.
-    earlier = ("vae_train", "vae_loss", "discriminator", "vae_clips", "latents.samples")
+    # That captions are encoded beforehand changes what is stored, not what is trained.
+    earlier = ("vae_train", "vae_loss", "discriminator", "vae_clips", "latents.samples", "latents.text",
+               "latents.text_dtype")  # fmt: skip
     return MAY_CHANGE + (later if stage == "vae" else earlier)

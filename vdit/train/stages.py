@@ -1,7 +1,7 @@
 """The stages of a run, each resumable: VAE, latents, tokenizer, DiT.
 
     train_vae         videos -> vae/
-    encode_latents    videos and VAE -> latents/, statistics.json
+    encode_latents    videos and VAE -> latents/, statistics.json; with latents.text also captions -> texts/
     train_tokenizer   captions -> tokenizer.model
     train_dit         latents and captions -> dit/
 
@@ -32,6 +32,7 @@ from vdit.data.curated import read_curated_index
 from vdit.data.data_source import CuratedSource, FolderSource
 from vdit.data.latents import LatentStore
 from vdit.data.pipeline import row_iterator, video_batches
+from vdit.data.texts import CachedTokenizer
 from vdit.dist.mesh import host_share, make_mesh, platform_of
 from vdit.dist.multihost import is_primary_host, on_primary_host, wait_for_all
 from vdit.errors import ConfigError, DataError, TextError, reason
@@ -51,6 +52,7 @@ from vdit.train.pretrained import copy_pretrained, pretrained_identity, provides
 from vdit.train.resume import is_complete, last_step, outlook
 from vdit.train.state import StatePlan, plan_state
 from vdit.train.step import make_train_step
+from vdit.train.texts import encode_texts, open_texts
 from vdit.train.workspace import FILES, Workspace
 from vdit.types import PyTree
 
@@ -137,6 +139,8 @@ def _run_stage(
         worked = train_vae(experiment, workspace, logging, videos) is not None
     elif stage == "latents":
         encode_latents(experiment, workspace, logging, videos)
+        if experiment.latents.text:
+            encode_texts(experiment, workspace, logging)
     elif stage == "tokenizer" and experiment.backbone.uses_text:
         experiment = train_tokenizer(experiment, workspace)
         logging.say(f"tokenizer: {(experiment.text.t5 or experiment.text).vocab_size} pieces")
@@ -263,6 +267,8 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
     tokenizer = workspace.open_tokenizer(experiment)
     if experiment.network.uses_text and last_step(workspace.dit) is None:
         report_cut_captions(store, tokenizer, experiment.text.max_length, logging)
+    if experiment.latents.text:
+        tokenizer = CachedTokenizer(tokenizer, open_texts(experiment, workspace, store))
     statistics = workspace.statistics()
     mesh = make_mesh(experiment.mesh)
     share = host_share(mesh)
@@ -280,7 +286,8 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
         std=statistics["std"],
         conditions=experiment.network.spec.conditions,
     )
-    init_state = split_trainable(experiment, mesh, resumed=last_step(workspace.dit) is not None)
+    parts = ("vision", *experiment.network.experts) if experiment.latents.text else None
+    init_state = split_trainable(experiment, mesh, resumed=last_step(workspace.dit) is not None, parts=parts)
     plan = plan_state(init_state.init, config, mesh=mesh)
     evaluation = EvaluationRun(experiment, workspace, mesh, frozen=init_state.frozen)
     hooks = [sample_hook(evaluation)] if config.sample_every and experiment.sample.prompts else []

@@ -48,6 +48,7 @@ class Workspace:
     vae/, dit/        checkpoints of the two networks
     statistics.json   mean and standard deviation of the VAE's latents, by channel
     latents/          encoded videos
+    texts/            encoded captions, where the text encoder is not trained (latents.text)
     logs/             metrics (vae.jsonl, dit.jsonl), TensorBoard events, costs.json
     """
 
@@ -72,6 +73,10 @@ class Workspace:
     @property
     def latents(self) -> Path:
         return self.root / "latents"
+
+    @property
+    def texts(self) -> Path:
+        return self.root / "texts"
 
     @property
     def logs(self) -> Path:
