@@ -77,8 +77,8 @@ def encode_clip(row: Row, options: ClipOptions, work: str | Path) -> Encoded:
     """Writes a clip's file into the work folder, unless it is there.
 
     Args:
-        row: the clip. Its columns picture_top, picture_left, picture_height and picture_width (shares of the picture)
-            say what is inside of black bars, where they were measured.
+        row: the clip. Its columns crop_top, crop_left, crop_height and crop_width (pixels) say what is inside of black
+            bars, where they were measured.
         options: size and rate.
         work: the folder, local or in a bucket.
 
@@ -120,14 +120,14 @@ def _read_note(note: paths.AnyPath, file: paths.AnyPath) -> dict[str, Any] | Non
     return meta if whole else None
 
 
-def _box(row: Row) -> tuple[float, float, float, float] | None:
-    """(top, left, height, width) of the picture inside its bars, as shares; None where there are no bars."""
-    names = ("picture_top", "picture_left", "picture_height", "picture_width")
-    values = tuple(row.clip.measures.get(name) for name in names)
-    if any(not isinstance(value, int | float) for value in values) or values[2:] == (1, 1):
+def _box(row: Row) -> tuple[int, int, int, int] | None:
+    """(top, left, height, width) of the picture inside its bars, in pixels; None where there are no bars."""
+    values = tuple(row.clip.measures.get(name) for name in ("crop_top", "crop_left", "crop_height", "crop_width"))
+    if row.clip.size is None or any(type(value) is not int for value in values) or values[2:] == row.clip.size:
         return None
     top, left, height, width = values
-    return values if 0 < height <= 1 - top + 1e-6 and 0 < width <= 1 - left + 1e-6 else None
+    inside = top >= 0 and left >= 0 and height > 0 and width > 0
+    return values if inside and top + height <= row.clip.size[0] and left + width <= row.clip.size[1] else None
 
 
 def _write(part: Path, row: Row, options: ClipOptions) -> None:
@@ -144,18 +144,17 @@ def _write(part: Path, row: Row, options: ClipOptions) -> None:
     write_video(part, _cropped(frames, window), rate)
 
 
-def _sizes(size: tuple[int, int], box: tuple[float, ...] | None, short_side: int | None) -> tuple[
+def _sizes(size: tuple[int, int], box: tuple[int, ...] | None, short_side: int | None) -> tuple[
         tuple[int, int], tuple[int, int, int, int]]:
     """The size (h, w) that whole pictures are reduced to, and the window (top, left, height, width) that is kept.
 
     The window lies inside the box, and has even sides, as every player's H.264 needs.
     """
-    top, left, height, width = box or (0.0, 0.0, 1.0, 1.0)
-    inner = min(size[0] * height, size[1] * width)
-    scale = 1.0 if short_side is None else min(1.0, short_side / inner)
+    top, left, height, width = box or (0, 0, *size)
+    scale = 1.0 if short_side is None else min(1.0, short_side / min(height, width))
     whole = max(2, round(size[0] * scale)), max(2, round(size[1] * scale))
-    first = tuple(-int(-place * side // 1) for place, side in zip((top, left), whole))
-    last = tuple(int((place + part) * side + 1e-6) for place, part, side in zip((top, left), (height, width), whole))
+    first = tuple(-(-place * side // old) for place, side, old in zip((top, left), whole, size))
+    last = tuple(place * side // old for place, side, old in zip((top + height, left + width), whole, size))
     kept = tuple(max(2, (end - start) // 2 * 2) for start, end in zip(first, last))
     return whole, (*first, *kept)
 

@@ -1,34 +1,21 @@
 """Videos to latents on disk to rows."""
 
-import dataclasses
-import os
-import runpy
 import shutil
-import subprocess
-import sys
 import threading
-import types
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
-from tests.data.test_folder import write_film
 from vdit.data import (
     DataConfig,
-    FolderSource,
     LatentStore,
     WorldsSource,
     encode_clips,
     open_source,
 )
-from vdit.data.changes import Changes, find_changes, look_at_videos, read_record
 from vdit.data.sources import Source
-from vdit.errors import ConfigError, DataError
-from vdit.generate import load_vae
-from vdit.models.vae import denormalise
-from vdit.train.workspace import Workspace
+from vdit.errors import DataError
 
 
 def halve(video):
@@ -143,68 +130,3 @@ def test_a_folder_that_hosts_do_not_share_is_found_out(tmp_path, monkeypatch):
 def test_nothing_to_encode_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no latents to write"):
         encode_walls(tmp_path / "out", Walls(0))
-
-
-def encode_with_the_script(*arguments, cache):
-    """data_pipelines/encode_latents.py as a user starts it."""
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, ROOT / "data_pipelines" / "encode_latents.py", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-
-def test_the_script_encodes_with_the_vae_and_the_settings_of_a_run(tiny_run, compile_cache, tmp_path):
-    run, out = tmp_path / "run", tmp_path / "out"
-    shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("dit", "latents", "logs"))
-    done = encode_with_the_script(run, out, "--samples=4", "--data.frames=9,", cache=compile_cache)
-    assert done.returncode == 0, done.stderr
-    store, space = LatentStore(out), Workspace(run)
-    assert len(store) == 4
-    config = space.experiment().vae
-    assert {store[i]["latent"].shape for i in range(4)} == {(3, 4, 4, config.latent_channels)}
-    data = dataclasses.replace(space.experiment().data, frames=(9,))
-    source, vae = open_source(data, seed=space.experiment().seed), load_vae(run)
-    # What is stored is what the VAE gives before it is normalised by the run's statistics.
-    expected = denormalise(vae.encode(source[3]["video"][None]), vae.statistics)[0]
-    np.testing.assert_allclose(store[3]["latent"].astype(np.float32), expected, atol=5e-3)
-
-
-def test_machines_share_the_work_of_the_script(tiny_run, tmp_path, capsys):
-    script = runpy.run_path(str(ROOT / "data_pipelines" / "encode_latents.py"))
-    for shard in ("0/2", "1/2"):
-        script["main"]([str(tiny_run), str(tmp_path / "out"), "--samples=40", f"--shard={shard}"])
-        assert not (tmp_path / "out").exists()
-    script["main"]([str(tiny_run), str(tmp_path / "out"), "--samples=40"])
-    assert len(LatentStore(tmp_path / "out")) == 40
-    assert "run the command without --shard" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        script["main"]([str(tiny_run), str(tmp_path / "other"), "--shard=2/2"])
-
-
-def test_the_script_leaves_out_what_the_run_holds_out_and_sees_changed_videos(tmp_path, capsys):
-    films = tmp_path / "films"
-    films.mkdir()
-    for name in "abc":
-        write_film(films / f"{name}.mp4")
-    (films / "b.mp4").write_bytes(b"no film")
-    data = DataConfig(source=FolderSource(path=str(films)), pixel_budgets=(32 * 32,), frames=(1, 5), fps=(6.0,),
-                      threads=1)
-    experiment = types.SimpleNamespace(data=data, seed=0, holdout=("a.mp4",))
-    script = runpy.run_path(str(ROOT / "data_pipelines" / "encode_latents.py"))
-    vae = types.SimpleNamespace(encode=halve, params={"w": np.ones(3)})
-    script["main"].__globals__["load"] = lambda run: (vae, experiment)
-    for share in ("0/2", "1/2"):
-        script["main"](["run", str(tmp_path / "out"), "--samples=40", f"--shard={share}"])
-    write_film(films / "c.mp4", frames=9)  # what was encoded before is of no use
-    script["main"](["run", str(tmp_path / "out"), "--samples=40"])
-    store = LatentStore(tmp_path / "out")
-    assert {store[i]["id"] for i in range(40)} == {"c.mp4"}
-    assert "1 of 40" in capsys.readouterr().err
-    assert find_changes(read_record(tmp_path / "out"), look_at_videos(data, ("a.mp4",))) == Changes()
-
-
-def test_the_script_refuses_what_it_does_not_know(tiny_run, tmp_path):
-    script = runpy.run_path(str(ROOT / "data_pipelines" / "encode_latents.py"))
-    with pytest.raises(ConfigError, match=r"'--frames=9' is unknown"):
-        script["main"]([str(tiny_run), str(tmp_path / "out"), "--frames=9"])
-    with pytest.raises(ConfigError, match="frame"):
-        script["main"]([str(tiny_run), str(tmp_path / "out"), "--data.framez=9"])

@@ -38,7 +38,7 @@ def greys(video):
     return (video.astype(float).mean((1, 2, 3)) - 40) / 5
 
 
-BARS = {"picture_top": BAR / 64, "picture_left": 0.0, "picture_height": 40 / 64, "picture_width": 1.0}
+BARS = {"crop_top": BAR, "crop_left": 0, "crop_height": SIZE[0] - 2 * BAR, "crop_width": SIZE[1]}
 
 
 def test_a_clip_has_exactly_its_frames_without_the_bars(film, tmp_path):

@@ -72,6 +72,20 @@ def encode_clips(source: Clips, encode: Encode, path: str | Path, *, samples: in
     return parts.finish(wait, more)
 
 
+def encode_part(source: Clips, encode: Encode, parts: LatentParts, part: int, *, threads: int = 4, read_ahead: int = 8,
+                conditions: Sequence[Conditioner] = ()) -> None:
+    """Encodes one part of a folder of latents, for pipelines that deal parts out to workers themselves.
+
+    Args:
+        source: clips of videos, the same in every worker.
+        encode: video -> latents.
+        parts: of the folder. part: number of the one that is made.
+        threads: that read videos. read_ahead: clips that they read ahead.
+        conditions: what is read of each clip beside its video, and stored with its latents.
+    """
+    parts.write(part, iter(_encoded(_read(source, parts.places(part), threads, read_ahead, None, conditions), encode)))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Former:
     """Latents of the same source as it was before some of its videos changed.
