@@ -21,7 +21,8 @@ from vdit.quickstart.config import experiment as quickstart_experiment
 SOURCES = sorted(path for folder in ("vdit", "experiments", "tools", "data_pipelines") for path in
                  (ROOT / folder).rglob("*.py"))  # fmt: skip
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "experiments").rglob("*.md")])
-WORKERS = ("tools/killed_run.py", "tools/fuzz/common.py", "data_pipelines/isolate.py")  # what another script starts, not a user
+# What another script starts, not a user.
+WORKERS = ("tools/killed_run.py", "tools/fuzz/common.py", "data_pipelines/isolate.py")
 SCRIPTS = sorted(name for path in SOURCES if 'if __name__ == "__main__"' in path.read_text()
                  for name in [path.relative_to(ROOT).as_posix()] if not name.startswith("vdit/"))  # fmt: skip
 LAUNCHERS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "experiments" / "launch").rglob("*")
