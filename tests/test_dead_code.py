@@ -7,7 +7,7 @@ from tests.conftest import ROOT
 
 USERS = ("vdit", "experiments", "tools", "data_pipelines")
 PUBLIC = {"write_latents", "load_trees", "to_latent_grid", "TextModel"}  # for users: latents, checkpoints, doors
-PUBLIC |= {"lm_preset", "lm_json", "pad_prompts", "lm_config", "lm_rules", "start", "extend", "generate"}
+PUBLIC |= {"lm_preset", "lm_json", "generate", "train_lm_tokenizer", "open_lm"}
 CALLED_BY_LIBRARIES = {"seekable", "get_all", "get_secondary_typestrs", "writelines"}  # zipfile, Orbax, print
 MARKS = re.compile(r"dataclasses|functools|contextlib|jax|property|classmethod|staticmethod")  # others register it
 

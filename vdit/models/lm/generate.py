@@ -18,6 +18,7 @@ import numpy as np
 from vdit.errors import ConfigError, ShapeError
 from vdit.models.lm.model import KVCache, LanguageModel
 from vdit.reprs import short_repr
+from vdit.seeds import check_seed
 from vdit.types import Array, PyTree
 
 _NO_TOKEN = -1
@@ -50,7 +51,7 @@ class Decoding:
         temperature: float32 [b]; 0 takes the most likely token, above it tokens are drawn from softmax(logits / t).
         top_p: float32 [b] in (0, 1]: drawn from the likeliest tokens that together have this probability (Holtzman et
             al., 2020); a token as likely as the last of them belongs to them.
-        seed: uint32 [b], of each row's random numbers.
+        seed: uint32 [b 2], of each row's random numbers: the upper and the lower half of 64 bits.
         limit: int32 [b], the most tokens that each row may write.
         stop_ids: int32 [k], tokens that end a text and are no part of it.
     """
@@ -75,7 +76,7 @@ class Decoding:
         """The same for every row.
 
         Raises:
-            ConfigError: max_tokens, temperature or top_p is out of range.
+            ConfigError: max_tokens, temperature, top_p or the seed is out of range.
         """
         if max_tokens < 1:
             raise ConfigError(f"max_tokens={max_tokens} must be at least 1")
@@ -86,8 +87,8 @@ class Decoding:
         full = lambda value, dtype: np.full(rows, value, dtype)  # noqa: E731
         return cls(
             temperature=full(temperature, np.float32), top_p=full(top_p, np.float32),
-            seed=full(seed % 2**32, np.uint32), limit=full(max_tokens, np.int32),
-            stop_ids=np.asarray([*stop_ids] or [_NO_TOKEN], np.int32),
+            seed=np.full((rows, 2), divmod(check_seed(seed), 2**32), np.uint32),
+            limit=full(max_tokens, np.int32), stop_ids=np.asarray([*stop_ids] or [_NO_TOKEN], np.int32),
         )  # fmt: skip
 
 
@@ -265,7 +266,7 @@ def sample_token(logits: Array, decoding: Decoding, count: Any) -> Array:
     def draw() -> Array:
         scaled = logits / jnp.maximum(decoding.temperature, 1e-6)[:, None]
         scaled = jnp.where(nucleus(scaled, decoding.top_p), scaled, _MASKED)
-        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), count))(decoding.seed)
+        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.wrap_key_data(seed), count))(decoding.seed)
         noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
         drawn = jnp.argmax(scaled + noise, -1).astype(jnp.int32)
         return jnp.where(decoding.temperature > 0, drawn, likeliest)

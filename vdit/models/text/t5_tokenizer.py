@@ -105,7 +105,7 @@ class T5Tokenizer:
 
         pieces = self._pieces
         sentinels = [f"<extra_id_{i}>" for i in reversed(range(self.extra_ids))]
-        with _library_errors():
+        with library_errors():
             vocabulary = [*pieces.scored, *((name, 0.0) for name in sentinels)]
             backend = Backend(models.Unigram(vocabulary, unk_id=_UNKNOWN, byte_fallback=False))
             special = dict.fromkeys([*_REQUIRED, *pieces.special, *sentinels])
@@ -147,12 +147,12 @@ class T5Tokenizer:
 
     def _encode(self, text: str) -> list[int]:
         text = clean_prompt(text) if self.clean else text
-        with _library_errors():
+        with library_errors():
             return self._backend.encode(valid_text(text), add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids to text, without special tokens and padding."""
-        with _library_errors():
+        with library_errors():
             return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def save(self, path: str | Path) -> None:
@@ -263,7 +263,7 @@ def _scored(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[str, float]]:
 
 
 @contextlib.contextmanager
-def _library_errors() -> Iterator[None]:
+def library_errors() -> Iterator[None]:
     """What the Rust library raises on a broken file, as a TextError; its panics derive from BaseException."""
     try:
         yield
