@@ -1,5 +1,6 @@
 """Rows: the invariants of vdit.types.Row, nothing lost, and how full they are."""
 
+import dataclasses
 import importlib.util
 import itertools
 from collections import Counter
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from vdit.data.config import DataConfig
-from vdit.data.packing import CondShape, PackedRows, PackItem, RowShape, build_rows, check_fits, choose
+from vdit.data.packing import Balance, CondShape, PackedRows, PackItem, RowShape, build_rows, check_fits, choose
 from vdit.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,3 +128,60 @@ def test_rows_of_a_realistic_mix_are_over_98_percent_useful(bench, row_tokens):
     clips = bench.mix(700, row_tokens, width=1)
     useful, _, _ = bench.ours(clips, RowShape.of(config), config)
     assert useful > 0.98
+
+
+def streams_of(clips, streams, *, balance, own=None):
+    """Batches of one row of each stream; `own`: only these streams, as a host of several has them."""
+    orders = {number: grain.MapDataset.range(len(clips))[number::streams] for number in own or range(streams)}
+    return PackedRows(orders, lambda index, place: dataclasses.replace(clips[index], place=place), LIMITS, rows_each=1,
+                      most_tokens=800, most_clips=32, threads=0, read_ahead=0, identity={}, balance=balance)
+
+
+def costs(rows):
+    """Pairs of tokens that attend to each other, of each row."""
+    return [sum(np.bincount(row[row > 0]) ** 2) for row in np.asarray(rows.segment_ids)]
+
+
+def spread(batches):
+    """How much longer the row that costs most takes than the mean row of its batch, on average."""
+    return float(np.mean([max(costs(rows)) / np.mean(costs(rows)) for rows in batches]))
+
+
+def test_balanced_batches_hold_the_same_rows_and_rows_that_cost_the_same():
+    clips = clips_of(4000)
+    plain, balanced = (list(streams_of(clips, 8, balance=balance)) for balance in (None, Balance(rows=16)))
+    told = lambda batches: Counter(tuple(row) for rows in batches for row in rows.values[..., 0].tolist())  # noqa: E731
+    rows, again = told(plain), told(balanced)
+    blank = (0.0,) * LIMITS.tokens
+    assert rows.keys() - {blank} == again.keys() - {blank}
+    assert spread(balanced[:32]) - 1 < 0.4 * (spread(plain[:32]) - 1)
+
+
+def test_ranks_come_in_an_order_of_their_own():
+    """Cost does not rise or fall with the steps: every window has its own shuffle, the same on every host."""
+    ranks = [Balance(rows=16).rank(number) for number in range(64)]
+    windows = [ranks[k : k + 16] for k in range(0, 64, 16)]
+    assert all(sorted(window) == list(range(16)) for window in windows)
+    assert len({tuple(window) for window in windows}) == 4
+    assert ranks == [Balance(rows=16).rank(number) for number in range(64)]
+    assert ranks != [Balance(rows=16, seed=1).rank(number) for number in range(64)]
+
+
+@pytest.mark.parametrize("count", [600, 37])
+def test_balanced_batches_do_not_depend_on_the_number_of_hosts_and_resume_anywhere(count):
+    clips, balance = clips_of(count), Balance(rows=4)
+    whole = [rows.values for rows in streams_of(clips, 4, balance=balance)]
+    hosts = [[rows.values for rows in streams_of(clips, 4, balance=balance, own=own)] for own in ([0, 1], [2, 3])]
+    for step, values in enumerate(whole):
+        mine = [host[step] if step < len(host) else np.zeros((2, *values.shape[1:])) for host in hosts]
+        np.testing.assert_array_equal(np.concatenate(mine), values)
+    for stop in (1, 3, 4, 6):
+        first = streams_of(clips, 4, balance=balance)
+        for _ in range(min(stop, len(whole))):
+            next(first)
+        second = streams_of(clips, 4, balance=balance)
+        second.set_state(first.get_state())
+        rest = [rows.values for rows in second]
+        assert len(rest) == len(whole) - min(stop, len(whole))
+        for ours, theirs in zip(rest, whole[stop:]):
+            np.testing.assert_array_equal(ours, theirs)

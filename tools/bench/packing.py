@@ -1,16 +1,22 @@
 """How full packed rows are, and how fast they are built, on a realistic mix of images and clips.
 
     python tools/bench/packing.py [--rows 200] [--row-tokens 4096 8192 16384] [--width 64]
+    python tools/bench/packing.py --balance 8 16 32       # and how alike the rows of a batch are in FLOPs
 
 The mix: three resolutions (256, 480 and 720 on a side), eleven aspect ratios, images (40%) and clips of 9 to
 81 frames, captions of 8 to 120 tokens; latents 8x smaller in space and 4x in time, patch (1, 2, 2). For each
 row size the largest clips are those that fit. Prints useful tokens of the best-fit packer against grain's
 first-fit and best-fit packers and against padding each clip to its row.
+
+With --balance: 16 devices have a row each, so a step takes as long as its dearest row. Prints the FLOPs of that row
+over those of the mean row, averaged over batches, by the formula of DiTConfig.flops for the size of Wan 1.3B; for rows
+as they are packed, and for rows given by rank out of windows of so many (data.balance_rows).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -20,7 +26,8 @@ import numpy as np
 
 from vdit.data import DataConfig, PackItem, RowShape
 from vdit.data.clips import fit_size
-from vdit.data.packing import PackedRows
+from vdit.data.packing import Balance, PackedRows
+from vdit.models.dit.config import DiTConfig
 
 ASPECTS = (1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9, 9 / 16, 2.0, 1 / 2, 2.39, 1.85)
 AREAS = ((256 * 256, 0.5), (480 * 480, 0.3), (720 * 720, 0.2))
@@ -77,12 +84,33 @@ def grains(clips: list[PackItem], limits: RowShape, packer: type) -> float:
     return float(np.mean([(row["tokens_segment_ids"] > 0).mean() for row in rows]))
 
 
+DEVICES = 16
+
+
+def dearest(clips: list[PackItem], limits: RowShape, config: DataConfig, window: int) -> tuple[float, float]:
+    """(FLOPs of a batch's dearest row over its mean row, the same of the worst batch), of full batches."""
+    model = DiTConfig(width=1536, depth=30, heads=12)
+    orders = {k: grain.MapDataset.range(len(clips))[k::DEVICES] for k in range(DEVICES)}
+    rows = PackedRows(orders, lambda index, place: clips[index], limits, rows_each=1, most_tokens=config.look_ahead(),
+                      most_clips=config.buffer_clips, threads=0, read_ahead=0, identity={},
+                      balance=Balance(rows=window) if window > 1 else None)  # fmt: skip
+    ratios = []
+    for row in rows:
+        sizes = [np.bincount(ids[ids > 0])[1:] for ids in np.asarray(row.segment_ids)]
+        if min(size.sum() for size in sizes) < 0.9 * limits.tokens:  # the tail of a finite stream is not the mix
+            break
+        costs = [sum(model.flops(int(n), float(n)) for n in size) for size in sizes]
+        ratios.append(max(costs) / np.mean(costs))
+    return float(np.mean(ratios)), max(ratios)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200, help="about how many rows to pack for each size")
     parser.add_argument("--row-tokens", type=int, nargs="+", default=[4096, 8192, 16384])
     parser.add_argument("--width", type=int, default=64, help="values of a token")
+    parser.add_argument("--balance", type=int, nargs="*", default=[], help="windows of rows that are given by rank")
     args = parser.parse_args()
     print("row tokens  text  clips/row |  useful  worst row | grain first-fit  best-fit | padded | clips/min")
     for tokens in args.row_tokens:
@@ -96,6 +124,15 @@ def main() -> None:
         best = grains(clips, limits, grain.experimental.BestFitPackIterDataset)
         print(f"{tokens:10d} {limits.text:5d} {tokens / mean:10.1f} | {useful:7.4f} {worst:10.4f} | "
               f"{first:15.4f} {best:9.4f} | {mean / tokens:6.3f} | {speed * 60:9.0f}")
+    if args.balance:
+        print("\nrow tokens  window | dearest row / mean row   worst batch")
+    for tokens, window in itertools.product(args.row_tokens if args.balance else (), [1, *args.balance]):
+        config = DataConfig(row_tokens=tokens, max_text_per_row=tokens // 4, max_frames_per_row=512,
+                            max_clips_per_row=128)  # fmt: skip
+        mean = np.mean([len(clip.values) for clip in mix(500, tokens, 1)])
+        clips = mix(int(args.rows * DEVICES * tokens / mean), tokens, args.width)
+        ratio, worst = dearest(clips, RowShape.of(config), config, window)
+        print(f"{tokens:10d} {window:7d} | {ratio:23.3f} {worst:13.3f}")
 
 
 if __name__ == "__main__":

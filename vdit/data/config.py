@@ -39,6 +39,10 @@ class DataConfig:
             A host holds the look-ahead of each of its streams in memory: 64 MiB for each with tokens of 64 values,
             more where rows are above 32k tokens.
 
+        balance_rows: each stream packs so many rows ahead and orders them by cost, and all streams give rows of the
+            same rank, so that the rows of a batch cost nearly the same (vdit.data.packing). 1: rows as they are packed.
+            A host holds that many rows of each of its streams in memory.
+
     Reading:
         streams: into how many independent orders, each with its packer, the data is dealt out. Any number of hosts
             that divides it reads the same batches, and resumes where another number stopped; it is fixed for a run.
@@ -69,6 +73,7 @@ class DataConfig:
     buffer_rows: int = 64
     buffer_tokens: int = 1 << 18
     buffer_clips: int = 256
+    balance_rows: int = 1
 
     streams: int = 0
     epochs: int = 0
@@ -82,7 +87,8 @@ class DataConfig:
             if not values or min(values) <= 0:
                 raise ConfigError(f"data.{name}={values}: needs at least one value, all above 0")
         for name in ("size_multiple", "frame_multiple", "row_tokens", "max_text_per_row",
-                     "max_frames_per_row", "max_clips_per_row", "buffer_rows", "buffer_tokens", "buffer_clips"):
+                     "max_frames_per_row", "max_clips_per_row", "buffer_rows", "buffer_tokens", "buffer_clips",
+                     "balance_rows"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"data.{name}={getattr(self, name)}: must be at least 1")
         for name in ("actions", "streams", "epochs", "threads", "read_ahead", "prefetch"):

@@ -5,6 +5,11 @@ row is filled by a subset of the waiting clips whose sizes add up to the row exa
 they can (a subset-sum table over the waiting clips, oldest first, until a subset fills the row). Of the
 subsets with equal tokens, the one that spends least of the other budgets (text, noise levels, clips) is
 kept: it has the fewest and largest clips, so small ones remain to fill later rows.
+
+Attention is quadratic in a clip, so rows with as many tokens cost differently, and the row that costs most sets the
+pace of a step. With a `Balance`, each stream packs a window of rows and orders them by cost; at every step all streams
+give their row of the same rank. So the rows of a batch cost nearly the same, on every host, without a message between
+hosts. (AdaptiveLoad, arXiv 2605.17923, balances by compute too, by other means.)
 """
 
 from __future__ import annotations
@@ -215,6 +220,27 @@ def _cond_values(clip: PackItem, condition: CondShape) -> np.ndarray:
     return clip.cond[condition.name]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Balance:
+    """How rows of equal cost meet in a batch.
+
+    rows: a stream packs so many rows ahead and orders them by cost. seed: of the order in which ranks are given.
+    """
+
+    rows: int
+    seed: int = 0
+
+    def rank(self, number: int) -> int:
+        """The rank, 0 for the row that costs most, of the row that every stream gives in round `number`."""
+        window, place = divmod(number, self.rows)
+        return int(np.random.default_rng((self.seed, window)).permutation(self.rows)[place])
+
+
+def attention_pairs(row: Sequence[PackItem]) -> int:
+    """Pairs of tokens that attend to each other in a row: what of its cost differs between rows of as many tokens."""
+    return sum(len(clip.values) ** 2 for clip in row)
+
+
 class Stream:
     """The clips of one stream that wait to be packed, and the reader of those to come.
 
@@ -225,6 +251,8 @@ class Stream:
         self.reader = reader
         self._limits, self._most_tokens, self._most_clips = limits, most_tokens, most_clips
         self._waiting: list[PackItem] = []
+        self._window: list[list[PackItem]] = []  # rows by rank; those that were given are empty
+        self._whole = False  # whether every row of the window had clips
         self._tokens = 0
         self._ended = False
 
@@ -254,14 +282,40 @@ class Stream:
         self._tokens -= sum(len(clip.values) for clip in row)
         return row
 
+    def pack_row(self) -> None:
+        """Packs the next row of a window."""
+        self._window.append(self.take_row())
+
+    def close_window(self) -> None:
+        """Orders the rows of a window by cost, those without clips last."""
+        self._whole = all(self._window)
+        self._window.sort(key=attention_pairs, reverse=True)  # stable: rows of equal cost keep their order
+
+    def take_ranked(self, rank: int, place: int, last: bool) -> list[PackItem]:
+        """The row of a rank; at the end of a pass, in a window that lacks rows, the next one by cost.
+
+        place: of the row in its window. last: whether it is the last one there.
+        """
+        rank = rank if self._whole else place
+        row, self._window[rank] = self._window[rank], []
+        if last:
+            self._window = []
+        return row
+
     def place(self) -> dict[str, Any]:
         """Where the reader is, and which clips wait: a few numbers, whatever the clips' size."""
-        return {"next": self.reader.place, "waiting": [int(clip.place) for clip in self._waiting]}
+        waiting = [int(clip.place) for clip in self._waiting]
+        packed = [[int(clip.place) for clip in row] for row in self._window]
+        more = {"window": packed, "whole": self._whole} if packed else {}
+        return {"next": self.reader.place, "waiting": waiting} | more
 
-    def move(self, place: int, waiting: list[PackItem]) -> None:
-        """Goes on from a place, with the clips that waited there."""
-        self.reader.move(place)
-        self._waiting, self._tokens, self._ended = waiting, sum(len(clip.values) for clip in waiting), False
+    def move(self, place: Mapping[str, Any], read: Callable[[Sequence[int]], list[PackItem]]) -> None:
+        """Goes on from a place. read: gives the clips that waited there, by their places in the order of reading."""
+        self._waiting = read(place["waiting"])
+        self._window = [read(row) for row in place.get("window", ())]
+        self._whole = place.get("whole", False)
+        self.reader.move(place["next"])
+        self._tokens, self._ended = sum(len(clip.values) for clip in self._waiting), False
 
 
 class PackedRows(grain.DatasetIterator):
@@ -276,13 +330,15 @@ class PackedRows(grain.DatasetIterator):
     most_tokens, most_clips: bounds of each stream's look-ahead.
     threads, read_ahead: for reading, shared by the streams.
     identity: what must be equal for a saved place to mean the same clips.
+    balance: makes rows of equal cost meet in a batch; None gives rows in the order in which they are packed.
     """
 
     def __init__(self, orders: Mapping[int, grain.MapDataset], read: Callable[[int, int], PackItem],
                  limits: RowShape, *, rows_each: int, most_tokens: int, most_clips: int, threads: int,
-                 read_ahead: int, identity: dict[str, Any]):
+                 read_ahead: int, identity: dict[str, Any], balance: Balance | None = None):
         super().__init__()
         self._pool = make_pool(threads)
+        self._balance, self._given = balance, 0  # rounds
         ahead = -(-read_ahead // len(orders))
         self._streams = {
             number: Stream(Reader(order, read, self._pool, ahead), limits,
@@ -301,23 +357,41 @@ class PackedRows(grain.DatasetIterator):
 
     def _round(self) -> list[list[PackItem]]:
         """One row of each stream."""
+        streams, balance = list(self._streams.values()), self._balance
+        if balance is None:
+            self._look_ahead()
+            return [stream.take_row() for stream in streams]
+        place = self._given % balance.rows
+        if place == 0:
+            for _ in range(balance.rows):
+                self._look_ahead()
+                for stream in streams:
+                    stream.pack_row()
+            for stream in streams:
+                stream.close_window()
+        rank, last = balance.rank(self._given), place == balance.rows - 1
+        self._given += 1
+        return [stream.take_ranked(rank, place, last) for stream in streams]
+
+    def _look_ahead(self) -> None:
         # In turns, so that the readers of all streams work at the same time.
         hungry = list(self._streams.values())
         while hungry:
             hungry = [stream for stream in hungry if stream.read_one()]
-        return [stream.take_row() for stream in self._streams.values()]
 
     def get_state(self) -> dict[str, Any]:
-        return make_place({number: stream.place() for number, stream in self._streams.items()}, self._identity)
+        given = {} if self._balance is None else {"given": self._given}
+        return make_place({number: stream.place() | given for number, stream in self._streams.items()}, self._identity)
 
     def set_state(self, state: dict[str, Any]) -> None:
         places = read_place(state, self._streams, self._identity)
-        wanted = [(number, at) for number, place in places.items() for at in place["waiting"]]
+        wanted = [(number, at) for number, place in places.items()
+                  for at in itertools.chain(place["waiting"], *place.get("window", ()))]  # fmt: skip
         read = lambda which: self._streams[which[0]].reader.read_at(which[1])  # noqa: E731
         clips = iter(list(map(read, wanted) if self._pool is None else self._pool.map(read, wanted)))
         for number, place in places.items():
-            waiting = list(itertools.islice(clips, len(place["waiting"])))
-            self._streams[number].move(place["next"], waiting)
+            self._streams[number].move(place, lambda waiting: list(itertools.islice(clips, len(waiting))))
+            self._given = place.get("given", 0)
 
     def close(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not finalizing():  # the names that this module imports may be gone then

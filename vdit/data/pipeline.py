@@ -14,7 +14,7 @@ from vdit.data.actions import check_actions
 from vdit.data.clips import Clips
 from vdit.data.conditions import clip_conditions, data_conditions
 from vdit.data.config import DataConfig
-from vdit.data.packing import PackedRows, PackItem, RowShape
+from vdit.data.packing import Balance, PackedRows, PackItem, RowShape
 from vdit.data.patches import Patch, patchify, token_grid
 from vdit.data.sources import Sample, Source, draws
 from vdit.data.streams import (
@@ -152,9 +152,12 @@ def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch
         identity |= {"synthetic": config.synthetic_prob}
     if config.actions:  # not otherwise: places saved before there were actions stay good
         identity |= {"actions": config.actions, "stride": stride}
+    balance = None
+    if config.balance_rows > 1:
+        balance, identity = Balance(rows=config.balance_rows, seed=seed), identity | {"balance": config.balance_rows}
     rows = PackedRows({stream: order.dataset(stream) for stream in own}, convert, limits,
                       rows_each=batch_rows // streams, most_tokens=tokens, most_clips=config.buffer_clips,
-                      threads=config.threads, read_ahead=config.read_ahead, identity=identity)
+                      threads=config.threads, read_ahead=config.read_ahead, identity=identity, balance=balance)
     return RowIterator(rows, config.prefetch, convert)
 
 
