@@ -191,9 +191,12 @@ LONGEST_S = 2.6  # seconds of the longest gradual transition that is looked for
 
 def find(thumbs: np.ndarray, rate: float, threshold: float) -> list[Transition]:
     """Transitions in thumbnails uint8 [n h w 3] at about `rate` frames a second, in order, none inside another."""
+    if len(thumbs) < 2:
+        return []
     pictures = thumbs.astype(np.float32) / 255
     coarse = _coarse(pictures)
-    gradual = _gradual(coarse, rate)
+    fades = _fades(coarse)
+    gradual = [t for t in _gradual(coarse, pictures, rate) if not any(_meet(t, fade) for fade in fades)] + fades
     cuts = _hard(pictures, rate, threshold)
     taken = [t for t in cuts if not any(g.first <= t.first <= g.last for g in gradual)]
     return sorted([*taken, *gradual], key=lambda t: t.first)
@@ -213,28 +216,52 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 # Hard cuts.
 _RATIO = 3.0  # a cut's step is this many times the mean step around it
+_PEAK = 1.9  # or this many times the largest
+_PERIODIC = 1.5  # and this many times the third largest within 0.6 s
 _ALIKE = 0.92  # pictures that correlate more show the same scene
+_SHIFTED = 0.88  # and so do pictures of which a part correlates more with a part of the other, elsewhere
 _FLASH_S = 0.28  # seconds that a flash may last
 
 
 def _hard(pictures: np.ndarray, rate: float, threshold: float) -> list[Transition]:
-    if len(pictures) < 2:
-        return []
     step = np.concatenate([[0.0], np.abs(pictures[1:] - pictures[:-1]).mean((1, 2, 3))])
-    reach = max(2, round(rate * 0.1))
-    found = []
-    for t in np.flatnonzero(step >= threshold):
+    reach, wide, found = max(2, round(rate * 0.1)), max(6, round(rate * 0.6)), []
+    for t in np.flatnonzero(step >= threshold).tolist():
         around = np.concatenate([step[max(1, t - reach) : t], step[t + 1 : t + 1 + reach]])
-        usual = around.mean() if len(around) else 0.0
-        peak = max(step[max(1, t - 1)] if t > 1 else 0, step[t + 1] if t + 1 < len(step) else 0)
-        if step[t] < _RATIO * usual + 0.005 or step[t] < peak:
+        usual, most = (around.mean(), around.max()) if len(around) else (0.0, 0.0)
+        if step[t] < _RATIO * usual + 0.005 and step[t] < _PEAK * most:
             continue
-        if _correlation(pictures[t - 1 : t], pictures[t : t + 1])[0] > _ALIKE:
+        # In a film of a lower rate repeated frames lie around each step: then the steps near by are as large.
+        others = np.sort(np.concatenate([step[max(1, t - wide) : t], step[t + 1 : t + 1 + wide]]))
+        if len(others) > 2 and step[t] < _PERIODIC * others[-3]:
+            continue
+        if same_scene(pictures[t - 1], pictures[t]):
             continue
         if _comes_back(pictures, t, max(2, round(rate * _FLASH_S)), step[t]):
             continue
-        found.append(Transition("cut", int(t), int(t), float(step[t] / (usual + 0.01))))
+        found.append(Transition("cut", t, t, float(step[t] / (usual + 0.01))))
     return found
+
+
+def same_scene(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether pictures [h w 3] differ by their light, or by where the camera looks."""
+    return bool(_correlation(a[None], b[None])[0] > _ALIKE) or shifted_likeness(a, b) > _SHIFTED
+
+
+def shifted_likeness(a: np.ndarray, b: np.ndarray) -> float:
+    """The best correlation of a large part of b with a part of a at another place, or the other way round."""
+    h, w = a.shape[:2]
+    if min(a.std((0, 1)).max(), b.std((0, 1)).max()) < 0.03:
+        return 0.0  # a blank picture is like everything, to OpenCV
+    cuts = ((slice(h // 4, h - h // 4), slice(w // 4, w - w // 4)), (slice(2, h - 2), slice(0, w * 2 // 5)),
+            (slice(2, h - 2), slice(w - w * 2 // 5, w)))  # fmt: skip
+    best = 0.0
+    for whole, other in ((a, b), (b, a)):
+        for part in cuts:
+            template = np.ascontiguousarray(other[part])
+            if template.std((0, 1)).max() > 0.05:
+                best = max(best, float(cv2.matchTemplate(whole, template, cv2.TM_CCOEFF_NORMED).max()))
+    return best
 
 
 def _comes_back(pictures: np.ndarray, t: int, reach: int, step: float) -> bool:
@@ -248,13 +275,45 @@ def _comes_back(pictures: np.ndarray, t: int, reach: int, step: float) -> bool:
     )
 
 
+def _fades(coarse: np.ndarray) -> list[Transition]:
+    """Black or white between two scenes, with the frames around it in which a scene grows fainter or comes up."""
+    spread, level = coarse.std((1, 2)).max(1), coarse.mean((1, 2, 3))
+    blank = (spread < 0.035) & ((level < 0.1) | (level > 0.92))
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], blank, [False]]).astype(np.int8)))
+    found: list[Transition] = []
+    for start, stop in edges.reshape(-1, 2):
+        if start == 0 or stop == len(coarse):
+            continue
+        left, right = _climb(coarse, spread, start, -1), _climb(coarse, spread, stop - 1, 1)
+        if right - left < 4 or same_scene(coarse[left], coarse[right]):
+            continue
+        if found and left < found[-1].last:
+            continue
+        found.append(Transition("fade", int(left) + 1, int(right), 2.0))
+    return found
+
+
+def _climb(coarse: np.ndarray, spread: np.ndarray, blank: int, way: int) -> int:
+    """From a blank frame to the first one that is not fainter than the next: a fade has the same picture all along."""
+    k = blank + way
+    while 0 <= k + way < len(coarse) and spread[k + way] > 1.015 * spread[k] and (
+        spread[k] < 0.05 or _correlation(coarse[k][None], coarse[k + way][None])[0] > 0.9
+    ):
+        k += way
+    return k
+
+
+def _meet(a: Transition, b: Transition) -> bool:
+    return a.first <= b.last and b.first <= a.last
+
+
 # Gradual transitions.
 _LENGTHS_S = (0.16, 0.24, 0.32, 0.44, 0.6, 0.8, 1.0, 1.3, 1.6, 2.0, 2.6)
 _PLACES = (0.2, 0.35, 0.5, 0.65, 0.8)
 _MIX_RESIDUAL = 0.34
 
 
-def _gradual(coarse: np.ndarray, rate: float) -> list[Transition]:
+def _gradual(coarse: np.ndarray, pictures: np.ndarray, rate: float) -> list[Transition]:
     n = len(coarse)
     candidates: list[Transition] = []
     for length in sorted({max(4, round(rate * seconds)) for seconds in _LENGTHS_S}):
@@ -262,7 +321,7 @@ def _gradual(coarse: np.ndarray, rate: float) -> list[Transition]:
             candidates += _of_length(coarse, length)
     kept: list[Transition] = []
     for item in sorted(candidates, key=lambda t: -t.score):
-        if not any(item.first <= other.last and other.first <= item.last for other in kept):
+        if not any(_meet(item, other) for other in kept) and not _pans(pictures, item):
             kept.append(item)
     return sorted(kept, key=lambda t: t.first)
 
@@ -306,6 +365,16 @@ def _of_length(coarse: np.ndarray, length: int) -> list[Transition]:
             name = "fade" if _flat(coarse[first]) or _flat(coarse[last]) else kind
             found.append(Transition(name, first + 1, last, float(score[i])))
     return found
+
+
+def _pans(pictures: np.ndarray, item: Transition) -> bool:
+    """Whether the middle of a stretch is explained better by a camera that moves than by a mix."""
+    length = item.last - item.first
+    a, b = pictures[item.first + round(0.3 * length)], pictures[item.first + round(0.7 * length)]
+    if shifted_likeness(pictures[item.first - 1], pictures[item.last]) > 0.8:
+        return True
+    shifted, still = shifted_likeness(a, b), float(_correlation(a[None], b[None])[0])
+    return shifted > 0.8 and 1 - shifted < 0.5 * (1 - still)
 
 
 def _flat(picture: np.ndarray) -> bool:

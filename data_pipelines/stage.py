@@ -34,6 +34,10 @@ class Stage(beam.DoFn):
         self.name, self.function, self.options = name, function, options
         self._counters = {what: Metrics.counter(name, what) for what in ("records", "made", "failed", "milliseconds")}
 
+    def default_label(self) -> str:
+        """Of Beam: what the step is called where nobody named it."""
+        return self.name
+
     def process(self, record: ClipRecord) -> Iterator[ClipRecord]:
         if record.error is not None:
             yield record

@@ -1,0 +1,252 @@
+"""What can be measured of one frame, or of two: brightness, edges, bars, blur, blocks, combs, letters, motion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import av
+import cv2
+import numpy as np
+
+from data_pipelines.records import ClipRecord
+from vdit.errors import VideoError
+from vdit.video.convert import orientation_of
+from vdit.video.read import iter_frames
+
+cv2.setNumThreads(1)  # one core a worker: Beam has a worker for each
+
+_BLACK = 34  # stored luma of a bar; 16 is black in limited range, and coding adds noise
+_MOST_BAR = 0.45  # of a side
+
+
+def of_frame(image: np.ndarray, gray: np.ndarray) -> dict[str, float]:
+    """Of RGB uint8 [h w 3] and the same in grey [h w]: brightness, its spread, ends, colourfulness, edges."""
+    mean, spread = cv2.meanStdDev(gray)
+    r, g, b = cv2.split(image.astype(np.int16))
+    rg, yb = r - g, (r + g) // 2 - b
+    (rg_mean, rg_std), (yb_mean, yb_std) = cv2.meanStdDev(rg), cv2.meanStdDev(yb)
+    colour = math.hypot(rg_std[0, 0], yb_std[0, 0]) + 0.3 * math.hypot(rg_mean[0, 0], yb_mean[0, 0])
+    x, y = cv2.Sobel(gray, cv2.CV_32F, 1, 0), cv2.Sobel(gray, cv2.CV_32F, 0, 1)
+    return {
+        "luma": mean[0, 0] / 255,
+        "spread": spread[0, 0] / 255,
+        "dark": float((gray < 16).mean()),
+        "bright": float((gray > 239).mean()),
+        "colour": colour,
+        "si": float(cv2.magnitude(x, y)[1:-1, 1:-1].std()),
+    }
+
+
+def of_pair(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
+    """Of two grey pictures in a row: temporal information, and the change of the block that changes most."""
+    difference = cv2.subtract(after, before, dtype=cv2.CV_16S)
+    blocks = cv2.resize(np.abs(difference), (8, 8), interpolation=cv2.INTER_AREA)
+    return {"ti": float(difference.std()), "change": float(blocks.max())}
+
+
+def detail(luma: np.ndarray, raw: av.VideoFrame, *, text: bool) -> dict[str, float]:
+    """Of a frame at its stored size.
+
+    Args:
+        luma: uint8 [h w] as stored.
+        raw: the decoder's frame, for its orientation.
+        text: whether to look for letters.
+    """
+    stored = bars(luma)
+    orientation = orientation_of(raw)
+    shown = stored[2:] + stored[:2] if orientation.transpose else stored
+    top, bottom = shown[1::-1] if orientation.mirror_y else shown[:2]
+    left, right = shown[:1:-1] if orientation.mirror_x else shown[2:]
+    inner = luma[inner_box(luma.shape, stored)]
+    return {
+        "top": top, "bottom": bottom, "left": left, "right": right,
+        "blur": blur(inner), "blocks": blockiness(luma),
+        "combed": float(raw.interlaced_frame or combed(inner)),
+        "text": text_area(inner) if text else math.nan,
+    }  # fmt: skip
+
+
+def inner_box(shape: tuple[int, ...], bars: Sequence[float]) -> tuple[slice, slice]:
+    """The picture inside bars (top, bottom, left, right; shares of the frame) of a frame [h w]; at least 8 x 8."""
+    height, width = shape[:2]
+    top, bottom = math.ceil(bars[0] * height - 1e-6), height - math.ceil(bars[1] * height - 1e-6)
+    left, right = math.ceil(bars[2] * width - 1e-6), width - math.ceil(bars[3] * width - 1e-6)
+    if bottom - top < 8 or right - left < 8:
+        return slice(None), slice(None)
+    return slice(top, bottom), slice(left, right)
+
+
+def bars(luma: np.ndarray) -> tuple[float, float, float, float]:
+    """Black rows above and below, black columns left and right of the picture, as shares of the sides."""
+    found = []
+    for axis in (1, 0):
+        lines = luma if axis == 1 else luma.T
+        # Nearly all of a bar's pixels are black: text in it, and ringing at its edge, are few.
+        lit = np.count_nonzero(lines > _BLACK, axis=1) > 0.02 * lines.shape[1]
+        edges = np.flatnonzero(lit)
+        n = len(lit)
+        first, last = (int(edges[0]), n - 1 - int(edges[-1])) if len(edges) else (0, 0)
+        found += [min(first / n, _MOST_BAR), min(last / n, _MOST_BAR)]
+    return tuple(found)
+
+
+_TILE, _MOST_TILES = 160, 9
+_REBLUR = 1.0
+
+
+def blur(luma: np.ndarray) -> float:
+    """Standard deviation in pixels of the blur at the strongest edges, in the sharper half of the picture's tiles.
+
+    Zhuo and Sim 2011, "Defocus map estimation from a single image": an edge of blur s, blurred again by s0, has
+    sqrt(s^2 + s0^2) / s times the gradient. NaN where there is no edge.
+    """
+    found = []
+    for tile in _tiles(luma):
+        tile = tile.astype(np.float32)
+        again = cv2.GaussianBlur(tile, (0, 0), _REBLUR)
+        strong = [cv2.magnitude(cv2.Sobel(x, cv2.CV_32F, 1, 0), cv2.Sobel(x, cv2.CV_32F, 0, 1))[4:-4, 4:-4]
+                  for x in (tile, again)]  # fmt: skip
+        if strong[1].size < 64:
+            continue
+        edges = strong[1] >= max(float(np.quantile(strong[1], 0.97)), 40.0)
+        if edges.sum() < 20:
+            continue
+        ratio = float(np.median(strong[0][edges] / strong[1][edges]))
+        found.append(_REBLUR / math.sqrt(max(ratio**2 - 1, 1e-3)))
+    return float(np.median(sorted(found)[: (len(found) + 1) // 2])) if found else math.nan
+
+
+def _tiles(luma: np.ndarray) -> list[np.ndarray]:
+    height, width = luma.shape
+    rows, columns = min(3, max(1, height // _TILE)), min(3, max(1, width // _TILE))
+    tiles = []
+    for i in range(rows):
+        for j in range(columns):
+            y, x = round((height - _TILE) * (i + 0.5) / rows), round((width - _TILE) * (j + 0.5) / columns)
+            tiles.append(luma[max(0, y) : max(0, y) + _TILE, max(0, x) : max(0, x) + _TILE])
+    return tiles[:_MOST_TILES]
+
+
+def blockiness(luma: np.ndarray) -> float:
+    """How much more neighbours differ across the lines of an 8 x 8 grid than elsewhere: 0 for not at all, 1 twice."""
+    worst = 0.0
+    for lines in (luma[:512, :1024], luma[:512, :1024].T):
+        difference = cv2.absdiff(np.ascontiguousarray(lines[:, 1:]), np.ascontiguousarray(lines[:, :-1]))
+        by_column = difference.mean(0)
+        count = len(by_column) // 8 * 8
+        if count < 16:
+            continue
+        phases = by_column[:count].reshape(-1, 8).mean(0)
+        worst = max(worst, float(phases[7] / (np.delete(phases, 7).mean() + 0.25) - 1))
+    return worst
+
+
+_COMB = 12  # grey levels
+_COMBED = 0.01  # share of pixels
+
+
+def combed(luma: np.ndarray) -> bool:
+    """Whether lines alternate between two moments: a pixel differs from those above and below, which agree."""
+    x = luma[:512].astype(np.int16)
+    if len(x) < 16:
+        return False
+    up, here, down = x[:-4], x[2:-2], x[4:]  # the same field
+    above, below = x[1:-3], x[3:-1]  # the other field
+    a, b = here - above, here - below
+    comb = (a * b > _COMB * _COMB) & (np.abs(above - below) < _COMB) & (np.abs(up - here) < _COMB)
+    comb &= np.abs(down - here) < _COMB
+    return bool(comb.mean() > _COMBED)
+
+
+_TEXT_WIDTH = 640
+
+
+def text_area(luma: np.ndarray) -> float:
+    """Share of the picture under lines of what looks like letters: many strong, near, upright strokes in a row.
+
+    No letter is read: writing in the scene counts, and a fence may. An OCR model (MeasureOptions.scorers) knows better.
+    """
+    ratio = min(1.0, _TEXT_WIDTH / luma.shape[1])
+    image = cv2.resize(luma, None, fx=ratio, fy=ratio, interpolation=cv2.INTER_AREA) if ratio < 1 else luma
+    strokes = cv2.morphologyEx(image, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    _, strong = cv2.threshold(strokes, 90, 255, cv2.THRESH_BINARY)
+    lines = cv2.morphologyEx(strong, cv2.MORPH_CLOSE, np.ones((1, 13), np.uint8))
+    lines = cv2.morphologyEx(lines, cv2.MORPH_OPEN, np.ones((5, 9), np.uint8))
+    count, _, boxes, _ = cv2.connectedComponentsWithStats(lines)
+    total = 0
+    across = np.abs(np.diff(image.astype(np.int16), axis=1)) > 45
+    for x, y, width, height, area in boxes[1:count]:
+        if width < 2 * height or not 6 <= height <= 0.2 * image.shape[0] or area < 0.45 * width * height:
+            continue
+        crossings = across[y : y + height, x : x + width - 1].sum(1)
+        if np.median(crossings) * height < 0.55 * width or crossings.max() < 4:  # strokes are no wider than letters
+            continue
+        total += width * height
+    return total / image.size
+
+
+def logo_area(thumbs: Sequence[np.ndarray]) -> float | None:
+    """Share of the picture with edges that stay where they are while other edges move.
+
+    Args:
+        thumbs: uint8 [h w] of a clip, in time.
+
+    Returns:
+        The share; None where nothing moves enough to tell, or there are fewer than 4 pictures.
+    """
+    if len(thumbs) < 4:
+        return None
+    stack = np.stack(thumbs).astype(np.float32)
+    x, y = np.gradient(stack, axis=(2, 1))
+    strength = np.hypot(x, y).mean(0)
+    steady = np.hypot(x.mean(0), y.mean(0)) / np.maximum(strength, 1e-3)
+    edges = strength > 8
+    if edges.sum() < 10 or np.median(steady[edges]) > 0.75:
+        return None
+    fixed = (edges & (steady > 0.95)).astype(np.uint8)
+    count, _, boxes, _ = cv2.connectedComponentsWithStats(cv2.dilate(fixed, np.ones((3, 3), np.uint8)))
+    return float(sum(area for *_, area in boxes[1:count] if area >= 12) / fixed.size)
+
+
+class Flow:
+    """Motion between two grey pictures: all of it, the camera's, and what moves against it."""
+
+    def __init__(self):
+        self._dense = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+
+    def __call__(self, before: np.ndarray, after: np.ndarray, seconds: float) -> dict[str, float]:
+        """before, after: uint8 [h w] of one size. seconds: between them. Speeds in diagonals a second."""
+        height, width = before.shape
+        scale = 1 / (math.hypot(height, width) * max(seconds, 1e-3))
+        if min(height, width) < 24:
+            return {}
+        flow = self._dense.calc(np.ascontiguousarray(before), np.ascontiguousarray(after), None)
+        edges = cv2.morphologyEx(before, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+        rows, columns = np.mgrid[2:height:4, 2:width:4]
+        told = edges[rows, columns] > 12  # where there is nothing to see, flow is a guess
+        if told.sum() < 12:
+            return {"moved": 0.0, "camera": 0.0, "object": 0.0, "camera_x": 0.0, "camera_y": 0.0, "over": seconds}
+        points = np.stack([columns[told], rows[told]], 1).astype(np.float32)
+        moved = flow[rows[told], columns[told]]
+        fit, _ = cv2.estimateAffinePartial2D(points, points + moved, method=cv2.RANSAC, ransacReprojThreshold=0.7)
+        fit = np.array([[1, 0, 0], [0, 1, 0]], float) if fit is None else fit
+        camera = points @ fit[:, :2].T + fit[:, 2] - points
+        centre = np.array([width / 2, height / 2]) @ fit[:, :2].T + fit[:, 2] - np.array([width / 2, height / 2])
+        length = lambda v: float(np.hypot(v[..., 0], v[..., 1]).mean() * scale)  # noqa: E731
+        return {
+            "moved": length(moved), "camera": length(camera), "object": length(moved - camera),
+            "camera_x": float(centre[0] * scale), "camera_y": float(centre[1] * scale), "over": seconds,
+        }  # fmt: skip
+
+
+def spread_frames(record: ClipRecord, count: int) -> np.ndarray:
+    """uint8 [n h w 3] at full size: frames spread over a clip, the middle one for count 1; n is at most count."""
+    duration = record.duration
+    if duration is None or count < 1:
+        raise VideoError(f"{record.path}: {count} frames of a clip without an end: cut it first, and ask for 1 or more")
+    rate = count / duration
+    start = float(record.start) + 0.5 / rate
+    frames = [frame for _, frame in iter_frames(record.path, fps=rate, start=start, max_frames=count,
+                                                duration=max(duration - 0.5 / rate, 1e-3))]  # fmt: skip
+    return np.stack(frames)
