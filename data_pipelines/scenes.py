@@ -267,7 +267,8 @@ def shifted_likeness(a: np.ndarray, b: np.ndarray) -> float:
 def _comes_back(pictures: np.ndarray, t: int, reach: int, step: float) -> bool:
     """Whether one of the next frames looks like the one before t, or t itself ends such an excursion."""
     def near(a: np.ndarray, b: np.ndarray) -> bool:
-        return bool(np.abs(a - b).mean() < 0.4 * step or _correlation(a[None], b[None])[0] > _ALIKE)
+        likeness = _correlation(a[None], b[None])[0]
+        return bool(likeness > _ALIKE or (likeness > 0.4 and np.abs(a - b).mean() < 0.4 * step))
 
     before, after = pictures[t - 1], pictures[t]
     return any(near(before, picture) for picture in pictures[t + 1 : t + 1 + reach]) or any(
