@@ -136,7 +136,7 @@ def diffusers_rules(config: CLIPVisionConfig, names: Collection[str] | None = No
     prefix = "" if bare else _PREFIX
     rules = [
         rule(f"{prefix}embeddings.class_embedding", "class_token"),
-        rule(f"{prefix}embeddings.patch_embedding.weight", "patch_embed/kernel", _patch_layout(config)),
+        rule(f"{prefix}embeddings.patch_embedding.weight", "patch_embed/kernel", patch_layout(config.patch)),
         rule(f"{prefix}embeddings.position_embedding.weight", "position"),
         *_norm(f"{prefix}pre_layrnorm", "norm"),
         *_norm(f"{prefix}post_layernorm", "last_norm"),
@@ -167,7 +167,7 @@ def original_rules(config: CLIPVisionConfig) -> list[Rule]:
     d, n = config.width, config.tokens
     rules = [
         rule("visual.cls_embedding", "class_token", reshaped((1, 1, d), (d,))),
-        rule("visual.patch_embedding.weight", "patch_embed/kernel", _patch_layout(config)),
+        rule("visual.patch_embedding.weight", "patch_embed/kernel", patch_layout(config.patch)),
         rule("visual.pos_embedding", "position", reshaped((1, n, d), (n, d))),
         *_norm("visual.pre_norm", "norm"),
         *_norm("visual.post_norm", "last_norm"),
@@ -199,10 +199,9 @@ def _norm(name: str, path: str, layer: int | None = None) -> list[Rule]:
     ]
 
 
-def _patch_layout(config: CLIPVisionConfig) -> Layout:
-    """torch's Conv2d [o i h w] over patches and our kernel [h*w*i o]."""
-    p, d = config.patch, config.width
+def patch_layout(p: int) -> Layout:
+    """torch's Conv2d [o i h w] over patches with sides of p pixels, and our kernel [h*w*i o]."""
     return Layout(
-        read=lambda x: x.transpose(2, 3, 1, 0).reshape(p * p * 3, d),
-        write=lambda x: x.reshape(p, p, 3, d).transpose(3, 2, 0, 1),
+        read=lambda x: x.transpose(2, 3, 1, 0).reshape(p * p * 3, -1),
+        write=lambda x: x.reshape(p, p, 3, -1).transpose(3, 2, 0, 1),
     )

@@ -338,7 +338,8 @@ def open_lm(path: str | Path, *, mesh: Mesh | None = None, dtype: str | None = N
     """Open a language model from a public folder or a GGUF file, with its weights.
 
     Args:
-        path: a folder of transformers (config.json, safetensors, tokenizer.json), or a .gguf file; "hf://org/name" too.
+        path: a folder of transformers (config.json, safetensors, tokenizer.json) of a model of text or of SmolVLM2, or
+            a .gguf file of a model of text; "hf://org/name" too.
         mesh: devices to split the weights over (vdit/dist/rules.py). None: the first device.
         dtype: of the weights and products: "float32" or "bfloat16". None: float32 on a CPU, bfloat16 elsewhere.
         batch: most conversations at a time.
@@ -358,6 +359,10 @@ def open_lm(path: str | Path, *, mesh: Mesh | None = None, dtype: str | None = N
     dtype = dtype or ("float32" if platform() == "cpu" else "bfloat16")
     if dtype not in ("float32", "bfloat16"):
         raise WeightsError(f"dtype={dtype!r} must be float32 or bfloat16")
+    if not place.is_file() and read_json(place / "config.json").get("model_type") == "smolvlm":
+        from vdit.pretrained import smolvlm  # it stands on this module
+
+        return smolvlm.open_vlm(place, mesh=mesh, dtype=dtype, batch=batch)
     opened = _open_gguf(place) if place.is_file() else _open_folder(place)
     model = LanguageModel(dataclasses.replace(opened.config, dtype=dtype))
     abstract = abstract_params(lambda key: model.init(key, *[_one_token()] * 3)["params"], mesh or one_device())

@@ -82,7 +82,7 @@ class CLIPVision(nn.Module):
             rule = f"[b {cfg.image_size} {cfg.image_size} 3], as clip_pixels gives them"
             raise ShapeError(f"images of shape {image.shape} must be {rule}")
         x = Linear(cfg.width, ("patch", "embed"), use_bias=False, dtype=jnp.dtype(cfg.dtype), name="patch_embed")(
-            _patches(image, cfg.patch)
+            patches(image, cfg.patch)
         ).astype(jnp.float32)
         normal = nn.initializers.normal(cfg.width**-0.5)
         whole = self.param("class_token", nn.with_logical_partitioning(normal, ("embed",)), (cfg.width,))
@@ -152,7 +152,7 @@ def clip_pixels(image: np.ndarray, config: CLIPVisionConfig) -> np.ndarray:
     return (pixels - np.float32(config.mean)) / np.float32(config.std)
 
 
-def _patches(image: Array, patch: int) -> Array:
+def patches(image: Array, patch: int) -> Array:
     """[b h w c] -> [b patches patch*patch*c], row by row; what no whole patch covers is left out."""
     b, h, w, c = image.shape
     rows, columns = h // patch, w // patch
