@@ -31,11 +31,11 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 # vdit's own choices. They are imported when a choice of their kind is asked for, not before.
 _OWN_MODULES: dict[str, tuple[str, ...]] = {
-    "backbone": ("vdit.models.dit.config",),
+    "backbone": ("vdit.models.dit.config", "vdit.models.captioner"),
     "conditioner": ("vdit.models.conditions",),
     "data_source": ("vdit.data.data_source",),
     "evaluator": ("vdit.train.evaluate",),
-    "objective": ("vdit.experiment.objectives", "vdit.experiment.distill"),
+    "objective": ("vdit.experiment.objectives", "vdit.experiment.distill", "vdit.experiment.captioning"),
     "optimizer": ("vdit.experiment.optimizer",),
     "sampler": ("vdit.samplers",),
     "vae_objective": ("vdit.models.vae.config",),

@@ -37,6 +37,8 @@ EPILOG = """\
 examples:
   export OPENAI_BASE_URL=http://localhost:8000/v1 OPENAI_API_KEY=...     # vLLM, llama.cpp, a hosted model
   vdit caption my_videos --endpoint Qwen3-VL-8B-Instruct --concurrency 16
+  vdit caption my_videos --lm SmolVLM2-500M-Video-Instruct    # public weights, on this machine
+  vdit caption my_videos --run runs/captioner                 # one of our own: vdit train experiments/captioner.py
   vdit caption my_videos --endpoint MODEL --prompt my_prompt.md --language de
   vdit train --data my_videos --workdir runs/mine
 
@@ -50,14 +52,18 @@ _SIDE = 160  # pixels of the longer side of a frame on the page
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="a folder of videos")
-    parser.add_argument(
-        "--endpoint", metavar="MODEL", required=True, help="a model of the OpenAI-compatible server at $OPENAI_BASE_URL"
+    back = parser.add_mutually_exclusive_group(required=True)
+    back.add_argument(
+        "--endpoint", metavar="MODEL", help="a model of the OpenAI-compatible server at $OPENAI_BASE_URL"
     )
+    back.add_argument("--lm", metavar="WEIGHTS", help="public weights of a vision-language model: a SmolVLM2 folder")
+    back.add_argument("--run", dest="run_folder", metavar="RUN", help="a captioner that vdit train has trained")
+    parser.add_argument("--batch", type=at_least(1, most=256), default=4, help="videos at a time, of --lm and --run")
     parser.add_argument("--out", metavar="FILE", help="a .jsonl file; default: see above")
     parser.add_argument("--missing", action="store_true", help="only videos that have no caption of any kind")
     parser.add_argument("--retry", action="store_true", help="ask again about videos that were marked with a problem")
     parser.add_argument(
-        "--frames", type=at_least(1, most=128), default=8, help="that the model sees; default: %(default)s"
+        "--frames", type=at_least(1, most=128), help="that the model sees; default: 8, with --run as it was trained"
     )
     parser.add_argument(
         "--side", type=at_least(16, most=4096), default=384, metavar="PIXELS",
@@ -97,8 +103,14 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError(f"--page {page}: is the captions file; give another name")
     check_output(out, given=[*videos.values(), *filter(None, [options.prompt])], name=f"--out {out}")
     check_output(page, given=[*videos.values(), *filter(None, [options.prompt])], name=f"--page {page}")
-    with Status("caption", devices=False) as status:
-        captioner, pace = _captioner(options, rules)
+    if options.run_folder is not None and options.prompt is not None:
+        raise UsageError("--prompt: a run's captioner answers the one question it was trained on; leave it out")
+    if options.endpoint is None:
+        from vdit.cli.cache import keep_compiled
+
+        keep_compiled()
+    with Status("caption", devices=options.endpoint is None) as status:
+        captioner, pace = _captioner(options, rules, status)
         with CaptionFile.opened(out, again=options.retry) as file:
             left = [name for name in wanted if name not in file.records]
             there = len(wanted) - len(left)
@@ -161,15 +173,30 @@ def _target(folder: paths.AnyPath, out: str | None, captioned: bool) -> paths.An
     return folder / SIDECAR if others or paths.exists(folder / SIDECAR) else usual
 
 
-def _captioner(options: argparse.Namespace, rules: CaptionRules) -> tuple[Captioner, Pace]:
+def _captioner(options: argparse.Namespace, rules: CaptionRules, status: Status) -> tuple[Captioner, Pace]:
     from vdit.language.captioning import Captioner
     from vdit.language.folder import Pace
     from vdit.language.prompts import CaptionPrompts, PromptFile
 
-    file = PromptFile.shipped("caption.md") if options.prompt is None else PromptFile.read(options.prompt)
-    pace = Pace(frames=options.frames, side=options.side, workers=options.concurrency)
-    return Captioner(model=_endpoint(options), prompts=CaptionPrompts.of(file), rules=rules,
-                     max_tokens=options.max_tokens, seed=options.seed), pace  # fmt: skip
+    prompts = None if options.prompt is None else CaptionPrompts.of(PromptFile.read(options.prompt))
+    frames, tokens, together = options.frames or 8, options.max_tokens, {"batch": options.batch}
+    if options.endpoint is not None:
+        model, together = _endpoint(options), {"workers": options.concurrency}
+        prompts = prompts or CaptionPrompts.of(PromptFile.shipped("caption.md"))
+    elif options.lm is not None:
+        from vdit.pretrained.lm import open_lm
+
+        with status.loading():
+            model = open_lm(options.lm)
+        prompts = prompts or CaptionPrompts.of(PromptFile.shipped("caption_steps.md"))
+    else:
+        from vdit.generate.captions import load_captioner
+
+        with status.loading():
+            model = load_captioner(options.run_folder)
+        frames, tokens, prompts = options.frames or model.frames, min(tokens, model.max_tokens), model.prompts
+    one = Captioner(model=model, prompts=prompts, rules=rules, max_tokens=tokens, seed=options.seed)
+    return one, Pace(frames=frames, side=options.side, **together)
 
 
 def _endpoint(options: argparse.Namespace) -> TextModel:
@@ -209,7 +236,7 @@ def _tell_end(tally: Tally, price: tuple[float, float] | None, status: Status) -
     cost = ""
     if price is not None:
         cost = f", cost {(tally.tokens_in * price[0] + tally.tokens_out * price[1]) / 1e6:.4f}"
-    status.tell("tokens", f"{tally.tokens_in} in, {tally.tokens_out} out{cost}; cached answers cost nothing")
+    status.tell("tokens", f"{tally.tokens_in} in, {tally.tokens_out} out{cost}; answers from the cache count none")
 
 
 def contact_sheet(frames: Frames) -> np.ndarray:

@@ -34,6 +34,7 @@ from vdit.models.conditioner import Conditioner
 from vdit.models.vae.statistics import normalise
 from vdit.types import Row
 
+Compose = Callable[[Sequence[str]], str | None]
 CAPTION_DRAW = 1  # see sources.draws
 
 
@@ -55,11 +56,12 @@ class ToPackItem:
 
     def __init__(self, source: Source, tokenizer: Tokenizer, patch: Patch, config: DataConfig, *, seed: int,
                  conditions: Sequence[Conditioner] = (), stride: int = 1, mean: np.ndarray | None = None,
-                 std: np.ndarray | None = None):
+                 std: np.ndarray | None = None, compose: Compose | None = None):
         if (mean is None) != (std is None):
             raise ConfigError("latents are normalised by mean and std together: give both or neither")
         self.source = source
         self.tokenizer = tokenizer
+        self.compose = compose
         self.patch = patch
         self.seed = seed
         self.long_caption_prob, self.synthetic_prob = config.long_caption_prob, config.synthetic_prob
@@ -90,6 +92,9 @@ class ToPackItem:
 
     def _caption(self, sample: Sample, index: int) -> str:
         captions = sample.get("captions") or [""]
+        composed = None if self.compose is None else self.compose(captions)
+        if composed is not None:
+            return composed
         rng = draws(self.seed, index, CAPTION_DRAW)
         written = int(sample.get("synthetic", 0))
         if 0 < written < len(captions):  # both are there
@@ -111,7 +116,7 @@ class ToPackItem:
 def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch: Patch, *, seed: int,
                  batch_rows: int, shard_index: int = 0, shard_count: int = 1, stride: int = 1,
                  mean: np.ndarray | None = None, std: np.ndarray | None = None,
-                 conditions: Sequence[Conditioner] = ()) -> RowIterator:
+                 conditions: Sequence[Conditioner] = (), compose: Compose | None = None) -> RowIterator:
     """Batches of packed rows, to train a diffusion transformer.
 
     Args:
@@ -128,6 +133,7 @@ def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch
         mean: float [c], subtracted from latents; None with std=None leaves them.
         std: float [c], which latents are then divided by.
         conditions: those of the model, beside the class label and the actions, which the config has of its own.
+        compose: captions of a clip -> its text, or None to pick one of them.
 
     Returns:
         An iterator of `Row` of NumPy arrays [batch_rows / shard_count ...]. It has get_state() (JSON) and
@@ -141,7 +147,7 @@ def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch
     cached = tokenizer.conditions if isinstance(tokenizer, CachedTokenizer) else ()
     conditions = data_conditions(config, (*conditions, *cached), patch=patch, stride=stride)
     convert = ToPackItem(source, tokenizer, patch, config, seed=seed, conditions=conditions, stride=stride,
-                         mean=mean, std=std)
+                         mean=mean, std=std, compose=compose)
     limits = RowShape.of(config, conditions, patch)
     tokens = config.look_ahead()
     sizes = {"tokens": limits.tokens, "text": limits.text, "slots": limits.frames, "clips": limits.clips}

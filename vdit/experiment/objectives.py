@@ -11,6 +11,7 @@ the third; nothing of them needs to be copied.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 import jax
@@ -75,6 +76,10 @@ class Objective(Protocol):
 
     def check(self, diffusion: DiffusionConfig) -> None:
         """Raises ConfigError if this objective cannot train a model of this diffusion."""
+
+    def compose_text(self, captions: Sequence[str]) -> str | None:
+        """The text that a clip is trained with, made of its captions; None picks one of them (data.DataConfig)."""
+        return None
 
     def make_loss(self, model: DiffusionModel) -> LossFn:
         """The loss for one model. Its batches are packed rows (vdit.types.Row)."""

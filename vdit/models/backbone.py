@@ -124,6 +124,11 @@ class Backbone(Protocol):
         return False
 
     @property
+    def embeds_text(self) -> bool:
+        """Whether it embeds the captions' tokens itself, so that the network needs no text encoder."""
+        return False
+
+    @property
     def learn_variance(self) -> bool:
         """Whether it predicts 2 x channels, the second half for the variance."""
         return False

@@ -88,7 +88,7 @@ class Network:
         """Fresh parameters, in boxes that carry their logical axes."""
         one = jnp.ones((1, 1), jnp.int32)
         params = {}
-        if self.uses_text:
+        if self.uses_text and not self.backbone.embeds_text:
             params["text"] = make_encoder(self.text).init(key, 0 * one, one, 0 * one)["params"]
         if self.vision is not None:
             side = self.vision.image_size
@@ -99,7 +99,7 @@ class Network:
 
     def encode_text(self, params: PyTree, row: Row) -> Array | None:
         """Captions of the row, encoded: float [b m e]; None without text. Features that the row has are taken."""
-        if not self.uses_text:
+        if not self.uses_text or self.backbone.embeds_text:
             return None
         if TEXT_FEATURES in row.cond:
             return row.cond[TEXT_FEATURES].astype(jnp.float32)

@@ -138,7 +138,8 @@ class EvaluationRun:
             tokenizer = CachedTokenizer(tokenizer, TextsInMemory(dict(zip(captions, stored))))
         batches, seen = [], 0
         rows = row_iterator(data, source, tokenizer, e.backbone.patch, seed=e.seed, batch_rows=e.dit_train.batch_size,
-                            stride=e.vae.temporal_stride, conditions=e.network.spec.conditions)  # fmt: skip
+                            stride=e.vae.temporal_stride, conditions=e.network.spec.conditions,
+                            compose=e.objective.compose_text)  # fmt: skip
         while seen < clips:
             batch = next(rows)
             seen += int(np.asarray(batch.segment_ids).max(axis=1).sum())

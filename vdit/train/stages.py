@@ -285,6 +285,7 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
         mean=statistics["mean"],
         std=statistics["std"],
         conditions=experiment.network.spec.conditions,
+        compose=experiment.objective.compose_text,
     )
     parts = ("vision", *experiment.network.experts) if experiment.latents.text else None
     init_state = split_trainable(experiment, mesh, resumed=last_step(workspace.dit) is not None, parts=parts)
