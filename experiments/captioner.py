@@ -3,9 +3,9 @@
     vdit train experiments/captioner.py --cfg.data.source.path=gs://bucket/clips --workdir gs://bucket/captioner
     vdit caption new_videos --run gs://bucket/captioner
 
-Hardware: a TPU pod slice of 64 chips or more (`vdit plan experiments/captioner.py`). Expected: not measured; the
-objective and the stages are those of worlds_captioner, which is (docs/captioning.md). Captions of the data should be
-detailed ones: a first set written by people or by a large model (vdit caption --endpoint).
+Hardware: a TPU pod slice of 64 chips or more. Expected: not measured yet; nor compiled for a pod. The objective and
+the stages are those of worlds_captioner. Captions of the data should be detailed ones: a first set that people or a
+large model wrote (vdit caption FOLDER --endpoint MODEL).
 """
 
 from vdit.data.config import DataConfig
@@ -24,14 +24,13 @@ from vdit.models.vae.config import preset as vae_preset
 def config() -> Experiment:
     return Experiment(
         name="captioner",
-        topology="v5p:4x4x4",
-        mesh=MeshConfig(fsdp=-1),
+        mesh=MeshConfig(fsdp=8),
         data=DataConfig(
             source=FolderSource(path="clips"),
             pixel_budgets=(256 * 256, 320 * 320),
             size_multiple=16,
             frames=(17, 33, 49),
-            fps=(4.0, 8.0),
+            fps=(8.0, 4.0),
             row_tokens=8192,
             max_text_per_row=4096,
             max_frames_per_row=256,

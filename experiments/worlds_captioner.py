@@ -4,8 +4,8 @@
     vdit caption my_worlds --run runs/worlds_captioner
     python -m tools.captioner_report runs/worlds_captioner
 
-Hardware: two CPU cores. The language model first learns the captions alone, then what sees learns to speak to it, then
-all is trained. Figures: docs/captioning.md.
+Hardware: two CPU cores. Expected: see docs/captioning.md. The language model first learns the captions alone, then what
+sees learns to speak to it, then all is trained.
 """
 
 from vdit.data.config import DataConfig

@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import re
 
 import numpy as np
 import pytest
 
-from tests.language.stub import GERMAN, GOOD, REFUSAL
+from tests.conftest import ROOT
+from tests.language.stub import GERMAN, GOOD, REFUSAL, Stub
 from vdit.errors import ConfigError, DataError, LanguageError, OutputError
 from vdit.language.base import Completion, Frames, GenerationOptions, Request, user
 from vdit.language.cache import CachedModel
@@ -77,6 +79,15 @@ def test_a_small_model_is_asked_one_question_at_a_time():
     [caption] = one.caption([FRAMES])
     assert (caption.short, caption.detailed, caption.camera) == ("A dog.", "A brown dog runs over grass.", "static")
     assert len(one.model.asked) == 3
+
+
+def test_the_example_of_the_docs_runs(clips, monkeypatch, capsys):
+    page = (ROOT / "docs" / "captioning.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    with Stub() as stub:
+        monkeypatch.setenv("OPENAI_BASE_URL", stub.base)
+        exec(code.replace("dog.mp4", str(clips / "b.mp4")), {})
+    assert capsys.readouterr().out.startswith("A dog runs.")
 
 
 def test_prompt_files_are_checked(tmp_path):

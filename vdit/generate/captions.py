@@ -30,7 +30,8 @@ from vdit.language.base import Completion, Frames, GenerationOptions, Request, p
 from vdit.language.prompts import CaptionPrompts
 from vdit.models.backbone import smallest_row
 from vdit.models.captioner import Captioner, CaptionerModel
-from vdit.models.lm import Decoding, LanguageModel, Prompts, generate
+from vdit.models.lm import LanguageModel
+from vdit.models.lm.generate import Decoding, Prompts, generate
 from vdit.models.network import HIGH
 from vdit.models.text import Tokenizer
 from vdit.models.vae.video import VideoVAE

@@ -76,10 +76,11 @@ class Captioner(Backbone):
     def apply(self, params: PyTree, row: Row, levels: Array, context: Context) -> Output:
         raise ConfigError("backbone 'captioner' denoises nothing: train it with objective=captioning")
 
-    def flops(self, tokens: int, clip_tokens: float, **more: float) -> float:
+    def flops(self, tokens: int, clip_tokens: float, text_tokens: float = 0.0, **more: float) -> float:
         tower = self.depth * (12 * self.width**2 + 2 * clip_tokens * self.width)
         lm = self.lm.layers * (2 * self.lm.width**2 + 3 * self.lm.width * self.lm.mlp)
-        return 2.0 * tokens * (tower + lm)
+        words = tokens / clip_tokens * text_tokens
+        return 2.0 * (tokens * (tower + lm) + words * (lm + self.lm.width * self.lm.vocab_size))
 
 
 class CaptionerModel(nn.Module):
