@@ -31,9 +31,9 @@ from vdit.config import apply_overrides, to_json
 from vdit.data import open_source
 from vdit.data.changes import RECORD, digest_of, look_at_videos
 from vdit.data.config import DataConfig
-from vdit.data.encode import encode_part
+from vdit.data.data_source import Source
+from vdit.data.encode import EncodeSpec, encode_part
 from vdit.data.latents import LatentParts
-from vdit.data.sources import Source
 from vdit.errors import EX_OK, EX_USAGE, ConfigError, VditError, one_line
 from vdit.experiment.experiment import Experiment
 from vdit.experiment.upgrade import upgrade_overrides
@@ -88,7 +88,7 @@ class EncodePart(beam.DoFn):
         self._encoded = Metrics.counter("latents", "encoded")
 
     def process(self, part: int) -> Iterator[dict[str, str]]:
-        encode_part(self._source, self._vae.encode, self._parts, part, threads=self.job.data.threads)
+        encode_part(self._source, self._vae.encode, self._parts, part, EncodeSpec(threads=self.job.data.threads))
         self._encoded.inc(len(self._parts.places(part)))
         yield self._source.report()
 

@@ -42,7 +42,7 @@ def golden():
 @pytest.fixture(autouse=True)
 def _here(runs, monkeypatch):
     monkeypatch.chdir(runs)
-    monkeypatch.setattr("vdit.cli.cache.keep_compiled", lambda: None)
+    monkeypatch.setattr("vdit.cli.process.keep_compiled", lambda: None)
 
 
 # Cases whose command and kind of canvas another case has too.

@@ -174,7 +174,7 @@ def test_modules_import_each_other_in_no_cycle():
     [
         ("vdit/nn/planted.py", "from vdit.models.dit.config import DiTConfig"),
         ("vdit/nn/planted.py", "from vdit import models"),
-        ("vdit/diffusion/planted.py", "def late():\n    import vdit.nn.norm"),
+        ("vdit/diffusion/planted.py", "def late():\n    import vdit.nn.layers"),
         ("vdit/diffusion/planted.py", "from ..samplers import make"),
         ("vdit/train/planted.py", "from vdit.generate import load"),
         ("vdit/experiment/planted.py", "from vdit.sampling.config import SamplingConfig"),
@@ -204,7 +204,7 @@ def test_a_planted_import_is_found(path, source):
         ("vdit/train/state.py", "from flax import linen"),
         ("vdit/data/planted.py", "import grain\nfrom vdit.worlds import make"),
         ("vdit/generate/planted.py", "from vdit.experiment.experiment import Experiment"),
-        ("vdit/nn/planted.py", "from vdit.nn.norm import RMSNorm\nfrom . import linear"),
+        ("vdit/nn/planted.py", "from vdit.nn.layers import RMSNorm\nfrom . import layers"),
         ("vdit/__init__.py", "import importlib\nfrom vdit import errors"),
     ],
 )

@@ -33,7 +33,7 @@ from vdit.models.text import TextConfig, train_tokenizer
 from vdit.models.vae.config import VAEConfig, preset
 from vdit.models.vae.model import VAE
 from vdit.models.vae.video import VideoVAE
-from vdit.nn.linear import Linear
+from vdit.nn.layers import Linear
 from vdit.sampling.programs import latent_level
 from vdit.train.stages import Logging, run, with_tokenizer
 from vdit.train.state import abstract_params

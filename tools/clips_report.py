@@ -23,9 +23,9 @@ import numpy as np
 import vdit
 from vdit.data import FolderSource
 from vdit.data.clips import ClipSpec, apply_cut, cover, fit_size
-from vdit.data.folder import FileHandle, FolderDataset
+from vdit.data.datasets import FileHandle, FolderDataset
 from vdit.data.latents import LatentStore
-from vdit.data.pipeline import row_iterator, row_use
+from vdit.data.pipeline import TokenSpec, row_iterator, row_use
 from vdit.errors import ConfigError, VditError
 from vdit.eval.metrics import psnr, ssim
 from vdit.eval.page import Page
@@ -87,8 +87,9 @@ def token_use(generator: Generator, workspace: Workspace, rows: int) -> dict[str
     experiment, statistics = generator.experiment, workspace.statistics()
     size = experiment.dit_train.batch_size
     iterator = row_iterator(
-        experiment.data, LatentStore(workspace.latents), generator.tokenizer, experiment.backbone.patch,
-        seed=experiment.seed, batch_rows=size, mean=statistics["mean"], std=statistics["std"],
+        experiment.data, LatentStore(workspace.latents), generator.tokenizer,
+        TokenSpec(patch=experiment.backbone.patch, mean=statistics["mean"], std=statistics["std"]),
+        seed=experiment.seed, batch_rows=size,
     )  # fmt: skip
     use = [row_use(next(iterator)) for _ in range(-(-rows // size))]
     iterator.close()

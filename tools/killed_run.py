@@ -102,7 +102,7 @@ def init(key):
     """Boxed parameters, sharded over the hosts."""
     import jax
 
-    from vdit.nn.linear import Linear
+    from vdit.nn.layers import Linear
 
     x = jax.numpy.zeros((1, WIDTH))
     up = Linear(features=4 * WIDTH, kernel_axes=("embed", "mlp"))
@@ -144,7 +144,7 @@ def run(options: dict, phase: Phase, together) -> bool:
         optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=5, schedule="cosine"),
     )  # fmt: skip
     phase("opening")
-    watch = RunMonitor(directory / "hosts", place=together.place, peers=together.peers, stop=together.stop)
+    watch = RunMonitor(directory / "hosts", status=together.status, peers=together.peers, stop=together.stop)
     with watch, RunLock(directory), Checkpointer(directory / "checkpoints") as checkpointer:
         plan = plan_state(init, config, mesh=make_mesh(MeshConfig(fsdp=hosts)))
         data = Numbers(hosts, host, options["pause"], phase)
@@ -170,15 +170,14 @@ def main(options: dict) -> int:
     if options["die"]:
         die_at(str(directory / "checkpoints"), phase, *options["die"])
     sys.path.insert(0, str(ROOT))
-    from vdit.cli.exit_status import ending
-    from vdit.cli.hosts import joined
+    from vdit.cli.process import distributed_session, exit_status
 
     try:
-        with joined({"the options": json.dumps(options["steps"])}) as together:
+        with distributed_session({"the options": json.dumps(options["steps"])}) as together:
             if run(options, phase, together):
                 together.stop.end()
     except BaseException as error:
-        known = ending(error)
+        known = exit_status(error)
         if known is None:
             raise
         print(f"vdit: {known[0]}", file=sys.stderr, flush=True)

@@ -19,8 +19,8 @@ import numpy as np
 
 import vdit
 from vdit.samplers import Sampler, StatefulDenoiser
+from vdit.sampling import programs
 from vdit.sampling.config import BlockCache
-from vdit.sampling.programs import sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ def main() -> None:
     model = vdit.load(options.run)
     plain = model.method(sampler=options.sampler, steps=options.steps)
     wanted = [prompt for prompt in model.experiment.sample.prompts for _ in range(options.videos)][: options.videos]
-    prompts, negative = model.tokens(wanted), model.tokens([""] * len(wanted))
+    prompts = model.tokens(wanted), model.tokens([""] * len(wanted))
 
     methods = {None: plain}
     for threshold in options.thresholds:
@@ -63,9 +63,9 @@ def main() -> None:
 
     def latents_of(method):
         task = model.task(method, None, None, decode=False)
-        models = model.params, model.vae.params, model.vae.statistics
+        parameters = programs.Parameters(model.params, model.vae.params, model.vae.statistics)
         began = clock()
-        latents = np.asarray(sample(task, model.mesh, *models, prompts, negative, jax.random.key(0)))
+        latents = np.asarray(programs.sample(task, model.mesh, parameters, prompts, jax.random.key(0)))
         return latents, clock() - began
 
     latents = {threshold: latents_of(method)[0] for threshold, method in methods.items()}  # compiles

@@ -17,7 +17,18 @@ MAX_SEED = 2**64 - 1
 
 
 def check_seed(seed: int, name: str = "seed") -> int:
-    """The seed as an int; ConfigError, which begins with `name`, unless it is a whole number from 0 to 2**64 - 1."""
+    """Checks a seed.
+
+    Args:
+        seed: a whole number from 0 to 2**64 - 1.
+        name: what the error calls it.
+
+    Returns:
+        The seed as an int.
+
+    Raises:
+        ConfigError: it is anything else.
+    """
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed <= MAX_SEED:
         shown = repr(seed) if len(repr(seed)) <= 40 else f"{repr(seed)[:37]}..."
         raise ConfigError(f"{name} is {shown}, must be a whole number from 0 to {MAX_SEED} (64 bits)")
@@ -50,7 +61,15 @@ def key_of(seed: int) -> Array:
 
 
 def child_seed(seed: int, index: int) -> int:
-    """A seed for part `index` of a larger result, derived from `seed` and as wide; part 0 has `seed` itself."""
+    """A seed for one part of a larger result.
+
+    Args:
+        seed: of the whole result.
+        index: number of the part, from 0.
+
+    Returns:
+        `seed` itself for part 0; for others a seed derived from both, of 32 bits where `seed` has no more, else of 64.
+    """
     import numpy as np
 
     if index == 0:

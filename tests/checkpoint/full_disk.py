@@ -25,7 +25,7 @@ def main(directory, bytes_left):
     checkpointer = Checkpointer(directory, warn=said.append)
     for step in range(1, 8):
         limit_files(bytes_left if step in (3, 5, 6, 7) else resource.RLIM_INFINITY)
-        checkpointer.save(step, numbers, place={"at": step})
+        checkpointer.save(step, numbers, iterator_state={"at": step})
         checkpointer._settle()
         limit_files(resource.RLIM_INFINITY)
         there[step] = names()

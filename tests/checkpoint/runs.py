@@ -43,5 +43,5 @@ def assert_same(a, b):
 def make_run(directory):
     with Checkpointer(directory, keep=2, meta={"config": {"dit": {"depth": 4}}}) as checkpointer:
         for step in (1, 2, 3):
-            checkpointer.save(step, trees(step), place={"next_index": 10 * step})
+            checkpointer.save(step, trees(step), iterator_state={"next_index": 10 * step})
     return directory

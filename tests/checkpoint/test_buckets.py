@@ -33,7 +33,7 @@ def steps(server):
 def test_what_is_saved_is_restored(run, server):
     with Checkpointer(run, keep=2, meta={"stage": "dit"}) as checkpointer:
         for step in (1, 2, 3):
-            checkpointer.save(step, trees(step), place={"at": step})
+            checkpointer.save(step, trees(step), iterator_state={"at": step})
     assert steps(server) == ["2", "3"]
     with Checkpointer(run) as checkpointer:
         assert checkpointer.latest_step() == 3
@@ -44,14 +44,14 @@ def test_what_is_saved_is_restored(run, server):
 
 def test_the_checksums_come_last(run, server):
     with Checkpointer(run) as checkpointer:
-        checkpointer.save(1, trees(), place=None)
+        checkpointer.save(1, trees(), iterator_state=None)
     written = [key for method, key in server.asked if method == "PUT" and key.startswith("run/dit/1/")]
     assert written[-1] == f"run/dit/1/{MANIFEST}"
 
 
 def test_a_step_that_was_cut_short_is_none_and_goes(run, server):
     with Checkpointer(run) as checkpointer:
-        checkpointer.save(1, trees(), place=None)
+        checkpointer.save(1, trees(), iterator_state=None)
     for key in server.names_of(NAME, "run/dit/1/"):  # as a kill in the middle of step 2 leaves it
         if not key.endswith((MANIFEST, "commit_success.txt")):
             server.put(NAME, key.replace("/1/", "/2/"), server.objects[NAME, key])
@@ -63,7 +63,7 @@ def test_a_step_that_was_cut_short_is_none_and_goes(run, server):
 def test_a_flipped_bit_is_found_and_the_step_set_aside(run, server, capsys):
     with Checkpointer(run) as checkpointer:
         for step in (1, 2):
-            checkpointer.save(step, trees(step), place=None)
+            checkpointer.save(step, trees(step), iterator_state=None)
     key = next(key for key in server.names_of(NAME, "run/dit/2/") if "/d/" in key)
     data = bytearray(server.objects[NAME, key])
     data[len(data) // 2] ^= 1
@@ -76,13 +76,13 @@ def test_a_flipped_bit_is_found_and_the_step_set_aside(run, server, capsys):
 
 def test_a_right_that_is_taken_away_fails_a_save_and_not_the_run(run, server, capsys):
     with Checkpointer(run) as checkpointer:
-        checkpointer.save(1, trees(1), place=None)
+        checkpointer.save(1, trees(1), iterator_state=None)
         checkpointer.latest_step()
         server.deny = lambda method, key: method in ("PUT", "POST") and "/2" in key
-        checkpointer.save(2, trees(2), place=None)
+        checkpointer.save(2, trees(2), iterator_state=None)
         assert checkpointer.latest_step() == 1
         server.deny = lambda method, key: False
-        checkpointer.save(3, trees(3), place=None)
+        checkpointer.save(3, trees(3), iterator_state=None)
     assert steps(server)[-1] == "3"
     assert capsys.readouterr().err.count("not saved") == 1
 
@@ -90,7 +90,7 @@ def test_a_right_that_is_taken_away_fails_a_save_and_not_the_run(run, server, ca
 def test_a_connection_that_breaks_loses_nothing(run, server):
     with Checkpointer(run) as checkpointer:
         server.cut = 2
-        checkpointer.save(1, trees(1), place=None)
+        checkpointer.save(1, trees(1), iterator_state=None)
     server.cut = 1
     assert_same(load_params(run, ema=False), trees(1)["params"])
     assert server.cut == 0
@@ -98,7 +98,7 @@ def test_a_connection_that_breaks_loses_nothing(run, server):
 
 def test_a_missing_bucket_is_named_before_training(run):
     with pytest.raises((CheckpointError, OSError), match="no-such-bucket"):
-        Checkpointer(run.replace(NAME, "no-such-bucket")).save(1, trees(), place=None)
+        Checkpointer(run.replace(NAME, "no-such-bucket")).save(1, trees(), iterator_state=None)
 
 
 def test_one_run_at_a_time(run, monkeypatch):

@@ -46,7 +46,7 @@ def test_a_save_is_of_the_moment_it_was_asked_for(tmp_path):
     step = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
     tree, place = {"w": jnp.zeros((512, 1024))}, {"next_index": 1, "inner": {"n": [1]}}
     with Checkpointer(tmp_path) as checkpointer:
-        checkpointer.save(1, {"params": tree}, place=place)
+        checkpointer.save(1, {"params": tree}, iterator_state=place)
         place["inner"]["n"][0] = 99
         for _ in range(20):
             tree = step(tree)
@@ -59,7 +59,7 @@ def test_a_save_is_of_the_moment_it_was_asked_for(tmp_path):
 def test_a_place_in_bytes_comes_back_as_bytes(tmp_path):
     source = Source()
     with Checkpointer(tmp_path) as checkpointer:
-        checkpointer.save(1, {"params": {"w": jnp.ones(2)}}, place=b"\x00\xff")
+        checkpointer.save(1, {"params": {"w": jnp.ones(2)}}, iterator_state=b"\x00\xff")
         checkpointer.restore({"params": {"w": jax.ShapeDtypeStruct((2,), jnp.float32)}}, data=source)
     assert source.place == b"\x00\xff"
 

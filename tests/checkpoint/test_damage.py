@@ -13,7 +13,7 @@ import pytest
 from tests.checkpoint.runs import Source, abstract, assert_same, make_run, trees
 from vdit.checkpoint import MANIFEST, Checkpointer, find_step, load_meta, load_params, load_trees
 from vdit.checkpoint import restore as tree_reading
-from vdit.checkpoint.integrity import files_in, share
+from vdit.checkpoint.integrity import files_in, process_shard
 from vdit.errors import CheckpointError
 
 
@@ -148,11 +148,11 @@ def test_a_step_without_seal_that_cannot_be_read_is_not_used(copied, lost):
 def test_shares_of_hosts_are_all_files_once_and_alike_in_bytes(saved):
     sizes = {f"file{number}": 1000 * (number % 7) + (90_000 if number < 8 else 0) for number in range(100)}
     for count in (1, 2, 3, 4):
-        shares = [share(sizes, index, count) for index in range(count)]
+        shares = [process_shard(sizes, index, count) for index in range(count)]
         assert sorted(name for names in shares for name in names) == sorted(sizes)
         loads = [sum(sizes[name] for name in names) for names in shares]
         assert max(loads) - min(loads) <= max(sizes.values())
-    assert sorted(share(files_in(saved / "3"), 0, 1)) == sorted(files_in(saved / "3"))
+    assert sorted(process_shard(files_in(saved / "3"), 0, 1)) == sorted(files_in(saved / "3"))
 
 
 def test_a_manifest_of_old_without_a_sum_of_its_own_still_serves(copied):

@@ -50,19 +50,19 @@ def main(directory):
     initialize()
     mesh, host, answer = make_mesh(MeshConfig(fsdp=2)), jax.process_index(), {"warnings": []}
     with RunLock(directory), Checkpointer(directory, warn=answer["warnings"].append) as checkpointer:
-        checkpointer.save(1, tree(mesh, 1), place=Source().get_state())
+        checkpointer.save(1, tree(mesh, 1), iterator_state=Source().get_state())
         checkpointer.wait()
         began = time.monotonic()
         if host == 1:
             limit_files(20_000)
-        checkpointer.save(2, tree(mesh, 2), place=Source().get_state())
+        checkpointer.save(2, tree(mesh, 2), iterator_state=Source().get_state())
         try:
             checkpointer.wait()
         except CheckpointError as error:
             answer["failure"] = str(error)
         limit_files(resource.RLIM_INFINITY)
         answer["seconds"] = time.monotonic() - began
-        checkpointer.save(3, tree(mesh, 3), place=Source().get_state())
+        checkpointer.save(3, tree(mesh, 3), iterator_state=Source().get_state())
         checkpointer.wait()
         answer["steps"] = sorted(entry.name for entry in Path(directory).iterdir() if entry.is_dir())
         file = max((f for f in Path(directory, "3/params").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)

@@ -5,4 +5,4 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _no_compilation_cache(monkeypatch):
-    monkeypatch.setattr("vdit.cli.cache.keep_compiled", lambda: None)
+    monkeypatch.setattr("vdit.cli.process.keep_compiled", lambda: None)

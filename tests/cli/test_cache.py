@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vdit.cli.cache import cache_folder
+from vdit.cli.process import cache_folder
 
-CODE = "from vdit.cli import cache; cache.keep_compiled(); import jax; print(jax.config.jax_compilation_cache_dir)"
+CODE = "from vdit.cli import process; process.keep_compiled(); import jax; print(jax.config.jax_compilation_cache_dir)"
 
 
 def chosen(**variables) -> Path:

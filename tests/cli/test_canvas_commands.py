@@ -11,7 +11,7 @@ import vdit
 from tests import tiny
 from vdit.cli import canvas
 from vdit.cli.main import main
-from vdit.cli.parser import UsageError
+from vdit.cli.parser import UsageError, duration
 
 COMMANDS = ("animate", "extend", "loop", "connect")
 
@@ -177,8 +177,8 @@ def test_help_teaches_and_starts_nothing_heavy(command):
 
 
 def test_durations_and_times(tmp_path, monkeypatch):
-    assert [canvas.duration(text).frames(12.5) for text in ("48", "2s", "1.5s", ".5s")] == [48, 25, 19, 6]
-    assert canvas.split_time("a@b/end.jpg@1.5s") == ("a@b/end.jpg", canvas.duration("1.5s"))
+    assert [duration(text).frames(12.5) for text in ("48", "2s", "1.5s", ".5s")] == [48, 25, 19, 6]
+    assert canvas.split_time("a@b/end.jpg@1.5s") == ("a@b/end.jpg", duration("1.5s"))
     assert canvas.split_time("end.jpg") == ("end.jpg", None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "me@home.jpg").write_bytes(b"")

@@ -15,7 +15,7 @@ from tests.language.stub import ANSWERS, FAULTS, Stub
 from vdit.cli.main import main
 from vdit.data.captions import read_captions
 from vdit.data.config import DataConfig
-from vdit.data.pipeline import ToPackItem
+from vdit.data.pipeline import TokenSpec, ToPackItem
 from vdit.video.read import write_video
 
 CODE = "import sys; from vdit.cli.main import main; sys.exit(main())"
@@ -74,7 +74,7 @@ def test_captions_that_are_there_stay_and_training_mixes_both(folder, monkeypatc
     sample = {"latent": np.zeros((1, 2, 2, 1)), "captions": list(entry.captions), "synthetic": entry.synthetic}
     for prob, long, expected in ((0.0, 1.0, {0}), (1.0, 0.0, {1}), (1.0, 1.0, {2}), (0.5, 0.5, {0, 1, 2})):
         config = DataConfig(synthetic_prob=prob, long_caption_prob=long)
-        item = ToPackItem([sample] * 64, Words(), (1, 1, 1), config, seed=0)
+        item = ToPackItem([sample] * 64, Words(), TokenSpec(patch=(1, 1, 1)), config, seed=0)
         lengths = [len(text) for text in entry.captions]
         assert {lengths.index(int(item(i, i).text[0])) for i in range(64)} == expected
 

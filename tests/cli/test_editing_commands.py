@@ -22,9 +22,9 @@ def generator():
 def model(monkeypatch, generator):
     """Its VAE is real; its latents are noise, another for all else that it is told."""
 
-    def draw(task, mesh, params, vae_params, statistics, prompts, negative, key, noise, given):
+    def draw(task, mesh, parameters, prompts, key, noise, given):
         source = b"" if given.source is None else np.asarray(given.source.ids).tobytes()
-        told = [np.asarray(x).tobytes() for x in (given.canvas.level, prompts.ids, jax.random.key_data(key))]
+        told = [np.asarray(x).tobytes() for x in (given.canvas.level, prompts[0].ids, jax.random.key_data(key))]
         rng = np.random.default_rng(zlib.crc32(b"".join([repr(task).encode(), source, *told])))
         return rng.normal(size=given.canvas.latents.shape).astype(np.float32)
 

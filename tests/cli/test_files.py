@@ -8,9 +8,8 @@ import pytest
 
 import vdit
 from vdit.cli import sample
+from vdit.cli.batch import MANIFEST, Manifest, PromptSpec, digests, state_of
 from vdit.cli.main import main, parse
-from vdit.cli.manifest import NAME, Manifest, digests, state_of
-from vdit.cli.prompts import PromptSpec
 
 FRAMES = np.zeros((5, 32, 32, 3), np.uint8)
 
@@ -80,9 +79,9 @@ def test_a_command_goes_on_and_another_seed_makes_another_file(tiny_run, tmp_pat
 
     assert main(command) == 0
     first = contents(Path("out.v1"))
-    names = {"b/a.mp4", "001-a-blue-cross-seed0.mp4", "002-a-blue-cross-seed0.mp4", NAME}
+    names = {"b/a.mp4", "001-a-blue-cross-seed0.mp4", "002-a-blue-cross-seed0.mp4", MANIFEST}
     assert {str(Path(name).relative_to("out.v1")) for name in first} == names
-    lines = [json.loads(line) for line in Path("out.v1", NAME).read_text().splitlines()]
+    lines = [json.loads(line) for line in Path("out.v1", MANIFEST).read_text().splitlines()]
     assert next((line["file"], line["prompt"], line["frames"]) for line in lines) == ("b/a.mp4", "a red circle", 5)
 
     capsys.readouterr()
@@ -91,8 +90,8 @@ def test_a_command_goes_on_and_another_seed_makes_another_file(tiny_run, tmp_pat
     out, err = capsys.readouterr()
     assert out == "out.v1/002-a-blue-cross-seed0.mp4\n"
     assert "2 of 3 videos are finished" in err
-    assert {name: data for name, data in contents(Path("out.v1")).items() if NAME not in name} == {
-        name: data for name, data in first.items() if NAME not in name
+    assert {name: data for name, data in contents(Path("out.v1")).items() if MANIFEST not in name} == {
+        name: data for name, data in first.items() if MANIFEST not in name
     }
     assert main(command) == 0
     assert capsys.readouterr().out == ""
@@ -115,7 +114,7 @@ def test_videos_of_other_parts_of_a_model_are_other_videos(tmp_path, monkeypatch
     found = set()
     for parts in ([], ["a.vae"], ["b.vae"], ["a.vae", "b.vae"]):
         options, _ = parse(["sample", "--model", ".", "a dog", *(f"--parts={part}" for part in parts)])
-        request = sample.Request(number=0, wish=PromptSpec(prompt="a dog"), seed=0, several=False)
+        request = sample.Request(number=0, spec=PromptSpec(prompt="a dog"), seed=0, several=False)
         found.update(digests(sample._depends(options, ".", [request])))
     assert len(found) == 4
 
@@ -148,7 +147,7 @@ def test_a_manifest_counts_what_is_there(tmp_path):
     file.parent.mkdir()
     file.write_bytes(b"12345")
     Manifest(tmp_path).add("x", file, {"prompt": "\ud800"})
-    with (tmp_path / NAME).open("a") as lines:
+    with (tmp_path / MANIFEST).open("a") as lines:
         lines.write('[1]\n{"id": 3}\nnull\n' + "[" * 100_000 + '\n{"id": "y", "file": "b/a.m')  # half a line
     Manifest(tmp_path).add("z", file, {})
     found = Manifest(tmp_path)

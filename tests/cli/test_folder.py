@@ -18,7 +18,7 @@ def videos(tmp_path):
 
 def test_a_folder_of_videos_trains_on_canvases_of_every_task(videos):
     experiment = find_experiment(None, videos)
-    assert all(share > 0 for share in experiment.canvases.shares())
+    assert all(fraction > 0 for fraction in experiment.canvases.fractions())
     assert experiment.canvases.window > 0  # else what is longer than a window is encoded again at each
     assert sampling_config(experiment).conditioning == "clean"
 

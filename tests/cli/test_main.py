@@ -1,5 +1,6 @@
 """The command line says what is wrong in one line, and teaches."""
 
+import dataclasses
 import gc
 import os
 import re
@@ -17,6 +18,11 @@ from vdit.cli.main import main
 from vdit.cli.parser import UsageError, size, take_overrides
 
 COMMANDS = ("quickstart", "train", "sample", "reconstruct")
+
+
+def put_in_place(monkeypatch, command, run):
+    """`run` is what the command does."""
+    monkeypatch.setitem(cli.COMMANDS, command, dataclasses.replace(cli.COMMANDS[command], run=run))
 
 
 def refused(capsys, *arguments):
@@ -157,7 +163,7 @@ def test_traceback_on_request(capsys):
 
 
 def test_a_bug_is_not_hidden(monkeypatch):
-    monkeypatch.setattr(cli.train, "run", lambda *_: 1 / 0)
+    put_in_place(monkeypatch, "train", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["train", "x.py"])
 
@@ -166,7 +172,7 @@ def test_interrupted_is_130(capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.sample, "run", interrupt)
+    put_in_place(monkeypatch, "sample", interrupt)
     assert main(["sample", "runs/mine", "a dog"]) == 130
     assert capsys.readouterr().err == "vdit: interrupted\n"  # and no word of a checkpoint
 
@@ -191,7 +197,7 @@ def test_an_interrupt_in_a_callback_of_the_garbage_collector_is_not_lost(capsys,
             time.sleep(0.01)
 
     monkeypatch.setattr(threading.Thread, "start", held_up)
-    monkeypatch.setattr(cli.sample, "run", work)
+    put_in_place(monkeypatch, "sample", work)
     hook = sys.unraisablehook
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     try:
@@ -203,7 +209,7 @@ def test_an_interrupt_in_a_callback_of_the_garbage_collector_is_not_lost(capsys,
 
 
 def test_a_closed_output_ends_nothing(monkeypatch):
-    monkeypatch.setattr(cli.sample, "run", lambda *_: print("made", flush=True) or 0)
+    put_in_place(monkeypatch, "sample", lambda *_: print("made", flush=True) or 0)
     monkeypatch.setattr(sys, "stdout", None)  # what Python has after >&-
     monkeypatch.setattr(sys, "stderr", None)
     assert main(["sample", "runs/mine", "a dog"]) == 0
@@ -243,6 +249,7 @@ def test_command_line_says_what_the_library_does():
 def test_work_goes_on_when_nobody_reads_its_output():
     """`vdit sample ... | head -1` makes its other videos too."""
     code = """if True:
+        import dataclasses
         import sys
         from vdit.cli import main
 
@@ -252,7 +259,7 @@ def test_work_goes_on_when_nobody_reads_its_output():
                 print("made", number, file=sys.stderr, flush=True)
             return 0
 
-        main.COMMANDS["plan"].run = run
+        main.COMMANDS["plan"] = dataclasses.replace(main.COMMANDS["plan"], run=run)
         sys.exit(main.main(["plan", "x.py"]))
     """
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -282,7 +289,7 @@ def test_out_of_memory_is_one_line_with_what_was_wanted_and_what_helps(capsys, m
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(cli.sample, "run", fail)
+    put_in_place(monkeypatch, "sample", fail)
     line = refused(capsys, "sample", "runs/mine", "a dog")
     assert named in line
     assert "--weights int8" in line

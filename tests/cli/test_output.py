@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from vdit.cli import output, sample
+from vdit.cli.batch import PromptSpec
 from vdit.cli.parser import Parser, UsageError, duration
-from vdit.cli.prompts import PromptSpec
 from vdit.errors import OutputError
 from vdit.video.read import read_video
 

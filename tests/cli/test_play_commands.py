@@ -9,12 +9,14 @@ import pytest
 
 import vdit
 from tests import tiny
-from vdit.cli import actions, streaming, terminal_image
+from tests.data_paths import shared_data
+from vdit.cli import output, simulate
 from vdit.cli.main import main
 from vdit.cli.output import Target
 from vdit.cli.parser import UsageError
 from vdit.cli.status import Status
 from vdit.errors import DataError
+from vdit.video.read import probe
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +34,9 @@ def loaded(monkeypatch, generator):
 def noise(monkeypatch):
     """In the place of networks, in rollouts: noise by the prompt and the window's known latents."""
 
-    def draw(task, mesh, params, vae, statistics, prompts, negative, key, noise, given):
+    def draw(task, mesh, parameters, prompts, key, noise, given):
         canvas = given.canvas
-        rng = np.random.default_rng([*prompts.ids.reshape(-1), int(1000 * np.abs(canvas.latents).sum())])
+        rng = np.random.default_rng([*prompts[0].ids.reshape(-1), int(1000 * np.abs(canvas.latents).sum())])
         return np.where(canvas.level[..., None] == 0, canvas.latents, rng.normal(size=canvas.latents.shape))
 
     monkeypatch.setattr("vdit.generate.generator.sample", draw)
@@ -106,6 +108,20 @@ def test_simulate_by_keys_by_file_and_by_hand_are_the_same(loaded, tmp_path, mon
     np.testing.assert_array_equal(vdit.read_video(tmp_path / "q.mkv").frames[:9], videos[0])
 
 
+def test_simulate_reads_a_long_video_piece_by_piece_and_keeps_its_frames_and_sound(loaded, tmp_path):
+    film = shared_data("clips", "moviepy_sintel_snow.mp4")
+    given = vdit.read_video(film, size=(16, 16), fps=8).frames
+    (tmp_path / "a.jsonl").write_text("[1, 0]\n" * 4)
+    actions = ["--actions", tmp_path / "a.jsonl", "--size", "16x16"]
+    run("simulate", "RUN", film, "a", *actions, "--out", tmp_path / "p.mkv")
+    clip = vdit.read_video(tmp_path / "p.mkv")
+    assert probe(tmp_path / "p.mkv").sound
+    np.testing.assert_array_equal(clip.frames[: len(given)], given)
+    simulator = vdit.Simulator(loaded, "a", start=given)
+    made = np.concatenate([simulator.step((1, 0)), simulator.step((1, 0))])
+    np.testing.assert_array_equal(clip.frames[len(given) :], np.round((made + 1) * 127.5).clip(0, 255))
+
+
 def test_simulate_says_what_is_wrong_in_one_line(loaded, tmp_path, capsys):
     (tmp_path / "a.csv").write_text("x,y,z\n1,2,3\n")
     for arguments, message in [
@@ -125,13 +141,13 @@ def test_simulate_says_what_is_wrong_in_one_line(loaded, tmp_path, capsys):
 
 
 def test_keys_of_worlds_are_their_actions():
-    steer = actions.world_keys("steer", 2, 8.0)
-    assert actions.of_keys("wa sd.", steer) == [(0, -1), (-1, 0), (0, 1), (1, 0), (0, 0)]
+    steer = simulate.world_keys("steer", 2, 8.0)
+    assert simulate.of_keys("wa sd.", steer) == [(0, -1), (-1, 0), (0, 1), (1, 0), (0, 0)]
     assert steer["q"] == (-1, -1)
-    orbit = actions.world_keys("orbit", 1, 8.0)
+    orbit = simulate.world_keys("orbit", 1, 8.0)
     assert orbit["d"] == (30 / 8 / 10,)  # as vdit.worlds.orbit: degrees that the camera turns in a frame, / 10
     assert orbit["a"] == (-orbit["d"][0],)
-    assert list(actions.world_keys("bounce", 3, 8.0)) == ["."]
+    assert list(simulate.world_keys("bounce", 3, 8.0)) == ["."]
 
 
 def test_actions_are_read_from_files_that_hold_numbers_alone(tmp_path):
@@ -141,7 +157,7 @@ def test_actions_are_read_from_files_that_hold_numbers_alone(tmp_path):
     (tmp_path / "a.jsonl").write_text("[1, 0.5]\n\n[0, -1]\n")
     np.save(tmp_path / "a.npy", np.array(rows))
     for name in ("a.csv", "b.csv", "a.jsonl", "a.npy"):
-        assert actions.read_actions(tmp_path / name, 2) == rows
+        assert simulate.read_actions(tmp_path / name, 2) == rows
     np.save(tmp_path / "pickled.npy", np.array([{}], object), allow_pickle=True)
     np.save(tmp_path / "flat.npy", np.zeros(3))
     (tmp_path / "archive.npy").write_bytes(b"PK\x03\x04 no archive")
@@ -166,7 +182,7 @@ def test_actions_are_read_from_files_that_hold_numbers_alone(tmp_path):
         ("none.csv", "cannot be read .No such file"),
     ]:
         with pytest.raises(DataError, match=message):
-            actions.read_actions(tmp_path / name, 2)
+            simulate.read_actions(tmp_path / name, 2)
 
 
 def pieces(interrupt_after=()):
@@ -180,17 +196,17 @@ def test_ctrl_c_leaves_a_file_of_what_was_made(tmp_path, capsys):
     before = signal.getsignal(signal.SIGINT)
     out = tmp_path / "folder" / "a.mkv"
     target = Target(path=out, replace=True)
-    assert streaming.write(target, pieces(), 8, Status("rollout"))
+    assert output.stream(target, pieces(), 8, Status("rollout"))
     assert len(vdit.read_video(out).frames) == 15
-    assert not streaming.write(target, pieces((2,)), 8, Status("rollout"))
+    assert not output.stream(target, pieces((2,)), 8, Status("rollout"))
     assert len(vdit.read_video(out).frames) == 9, "the piece that was being made is in it"
     assert "stops once the frames in work are made" in capsys.readouterr().err
     out.unlink()
     with pytest.raises(KeyboardInterrupt):
-        streaming.write(target, pieces((2, 2)), 8, Status("rollout"))
+        output.stream(target, pieces((2, 2)), 8, Status("rollout"))
     assert not list(out.parent.iterdir())
     assert signal.getsignal(signal.SIGINT) is before
-    with streaming.Interrupts() as interrupts, pytest.raises(KeyboardInterrupt), interrupts.at_once():
+    with output.Interrupts() as interrupts, pytest.raises(KeyboardInterrupt), interrupts.at_once():
         signal.raise_signal(signal.SIGINT)
     assert not interrupts.asked
 
@@ -198,14 +214,14 @@ def test_ctrl_c_leaves_a_file_of_what_was_made(tmp_path, capsys):
 def test_a_picture_is_two_pixels_a_character():
     frame = np.zeros((4, 3, 3), np.uint8)
     frame[1, 2] = (1, 2, 3)
-    lines = terminal_image.rows_of(frame, columns=80)
+    lines = simulate.terminal_image(frame, columns=80)
     assert len(lines) == 2
     assert lines[0].count("\u2580") == 3
     assert lines[0].endswith("\x1b[38;2;0;0;0;48;2;1;2;3m\u2580\x1b[0m")
-    lines = terminal_image.rows_of(np.zeros((40, 60, 3), np.uint8), columns=30)
+    lines = simulate.terminal_image(np.zeros((40, 60, 3), np.uint8), columns=30)
     assert [line.count("\u2580") for line in lines] == [30] * 10
 
 
 def test_no_key_is_a_usage_error():
     with pytest.raises(UsageError, match="means nothing here"):
-        actions.of_keys("k", {".": (0.0,)})
+        simulate.of_keys("k", {".": (0.0,)})

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from vdit.cli.batch import PromptSpec, read_prompts
 from vdit.cli.parser import duration
-from vdit.cli.prompts import PromptSpec, read_wishes
 from vdit.errors import TextError
 
 WANTED = ["a red circle", 'a "blue" cross, moving']
@@ -22,7 +22,7 @@ FULL = PromptSpec(
 ])  # fmt: skip
 def test_the_same_prompts(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding="utf-8-sig")
-    assert read_wishes(tmp_path / name) == [PromptSpec(prompt=prompt) for prompt in WANTED]
+    assert read_prompts(tmp_path / name) == [PromptSpec(prompt=prompt) for prompt in WANTED]
 
 
 @pytest.mark.parametrize(("name", "text"), [
@@ -34,7 +34,7 @@ def test_the_same_prompts(tmp_path, name, text):
 ])  # fmt: skip
 def test_a_line_may_say_more(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    assert read_wishes(tmp_path / name) == [FULL, PromptSpec(prompt="a")]
+    assert read_prompts(tmp_path / name) == [FULL, PromptSpec(prompt="a")]
 
 
 @pytest.mark.parametrize(("name", "data", "named"), [
@@ -52,7 +52,7 @@ def test_a_line_may_say_more(tmp_path, name, text):
 def test_what_is_wrong_is_named(tmp_path, name, data, named):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(TextError, match=named) as error:
-        read_wishes(tmp_path / name)
+        read_prompts(tmp_path / name)
     assert name in str(error.value)
 
 
@@ -77,4 +77,4 @@ def test_what_is_wrong_is_named(tmp_path, name, data, named):
 def test_a_wrong_field_is_named(tmp_path, field, value, named):
     (tmp_path / "a.jsonl").write_text('"a"\n' + json.dumps({"prompt": "a", field: value}))
     with pytest.raises(TextError, match=f"line 2: .*{named}"):
-        read_wishes(tmp_path / "a.jsonl")
+        read_prompts(tmp_path / "a.jsonl")

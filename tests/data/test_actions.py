@@ -1,14 +1,27 @@
 """Actions from a library of videos through latents on disk into packed rows."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from vdit.data import Clips, DataConfig, LatentStore, encode_clips, group_actions, row_iterator, write_latents
+from vdit.data import (
+    Clips,
+    DataConfig,
+    EncodeSpec,
+    LatentStore,
+    TokenSpec,
+    encode_clips,
+    group_actions,
+    row_iterator,
+    write_latents,
+)
 from vdit.data.clips import DecodedClip
 from vdit.data.packing import CondShape, PackItem, RowShape, build_rows
 from vdit.errors import ConfigError, DataError, ShapeError
+
+TOKENS = TokenSpec(patch=(1, 2, 2), stride=4)
 
 
 class Letters:
@@ -84,9 +97,10 @@ def test_actions_that_do_not_fill_the_slots_are_refused(shape, stride, patch):
 def test_from_a_library_to_the_slots_of_rows_and_back(tmp_path, patch_frames):
     """Each frame of tokens of each clip in each row has the actions of its own frames, to the last bit."""
     config = config_of(frames=(9,), epochs=1) if patch_frames == 3 else config_of(epochs=1)
-    encode_clips(Clips(Steered(), config), encode, tmp_path / "out", samples=6, threads=1)
+    encode_clips(Clips(Steered(), config), encode, tmp_path / "out", EncodeSpec(samples=6, threads=1))
     store, seen = LatentStore(tmp_path / "out"), 0
-    for rows in row_iterator(config, store, Letters(), (patch_frames, 2, 2), seed=0, batch_rows=2, stride=4):
+    tokens = TokenSpec(patch=(patch_frames, 2, 2), stride=4)
+    for rows in row_iterator(config, store, Letters(), tokens, seed=0, batch_rows=2):
         assert rows.cond["action"].shape == (2, 9, 8 * patch_frames)
         assert rows.cond["action"].dtype == np.float32
         assert not rows.cond["action"][rows.frame_segment_ids == 0].any()
@@ -125,18 +139,18 @@ def test_clips_with_actions_are_never_mirrored_and_others_are():
 
 def test_without_actions_in_the_config_rows_have_none_and_places_are_those_of_before(tmp_path):
     config = config_of(actions=0)
-    encode_clips(Clips(Steered(), config), encode, tmp_path / "out", samples=6, threads=1)
-    iterator = row_iterator(config, LatentStore(tmp_path / "out"), Letters(), (1, 2, 2), seed=0, batch_rows=2, stride=4)
+    encode_clips(Clips(Steered(), config), encode, tmp_path / "out", EncodeSpec(samples=6, threads=1))
+    iterator = row_iterator(config, LatentStore(tmp_path / "out"), Letters(), TOKENS, seed=0, batch_rows=2)
     assert set(next(iterator).cond) == {"label"}
     assert not {"actions", "stride"} & set(iterator.get_state()["identity"])
 
 
 def test_a_place_saved_with_other_actions_is_refused(tmp_path):
-    encode_clips(Clips(Steered(), config_of()), encode, tmp_path / "out", samples=6, threads=1)
+    encode_clips(Clips(Steered(), config_of()), encode, tmp_path / "out", EncodeSpec(samples=6, threads=1))
 
     def rows(config):
         store = LatentStore(tmp_path / "out")
-        return row_iterator(config, store, Letters(), (1, 2, 2), seed=0, batch_rows=2, stride=4)
+        return row_iterator(config, store, Letters(), TOKENS, seed=0, batch_rows=2)
 
     state = json.loads(json.dumps(rows(config_of()).get_state()))
     rows(config_of()).set_state(state)
@@ -148,19 +162,20 @@ def test_samples_without_actions_or_of_another_width_are_refused_when_encoded_an
     missing, wide = r"'clip 1' has no actions.*actions=2 asks for 2", r"'clip 0' has 3 numbers.*set data.actions=3"
     for name, library, message in (("a", Steered(without=(1,)), missing), ("b", Steered(width=3), wide)):
         with pytest.raises(DataError, match=message):
-            encode_clips(Clips(library, config_of()), encode, tmp_path / "refused", samples=6, threads=1)
-        encode_clips(Clips(library, config_of(actions=0)), encode, tmp_path / name, samples=6, threads=1)
-        rows = row_iterator(config_of(prefetch=0), LatentStore(tmp_path / name), Letters(), (1, 2, 2), seed=0,
-                            batch_rows=2, stride=4)
+            encode_clips(Clips(library, config_of()), encode, tmp_path / "refused", EncodeSpec(samples=6, threads=1))
+        encode_clips(Clips(library, config_of(actions=0)), encode, tmp_path / name, EncodeSpec(samples=6, threads=1))
+        store = LatentStore(tmp_path / name)
+        rows = row_iterator(config_of(prefetch=0), store, Letters(), TOKENS, seed=0, batch_rows=2)
         with pytest.raises(DataError, match=message.replace("clip 0", "clip [0-9]")):
             next(rows)
 
 
 def test_another_stride_than_that_of_the_latents_is_refused(tmp_path):
     config = config_of(frames=(9,), prefetch=0)
-    encode_clips(Clips(Steered(), config), encode, tmp_path / "out", samples=6, threads=1)
+    encode_clips(Clips(Steered(), config), encode, tmp_path / "out", EncodeSpec(samples=6, threads=1))
     with pytest.raises(DataError, match=r"actions of 9 frames, its latents stand for 5: .*stride 2"):
-        next(row_iterator(config, LatentStore(tmp_path / "out"), Letters(), (1, 2, 2), seed=0, batch_rows=2, stride=2))
+        next(row_iterator(config, LatentStore(tmp_path / "out"), Letters(), dataclasses.replace(TOKENS, stride=2),
+                          seed=0, batch_rows=2))
 
 
 def test_actions_that_do_not_belong_to_the_frames_are_refused():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.data_paths import shared_data
-from vdit.cli.prompts import read_wishes
+from vdit.cli.batch import read_prompts
 from vdit.data import tables
 from vdit.data.captions import COLUMNS, read_captions
 from vdit.errors import DataError, TextError
@@ -69,7 +69,7 @@ def test_a_caption_comes_whole_in_captions_and_in_prompts_files(tmp_path, name, 
     fill(tmp_path, "a.mp4", **{name.replace(".", "_"): data})
     limit = tables.csv.field_size_limit()
     assert captions_of(tmp_path, captions=name) == {"a.mp4": (caption,)}
-    assert [wish.prompt for wish in read_wishes(tmp_path / name)] == [caption]
+    assert [wish.prompt for wish in read_prompts(tmp_path / name)] == [caption]
     assert tables.csv.field_size_limit() == limit
 
 
@@ -157,7 +157,7 @@ def test_only_regular_files_are_read(tmp_path):
         read_captions(tmp_path)
     os.mkfifo(tmp_path / "p.txt")
     with pytest.raises(TextError, match=r"p\.txt"):
-        read_wishes(tmp_path / "p.txt")
+        read_prompts(tmp_path / "p.txt")
 
 
 def test_the_documentation_names_every_column():

@@ -8,7 +8,7 @@ import pytest
 from vdit.data.clips import Clips, draw_crop, draw_cut, fit_size, may_flip
 from vdit.data.config import DataConfig
 from vdit.data.data_source import WorldsSource
-from vdit.data.tfds_library import ArrayHandle
+from vdit.data.datasets import ArrayHandle
 from vdit.errors import ConfigError, DataError
 
 SHAPES = [(720, 1280), (1280, 720), (480, 640), (288, 352), (332, 800), (480, 480), (2160, 3840)]
@@ -105,7 +105,7 @@ def test_crops_are_windows_of_the_size_asked_even_of_small_videos():
     clips = Clips(Films(footage=[film(), film(height=20, width=200)]), CONFIG, seed=1)
     offsets = set()
     for i in range(20):
-        assert clips.crop(i, size=(32, 48), frames=5)["video"].shape == (5, 32, 48, 3)
+        assert clips.crops(size=(32, 48), frames=5)[i]["video"].shape == (5, 32, 48, 3)
         cut = draw_crop(film(), CONFIG, np.random.default_rng(i), size=(32, 48), frames=5)
         assert all(o + s <= r for o, s, r in zip(cut.offset, cut.size, cut.resize))
         offsets.add(cut.offset)
@@ -120,7 +120,7 @@ def test_a_short_video_gives_its_own_frames_to_a_crop():
 
 def test_a_video_too_short_for_a_crop_is_skipped_and_reported():
     clips = Clips(Films(footage=[film(frames=3), film()]), CONFIG, seed=1)
-    assert clips.crop(0, size=(32, 32), frames=9)["video"].shape[0] == 9
+    assert clips.crops(size=(32, 32), frames=9)[0]["video"].shape[0] == 9
     assert "too short for 9 frames" in clips.report()["film"]
 
 

@@ -9,12 +9,14 @@ import pytest
 
 from vdit.data import (
     DataConfig,
+    EncodeSpec,
     LatentStore,
+    ProcessShard,
     WorldsSource,
     encode_clips,
     open_source,
 )
-from vdit.data.sources import Source
+from vdit.data.data_source import Source
 from vdit.errors import DataError
 
 
@@ -29,7 +31,7 @@ def test_clips_are_encoded_in_order_with_what_is_known_of_them(tmp_path):
         pixel_budgets=(32 * 32, 48 * 48), frames=(1, 9), aspects=(1.0, 1.5), source=WorldsSource(count=5), threads=2
     )
     source, seen = open_source(config, seed=3), []
-    index = encode_clips(source, halve, tmp_path / "out", samples=8, vae="v",
+    index = encode_clips(source, halve, tmp_path / "out", EncodeSpec(samples=8, vae="v"),
                          progress=lambda done, total: seen.append((done, total)))
     assert seen == [(i, 8) for i in range(1, 9)]
     assert index["count"] == 8
@@ -59,8 +61,9 @@ class Walls(Source):
         return {"video": np.full((1, 8, 8, 3), item, np.uint8), "captions": [f"wall {item}"], "id": str(item)}
 
 
-def encode_walls(path, source=None, **more):
-    return encode_clips(Walls(100) if source is None else source, halve, path, dtype="float32", threads=1, **more)
+def encode_walls(path, source=None, key=None, **more):
+    spec = EncodeSpec(dtype="float32", threads=1, key=key)
+    return encode_clips(Walls(100) if source is None else source, halve, path, spec, **more)
 
 
 def content(path):
@@ -75,7 +78,7 @@ def test_the_latents_do_not_depend_on_the_number_of_hosts(tmp_path, hosts):
     barrier = threading.Barrier(hosts)
     with ThreadPoolExecutor(hosts) as pool:
         sources = [Walls(100) for _ in range(hosts)]
-        work = [pool.submit(encode_walls, tmp_path / "several", source, shard_index=i, shard_count=hosts,
+        work = [pool.submit(encode_walls, tmp_path / "several", source, shard=ProcessShard(index=i, count=hosts),
                             wait=lambda name: barrier.wait(20)) for i, source in enumerate(sources)]
         indices = [each.result() for each in work]
     assert content(tmp_path / "several") == content(tmp_path / "one")
@@ -92,8 +95,8 @@ def test_an_interrupted_encode_goes_on_with_the_parts_that_are_complete_on_any_n
         encode_walls(tmp_path / "out", Walls(100, dies=70))
     assert not (tmp_path / "out").exists()
     with pytest.raises(KeyboardInterrupt):
-        encode_walls(tmp_path / "out", Walls(100, dies=99), shard_index=0, shard_count=2)
-    assert encode_walls(tmp_path / "out", other := Walls(100), shard_index=1, shard_count=2) is None
+        encode_walls(tmp_path / "out", Walls(100, dies=99), shard=ProcessShard(index=0, count=2))
+    assert encode_walls(tmp_path / "out", other := Walls(100), shard=ProcessShard(index=1, count=2)) is None
     seen, last = [], Walls(100)
     encode_walls(tmp_path / "out", last, progress=lambda done, total: seen.append((done, total)))
     assert content(tmp_path / "out") == content(tmp_path / "whole")
@@ -124,7 +127,7 @@ def test_a_folder_that_hosts_do_not_share_is_found_out(tmp_path, monkeypatch):
     monkeypatch.setattr("vdit.data.latents.PATIENCE", 0.3)
     for host, message in ((0, "latents-00001.arrayrecord of another host does not appear"), (1, "index.json of an")):
         with pytest.raises(DataError, match=message):
-            encode_walls(tmp_path / str(host) / "out", shard_index=host, shard_count=2, wait=lambda name: None)
+            encode_walls(tmp_path / str(host) / "out", shard=ProcessShard(index=host, count=2), wait=lambda name: None)
 
 
 def test_nothing_to_encode_is_an_error(tmp_path):

@@ -34,9 +34,10 @@ def clips_of(count, seed=0, width=2):
 
 
 def packed(clips, limits=LIMITS, batch_rows=3, buffer_rows=8, buffer_clips=32):
+    config = DataConfig(row_tokens=limits.tokens, buffer_rows=buffer_rows, buffer_clips=buffer_clips, threads=2,
+                        read_ahead=4)
     return PackedRows({0: grain.MapDataset.range(len(clips))}, lambda index, place: clips[index], limits,
-                      rows_each=batch_rows, most_tokens=buffer_rows * limits.tokens, most_clips=buffer_clips,
-                      threads=2, read_ahead=4, identity={})
+                      config, rows_each=batch_rows, identity={})
 
 
 def test_every_token_is_in_exactly_one_row_once_and_rows_keep_their_invariants():
@@ -133,8 +134,9 @@ def test_rows_of_a_realistic_mix_are_over_98_percent_useful(bench, row_tokens):
 def streams_of(clips, streams, *, balance, own=None):
     """Batches of one row of each stream; `own`: only these streams, as a host of several has them."""
     orders = {number: grain.MapDataset.range(len(clips))[number::streams] for number in own or range(streams)}
-    return PackedRows(orders, lambda index, place: dataclasses.replace(clips[index], place=place), LIMITS, rows_each=1,
-                      most_tokens=800, most_clips=32, threads=0, read_ahead=0, identity={}, balance=balance)
+    config = DataConfig(row_tokens=100, buffer_rows=8, buffer_clips=32, threads=0, read_ahead=0)
+    return PackedRows(orders, lambda index, place: dataclasses.replace(clips[index], place=place), LIMITS, config,
+                      rows_each=1, identity={}, balance=balance)
 
 
 def costs(rows):

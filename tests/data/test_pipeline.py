@@ -12,6 +12,7 @@ import pytest
 from vdit.data import (
     DataConfig,
     LatentStore,
+    TokenSpec,
     WorldsSource,
     open_source,
     row_iterator,
@@ -20,7 +21,7 @@ from vdit.data import (
     video_batches,
     write_latents,
 )
-from vdit.data.sources import Source
+from vdit.data.data_source import Source
 from vdit.data.streams import Order
 from vdit.errors import ConfigError, DataError
 
@@ -59,7 +60,7 @@ def config_of(**changes):
 
 def rows_of(store, config=None, seed=3, batch_rows=2, **more):
     config = config or config_of()
-    return row_iterator(config, store, Letters(), PATCH, seed=seed, batch_rows=batch_rows, **more)
+    return row_iterator(config, store, Letters(), TokenSpec(patch=PATCH, **more), seed=seed, batch_rows=batch_rows)
 
 
 def take(iterator, count):
@@ -239,15 +240,14 @@ def test_video_batches_are_windows_of_one_size_deterministic_and_resumable(world
 def test_iterators_that_live_to_the_end_make_no_noise():
     """Python takes the names of a module away before it takes away what the module holds."""
     code = """if True:
-        from vdit.data import packing, pipeline
+        from vdit.data import DataConfig, packing, pipeline
         from vdit.data.packing import RowShape
 
         order = pipeline.Order(items=4, seed=0, streams=1).dataset()
-        read = {"threads": 1, "read_ahead": 2, "identity": {}}
+        config = DataConfig(threads=1, read_ahead=2)
         limits = RowShape(tokens=4, text=4, frames=4, clips=4)
-        pipeline.kept = pipeline.VideoBatches(order, lambda *_: {}, rows=range(1), batch_size=1, **read)
-        packing.kept = packing.PackedRows({0: order}, lambda *_: None, limits, rows_each=1, most_tokens=8, most_clips=8,
-                                        **read)
+        pipeline.kept = pipeline.VideoBatches(order, lambda *_: {}, config, rows=range(1), batch_size=1, identity={})
+        packing.kept = packing.PackedRows({0: order}, lambda *_: None, limits, config, rows_each=1, identity={})
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from vdit.data import DataConfig, row_iterator, video_batches
-from vdit.data.sources import Source
+from vdit.data import DataConfig, ProcessShard, TokenSpec, row_iterator, video_batches
+from vdit.data.data_source import Source
 from vdit.data.streams import Order, Reader, make_pool, own_streams, stream_count
 from vdit.errors import ConfigError, DataError
 
@@ -29,8 +29,8 @@ class Numbers(Source):
         shape = (int(rng.integers(1, 4)), *(2 * rng.integers(1, 4, 2)), 1)
         return {"latent": np.full(shape, item + 1, np.float32), "captions": ["ab"[: item % 3]], "label": item + 1}
 
-    def crop(self, index, *, size, frames):
-        return {"video": np.full((frames, *size, 3), index % 251, np.uint8)}
+    def crops(self, *, size, frames):
+        return [{"video": np.full((frames, *size, 3), index % 251, np.uint8)} for index in range(8 * len(self))]
 
 
 class Letters:
@@ -44,8 +44,8 @@ def rows_of(items, batch_rows, index=0, count=1, **changes):
     config = DataConfig(**({"row_tokens": 48, "max_text_per_row": 32, "max_clips_per_row": 8,
                             "max_frames_per_row": 16, "buffer_clips": 6,
                             "threads": 1, "prefetch": 0} | changes))
-    return row_iterator(config, Numbers(items), Letters(), (1, 2, 2), seed=7, batch_rows=batch_rows,
-                        shard_index=index, shard_count=count)
+    return row_iterator(config, Numbers(items), Letters(), TokenSpec(patch=(1, 2, 2)), seed=7, batch_rows=batch_rows,
+                        shard=ProcessShard(index=index, count=count))
 
 
 def join(parts):
@@ -137,7 +137,8 @@ def test_each_row_of_a_batch_is_of_one_stream_and_a_host_runs_whole_streams():
         for rows in whole:
             mine = jax.tree.map(lambda leaf: leaf[2 * stream : 2 * stream + 2], rows)  # noqa: B023
             assert same(next(alone), mine)
-    assert [list(own_streams(8, i, 2, batch_rows=8)) for i in range(2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    halves = [own_streams(8, ProcessShard(index=i, count=2), batch_rows=8) for i in range(2)]
+    assert [list(half) for half in halves] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 def test_a_place_is_small_and_says_nothing_of_the_hosts():
@@ -161,7 +162,7 @@ def test_the_number_of_streams_follows_the_batch_and_the_items_and_never_the_hos
 @pytest.mark.parametrize(("arguments", "message"), [
     ((40, 8, 0, 3), r"data.streams=8 cannot be shared by 3 groups of hosts: .*divides 8.*multiple of 3"),
     ((5, 8, 0, 8), r"data.streams=4 cannot be shared by 8"),
-    ((40, 8, 2, 2), r"shard_index=2: must be 0 to shard_count - 1 \(1\)"),
+    ((40, 8, 2, 2), r"shard index=2: must be 0 to count - 1 \(1\)"),
 ])
 def test_hosts_that_cannot_share_the_streams_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
@@ -191,7 +192,7 @@ def test_places_of_older_runs_and_of_some_of_the_hosts_are_refused_with_the_mend
 def videos(batch_size, index=0, count=1, items=22, **changes):
     config = DataConfig(**({"threads": 2, "prefetch": 0} | changes))
     return video_batches(config, Numbers(items), size=(2, 2), frames=1, batch_size=batch_size, seed=1,
-                         shard_index=index, shard_count=count)
+                         shard=ProcessShard(index=index, count=count))
 
 
 def test_batches_of_videos_are_the_same_on_any_hosts_and_complete():

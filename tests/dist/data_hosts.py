@@ -12,7 +12,7 @@ from flax.linen import meta
 from tests.conftest import TINY
 from vdit.checkpoint import Checkpointer
 from vdit.config import apply_overrides
-from vdit.data import DataConfig, LatentStore, row_iterator, write_latents
+from vdit.data import DataConfig, LatentStore, ProcessShard, TokenSpec, row_iterator, write_latents
 from vdit.dist.mesh import MeshConfig, make_mesh
 from vdit.dist.multihost import initialize
 from vdit.dist.mesh import host_share
@@ -44,8 +44,8 @@ class Letters:
 
 def rows_of(folder, share):
     config = DataConfig(row_tokens=32, max_text_per_row=16, max_frames_per_row=12, max_clips_per_row=6, buffer_clips=5, threads=1, epochs=PASSES)
-    return row_iterator(config, LatentStore(folder), Letters(), (1, 2, 2), seed=3, batch_rows=BATCH,
-                        shard_index=share.index, shard_count=share.count)
+    return row_iterator(config, LatentStore(folder), Letters(), TokenSpec(patch=(1, 2, 2)), seed=3, batch_rows=BATCH,
+                        shard=ProcessShard(index=share.index, count=share.count))
 
 
 def described(rows):

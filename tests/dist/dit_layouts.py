@@ -170,7 +170,7 @@ def run(case: Case) -> dict:
     plan = plan_state(settings.network.init, settings.dit_train, mesh=mesh)
     step = make_train_step(DenoisingLoss().make_loss(settings.model), plan)
     batch = rows(case)
-    batch = jax.device_put(batch, step.place(batch))
+    batch = jax.device_put(batch, step.shardings(batch))
     # Compiles in half the time; what is read of the program is settled before.
     compiled = step.lower(batch).compile(compiler_options={"xla_cpu_use_fusion_emitters": False})
     with jax.set_mesh(mesh):

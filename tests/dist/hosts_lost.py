@@ -10,7 +10,7 @@ import time
 
 from jax._src.distributed import State
 
-from vdit.cli.hosts import joined
+from vdit.cli.process import distributed_session
 from vdit.errors import DataError
 
 STEPS = 400  # of 0.05 s: longer than the test waits
@@ -20,12 +20,12 @@ def main(how: str, who: int) -> None:
     me = int(os.environ["VDIT_PROCESS_ID"])
     if how == "starting" and me == who:
         signal_while_jax_starts()
-    with joined({}) as together:
-        together.place.saved = lambda: 7
+    with distributed_session({}) as together:
+        together.status.saved = lambda: 7
         if how == "last":
             return the_last(together, me == who)
         for step in range(1, STEPS):
-            together.place.step, together.place.phase = step, "counting"
+            together.status.step, together.status.phase = step, "counting"
             time.sleep(0.05)
             if step < 10 or me != who:
                 continue

@@ -27,7 +27,7 @@ from vdit.samplers.grid import Grid
 from vdit.sampling.canvas import Prompts
 from vdit.sampling.config import SamplingConfig
 from vdit.models.network import Network
-from vdit.sampling.programs import TextToVideo, compiled, sample
+from vdit.sampling.programs import Parameters, TextToVideo, compiled, sample
 from vdit.models.text import TextConfig
 from vdit.train.state import logical_axes
 from vdit.models.vae.config import preset
@@ -89,7 +89,8 @@ def arguments(task, mesh):
 
 def run(mesh, count, decode):
     task = TextToVideo(network=NETWORK, vae=VAE_CONFIG, method=METHOD, frames=FRAMES, size=SIZE, decode=decode)
-    return sample(task, mesh, *arguments(task, mesh), prompts(count, 1), prompts(count, 2), jax.random.key(5))
+    words = prompts(count, 1), prompts(count, 2)
+    return sample(task, mesh, Parameters(*arguments(task, mesh)), words, jax.random.key(5))
 
 
 def whole_rows(mesh):

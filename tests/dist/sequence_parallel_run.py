@@ -23,7 +23,7 @@ from vdit.models.dit import DiT, DiTConfig
 from tests.models.dit.inputs import as_row, model_of
 from vdit.models.cache import KEYS, concat_tokens
 from vdit.nn.attention import attention, chunked
-from vdit.nn.linear import matmul
+from vdit.nn.layers import matmul
 from vdit.nn.embedding import rotate, rotations
 
 MESHES = {

@@ -115,7 +115,7 @@ def case(name):
         plan = split.plan_split(batch, frames, rows)
         got = run(*arrays)
     found = {
-        "ways": [plan.split.time_ways, plan.split.height_ways],
+        "ways": [plan.split.time_shards, plan.split.height_shards],
         "batch": list(plan.batch),
         "errors": errors(got, wanted),
     }

@@ -50,7 +50,7 @@ def run(mesh):
     step = make_train_step(loss, plan)
     batch = {"video": np.random.default_rng(0).integers(0, 256, (8, *VIDEO), dtype=np.uint8)}
     compiled = step.lower(batch).compile()
-    state, metrics = compiled(plan.create(jax.random.key(0)), jax.device_put(batch, step.place(batch)))
+    state, metrics = compiled(plan.create(jax.random.key(0)), jax.device_put(batch, step.shardings(batch)))
     params = jax.tree.leaves(state.params)
     is_split = lambda leaf, place: place.shard_shape(leaf.shape) != leaf.shape  # noqa: E731
     return {

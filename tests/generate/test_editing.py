@@ -18,7 +18,7 @@ from vdit.models.vae.model import VAE
 from vdit.models.vae.video import VideoVAE
 from vdit.sampling.canvas import Canvas
 from vdit.sampling.config import Structure
-from vdit.sampling.programs import CanvasInput, SampleCanvas, sample
+from vdit.sampling.programs import CanvasInput, Parameters, SampleCanvas, sample
 
 FRAMES = 13  # made in two windows, the model's own, of 9 frames: few programs, and every test uses the same
 BOTH = ["a", "b"]
@@ -85,8 +85,8 @@ def test_low_frequencies_are_the_canvas_while_structure_is_on(generator, level, 
     task = SampleCanvas(network=generator.experiment.network, method=method, output_shape=latents.shape[1:])
     canvas = Canvas(latents=latents, level=np.full((1, 3, 1, 1), level, np.float32))
     words = generator.tokens(["a"])
-    models = generator.mesh, generator.params, None, None, words, words
-    made = sample(task, *models, jax.random.key(0), None, CanvasInput(canvas=canvas))
+    model = generator.mesh, Parameters(generator.params)
+    made = sample(task, *model, (words, words), jax.random.key(0), None, CanvasInput(canvas=canvas))
     assert jnp.abs(made - latents).max() > 0.1, "the rest is made anew"
     far = float(jnp.abs(structure.low(made) - structure.low(latents)).max())
     assert far < 1e-4 if until == 0 else far > 1e-2
@@ -172,7 +172,7 @@ def test_levels_and_latents_go_through_windows_as_through_one(generator, monkeyp
     mask = rng.random(video.shape[:3]) < 0.02
     seen = {}
 
-    def spy(task, mesh, params, vae_params, statistics, prompts, negative, key, noise, given):
+    def spy(task, mesh, parameters, prompts, key, noise, given):
         seen.setdefault(window, []).append(given)
         return given.canvas.latents + 1
 
@@ -202,7 +202,7 @@ def test_levels_and_latents_go_through_windows_as_through_one(generator, monkeyp
 def test_noise_that_is_given_reaches_its_windows(generator, video, monkeypatch):
     noise, seen = np.random.default_rng(0).normal(size=(1, 4, 4, 4, 4)).astype(np.float32), []
 
-    def spy(task, mesh, params, vae_params, statistics, prompts, negative, key, noise, given):
+    def spy(task, mesh, parameters, prompts, key, noise, given):
         seen.append(noise)
         return given.canvas.latents
 

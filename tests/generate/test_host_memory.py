@@ -97,7 +97,7 @@ class Steps:
             yield np.full((1, min(32, self.count - start), *self.size, 3), 0.5, np.float32)
 
 
-def latents_only(task, mesh, params, vae, statistics, prompts, negative, key, noise, given):
+def latents_only(task, mesh, parameters, prompts, key, noise, given):
     return np.asarray(given.canvas.latents)
 
 

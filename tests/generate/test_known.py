@@ -52,9 +52,9 @@ def methods(monkeypatch):
     """The methods that are sampled with; nothing is."""
     used = []
 
-    def note(task, mesh, params, vae_params, statistics, prompts, *rest):
+    def note(task, mesh, parameters, prompts, *rest):
         used.append(task.method)
-        return np.zeros((prompts.ids.shape[0], *task.output_shape), np.float32)
+        return np.zeros((prompts[0].ids.shape[0], *task.output_shape), np.float32)
 
     monkeypatch.setattr(generating, "sample", note)
     return used

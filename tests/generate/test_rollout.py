@@ -26,9 +26,9 @@ def drawn(monkeypatch):
     """What was asked for in each window: (task, prompt's tokens, canvas, made)."""
     calls, draw = [], generating.sample
 
-    def spy(task, mesh, params, vae, statistics, prompts, negative, key, noise, given):
-        made = draw(task, mesh, params, vae, statistics, prompts, negative, key, noise, given)
-        calls.append((task, np.asarray(prompts.ids), given.canvas, np.asarray(made)))
+    def spy(task, mesh, parameters, prompts, key, noise, given):
+        made = draw(task, mesh, parameters, prompts, key, noise, given)
+        calls.append((task, np.asarray(prompts[0].ids), given.canvas, np.asarray(made)))
         return made
 
     monkeypatch.setattr(generating, "sample", spy)
@@ -40,7 +40,7 @@ def noise(monkeypatch):
     """In the place of networks: noise wherever nothing is known. The canvases, and `noise.tasks`."""
     canvases = Asked()
 
-    def draw(task, mesh, params, vae, statistics, prompts, negative, key, noise, given):
+    def draw(task, mesh, parameters, prompts, key, noise, given):
         canvas = given.canvas
         canvases.append(canvas)
         canvases.tasks.append(task)

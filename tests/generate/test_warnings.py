@@ -6,8 +6,8 @@ import pytest
 
 from tests import tiny
 from vdit.cli import sample
+from vdit.cli.batch import PromptSpec
 from vdit.cli.parser import Parser, duration
-from vdit.cli.prompts import PromptSpec
 from vdit.errors import VditWarning
 from vdit.generate.generator import Generator, window_of
 from vdit.generate.verbs import rollout

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from vdit.data.config import DataConfig
-from vdit.data.pipeline import row_iterator
+from vdit.data.pipeline import TokenSpec, row_iterator
 from vdit.errors import ConfigError
 from vdit.experiment.captioning import END, Captioning, next_token_loss
 from vdit.experiment.objectives import DiffusionModel
@@ -47,8 +47,8 @@ class Clips(list):
 def rows(clips):
     config = DataConfig(row_tokens=40, max_text_per_row=40, max_frames_per_row=16, max_clips_per_row=6, buffer_rows=1,
                         streams=1, threads=0, read_ahead=0, prefetch=0)  # fmt: skip
-    return jax.tree.map(jnp.asarray, next(row_iterator(config, Clips(clips), Words(), (1, 1, 1), seed=0, batch_rows=1,
-                                                       compose=Captioning().compose_text)))  # fmt: skip
+    tokens = TokenSpec(patch=(1, 1, 1), compose=Captioning().compose_text)
+    return jax.tree.map(jnp.asarray, next(row_iterator(config, Clips(clips), Words(), tokens, seed=0, batch_rows=1)))
 
 
 @pytest.fixture(scope="module")

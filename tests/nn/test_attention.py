@@ -9,9 +9,7 @@ import pytest
 
 from vdit.errors import ShapeError
 from vdit.nn.attention import SAVED, attention, chunked, splash
-from vdit.nn.attention.kernel import merge
-from vdit.nn.attention.pick import KERNELS, pick
-from vdit.nn.attention.pick import kernel as kernel_of
+from vdit.nn.attention.kernel import KERNELS, choose_kernel, load_kernel, merge
 
 N, M = 200, 150
 
@@ -110,16 +108,16 @@ def test_parts_of_the_keys_add_up(kernel):
     """What a ring does: attention to each half of the keys, merged, and each half's gradients."""
     q, k, v, q_ids, k_ids, weight = inputs()
     q, k, v, weight = (np.swapaxes(x, 1, 2) for x in (q, k, v, weight))
-    forward, backward = jax.jit(kernel_of(kernel).forward), jax.jit(kernel_of(kernel).backward)
+    forward, backward = jax.jit(load_kernel(kernel).forward), jax.jit(load_kernel(kernel).backward)
     parts = [(k[:, :, s], v[:, :, s], q_ids, k_ids[:, s]) for s in (slice(75), slice(75, None))]
     out, lse = merge(*forward(q, *parts[0]), *forward(q, *parts[1]))
-    want, want_lse = kernel_of("dense").forward(q, k, v, q_ids, k_ids)
+    want, want_lse = load_kernel("dense").forward(q, k, v, q_ids, k_ids)
     np.testing.assert_allclose(out, want, atol=1e-5)
     np.testing.assert_allclose(lse, want_lse, atol=1e-5)
 
     delta = jnp.sum(want * weight, -1)
     first, second = (backward(q, *part, want_lse, delta, weight) for part in parts)
-    dq, dk, dv = kernel_of("dense").backward(q, k, v, q_ids, k_ids, want_lse, delta, weight)
+    dq, dk, dv = load_kernel("dense").backward(q, k, v, q_ids, k_ids, want_lse, delta, weight)
     np.testing.assert_allclose(first[0] + second[0], dq, atol=1e-5)
     for i, whole in ((1, dk), (2, dv)):
         np.testing.assert_allclose(np.concatenate([first[i], second[i]], 2), whole, atol=1e-5)
@@ -158,8 +156,8 @@ def test_what_remat_may_save_keeps_the_kernel_from_running_again():
     ],
 )  # fmt: skip
 def test_the_kernel_follows_the_target(platform, size, kernel):
-    assert pick(None, platform, size, size, 64) == kernel
-    assert pick("dense", platform, size, size, 64) == "dense"
+    assert choose_kernel(None, platform, size, size, 64) == kernel
+    assert choose_kernel("dense", platform, size, size, 64) == "dense"
 
 
 def test_what_does_not_fit_is_an_error():

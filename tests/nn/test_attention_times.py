@@ -10,9 +10,7 @@ import pytest
 from tests.nn.test_attention import inputs, small_blocks, value_and_gradients
 from vdit.errors import ShapeError
 from vdit.nn.attention import attention, splash, triton
-from vdit.nn.attention.kernel import merge, numbered
-from vdit.nn.attention.pick import KERNELS
-from vdit.nn.attention.pick import kernel as kernel_of
+from vdit.nn.attention.kernel import KERNELS, load_kernel, merge, numbered
 
 __all__ = ["small_blocks"]  # pytest applies it to these tests too
 
@@ -105,16 +103,16 @@ def test_parts_of_the_keys_add_up(kernel):
     q, k, v, q_ids, k_ids, q_time, k_time, weight = timed("mixed")
     q, k, v, weight = (np.swapaxes(x, 1, 2) for x in (q, k, v, weight))
     low, high, keys = numbered(q_ids, 0 * q_time), numbered(q_ids, q_time), numbered(k_ids, k_time)
-    forward, backward = jax.jit(kernel_of(kernel).forward), jax.jit(kernel_of(kernel).backward)
+    forward, backward = jax.jit(load_kernel(kernel).forward), jax.jit(load_kernel(kernel).backward)
     parts = [(k[:, :, s], v[:, :, s], high, keys[:, s]) for s in (slice(75), slice(75, None))]
     out, lse = merge(*forward(q, *parts[0], low), *forward(q, *parts[1], low))
-    want, want_lse = kernel_of("dense").forward(q, k, v, high, keys, low)
+    want, want_lse = load_kernel("dense").forward(q, k, v, high, keys, low)
     np.testing.assert_allclose(out, want, atol=1e-5)
     np.testing.assert_allclose(lse, want_lse, atol=1e-5)
 
     delta = jnp.sum(want * weight, -1)
     first, second = (backward(q, *part, want_lse, delta, weight, low) for part in parts)
-    dq, dk, dv = kernel_of("dense").backward(q, k, v, high, keys, want_lse, delta, weight, low)
+    dq, dk, dv = load_kernel("dense").backward(q, k, v, high, keys, want_lse, delta, weight, low)
     np.testing.assert_allclose(first[0] + second[0], dq, atol=1e-5)
     for i, whole in ((1, dk), (2, dv)):
         np.testing.assert_allclose(np.concatenate([first[i], second[i]], 2), whole, atol=1e-5)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vdit.dist.mesh import compiler_options
 from vdit.errors import ConfigError
-from vdit.nn.compiling import compiler_options
 from vdit.nn.conv import CausalConv, Conv, conv, matrices, upsample_conv, upsample_nearest
 
 

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdit.nn.embedding import axis_dims, rotate, rotations, sincos_position, sinusoid
-from vdit.nn.linear import matmul
-from vdit.nn.norm import layer_norm, rms_norm
+from vdit.nn.layers import layer_norm, matmul, rms_norm
 
 
 def test_matmul_gradients_are_those_of_jax():

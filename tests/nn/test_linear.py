@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vdit.errors import ConfigError
-from vdit.nn.linear import Linear
+from vdit.nn.layers import Linear
 from vdit.nn.lora import dense_layers, init_lora, join, scales
 from vdit.nn.quantise import DTYPES, cast, is_quantisable, quantise
 

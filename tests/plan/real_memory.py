@@ -76,7 +76,7 @@ def main() -> None:
         rows, values=rng.normal(size=rows.values.shape).astype(np.float32), position=np.zeros_like(rows.position),
         frame_index=np.zeros_like(rows.frame_index),
     )  # fmt: skip
-    batch = jax.device_put(rows, step.place(shapes))
+    batch = jax.device_put(rows, step.shardings(shapes))
     kinds = {"parameters": state.params, "EMA": state.ema, "optimizer": state.opt_state, "batch": batch}
     counted = {kind: sorted(set(on_each_device(tree).values())) for kind, tree in kinds.items()}
     everything = sorted(set(on_each_device((state, batch)).values()))
@@ -88,7 +88,7 @@ def main() -> None:
     rise = resident("VmHWM") - before
     stats = compiled.memory_analysis()
     print(json.dumps({
-        "held": {kind: [program.held[kind], counted[kind]] for kind in kinds},
+        "held": {kind: [program.arguments[kind], counted[kind]] for kind in kinds},
         "arguments": [stats.argument_size_in_bytes, everything],
         "total": [planned.total, sum(planned.kinds.values())],
         "temporaries": [stats.temp_size_in_bytes * mesh.size, rise],

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vdit.plan.memory import hbm_bytes, kept_by_loops, stored_bytes
+from vdit.plan.memory import hbm_bytes, saved_by_loops, stored_bytes
 
 DEPTH, N, D = 5, 64, 32
 
@@ -21,13 +21,13 @@ ARGUMENTS = jax.ShapeDtypeStruct((DEPTH, D, D), jnp.float32), jax.ShapeDtypeStru
 
 
 def test_a_forward_pass_alone_keeps_nothing():
-    kept = kept_by_loops(text_of(layers, *ARGUMENTS))
+    kept = saved_by_loops(text_of(layers, *ARGUMENTS))
     assert (kept.saved, kept.gradients) == (0, 0)
 
 
 def test_a_loop_over_layers_keeps_one_residual_a_layer_and_stacks_gradients():
     """Of tanh(x w): x, tanh's value and its slope at most, and the weights' gradient; the weights are only read."""
-    kept = kept_by_loops(text_of(jax.grad(layers, argnums=(0, 1)), *ARGUMENTS))
+    kept = saved_by_loops(text_of(jax.grad(layers, argnums=(0, 1)), *ARGUMENTS))
     stream = DEPTH * N * D * 4
     assert stream <= kept.saved <= 3 * stream
     assert kept.gradients == DEPTH * D * D * 4
@@ -38,7 +38,7 @@ def test_remat_keeps_the_residual_stream_alone():
         body = jax.checkpoint(lambda x, w: (jnp.tanh(jnp.tanh(x @ w) @ w), None), prevent_cse=False)
         return jax.lax.scan(body, x, weights)[0].sum()
 
-    kept = kept_by_loops(text_of(jax.grad(rematted), *ARGUMENTS))
+    kept = saved_by_loops(text_of(jax.grad(rematted), *ARGUMENTS))
     assert kept.saved == DEPTH * N * D * 4
 
 

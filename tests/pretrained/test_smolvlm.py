@@ -16,7 +16,7 @@ from vdit.language.base import Frames, GenerationOptions, Request, user
 from vdit.models.lm.chat import ChatTemplate
 from vdit.models.lm.model import LanguageModel
 from vdit.models.lm.tokenizer import train_lm_tokenizer
-from vdit.models.vision.siglip import SiglipConfig, SiglipConnector, position_ids, siglip_pixels
+from vdit.models.siglip import SiglipConfig, SiglipConnector, position_ids, siglip_pixels
 from vdit.pretrained.lm import lm_rules, open_lm
 from vdit.pretrained.smolvlm import HEAD, TEXT, VISION, in_words, smolvlm_config, vision_rules
 

@@ -12,7 +12,7 @@ from tests.conftest import TINY
 from vdit.config import apply_overrides
 from vdit.eval.detectors import detect
 from vdit.quickstart import config
-from vdit.quickstart.clock import Clock, expected_seconds
+from vdit.quickstart.run import StepTimer, expected_seconds
 from vdit.quickstart.score import PARTS, chance, derangement, hits, shares
 from vdit.sampling.config import sampling_config
 from vdit.train.progress import clock_face
@@ -32,7 +32,7 @@ def test_its_model_is_told_what_is_given():
     """So that animate, extend, loop, connect, inpaint and rollout, which its page and README show, need not guess."""
     experiment = config.experiment()
     assert sampling_config(experiment).conditioning == "clean"
-    assert all(share > 0 for share in experiment.canvases.shares())
+    assert all(fraction > 0 for fraction in experiment.canvases.fractions())
     assert experiment.canvases.window > 0
 
 
@@ -71,19 +71,19 @@ def test_derangement_moves_everything():
 
 def test_clock_adds_up_over_interruptions_and_scales_what_is_left(tmp_path, monkeypatch):
     now = iter([0.0, 30.0, 100.0, 110.0])
-    monkeypatch.setattr("vdit.quickstart.clock.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("vdit.quickstart.run.time.perf_counter", lambda: next(now))
     expected = {"vae": 10.0, "dit": 20.0}
-    clock = Clock(tmp_path / "seconds.json", expected)
+    clock = StepTimer(tmp_path / "seconds.json", expected)
     assert clock.left() == 30
     with pytest.raises(KeyboardInterrupt), clock.step("vae"):
         raise KeyboardInterrupt
     assert clock.left() == 60  # three times slower than expected
-    again = Clock(tmp_path / "seconds.json", expected)
+    again = StepTimer(tmp_path / "seconds.json", expected)
     with again.step("vae"):
         pass
     assert again.seconds == {"vae": 40.0}
     (tmp_path / "seconds.json").write_text("[")
-    assert Clock(tmp_path / "seconds.json", expected).seconds == {}
+    assert StepTimer(tmp_path / "seconds.json", expected).seconds == {}
     assert clock_face(130.4) == "2:10"
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from tests.tiny import lora_experiment, make_latents
 from vdit.data.latents import LatentStore
-from vdit.data.pipeline import row_iterator
+from vdit.data.pipeline import TokenSpec, row_iterator
 from vdit.dist.mesh import MeshConfig, make_mesh
 from vdit.experiment.objectives import DenoisingLoss
 from vdit.nn.lora import attach, detach, join
@@ -34,7 +34,7 @@ def run(base, batches, experiment, mesh):
     plan = plan_state(start.init, experiment.dit_train, mesh=mesh)
     step = make_train_step(DenoisingLoss().make_loss(experiment.model), plan, frozen=start.frozen)
     state = plan.create(jax.random.key(0))
-    placed = [jax.device_put(batch, step.place(batch)) for batch in batches]
+    placed = [jax.device_put(batch, step.shardings(batch)) for batch in batches]
     with jax.set_mesh(mesh):
         compiled = step.jitted.lower(state, placed[0], start.frozen).compile()
         losses = []
@@ -85,7 +85,8 @@ def main(base, root):
     experiment = with_tokenizer(lora_experiment(Path(base)), tokenizer_space)
     tokenizer = tokenizer_space.open_tokenizer(experiment)
     store = LatentStore(space.latents)
-    data = row_iterator(experiment.data, store, tokenizer, experiment.backbone.patch, seed=0, batch_rows=8)
+    tokens = TokenSpec(patch=experiment.backbone.patch)
+    data = row_iterator(experiment.data, store, tokenizer, tokens, seed=0, batch_rows=8)
     batches = [next(data) for _ in range(2)]
     meshes = {
         "mixed": make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)),

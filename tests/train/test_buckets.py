@@ -98,7 +98,7 @@ def test_an_output_without_the_right_to_write_is_refused_at_once(runs, server):
 
 
 def test_a_folder_of_videos_and_captions_may_be_in_a_bucket(runs, server, tmp_path):
-    from vdit.data.folder import FolderDataset
+    from vdit.data.datasets import FolderDataset
 
     root = runs[1].rpartition("/runs")[0]
     for name in ("a.mp4", "b/c.mp4"):

@@ -173,7 +173,7 @@ def test_shares_are_kept(row):
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ConfigError, match=r"canvases.head=-1: a share, give 0 or more"):
+    with pytest.raises(ConfigError, match=r"canvases.head=-1: a fraction, give 0 or more"):
         CanvasConfig(head=-1)
     with pytest.raises(ConfigError, match="no share above 0"):
         CanvasConfig(none=0.0)

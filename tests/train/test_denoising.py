@@ -9,7 +9,7 @@ import pytest
 
 from vdit.data.config import DataConfig
 from vdit.data.latents import LatentStore, write_latents
-from vdit.data.pipeline import row_iterator, useful
+from vdit.data.pipeline import TokenSpec, row_iterator, useful
 from vdit.experiment.experiment import Experiment
 from vdit.experiment.objectives import DenoisingLoss
 from vdit.experiment.training import TrainConfig
@@ -50,7 +50,7 @@ def rows(tmp_path_factory):
         {"latent": rng.normal(size=(*sizes[i % len(sizes)], 4)), "captions": ["one two three"[: i % 13]]}
         for i in range(200)
     ))  # fmt: skip
-    data = row_iterator(EXPERIMENT.data, LatentStore(folder), Words(), (1, 2, 2), seed=0, batch_rows=2)
+    data = row_iterator(EXPERIMENT.data, LatentStore(folder), Words(), TokenSpec(patch=(1, 2, 2)), seed=0, batch_rows=2)
     return [next(data) for _ in range(6)]
 
 
@@ -62,7 +62,7 @@ def test_one_compilation_serves_every_size(rows):
     for batch in rows:
         for row, clip in zip(batch.position, batch.segment_ids):
             shapes |= {tuple(row[clip == i].max(0)) for i in range(1, clip.max() + 1)}
-        placed = jax.device_put(batch, step.place(batch))
+        placed = jax.device_put(batch, step.shardings(batch))
         state, metrics = step(state, placed)
         assert np.isfinite(metrics["loss"])
         assert metrics["tokens"] == (batch.segment_ids > 0).sum()

@@ -18,7 +18,7 @@ from vdit.diffusion import DDPM, DiffusionConfig, Flow, from_clean_and_noise
 from vdit.dist.mesh import make_mesh
 from vdit.errors import ConfigError
 from vdit.experiment.canvases import CanvasConfig, DrawnCanvas
-from vdit.experiment.distill import TEACHER, ConsistencyDistillation, consistency_gap, pseudo_huber, step_down
+from vdit.experiment.distill import TEACHER, ConsistencyDistillation, Networks, consistency_gap, pseudo_huber, step_down
 from vdit.experiment.experiment import Experiment
 from vdit.experiment.training import LoRAConfig
 from vdit.models.backbone import Output
@@ -75,7 +75,7 @@ def gap(mix, *, steps, std=STD, schedule=None, prediction="velocity", **networks
     x = schedule.alpha(t) * MEAN + spread * jax.random.normal(KEY, t.shape)
     mixes = {"student": mix, "target": mix, "teacher": 0.0} | networks
     square = consistency_gap(
-        x, frame_index, level[:, :-1], level[:, 1:], **{name: network(m) for name, m in mixes.items()},
+        x, frame_index, level[:, :-1], level[:, 1:], Networks(**{name: network(m) for name, m in mixes.items()}),
         schedule=schedule, prediction=prediction,
     )  # fmt: skip
     return jnp.sqrt(jnp.mean(square))
@@ -120,7 +120,7 @@ def test_steps_lie_on_the_shifted_grid_and_what_is_known_stays(row):
         row=dataclasses.replace(row, frame_segment_ids=frame_segment_ids),
         levels=jnp.array([[1.0, 0.26, 0.25, 0.3, 0.0]]),
         known=jnp.zeros((1, 1), bool),
-        fixed=jnp.array([[False, False, False, True, False]]),
+        known_frames=jnp.array([[False, False, False, True, False]]),
     )
     level, lower = step_down(drawn, Flow(shift=3.0), 4)
     shifted = lambda *t: np.array([[3 * u / (1 + 2 * u) for u in t]])  # noqa: E731

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from tests.data.test_folder import write_film
-from vdit.cli.folder import folder_experiment
 from vdit.cli.main import main
+from vdit.cli.train import folder_experiment
 from vdit.config import apply_overrides
 from vdit.data.latents import LatentStore
 from vdit.errors import ConfigError, DataError
@@ -54,7 +54,7 @@ def run(tmp_path, monkeypatch):
         overrides = [*TINY, *(more or ["latents.samples=12"])]
         experiment = experiment or apply_overrides(folder_experiment(films), overrides)
         watch = types.SimpleNamespace(note=lambda line: None)
-        logging = Logging(watch=watch, console=Console(file=printed, width=10_000))
+        logging = Logging(monitor=watch, console=Console(file=printed, width=10_000))
         Halves.made = 0
         encoding.encode_latents(experiment, space, logging, TrainingVideos(experiment, logging, strict=strict))
         return Halves.made, printed.getvalue()

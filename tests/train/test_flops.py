@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
-from vdit.nn.linear import matmul
+from vdit.nn.layers import matmul
 from vdit.train.flops import count_flops
 
 X, W = jnp.ones((3, 5, 8)), jnp.ones((8, 16))

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tests import tiny
 from vdit.cli import output
-from vdit.cli.exit_status import ending
+from vdit.cli.process import exit_status
 from vdit.data.latents import write_latents
 from vdit.errors import DataError, VideoError
 from vdit.train import logging as metrics
@@ -56,7 +56,7 @@ def test_records_go_on_once_there_is_room_and_say_what_they_lack(tmp_path, monke
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
     space = Workspace(tmp_path)
     with RunMonitor() as watch:
-        writers = make_writers("dit", space, Logging(watch=watch), 0)
+        writers = make_writers("dit", space, Logging(monitor=watch), 0)
         for steps, limit in (((1, 2, 3), contextlib.nullcontext), ((4, 5, 6), full), ((7, 8), contextlib.nullcontext)):
             now[0] += 100
             with limit():
@@ -89,7 +89,7 @@ def test_training_goes_on_without_what_is_not_the_checkpoint(tmp_path, capsys):
                 limit.close()
 
     with limit, RunMonitor(space.logs / "hosts") as watch:
-        writers = make_writers("dit", space, Logging(watch=watch), 0)
+        writers = make_writers("dit", space, Logging(monitor=watch), 0)
         result = train(step.plan.create(jax.random.key(0)), step, tiny.batches(), hooks=(Fill(),), monitor=watch,
                        report=Report(writers=writers, console=Console(file=io.StringIO())))  # fmt: skip
         watch.note("there is room again")
@@ -123,7 +123,7 @@ def test_what_cannot_be_done_without_fails_by_name_and_leaves_nothing(tmp_path, 
     path = tmp_path / name
     with pytest.raises(kind) as caught, full():
         write(path)
-    line, code = ending(caught.value)
+    line, code = exit_status(caught.value)
     assert f"{tmp_path}/" in line
     assert name in line
     assert "a file may not grow that large here" in line

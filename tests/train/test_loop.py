@@ -97,7 +97,7 @@ def test_a_resumed_run_reads_on_where_the_stopped_one_was(step, tmp_path, quiet)
 
 def test_metrics_come_in_order_and_before_the_samples_of_the_same_step(step, quiet):
     recorder = Recorder()
-    hook = SampleHook(every=5, draw=lambda at, state: {"samples": np.zeros((2, 3, 4, 4, 3))}, fps=4.0)
+    hook = SampleHook(every=5, sample=lambda at, state: {"samples": np.zeros((2, 3, 4, 4, 3))}, fps=4.0)
     state = step.plan.create(jax.random.key(0))
     report = Report(writers=(recorder,), console=quiet, flops_per_step=1e3)
     result = train(state, step, tiny.batches(), hooks=(hook,), report=report)
@@ -192,6 +192,6 @@ def test_the_time_left_is_measured_without_compilation(monkeypatch, terminal):
 
 def test_a_batch_that_the_devices_cannot_share_is_named(step, monkeypatch):
     feed = PrefetchToDevice(tiny.batches(), step, remaining=1)
-    monkeypatch.setattr(feed, "_ways", 3)
+    monkeypatch.setattr(feed, "_num_shards", 3)
     with pytest.raises(ConfigError, match=r"batch_size=8 must be a multiple .* = 1 \* 3"):
         feed.take()

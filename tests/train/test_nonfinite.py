@@ -87,7 +87,7 @@ def test_a_run_that_skipped_its_last_steps_is_saved_and_not_taken_for_complete(t
 def test_samples_that_are_nan_are_told_and_not_shown(capsys):
     draw = lambda step, state: {"samples": np.full((1, 2, 4, 4, 3), np.nan if step == 4 else 0.0)}  # noqa: E731
     recorder = Recorder()
-    result = run(hooks=(SampleHook(every=4, draw=draw),), writers=(recorder,))
+    result = run(hooks=(SampleHook(every=4, sample=draw),), writers=(recorder,))
     assert int(result.state.step) == 12
     assert recorder.shown == [8, 12]
     assert "step 4: samples hold NaN" in capsys.readouterr().err

@@ -99,7 +99,7 @@ def test_a_call_that_python_cannot_interrupt_does_not_hold_the_end_up():
 
 
 WORKING = """
-import sys, jax, jax.numpy as jnp
+import dataclasses, sys, jax, jax.numpy as jnp
 from vdit.cli import main
 from vdit.errors import Preempted
 
@@ -107,7 +107,7 @@ def run(*_):  # minutes of work, in the background
     jax.jit(lambda x: jax.lax.fori_loop(0, 10**6, lambda _, y: jnp.tanh(y @ y), x))(jnp.ones((1000, 1000)))
     raise Preempted("stopped by SIGTERM; this is what comes next")
 
-main.COMMANDS["quickstart"].run = run
+main.COMMANDS["quickstart"] = dataclasses.replace(main.COMMANDS["quickstart"], run=run)
 sys.argv = ["vdit", "quickstart"]
 getattr(main, "entry", lambda: sys.exit(main.main()))()
 """

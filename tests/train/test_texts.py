@@ -180,7 +180,7 @@ def test_a_text_encoder_that_is_trained_is_refused(base):
 def test_the_command_encodes_and_the_run_remembers(base, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("vdit.train.stages.run", lambda *args, **options: asked.append((args, options)))
-    monkeypatch.setattr("vdit.cli.cache.keep_compiled", lambda: None)
+    monkeypatch.setattr("vdit.cli.process.keep_compiled", lambda: None)
     Workspace(tmp_path / "lora").save_experiment(lora_experiment(base))
     assert main(["encode-text", str(tmp_path / "lora"), "--dtype", "bfloat16"]) == 0
     [((experiment, space), options)] = asked

@@ -6,9 +6,8 @@ from PIL import Image
 
 from tests.data_paths import shared_data
 from vdit.errors import VideoError
-from vdit.video import parts as video_parts
-from vdit.video.parts import frame_numbers, read_tail
-from vdit.video.read import read_video, write_video
+from vdit.video import read as video_read
+from vdit.video.read import Window, frame_numbers, read_tail, read_video, write_video
 
 COUNT, RATE = 60, 10
 
@@ -39,8 +38,8 @@ def test_the_tail_is_the_end_of_the_whole(video, asked):
 def test_the_tail_of_a_long_file_leaves_its_beginning_alone(tmp_path, monkeypatch):
     path, given = tmp_path / "long.mkv", []
     write_video(path, np.zeros((200, 16, 16, 3), np.uint8), fps=10)
-    read = video_parts.iter_frames
-    monkeypatch.setattr(video_parts, "iter_frames", lambda *a, **k: (given.append(f) or f for f in read(*a, **k)))
+    read = video_read.iter_frames
+    monkeypatch.setattr(video_read, "iter_frames", lambda *a, **k: (given.append(f) or f for f in read(*a, **k)))
     assert len(read_tail(path, 5).frames) == 5
     assert len(given) < 40
 
@@ -69,6 +68,6 @@ def test_a_cut_file_has_no_last_frames():
 @pytest.mark.parametrize("asked", [{}, {"fps": 5.0}, {"fps": 30.0, "max_frames": 9}, {"start": 1.3, "duration": 1.0}])
 def test_numbers_are_those_of_the_frames_read(video, asked):
     whole, part = read_video(video).frames, read_video(video, **asked).frames
-    numbers, total = frame_numbers(video, **asked)
+    numbers, total = frame_numbers(video, Window(**asked))
     assert total == COUNT
     np.testing.assert_array_equal(whole[numbers], part)

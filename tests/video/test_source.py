@@ -11,7 +11,7 @@ from PIL import Image
 from tests.data_paths import shared_data
 from vdit.data.clips import Clips
 from vdit.data.config import DataConfig
-from vdit.data.folder import FolderDataset
+from vdit.data.datasets import FolderDataset
 from vdit.errors import VideoError
 from vdit.generate.inputs import read_input
 from vdit.video import read as video_io

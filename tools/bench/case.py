@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdit.nn.compiling import compiler_options
+from vdit.dist.mesh import compiler_options
 from vdit.pretrained.model import one_device
 from vdit.pretrained.tensors import TensorFiles, TensorInfo
 from vdit.pretrained.weights import Rule, load

@@ -15,13 +15,13 @@ from case import DTYPE, GPU, SCAN, Case, Run, no_grad, numpy_of, run_jax, to_tor
 from vdit.data.patches import unpatchify
 from vdit.diffusion import Guidance
 from vdit.diffusion.schedules import Flow
+from vdit.dist.mesh import compiler_options
 from vdit.experiment.training import OptimizerConfig, TrainConfig
 from vdit.models.dit.config import preset
 from vdit.models.network import Network
 from vdit.models.text import T5Config, make_encoder, t5_preset, t5_text
 from vdit.models.vae import VAE
 from vdit.models.vae import preset as vae_preset
-from vdit.nn.compiling import compiler_options
 from vdit.pretrained import dit as dit_maps
 from vdit.pretrained import t5, wan, wan_vae
 from vdit.pretrained.model import one_device
@@ -127,7 +127,7 @@ class DiTTraining(DiTForward):
         step = make_train_step(loss, plan, compiler_options=compiler_options())
         box = [plan.with_params(self.weights(), jax.random.key(0))]
         batch = {"row": self.row(), "times": self.times, "target": self.target}
-        batch = jax.device_put(batch, step.place(batch))
+        batch = jax.device_put(batch, step.shardings(batch))
 
         def run():
             box[0], metrics = step(box[0], batch)

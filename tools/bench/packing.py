@@ -16,6 +16,7 @@ as they are packed, and for rows given by rank out of windows of so many (data.b
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import math
 import time
@@ -60,9 +61,9 @@ def mix(count: int, limit: int, width: int, seed: int = 0) -> list[PackItem]:
 
 def ours(clips: list[PackItem], limits: RowShape, config: DataConfig) -> tuple[float, float, float]:
     """(useful share, share in the worst row, clips a second) of the rows of a long stream."""
-    rows = PackedRows({0: grain.MapDataset.range(len(clips))}, lambda index, place: clips[index], limits, rows_each=1,
-                      most_tokens=config.look_ahead(), most_clips=config.buffer_clips, threads=0, read_ahead=0,
-                      identity={})
+    alone = dataclasses.replace(config, threads=0, read_ahead=0)
+    order = {0: grain.MapDataset.range(len(clips))}
+    rows = PackedRows(order, lambda index, place: clips[index], limits, alone, rows_each=1, identity={})
     start, shares, packed = time.process_time(), [], 0
     for row in rows:
         shares.append(float((row.segment_ids > 0).mean()))
@@ -91,8 +92,8 @@ def dearest(clips: list[PackItem], limits: RowShape, config: DataConfig, window:
     """(FLOPs of a batch's dearest row over its mean row, the same of the worst batch), of full batches."""
     model = DiTConfig(width=1536, depth=30, heads=12)
     orders = {k: grain.MapDataset.range(len(clips))[k::DEVICES] for k in range(DEVICES)}
-    rows = PackedRows(orders, lambda index, place: clips[index], limits, rows_each=1, most_tokens=config.look_ahead(),
-                      most_clips=config.buffer_clips, threads=0, read_ahead=0, identity={},
+    alone = dataclasses.replace(config, threads=0, read_ahead=0)
+    rows = PackedRows(orders, lambda index, place: clips[index], limits, alone, rows_each=1, identity={},
                       balance=Balance(rows=window) if window > 1 else None)  # fmt: skip
     ratios = []
     for row in rows:

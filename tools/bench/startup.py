@@ -25,7 +25,7 @@ BUDGETS = {"vdit --help": 0.3, "before the first step": 3.0}  # CPU seconds
 
 SAMPLE = """
 import sys, time
-from vdit.cli.cache import keep_compiled
+from vdit.cli.process import keep_compiled
 keep_compiled()
 import numpy, vdit
 generator = vdit.load(sys.argv[1])

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tools.fuzz.common import Wrong, main
-from vdit.cli.prompts import read_wishes
+from vdit.cli.batch import read_prompts
 from vdit.data import tables
 from vdit.data.captions import COLUMNS, PROMPT_LISTS, TABLE_NAMES, read_captions
 from vdit.errors import VditError
@@ -91,7 +91,7 @@ def prompts(rng: random.Random, folder: Path) -> tuple[str, Callable[[], object]
     name, wanted, file = write_prompts(rng, folder)
 
     def call() -> object:
-        got = [(wish.prompt, wish.seed) for wish in read_wishes(file)]
+        got = [(wish.prompt, wish.seed) for wish in read_prompts(file)]
         if got != wanted:
             raise Wrong(f"{name}: wrote {wanted!r}, read {got!r}")
         return got
@@ -104,7 +104,7 @@ def changed_prompts(rng: random.Random, folder: Path) -> tuple[str, Callable[[],
     file.write_bytes(mutated(rng, file.read_bytes()))
 
     def call() -> object:
-        wishes = read_wishes(file)
+        wishes = read_prompts(file)
         check_texts([text for wish in wishes for text in (wish.prompt, wish.negative or "", wish.out or "")],
                     file.read_bytes())
         return wishes
@@ -228,7 +228,7 @@ def hostile(rng: random.Random, folder: Path) -> tuple[str, Callable[[], object]
     file = next(path for path in folder.iterdir() if path.name != "a.mp4")
     if rng.random() < 0.5:
         return f"hostile: {kind}", lambda: read_captions(folder, file.name)
-    return f"hostile prompts: {kind}", lambda: read_wishes(file)
+    return f"hostile prompts: {kind}", lambda: read_prompts(file)
 
 
 def _large(name: str, size: int = tables.LIMIT - 1, start: bytes = b"", fill: bytes = b"\0") -> Callable[[Path], None]:

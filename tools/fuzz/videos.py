@@ -25,7 +25,7 @@ from tests.data_paths import DATA
 from tools.fuzz.common import Wrong, main
 from vdit.data.clips import Clips
 from vdit.data.config import DataConfig
-from vdit.data.folder import FolderDataset
+from vdit.data.datasets import FolderDataset
 from vdit.generate.inputs import open_input, read_input
 from vdit.generate.masks import mask_frames
 from vdit.video.read import encode_bytes, iter_frames, probe

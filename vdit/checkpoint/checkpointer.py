@@ -22,9 +22,9 @@ from vdit.checkpoint.files import (
     File,
     IteratorState,
     Warn,
+    absolute_path,
     clear_left_overs,
     no_room,
-    place_of,
     prepare,
     quiet_orbax,
     read_iterator_state,
@@ -73,7 +73,7 @@ class Checkpointer:
         warn: Warn = say,
         attempts: int = 3,
     ):
-        self.directory = place_of(directory)
+        self.directory = absolute_path(directory)
         if str(self.directory).startswith("s3://") and jax.process_count() > 1:
             raise CheckpointError(
                 f"{self.directory}: {jax.process_count()} hosts cannot save to s3://, since Orbax cannot, and "
@@ -87,11 +87,11 @@ class Checkpointer:
         self._failures: list[str] = []  # of the saves since the last one that succeeded
         on_first(self._open)
 
-    def save(self, step: int, trees: Mapping[str, PyTree], *, place: dict | bytes | None = None) -> None:
+    def save(self, step: int, trees: Mapping[str, PyTree], *, iterator_state: dict | bytes | None = None) -> None:
         """Saves a step in the background; waits for the save before it, if that is not done yet.
 
         trees: name -> tree of arrays (typed random keys allowed). They are copied before this returns,
-        so the caller may donate them to the next step. place: the data iterator's `get_state()`.
+        so the caller may donate them to the next step. iterator_state: the data iterator's `get_state()`.
         CheckpointError if the last `attempts` saves have failed.
         """
         self._settle()
@@ -99,7 +99,7 @@ class Checkpointer:
             failures, self._failures = self._failures, []
             raise CheckpointError(f"{len(failures)} saves in a row have failed: {failures[-1]}")
         plain: dict[str, Any] = {name: without_keys(tree) for name, tree in trees.items()}
-        self._saving = _Save(self.directory / str(step), plain, self._meta, place, keep=self._keep,
+        self._saving = _Save(self.directory / str(step), plain, self._meta, iterator_state, keep=self._keep,
                              protected=self.protected, failed=self._failed)  # fmt: skip
 
     def restore(
@@ -114,7 +114,7 @@ class Checkpointer:
         if step is None:
             folder = repair(self.directory, self._warn_first)
         else:
-            folder = find_step(self.directory, step, together=True)
+            folder = find_step(self.directory, step, all_hosts=True)
         if folder is None:
             raise CheckpointError(f"{self.directory}: holds no complete checkpoint; train until the first save")
         trees, failure = None, None
@@ -190,7 +190,7 @@ class _Save:
     """One save under way. Once its thread has ended, failure: what went wrong, in the same words on all hosts; lost:
     that a host did not answer."""
 
-    def __init__(self, folder: AnyPath, trees: dict[str, PyTree], meta: dict, place, *, keep: int,
+    def __init__(self, folder: AnyPath, trees: dict[str, PyTree], meta: dict, iterator_state, *, keep: int,
                  protected: frozenset[int], failed: Warn):  # fmt: skip
         self._folder, self._keep, self._protected, self._failed = folder, keep, protected, failed
         stage = stage_of(folder.parent)
@@ -200,7 +200,7 @@ class _Save:
         self.failure: str | None = None
         self.lost: HostsError | None = None
         self._response, self._error, self._barriers = None, None, ()
-        parts = trees | {"data": IteratorState(place, self._exchange), "meta": File(META, meta)}
+        parts = trees | {"data": IteratorState(iterator_state, self._exchange), "meta": File(META, meta)}
         try:
             on_first(lambda: prepare(folder))
             with _context():
@@ -342,7 +342,7 @@ class BestStep:
     def __init__(self, checkpointer: Checkpointer, metric: str, *, lowest: bool = True, warn: Warn):
         self._checkpointer, self._metric, self._lowest, self._warn = checkpointer, metric, lowest, warn
         self._file = checkpointer.directory / BEST
-        self._told = False
+        self._warned = False
         values = on_first(lambda: _read_best(self._file, metric))
         self._values = {int(step): value for step, value in values.items()}
         self._protect()
@@ -382,8 +382,8 @@ class BestStep:
         try:
             paths.write_atomic(self._file, text + "\n")
         except OSError as error:
-            if not self._told:
-                self._told = True
+            if not self._warned:
+                self._warned = True
                 self._warn(f"{self._file}: not written: {reason(error)}; training goes on")
 
 

@@ -62,10 +62,10 @@ class File:
         raise NotImplementedError
 
 
-def place_of(directory: str | Path) -> AnyPath:
+def absolute_path(directory: str | Path) -> AnyPath:
     """The absolute path of a run's checkpoints, on a disk or in a bucket."""
-    place = paths.path(directory)
-    return place.absolute() if isinstance(place, Path) else place
+    path = paths.path(directory)
+    return path.absolute() if isinstance(path, Path) else path
 
 
 def prepare(folder: AnyPath) -> None:
@@ -186,9 +186,9 @@ class IteratorState:
     So they are in a step whenever Orbax commits it: of several writers, Orbax would wait for its own only.
     """
 
-    def __init__(self, place: dict | bytes | None, exchange: Exchange):
+    def __init__(self, state: dict | bytes | None, exchange: Exchange):
         self._exchange = exchange
-        exchange.put("place", _to_json(place))  # now: the iterator moves on while the save runs
+        exchange.put("iterator_state", _to_json(state))  # now: the iterator moves on while the save runs
 
     async def save(self, directory):
         """What Orbax calls: returns what it is to run in the background."""
@@ -196,7 +196,7 @@ class IteratorState:
         async def write():
             folder = await directory.await_creation()
             if self._exchange.index == 0:
-                values = await asyncio.to_thread(self._exchange.collect, "place")
+                values = await asyncio.to_thread(self._exchange.collect, "iterator_state")
                 for host, value in enumerate(values):
                     (folder / _name(host, len(values))).write_text(json.dumps(value, indent=1))
 
@@ -221,24 +221,24 @@ def read_iterator_state(folder: AnyPath) -> dict | bytes:
     values = _read_all(folder)
     if any(value is None for value in values):
         raise CheckpointError(f"{folder}: holds no place in the data; start the data from the beginning")
-    places = [base64.b64decode(value["bytes"]) if "bytes" in value else value["dict"] for value in values]
-    if all(isinstance(place, dict) and _STREAMS in place for place in places):
-        return _merged(folder, places)
-    if len(places) != jax.process_count():
+    states = [base64.b64decode(value["bytes"]) if "bytes" in value else value["dict"] for value in values]
+    if all(isinstance(state, dict) and _STREAMS in state for state in states):
+        return _merged(folder, states)
+    if len(states) != jax.process_count():
         raise CheckpointError(
-            f"{folder}: the place in the data is of {len(places)} hosts, this run has {jax.process_count()}: "
-            f"resume on {len(places)}, or start the data from the beginning"
+            f"{folder}: the place in the data is of {len(states)} hosts, this run has {jax.process_count()}: "
+            f"resume on {len(states)}, or start the data from the beginning"
         )
-    return places[jax.process_index()]
+    return states[jax.process_index()]
 
 
-def _merged(folder: Path, places: list[dict]) -> dict:
+def _merged(folder: Path, states: list[dict]) -> dict:
     merged: dict[str, Any] = {}
-    for host, place in enumerate(places):
-        for number, state in place[_STREAMS].items():
+    for host, host_state in enumerate(states):
+        for number, state in host_state[_STREAMS].items():
             if merged.setdefault(number, state) != state:
                 raise CheckpointError(f"{folder}: host {host} is elsewhere in stream {number} than the hosts before")
-    return places[0] | {_STREAMS: merged}
+    return states[0] | {_STREAMS: merged}
 
 
 def _read_all(folder: AnyPath) -> list[Any]:
@@ -254,8 +254,8 @@ def _name(host: int, count: int) -> str:
     return f"host_{host}_of_{count}.json"
 
 
-def _to_json(place: dict | bytes | None) -> Any:
-    if isinstance(place, bytes):
-        return {"bytes": base64.b64encode(place).decode()}
-    plain = jax.tree.map(lambda leaf: leaf.item() if isinstance(leaf, np.generic) else leaf, place)
-    return None if place is None else {"dict": plain}
+def _to_json(state: dict | bytes | None) -> Any:
+    if isinstance(state, bytes):
+        return {"bytes": base64.b64encode(state).decode()}
+    plain = jax.tree.map(lambda leaf: leaf.item() if isinstance(leaf, np.generic) else leaf, state)
+    return None if state is None else {"dict": plain}

@@ -160,9 +160,9 @@ class RunLock:
     """
 
     def __init__(self, folder: str | Path, *, patience: float = 10.0, warn: Warn = say):
-        place = paths.path(folder)
-        self._path = place.absolute() / LOCK if isinstance(place, Path) else place / LOCK
-        self._lease = None if isinstance(place, Path) else _Lease(str(self._path), warn)
+        folder = paths.path(folder)
+        self._path = folder.absolute() / LOCK if isinstance(folder, Path) else folder / LOCK
+        self._lease = None if isinstance(folder, Path) else _Lease(str(self._path), warn)
         self._patience, self._warn = patience, warn
         self._handle: int | None = None
 
@@ -208,7 +208,7 @@ class RunLock:
     def _holder(self) -> str:
         """The other run in words; it may be about to write them, or to end."""
         try:
-            return _told(self._path.read_text())
+            return _describe_holder(self._path.read_text())
         except OSError:
             return "another process"
 
@@ -222,8 +222,8 @@ class RunLock:
 
 def _close_in_children(lock: RunLock) -> None:
     """A forked child, such as a worker that reads data, must not keep the lock when its parent is killed."""
-    held = weakref.ref(lock)
-    os.register_at_fork(after_in_child=lambda: held() is not None and held()._let_go())
+    reference = weakref.ref(lock)
+    os.register_at_fork(after_in_child=lambda: reference() is not None and reference()._let_go())
 
 
 class _Lease:
@@ -248,8 +248,8 @@ class _Lease:
                 if now != seen:
                     if seen is not None:  # it was written again: its holder lives
                         raise CheckpointError(
-                            f"{self._url.rpartition('/')[0]} is being trained by {_told(now)}: stop it, or give "
-                            "another folder"
+                            f"{self._url.rpartition('/')[0]} is being trained by {_describe_holder(now)}: stop it, "
+                            "or give another folder"
                         )
                     seen, since = now, time.monotonic()
                 if _is_dead(now) or time.monotonic() - since > LEASE:
@@ -277,7 +277,7 @@ class _Lease:
             try:
                 now = _read_key(self._url)
                 if now is not None and self._token not in now:
-                    self._warn(f"{self._url}: another run has taken this folder: {_told(now)}")
+                    self._warn(f"{self._url}: another run has taken this folder: {_describe_holder(now)}")
                     return
                 if not self._stop.is_set():
                     buckets.put(self._url, self._words())
@@ -286,8 +286,8 @@ class _Lease:
 
     def _words(self) -> bytes:
         now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="milliseconds")
-        told = {"pid": os.getpid(), "host": socket.gethostname(), "started": now, "token": self._token}
-        return json.dumps(told).encode()
+        record = {"pid": os.getpid(), "host": socket.gethostname(), "started": now, "token": self._token}
+        return json.dumps(record).encode()
 
 
 def _read_key(url: str) -> str | None:
@@ -300,12 +300,12 @@ def _read_key(url: str) -> str | None:
 def _is_dead(text: str | None) -> bool:
     """Whether the process that wrote a lock was one of this machine, and has ended."""
     try:
-        told = json.loads(text or "")
-        if told["host"] != socket.gethostname():
+        record = json.loads(text or "")
+        if record["host"] != socket.gethostname():
             return False
-        if told["pid"] == os.getpid():
-            return told["token"] not in _HELD  # a process before this one had the same number
-        os.kill(told["pid"], 0)
+        if record["pid"] == os.getpid():
+            return record["token"] not in _HELD  # a process before this one had the same number
+        os.kill(record["pid"], 0)
     except ProcessLookupError:
         return True
     except (ValueError, KeyError, TypeError, OSError):
@@ -313,7 +313,7 @@ def _is_dead(text: str | None) -> bool:
     return False
 
 
-def _told(text: str | None) -> str:
+def _describe_holder(text: str | None) -> str:
     """The holder of a lock in words."""
     try:
         holder = json.loads(text or "")

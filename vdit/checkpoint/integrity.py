@@ -33,7 +33,7 @@ def files_in(folder: AnyPath) -> dict[str, int]:
     return {name: size for name, size in paths.files_below(folder).items() if name.rpartition("/")[2] not in own}
 
 
-def share(files: dict[str, int], index: int, count: int) -> list[str]:
+def process_shard(files: dict[str, int], index: int, count: int) -> list[str]:
     """The files that host `index` of `count` reads: every name is in one share, and bytes are spread evenly."""
     loads, mine = [0] * count, []
     for name in sorted(files, key=lambda name: (-files[name], name)):
@@ -65,7 +65,7 @@ def checksums(folder: AnyPath, names: Iterable[str], *, flush: bool = False) -> 
 
 def my_checksums(folder: AnyPath, exchange: Exchange) -> dict[str, str | None]:
     """The sums of this host's share of a step just written, with its files seen on the disk."""
-    return checksums(folder, share(files_in(folder), exchange.index, exchange.count), flush=True)
+    return checksums(folder, process_shard(files_in(folder), exchange.index, exchange.count), flush=True)
 
 
 def write_manifest(folder: AnyPath, found: Iterable[dict[str, str | None]] = ()) -> None:
@@ -88,18 +88,18 @@ def is_finalized(folder: AnyPath) -> bool:
     return paths.is_file(folder / MANIFEST)
 
 
-def damage(folder: AnyPath, *, together: bool = False) -> list[str]:
+def damage(folder: AnyPath, *, all_hosts: bool = False) -> list[str]:
     """What is wrong with a finalized step, a line for each file: [] if nothing.
 
-    together: all hosts ask at once; each reads its share, and all get the same answer.
+    all_hosts: all hosts ask at once; each reads its share, and all get the same answer.
     """
     stamp = _stamp(folder)
-    if Exchange(alone=not together).agree(_whole.get(folder) == stamp, all):
+    if Exchange(alone=not all_hosts).agree(_whole.get(folder) == stamp, all):
         return []
-    exchange, expected, mine = Exchange(alone=not together), _expected(folder), {}
+    exchange, expected, mine = Exchange(alone=not all_hosts), _expected(folder), {}
     if expected is not None:
         sizes = {name: _bytes(folder / name) for name in expected}
-        mine = checksums(folder, share(sizes, exchange.index, exchange.count))
+        mine = checksums(folder, process_shard(sizes, exchange.index, exchange.count))
     problems = exchange.agree(mine, lambda parts: _compare(folder, parts))
     if not problems:
         _whole[folder] = stamp

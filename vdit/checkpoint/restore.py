@@ -14,7 +14,7 @@ import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from vdit import paths
-from vdit.checkpoint.files import META, Warn, check_iterator_state, place_of, read_json, say, set_aside, steps_in
+from vdit.checkpoint.files import META, Warn, absolute_path, check_iterator_state, read_json, say, set_aside, steps_in
 from vdit.checkpoint.hosts import Exchange, on_first
 from vdit.checkpoint.integrity import damage, is_finalized, my_checksums, write_manifest
 from vdit.config import diff
@@ -36,10 +36,10 @@ def read_trees(
     there: what `stored` says of the step, if that was asked already.
     """
     check_shapes(folder, abstract, stored(folder) if there is None else there)
-    wanted = {name: _placed(without_keys(tree)) for name, tree in abstract.items()}
+    wanted = {name: _with_shardings(without_keys(tree)) for name, tree in abstract.items()}
     try:
         here = _readable(folder)
-        loaded = _apart(lambda: _load(here, wanted))
+        loaded = _in_thread(lambda: _load(here, wanted))
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: cannot be read: {reason(error)}; take another step") from error
     return {name: _with_keys(loaded[name], tree) for name, tree in abstract.items()}
@@ -57,7 +57,7 @@ def stored(folder: AnyPath) -> dict[str, PyTree]:
     names = [name for name in paths.names_in(folder) if paths.is_file(folder / name / "_METADATA")]
     try:
         here = _readable(folder)
-        found = _apart(lambda: {name: ocp.metadata(here, checkpointable_name=name).metadata for name in names})
+        found = _in_thread(lambda: {name: ocp.metadata(here, checkpointable_name=name).metadata for name in names})
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: cannot be read: {reason(error)}; take another step") from error
     unread = [name for name, tree in found.items() if tree is None]
@@ -144,7 +144,7 @@ def total_bytes(tree: PyTree) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype"))
 
 
-def _apart(read: Callable[[], Any]) -> Any:
+def _in_thread(read: Callable[[], Any]) -> Any:
     """Calls in a thread of its own, which no signal interrupts: Orbax would swallow what a signal raises, and read on
     without what it was just reading. It is raised in this thread, when the reading is over."""
     with ThreadPoolExecutor(1) as thread:
@@ -187,11 +187,11 @@ def _is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _placed(abstract: PyTree) -> PyTree:
+def _with_shardings(abstract: PyTree) -> PyTree:
     """Shapes without a sharding get the first device: else Orbax takes the one they were saved from."""
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    place = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=s.sharding or first)  # noqa: E731
-    return jax.tree.map(place, abstract)
+    with_sharding = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=s.sharding or first)  # noqa: E731
+    return jax.tree.map(with_sharding, abstract)
 
 
 def _with_keys(tree: PyTree, abstract: PyTree) -> PyTree:
@@ -213,25 +213,25 @@ def say_once(message: str) -> None:
 
 
 def find_step(
-    directory: str | Path, step: int | None = None, *, together: bool = False, warn: Warn = say_once
+    directory: str | Path, step: int | None = None, *, all_hosts: bool = False, warn: Warn = say_once
 ) -> AnyPath:
     """The folder of a step whose files are as they were written: the newest such one if None.
 
     Damaged steps are named by `warn` and passed over, nothing is changed; a step that is asked for and damaged is a
-    CheckpointError. together: all hosts call this at once and share the reading; without it, any host may alone.
+    CheckpointError. all_hosts: all hosts call this at once and share the reading; without it, any host may alone.
     """
-    directory = place_of(directory)
+    directory = absolute_path(directory)
     if not paths.is_dir(directory):
         raise CheckpointError(f"{directory}: no such checkpoint directory; give the folder that a run wrote")
     if step is not None:
-        return _asked_for(directory, step, together=together)
+        return _asked_for(directory, step, all_hosts=all_hosts)
     for _ in range(3):  # a run that is under way may delete what was listed
-        found, bad = _newest(directory, _listed(directory, together=together), together=together)
+        found, bad = _newest(directory, _listed(directory, all_hosts=all_hosts), all_hosts=all_hosts)
         if found is None and not bad:
             continue
         if found is None:
             raise _none_good(directory, bad)
-        speaks = not together or jax.process_index() == 0
+        speaks = not all_hosts or jax.process_index() == 0
         if bad and speaks:
             warn(f"{directory}: {_named(bad)}; step {found.name} is used instead")
         if not is_finalized(found) and speaks:
@@ -246,7 +246,7 @@ def repair(directory: AnyPath, warn: Warn) -> AnyPath | None:
     Renames damaged newer steps so they are ignored (unfinished ones stay). If no step is intact, renames nothing and
     raises, so a run never silently restarts from scratch.
     """
-    found, bad = _newest(directory, _listed(directory, together=True), together=True)
+    found, bad = _newest(directory, _listed(directory, all_hosts=True), all_hosts=True)
     if found is None and bad:
         raise _none_good(directory, bad)
     if bad:
@@ -264,39 +264,39 @@ def finalize(folder: AnyPath) -> None:
     exchange.agree(my_checksums(folder, exchange), lambda found: write_manifest(folder, found))
 
 
-def _asked_for(directory: AnyPath, step: int, *, together: bool) -> AnyPath:
-    steps = _listed(directory, together=together)
+def _asked_for(directory: AnyPath, step: int, *, all_hosts: bool) -> AnyPath:
+    steps = _listed(directory, all_hosts=all_hosts)
     if step not in steps:
         raise CheckpointError(f"{directory}: no step {step}; there are {steps}")
     folder = directory / str(step)
-    problem = _problem(folder, together=together)
+    problem = _problem(folder, all_hosts=all_hosts)
     if problem is not None:
         raise CheckpointError(f"{folder}: {problem}; take another step")
     return folder
 
 
-def _listed(directory: AnyPath, *, together: bool) -> list[int]:
-    return _first(lambda: steps_in(directory), together=together)
+def _listed(directory: AnyPath, *, all_hosts: bool) -> list[int]:
+    return _first(lambda: steps_in(directory), all_hosts=all_hosts)
 
 
-def _newest(directory: AnyPath, steps: list[int], *, together: bool) -> tuple[AnyPath | None, list[tuple[int, str]]]:
+def _newest(directory: AnyPath, steps: list[int], *, all_hosts: bool) -> tuple[AnyPath | None, list[tuple[int, str]]]:
     """(the newest good step's folder or None, the damaged ones before it with what is wrong with each)."""
     bad: list[tuple[int, str]] = []
     for step in reversed(steps):
         folder = directory / str(step)
-        problem = _problem(folder, together=together)
+        problem = _problem(folder, all_hosts=all_hosts)
         if problem is None:
             return folder, bad
-        if _first(functools.partial(paths.exists, folder), together=together):
+        if _first(functools.partial(paths.exists, folder), all_hosts=all_hosts):
             bad.append((step, problem))
     return None, bad
 
 
-def _problem(folder: AnyPath, *, together: bool) -> str | None:
-    if _first(lambda: is_finalized(folder), together=together):
-        problems = damage(folder, together=together)
+def _problem(folder: AnyPath, *, all_hosts: bool) -> str | None:
+    if _first(lambda: is_finalized(folder), all_hosts=all_hosts):
+        problems = damage(folder, all_hosts=all_hosts)
     else:
-        exchange = Exchange(alone=not together)
+        exchange = Exchange(alone=not all_hosts)
         mine = unreadable(folder, exchange.index, exchange.count)
         problems = exchange.agree(mine, lambda found: [line for lines in found for line in lines])
     if not problems:
@@ -304,9 +304,9 @@ def _problem(folder: AnyPath, *, together: bool) -> str | None:
     return f"{problems[0]} ({len(problems)} file{'s' if len(problems) > 1 else ''} in all)"
 
 
-def _first(look: Callable, *, together: bool):
+def _first(look: Callable, *, all_hosts: bool):
     """What the first host sees: folders may look different from others for a while."""
-    return Exchange(alone=not together).agree(None, lambda _: look())
+    return Exchange(alone=not all_hosts).agree(None, lambda _: look())
 
 
 def _named(bad: list[tuple[int, str]]) -> str:
@@ -342,7 +342,7 @@ def load_params(
     Raises:
         CheckpointError: there is no such step, it is damaged, does not fit `abstract`, or holds NaN or infinity.
     """
-    folder = find_step(directory, step, together=spans_hosts(abstract))
+    folder = find_step(directory, step, all_hosts=spans_hosts(abstract))
     name = "ema" if ema and paths.is_dir(folder / "ema") else "params"
     there = stored(folder)
     if only is not None:
@@ -354,8 +354,8 @@ def load_params(
     elif as_stored:
         check_shapes(folder, {name: abstract}, there)
         types = leaf_types(there[name])
-        keep = lambda path, s: jax.ShapeDtypeStruct(s.shape, types[path_of(path)], sharding=s.sharding)  # noqa: E731
-        abstract = jax.tree_util.tree_map_with_path(keep, abstract)
+        with_stored_type = lambda path, s: jax.ShapeDtypeStruct(s.shape, types[path_of(path)], sharding=s.sharding)  # noqa: E731
+        abstract = jax.tree_util.tree_map_with_path(with_stored_type, abstract)
     params = read_trees(folder, {name: abstract}, there=there)[name]
     spoilt = nonfinite_names(params)
     if spoilt:
@@ -373,7 +373,7 @@ def load_trees(
 
     step: None takes the newest whose files are as they were written (see find_step).
     """
-    return read_trees(find_step(directory, step, together=spans_hosts(abstract)), abstract)
+    return read_trees(find_step(directory, step, all_hosts=spans_hosts(abstract)), abstract)
 
 
 def load_progress(directory: str | Path, *, step: int | None = None) -> PyTree:

@@ -26,9 +26,9 @@ from vdit.checkpoint.files import (
     META,
     File,
     IteratorState,
+    absolute_path,
     clear_left_overs,
     no_room,
-    place_of,
     quiet_orbax,
     remove_failed,
 )
@@ -68,11 +68,10 @@ def save_streamed(
     leaf's path ("a/b/c") and, if stacked, each of its layers. Trees are fed in turn. About 2 * piece_bytes are held
     besides what the feed holds. One host only. meta: as Checkpointer's.
     """
-    place = place_of(directory)
-    if not isinstance(place, Path):
-        _save_to_bucket(place, trees, feeds, step=step, meta=meta, piece_bytes=piece_bytes)
+    directory = absolute_path(directory)
+    if not isinstance(directory, Path):
+        _save_to_bucket(directory, trees, feeds, step=step, meta=meta, piece_bytes=piece_bytes)
         return
-    directory = place
     if jax.process_count() > 1:
         raise CheckpointError(f"{jax.process_count()} hosts: streaming is for one; load onto the mesh and save that")
     if (directory / str(step)).exists():
@@ -105,15 +104,15 @@ def save_streamed(
         raise CheckpointError(f"{directory / str(step)}: not saved: {words}") from error
 
 
-def _save_to_bucket(place: AnyPath, trees, feeds, *, step: int, **how: Any) -> None:
+def _save_to_bucket(directory: AnyPath, trees, feeds, *, step: int, **how: Any) -> None:
     """Writes the step on the local disk, and uploads it with its checksums last."""
-    if paths.exists(place / str(step)):
-        raise CheckpointError(f"{place}: has step {step} already; give another directory")
+    if paths.exists(directory / str(step)):
+        raise CheckpointError(f"{directory}: has step {step} already; give another directory")
     stage = buckets.home() / "saving" / uuid.uuid4().hex
     try:
         save_streamed(stage, trees, feeds, step=step, **how)
-        with buckets.failures(str(place), CheckpointError):
-            buckets.send_folder(stage / str(step), str(place / str(step)), last=(COMMITTED, MANIFEST))
+        with buckets.failures(str(directory), CheckpointError):
+            buckets.send_folder(stage / str(step), str(directory / str(step)), last=(COMMITTED, MANIFEST))
     finally:
         paths.remove_folder(stage)
 
@@ -170,11 +169,11 @@ class _Stream:
         """Chunk by chunk, and never more than a piece on the way: each is copied, then compressed."""
         grid = [range(0, whole, part) for whole, part in zip(values.shape, chunk[len(start) :])]
         for corner in itertools.product(*grid):
-            place = tuple(slice(i, min(i + r.step, r.stop)) for i, r in zip(corner, grid))
-            part = values[place]
+            index = tuple(slice(i, min(i + r.step, r.stop)) for i, r in zip(corner, grid))
+            part = values[index]
             if self._pending_bytes + part.nbytes > self._piece:
                 self._flush()
-            self._pending.append(array[(*start, *place)].write(part))
+            self._pending.append(array[(*start, *index)].write(part))
             self._pending_bytes += part.nbytes
         if _THREADS * values.nbytes > self._piece:
             self._flush()  # what is pending keeps all of `values` alive

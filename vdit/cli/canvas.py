@@ -11,8 +11,7 @@ One grammar for all of them:
 - A duration is a number of frames, "48", or of seconds, "2s", at the rate of the video that is made. A file at a time
   is "end.jpg@1.5s" or "end.jpg@36".
 - Inputs are fitted as vdit.generate.inputs has it, to --size, or to what suits the first of them within the largest
-area
-  that the model was trained on or is sampled at.
+  area that the model was trained on or is sampled at.
 - Videos are taken, and the result is written, at the model's frame rate (its experiment's `sample.fps`; of public
   weights, the published one): the model knows no other. Inputs of another rate are resampled by time. --fps overrides
   the rate of both, and a line says what that means.
@@ -25,11 +24,11 @@ area
 - A line for each input says how it was fitted; then one line names the prompt and how long the
   video will be, then the path of each file. The rest goes to stderr (vdit/cli/status.py).
 
-A command is a module with SUMMARY, DESCRIPTION, EPILOG, TAKES_OVERRIDES, add_arguments and run (vdit/cli/main.py):
+A command is a Command (vdit/cli/parser.py) in the table of vdit/cli/main.py, of two functions:
 
     def add_arguments(parser):
         canvas.add_arguments(parser, "VIDEO", out="longer.mp4")
-        parser.add_argument("--after", type=canvas.duration, ...)
+        parser.add_argument("--after", type=duration, ...)
 
     def run(options, overrides):
         words = canvas.split_words(options, inputs=("VIDEO",))
@@ -51,9 +50,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from vdit.cli import output, streaming
+from vdit.cli import output
 from vdit.cli.output import say
-from vdit.cli.parser import RATE, Duration, UsageError, at_least, duration, length, size  # noqa: F401
+from vdit.cli.parser import RATE, Duration, UsageError, at_least, duration, size
 from vdit.cli.status import Status, counted, following, numbers, shown_method
 
 # What may follow on a command: (command, its options).
@@ -190,7 +189,7 @@ def open_inputs(
         say(note)
     inputs = []
     for file in files:
-        inputs.append(streaming.Counted(open_input(file, size=wanted, multiple=multiple, fps=fps, **reading)))
+        inputs.append(output.Counted(open_input(file, size=wanted, multiple=multiple, fps=fps, **reading)))
         status.tell("input", inputs[-1].note)
     if len(inputs) == 1 and inputs[0].fps is not None and options.fps is None:
         fps = inputs[0].fps  # 29.97 where the model makes 30: frames and sound stay in step
@@ -281,7 +280,7 @@ def making(
 
 def finish(
     options: argparse.Namespace, pieces: Iterable, fps: float, status: Status, seed: int, *,
-    sound: streaming.Soundtrack | None = None,
+    sound: output.Soundtrack | None = None,
 ) -> None:  # fmt: skip
     """Writes a video while it is made, of pieces float32 [1 t h w 3] in [-1, 1], and prints its path."""
     path = output.write(target(options, seed), (piece[0] for piece in pieces), fps, sound=sound)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vdit import paths
-from vdit.cli.parser import UsageError, at_least, seed
+from vdit.cli.parser import Command, UsageError, at_least, seed
 from vdit.errors import EX_OK, EX_USAGE, VditError
 from vdit.outputs import check_output
 
@@ -45,7 +45,6 @@ examples:
 A prompt file is Markdown with the headings `# system` and `# caption` (one question, answered in JSON), or `# short`,
 `# detailed` and `# camera` (a question each). A file that cannot be read is named, the others are still done, and the
 exit code is 2, as it is if an answer was marked."""
-TAKES_OVERRIDES = False
 PAGE_VIDEOS = 100
 _SIDE = 160  # pixels of the longer side of a frame on the page
 
@@ -278,3 +277,9 @@ def _save_page(
     more = "" if len(cards) == len(records) else f"; {len(cards)} of {len(records)} videos are shown"
     page_of = Page("captions", f"{len(records) - marked} captions, {marked} marked with a problem, by {model}{more}")
     page_of.videos(cards, 8, columns=2).save(page)
+
+
+CAPTION = Command(
+    summary=SUMMARY, description=DESCRIPTION, epilog=EPILOG, add_arguments=add_arguments, run=run,
+    takes_overrides=False,
+)  # fmt: skip

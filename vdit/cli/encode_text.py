@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import shlex
 
+from vdit.cli.parser import Command
 from vdit.errors import ConfigError
 
 SUMMARY = "encode a run's captions once, so that its training step holds no text encoder"
@@ -23,7 +24,6 @@ examples:
   vdit encode-text experiments/wan_lora.py --workdir runs/style --cfg.data.source.path=my_videos
   vdit encode-text runs/style                 # a run whose videos are encoded already
   vdit train runs/style"""
-TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from rich.console import Console
 
-    from vdit.cli.cache import keep_compiled
+    from vdit.cli.process import keep_compiled
     from vdit.cli.status import Status
     from vdit.cli.train import _default_folder, find_experiment, with_overrides
     from vdit.train.stages import Logging
@@ -65,3 +65,9 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         status.wrote(space.texts)
         status.next = f"vdit train {shlex.quote(str(space.root))}"
     return 0
+
+
+ENCODE_TEXT = Command(
+    summary=SUMMARY, description=DESCRIPTION, epilog=EPILOG, add_arguments=add_arguments, run=run,
+    takes_overrides=True,
+)  # fmt: skip

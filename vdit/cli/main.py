@@ -11,44 +11,27 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 import vdit
-from vdit.cli import (
-    animate,
-    caption,
-    connect,
-    edit,
-    encode_text,
-    extend,
-    inpaint,
-    loop,
-    plan,
-    public_weights,
-    quickstart,
-    reconstruct,
-    rollout,
-    sample,
-    simulate,
-    train,
-)
-from vdit.cli.exit_status import ending, heard_interrupts, outlived_output
+from vdit.cli import caption, editing, encode_text, public_weights, reconstruct, sample, simulate, train, verbs
 from vdit.cli.parser import Command, Parser, UsageError, nearest, refuse_unknown, take_overrides, take_plugins
+from vdit.cli.process import exit_status, heard_interrupts, outlived_output
 from vdit.errors import EX_OK, EX_USAGE, VditWarning
 
-COMMANDS = {
-    "quickstart": quickstart,
-    "caption": caption,
-    "train": train,
-    "encode-text": encode_text,
-    "plan": plan,
-    "sample": sample,
-    "animate": animate,
-    "extend": extend,
-    "loop": loop,
-    "connect": connect,
-    "edit": edit,
-    "inpaint": inpaint,
-    "rollout": rollout,
-    "simulate": simulate,
-    "reconstruct": reconstruct,
+COMMANDS: dict[str, Command] = {
+    "quickstart": train.QUICKSTART,
+    "caption": caption.CAPTION,
+    "train": train.TRAIN,
+    "encode-text": encode_text.ENCODE_TEXT,
+    "plan": train.PLAN,
+    "sample": sample.SAMPLE,
+    "animate": verbs.ANIMATE,
+    "extend": verbs.EXTEND,
+    "loop": verbs.LOOP,
+    "connect": verbs.CONNECT,
+    "edit": editing.EDIT,
+    "inpaint": editing.INPAINT,
+    "rollout": verbs.ROLLOUT,
+    "simulate": simulate.SIMULATE,
+    "reconstruct": reconstruct.RECONSTRUCT,
     "import": public_weights.IMPORT,
     "export": public_weights.EXPORT,
 }
@@ -100,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit as stop:  # argparse after --help and --version
             return int(stop.code or 0)
         except BaseException as error:
-            known = ending(error)
+            known = exit_status(error)
             if known is None:
                 raise
             line, code = known
@@ -180,8 +163,7 @@ def _parser() -> Parser:
         "backbones, data sources, losses, ... that it registers can be named in configs; may be repeated"
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=Parser)
-    for name, entry in COMMANDS.items():
-        command = Command.of(entry)
+    for name, command in COMMANDS.items():
         added = commands.add_parser(
             name, help=command.summary, description=command.description, epilog=command.epilog
         )

@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from types import ModuleType
 from typing import NoReturn
 
 from vdit.errors import ConfigError, VditError
@@ -22,7 +21,7 @@ class UsageError(VditError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
-    """One command of `vdit`. A module with these names in capitals (add_arguments and run as they are) is one, too.
+    """One command of `vdit`.
 
     Attributes:
         summary: its line in the list of commands.
@@ -39,16 +38,6 @@ class Command:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, list[str]], int]
     takes_overrides: bool = False
-
-    @classmethod
-    def of(cls, command: Command | ModuleType) -> Command:
-        """A command, or a module that is one, as a command."""
-        if isinstance(command, Command):
-            return command
-        return cls(
-            summary=command.SUMMARY, description=command.DESCRIPTION, epilog=command.EPILOG,
-            add_arguments=command.add_arguments, run=command.run, takes_overrides=command.TAKES_OVERRIDES,
-        )  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):

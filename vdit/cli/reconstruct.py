@@ -11,30 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vdit import paths
-from vdit.cli.parser import RATE, Duration, UsageError, at_least, length
+from vdit.cli.parser import RATE, Command, Duration, UsageError, at_least, length
 from vdit.errors import EX_USAGE, VditError
 from vdit.outputs import check_output, numbered, write_whole
-
-SUMMARY = "pass video files through a run's VAE and back, and measure what is lost"
-DESCRIPTION = """\
-Encodes and decodes each file with the VAE of a run (the transformer need not be trained yet), prints PSNR and
-SSIM, and writes OUT/NAME.mp4 with the original on the left and the reconstruction on the right, and
-OUT/reconstruct.json; names that are taken get a number. A file keeps its aspect ratio: it is scaled to cover the
-height and width, multiples of the VAE's stride, that fit its shape best within --area pixels (never above its own),
-and the rest, less than one stride, is cropped evenly. It keeps its frame rate unless --fps is given: the VAE has no
-rate. Frames after the last whole group of the VAE's stride in time are dropped, and counted."""
-EPILOG = """\
-examples:
-  vdit reconstruct runs/mine holiday.mp4 --out check
-  vdit reconstruct runs/mine clips/*.mp4 --out check --area 16384 --fps 12 --frames 65
-
-A file that cannot be read is named, the others are still done, and the exit code is 2."""
-TAKES_OVERRIDES = False
 
 CHUNK = 4  # latent frames at a time
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="RUN", help="the folder that vdit train filled")
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a video file, or a folder of them")
     parser.add_argument("--out", default="reconstructions", metavar="DIR", help="default: %(default)s")
@@ -45,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=length, metavar="TIME", help="only the first N, or 2s; default: all")
 
 
-def run(options: argparse.Namespace, overrides: list[str]) -> int:
+def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     files = [file for name in options.videos for file in _files(paths.path(name))]
     out = paths.path(options.out)
@@ -53,7 +37,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     for target in targets:
         check_output(target, given=[*files, *options.videos, options.run_folder], name=f"--out {out}: {target}")
 
-    from vdit.cli.cache import keep_compiled
+    from vdit.cli.process import keep_compiled
     from vdit.cli.status import Status
     from vdit.dist.mesh import available_devices
     from vdit.generate import load_vae
@@ -194,3 +178,23 @@ def _line(name: str, row: dict) -> str:
     if row.get("frames_left_out"):
         what += f" (the last {row['frames_left_out']} left out: less than the VAE's stride in time)"
     return f"{name}  PSNR {row['psnr']:.2f} dB  {ssim}{what}"
+
+
+RECONSTRUCT = Command(
+    summary="pass video files through a run's VAE and back, and measure what is lost",
+    description="""\
+Encodes and decodes each file with the VAE of a run (the transformer need not be trained yet), prints PSNR and
+SSIM, and writes OUT/NAME.mp4 with the original on the left and the reconstruction on the right, and
+OUT/reconstruct.json; names that are taken get a number. A file keeps its aspect ratio: it is scaled to cover the
+height and width, multiples of the VAE's stride, that fit its shape best within --area pixels (never above its own),
+and the rest, less than one stride, is cropped evenly. It keeps its frame rate unless --fps is given: the VAE has no
+rate. Frames after the last whole group of the VAE's stride in time are dropped, and counted.""",
+    epilog="""\
+examples:
+  vdit reconstruct runs/mine holiday.mp4 --out check
+  vdit reconstruct runs/mine clips/*.mp4 --out check --area 16384 --fps 12 --frames 65
+
+A file that cannot be read is named, the others are still done, and the exit code is 2.""",
+    add_arguments=_add_arguments,
+    run=_run,
+)

@@ -15,42 +15,11 @@ from pathlib import Path
 
 from vdit import paths
 from vdit.cli import output
-from vdit.cli.manifest import NAME, Manifest, digests, state_of
-from vdit.cli.parser import RATE, Duration, UsageError, at_least, length, size
-from vdit.cli.prompts import PromptSpec, read_wishes
+from vdit.cli.batch import MANIFEST, Manifest, PromptSpec, digests, read_prompts, state_of
+from vdit.cli.parser import RATE, Command, Duration, UsageError, at_least, length, size
 from vdit.cli.status import Status, following, numbers, shown_method
 from vdit.errors import ConfigError, OutputError, Preempted, VditWarning, reason
 from vdit.outputs import check_output
-
-SUMMARY = "make videos from prompts, with a trained run or public weights"
-DESCRIPTION = """\
-Writes a video for each prompt, or one for each prompt and seed, with a run (its averaged parameters), an imported
-model, or, with --model, public weights: a folder of Wan 2.1, 2.2 or DiT, or a Wan in one file. Options that are not
-given (frames, size, steps, guidance, sampler) come from the run's `sample` config or the public model's defaults. The
-same seed, prompt and size give the same video in any batch (ddpm: in the same command). Each batch size, frame size
-and duration compiles once."""
-EPILOG = """\
-examples:
-  vdit sample runs/mine "a dog runs" --out dog.mp4
-  vdit sample runs/mine "a dog runs" "a cat sleeps" --out samples --frames 33 --size 64x96 --count 4
-  vdit sample runs/mine --prompts prompts.txt --out samples --guidance 5 --negative "blurred" --steps 50
-  vdit sample runs/mine "a dog" --frames 1 --out dog.png
-  vdit sample --model Wan2.1-T2V-1.3B-Diffusers "a dog runs" --out dog.mp4 --weights int8
-  vdit sample --model Wan2.2-TI2V-5B "the dog runs" --image dog.jpg --out dog.mp4 --lora style.safetensors:0.8
-  vdit sample --model Wan2.2-T2V-A14B "the dog runs" --lora style_high.safetensors --lora style_low.safetensors:0.6
-  vdit sample --model mix.safetensors --parts Wan2.1-T2V-1.3B-Diffusers "the dog runs"    # a Wan in one file
-  vdit sample --model DiT-XL-2-256 207 "golden retriever" --out dogs
-  vdit sample runs/mine "a long walk" --frames 1441 --mesh sequence=8 --out walk.mp4    # one video by 8 devices
-
-A line of a .jsonl or .csv file of --prompts may say more of its own video; the rest is as the command says:
-  {"prompt": "a dog runs", "negative": "blurred", "seed": 7, "frames": 33, "size": "64x96", "out": "dog.mp4"}
-
-On several hosts, start the same command on each, as `vdit train` (see its --help); the first writes the files.
---out is a file for one prompt (.mp4, .webm, .gif, lossless .mkv; .png or .jpg for one frame), or a folder. A file is
-replaced if it is there, unless it was given to the command. In a folder nothing is replaced: names hold the seed, and
-get a number where they are taken. A folder's vdit-manifest.jsonl says what is finished: the same command, started
-again after Ctrl-C, skips that and makes the rest."""
-TAKES_OVERRIDES = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,14 +46,14 @@ class Request:
     """One video to make. number: of its prompt, from 0. several: whether the prompt has several seeds."""
 
     number: int
-    wish: PromptSpec
+    spec: PromptSpec
     seed: int
     several: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """One video to be made. size: (height, width). id: see vdit.cli.manifest; None where there is no manifest."""
+    """One video to be made. size: (height, width). id: see vdit.cli.batch; None where there is no manifest."""
 
     prompt: str
     negative: str
@@ -95,17 +64,17 @@ class Job:
     id: str | None = None
 
 
-def run(options: argparse.Namespace, overrides: list[str]) -> int:
+def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     del overrides
     folder, texts = output.split_model(options)
     output.check_texts(options, texts)
-    wishes = [*(PromptSpec(prompt=text) for text in texts), *(read_wishes(options.file) if options.file else ())]
-    if not wishes:
+    specs = [*(PromptSpec(prompt=text) for text in texts), *(read_prompts(options.file) if options.file else ())]
+    if not specs:
         rule = "nothing to sample: give a PROMPT, or --prompts FILE (see vdit sample --help)"
         raise UsageError(f"{output.no_run(options, folder)}{rule}")
     output.check_sampler(options)
     wanted_size = None if options.size is None else size(options.size)
-    requests = _requests(options, wishes)
+    requests = _requests(options, specs)
     manifest = None if output.is_file(options.out) else Manifest(paths.path(options.out))
     ids = [None] * len(requests) if manifest is None else digests(_depends(options, folder, requests))
     finished = [manifest is not None and manifest.file(id) is not None for id in ids]
@@ -134,17 +103,17 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _requests(options: argparse.Namespace, wishes: Sequence[PromptSpec]) -> list[Request]:
+def _requests(options: argparse.Namespace, specs: Sequence[PromptSpec]) -> list[Request]:
     """Each prompt with each of its seeds. A line's own seed is the only one, or the first of --count."""
     requests, seeds = [], output.seeds_of(options)
-    own = sum(wish.seed is not None for wish in wishes)
+    own = sum(spec.seed is not None for spec in specs)
     if own and (options.seed or options.seeds):
         given = "--seeds" if options.seeds else "--seed"
-        line = f"{given} has no effect on {own} of {len(wishes)} prompts: they name a seed"
+        line = f"{given} has no effect on {own} of {len(specs)} prompts: they name a seed"
         warnings.warn(line, VditWarning, stacklevel=2)
-    for number, wish in enumerate(wishes):
-        own = seeds if wish.seed is None else output.seeds_from(wish.seed, options.count)
-        requests += [Request(number=number, wish=wish, seed=seed, several=len(own) > 1) for seed in own]
+    for number, spec in enumerate(specs):
+        own = seeds if spec.seed is None else output.seeds_from(spec.seed, options.count)
+        requests += [Request(number=number, spec=spec, seed=seed, several=len(own) > 1) for seed in own]
     return requests
 
 
@@ -154,19 +123,19 @@ def _depends(options: argparse.Namespace, folder: str, requests: Sequence[Reques
     files = [name for name in output.given_files(options, folder) if name != options.file]
     common = {name: getattr(options, name) for name in names} | {"files": [state_of(file) for file in files]}
     return [
-        common | {"wish": dataclasses.asdict(request.wish), "seed": request.seed}
-        | {"negative": options.negative, "frames": str(_frames(options, request.wish))}
+        common | {"wish": dataclasses.asdict(request.spec), "seed": request.seed}
+        | {"negative": options.negative, "frames": str(_frames(options, request.spec))}
         for request in requests
     ]  # fmt: skip
 
 
-def _frames(options: argparse.Namespace, wish: PromptSpec) -> Duration | None:
-    return options.frames if wish.frames is None else wish.frames
+def _frames(options: argparse.Namespace, spec: PromptSpec) -> Duration | None:
+    return options.frames if spec.frames is None else spec.frames
 
 
-def _frames_known(options: argparse.Namespace, wish: PromptSpec) -> int | None:
+def _frames_known(options: argparse.Namespace, spec: PromptSpec) -> int | None:
     """Number of frames, where it is known before the model is loaded."""
-    time = _frames(options, wish)
+    time = _frames(options, spec)
     return None if time is None or time.seconds else time.frames(1)
 
 
@@ -174,7 +143,7 @@ def _check_out(
     options: argparse.Namespace, folder: str, requests: Sequence[Request], finished: Sequence[bool]
 ) -> None:
     """Before anything is loaded: can all of the videos go there, and do they replace nothing?"""
-    out, given, first = paths.path(options.out), output.given_files(options, folder), requests[0].wish
+    out, given, first = paths.path(options.out), output.given_files(options, folder), requests[0].spec
     if output.is_file(options.out):
         output.check_suffix(out, _frames_known(options, first), options.fps, name=f"--out {out}")
         if len(requests) > 1:
@@ -184,22 +153,22 @@ def _check_out(
             raise UsageError(f"--out {out}: is a file, and {options.file} names {first.out}; give a folder")
         output.check_target(output.Target(path=out, replace=True), given)
         return
-    check_output(out / NAME, name=f"--out {options.out}")
+    check_output(out / MANIFEST, name=f"--out {options.out}")
     names: dict[str, str] = {}
     for request, done in zip(requests, finished):
-        wish = request.wish
-        if wish.out is None:
+        spec = request.spec
+        if spec.out is None:
             continue
-        path, name = _named(options, request), f"out {wish.out}"
-        output.check_suffix(path, _frames_known(options, wish), options.fps, name=name)
+        path, name = _named(options, request), f"out {spec.out}"
+        output.check_suffix(path, _frames_known(options, spec), options.fps, name=name)
         check_output(path, given=given, name=name)
         if isinstance(path, Path) and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(out)):
             raise OutputError(f"{name}: is a link out of the folder {out}; give another name")
         key = unicodedata.normalize("NFC", os.path.normpath(path)).casefold()
         if key in names:
-            also = "" if names[key] == wish.out else f" (as {names[key]}, which is the same file on some systems)"
-            raise UsageError(f"{options.file} names {wish.out} twice{also}: give each prompt a file of its own")
-        names[key] = wish.out
+            also = "" if names[key] == spec.out else f" (as {names[key]}, which is the same file on some systems)"
+            raise UsageError(f"{options.file} names {spec.out} twice{also}: give each prompt a file of its own")
+        names[key] = spec.out
         if not done and paths.exists(path):
             rule = "was not made by this command with these options"
             raise OutputError(f"{name}: is in {out} already, and {rule}; delete it or give another --out")
@@ -211,22 +180,22 @@ def _check_out(
 
 def _named(options: argparse.Namespace, request: Request) -> Path:
     """The file that a line of the prompts file names."""
-    path = paths.path(options.out) / request.wish.out
+    path = paths.path(options.out) / request.spec.out
     return output.with_seed(path, request.seed) if request.several else path
 
 
 def _job(options: argparse.Namespace, request: Request, id: str | None, generator, rate: float, size) -> Job:
     """size: that of the command, or None."""
-    wish, defaults = request.wish, generator.experiment.sample
-    time = _frames(options, wish)
+    spec, defaults = request.spec, generator.experiment.sample
+    time = _frames(options, spec)
     frames = defaults.frames if time is None else _made_frames(time, generator, rate)
-    if wish.out is not None:
+    if spec.out is not None:
         target = output.Target(path=_named(options, request), replace=False)
     else:
-        target = output.target(options.out, output.file_name(request.number, wish.prompt, frames=frames), request.seed)
+        target = output.target(options.out, output.file_name(request.number, spec.prompt, frames=frames), request.seed)
     return Job(
-        prompt=wish.prompt, negative=options.negative if wish.negative is None else wish.negative, seed=request.seed,
-        frames=frames, size=wish.size or size or tuple(defaults.size), target=target, id=id,
+        prompt=spec.prompt, negative=options.negative if spec.negative is None else spec.negative, seed=request.seed,
+        frames=frames, size=spec.size or size or tuple(defaults.size), target=target, id=id,
     )  # fmt: skip
 
 
@@ -352,3 +321,37 @@ def _batches(jobs: Sequence[Job], most: int) -> Iterator[tuple[list[Job], int]]:
         length = min(most, max(map(len, groups)))
         for batch in itertools.chain.from_iterable(output.batches(group, length) for group in groups):
             yield batch + batch[-1:] * (length - len(batch)), len(batch)
+
+
+SAMPLE = Command(
+    summary="make videos from prompts, with a trained run or public weights",
+    description="""\
+Writes a video for each prompt, or one for each prompt and seed, with a run (its averaged parameters), an imported
+model, or, with --model, public weights: a folder of Wan 2.1, 2.2 or DiT, or a Wan in one file. Options that are not
+given (frames, size, steps, guidance, sampler) come from the run's `sample` config or the public model's defaults. The
+same seed, prompt and size give the same video in any batch (ddpm: in the same command). Each batch size, frame size
+and duration compiles once.""",
+    epilog="""\
+examples:
+  vdit sample runs/mine "a dog runs" --out dog.mp4
+  vdit sample runs/mine "a dog runs" "a cat sleeps" --out samples --frames 33 --size 64x96 --count 4
+  vdit sample runs/mine --prompts prompts.txt --out samples --guidance 5 --negative "blurred" --steps 50
+  vdit sample runs/mine "a dog" --frames 1 --out dog.png
+  vdit sample --model Wan2.1-T2V-1.3B-Diffusers "a dog runs" --out dog.mp4 --weights int8
+  vdit sample --model Wan2.2-TI2V-5B "the dog runs" --image dog.jpg --out dog.mp4 --lora style.safetensors:0.8
+  vdit sample --model Wan2.2-T2V-A14B "the dog runs" --lora style_high.safetensors --lora style_low.safetensors:0.6
+  vdit sample --model mix.safetensors --parts Wan2.1-T2V-1.3B-Diffusers "the dog runs"    # a Wan in one file
+  vdit sample --model DiT-XL-2-256 207 "golden retriever" --out dogs
+  vdit sample runs/mine "a long walk" --frames 1441 --mesh sequence=8 --out walk.mp4    # one video by 8 devices
+
+A line of a .jsonl or .csv file of --prompts may say more of its own video; the rest is as the command says:
+  {"prompt": "a dog runs", "negative": "blurred", "seed": 7, "frames": 33, "size": "64x96", "out": "dog.mp4"}
+
+On several hosts, start the same command on each, as `vdit train` (see its --help); the first writes the files.
+--out is a file for one prompt (.mp4, .webm, .gif, lossless .mkv; .png or .jpg for one frame), or a folder. A file is
+replaced if it is there, unless it was given to the command. In a folder nothing is replaced: names hold the seed, and
+get a number where they are taken. A folder's vdit-manifest.jsonl says what is finished: the same command, started
+again after Ctrl-C, skips that and makes the rest.""",
+    add_arguments=add_arguments,
+    run=_run,
+)

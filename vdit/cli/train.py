@@ -1,56 +1,124 @@
-"""`vdit train`: run an experiment, from videos to a model that samples."""
+"""`vdit train`, `vdit quickstart` and `vdit plan`: commands that work on an experiment."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import importlib.util
 import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vdit import paths
 from vdit.cli.output import OTHER_MEDIA, VIDEO
-from vdit.cli.parser import UsageError, nearest
-from vdit.errors import VditWarning
+from vdit.cli.parser import Command, UsageError, at_least, nearest
+from vdit.cli.status import Status
+from vdit.errors import DataError, VditWarning
+from vdit.outputs import check_output, numbered
 
-SUMMARY = "train VAE, tokenizer and diffusion transformer on an experiment's data or a folder of videos"
-DESCRIPTION = """\
-Runs the stages of an experiment in order: the video VAE (vae), encoding the videos with it (latents), the tokenizer of
-the captions (tokenizer), the diffusion transformer (dit). A complete stage is skipped, an interrupted one resumes from
-its last checkpoint, so the same command starts and resumes a run.
-
-An experiment is a Python file with a function config() that returns a vdit Experiment; those in experiments/
-are meant to be read, and are found by name too (`vdit train clips`). A run's folder works too.
-Without one, --data trains a small default on a folder of ordinary video files, with captions in captions.jsonl or
-captions.csv ("file" and "caption"), in metadata.csv, in prompt.txt beside videos.txt, or in a .txt file beside each
-video (docs/captions.md). One summary says what was found and what is not used; with --strict that is an error. When
-videos or captions have changed since they were encoded, the same command encodes what changed again, and says so. The
-model learns canvases of every task, for vdit animate, extend, loop, connect, inpaint and rollout."""
-EPILOG = """\
-examples:
-  vdit train --data my_videos --workdir runs/mine
-  vdit train experiments/clips.py --workdir runs/clips --cfg.backbone.depth=4 --cfg.data.pixel_budgets=9216,16384
-  vdit train experiments/clips.py --help-config    # lists every --cfg key with its type and value
-  vdit train runs/clips --stage dit --cfg.dit_train.steps=20000    # continues a run, longer
-  vdit train experiments/clips.py --plugin my_tars.py --cfg.data.source=my_tars    # a data source of your own
-  vdit train experiments/clips.py --cfg.evaluators=denoising --cfg.dit_train.best_metric=eval/denoising/loss
-
-A backbone, condition, objective, optimizer, data source, sampler or evaluator of your own is a registered dataclass in
-a module that --plugin imports (docs/how_to). Evaluators measure on held-out data while a model trains.
-
-On several hosts, start the same command on each. In GKE and under Slurm jax finds the others itself, on a TPU pod with
-VDIT_CLUSTER=1; elsewhere set VDIT_COORDINATOR (host:port of the first), VDIT_PROCESSES and VDIT_PROCESS_ID. If a host
-is silent for VDIT_HEARTBEAT seconds (100), the others exit. On SIGTERM on any host, all hosts save one checkpoint and
-exit with code 75: start the same command again, on the same number of hosts or another (see experiments/launch).
-A profiler trace of three steps is taken on SIGUSR1, or when a file RUN/profile appears."""
-TAKES_OVERRIDES = True
+if TYPE_CHECKING:
+    from vdit.experiment.experiment import Experiment
+    from vdit.experiment.training import OptimizerConfig
 
 STAGES = ("vae", "latents", "tokenizer", "dit")
+DOES_NOT_FIT = 3  # exit code of vdit plan
+CUTS = 2000  # latents to encode at least: a small folder gives several cuts of each video
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def print_config(config: Any) -> None:
+    """Every key that --cfg takes, with its type and its value."""
+    from vdit.config import describe
+    from vdit.reprs import cut
+
+    shown = lambda value: cut("none" if value is None else str(value))  # noqa: E731
+    rows = [(f"--cfg.{key}", kind, shown(value)) for key, kind, value in describe(config)]
+    widths = [min(max(len(row[column]) for row in rows), 44) for column in range(2)]
+    for key, kind, value in rows:
+        print(f"{key:{widths[0]}}  {kind:{widths[1]}}  {value}".rstrip())
+
+
+def folder_experiment(path: str | Path) -> Experiment:
+    """A small model of every task on a folder of videos, for one GPU or a patient CPU; all values can be overridden."""
+    from vdit.data.config import DataConfig
+    from vdit.experiment.canvases import EVERY_TASK
+    from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
+    from vdit.experiment.training import TrainConfig
+    from vdit.models.dit.config import DiTConfig
+    from vdit.models.text.config import TextConfig
+    from vdit.models.vae.config import preset
+
+    videos = _count_videos(path)
+    return Experiment(
+        name=(paths.path(path).name if paths.is_remote(path) else Path(path).resolve().name) or "folder",
+        data=DataConfig(
+            source=_source(path),
+            pixel_budgets=(64 * 64, 96 * 96, 128 * 128),
+            frames=(1, 9, 17),
+            fps=(8.0, 12.0),
+            hflip=0.5,
+            row_tokens=512,
+            max_text_per_row=256,
+            max_frames_per_row=64,
+            max_clips_per_row=24,
+        ),
+        vae=preset("small"),
+        vae_clips=VAETrainConfig(frames=9, size=(64, 64)),
+        vae_train=TrainConfig(steps=2000, batch_size=8, ema_decay=0.99, optimizer=_warmed_up(1e-3)),
+        latents=LatentsConfig(samples=-(-CUTS // videos) * videos, latent_frames=1),
+        text=TextConfig(vocab_size=2048, width=128, depth=2, heads=4),
+        backbone=DiTConfig(width=256, depth=8, heads=4, position="both"),
+        canvases=EVERY_TASK,
+        dit_train=TrainConfig(steps=5000, batch_size=8, optimizer=_warmed_up(5e-4)),
+        sample=SampleConfig(frames=17, size=(96, 96), fps=8.0, steps=25, guidance=3.0),
+    )
+
+
+def on_folder(experiment: Experiment, path: str | Path, *, begun: bool = False) -> Experiment:
+    """The same experiment on another folder of videos, none of it held out.
+
+    A model that is trained from the beginning, by an experiment that says nothing of canvases, draws canvases of every
+    task. One that starts from another model's weights keeps to what those were trained on.
+
+    Args:
+        begun: the experiment is that of a run: it keeps to its own canvases too.
+    """
+    from vdit.experiment.canvases import EVERY_TASK, CanvasConfig
+
+    data = dataclasses.replace(experiment.data, source=_source(path))
+    silent = experiment.canvases == CanvasConfig() and experiment.start_from is None and not begun
+    canvases = EVERY_TASK if silent else experiment.canvases
+    return dataclasses.replace(experiment, data=data, holdout=(), canvases=canvases)
+
+
+def _warmed_up(learning_rate: float) -> OptimizerConfig:
+    from vdit.experiment.training import OptimizerConfig
+
+    return OptimizerConfig(learning_rate=learning_rate, warmup_steps=100, schedule="cosine", final_scale=0.05)
+
+
+def _source(path: str | Path):
+    """Clips of `vdit curate`, where the folder holds such, else video files."""
+    from vdit.data.curated import is_curated
+    from vdit.data.data_source import CuratedSource, FolderSource
+
+    return CuratedSource(path=str(path)) if is_curated(path) else FolderSource(path=str(path))
+
+
+def _count_videos(path: str | Path) -> int:
+    from vdit.data.captions import read_captions
+    from vdit.data.curated import is_curated, read_curated_index
+
+    if not paths.is_dir(path):
+        raise DataError(f"{path} is not a folder: --data must name a folder of video files")
+    if is_curated(path):
+        return read_curated_index(paths.path(path))["count"]
+    return len(read_captions(path).entries)
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "experiment", nargs="?", metavar="EXPERIMENT", help="a .py file, a shipped name, a module, or a run's folder"
     )
@@ -73,21 +141,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--help-config", action="store_true", help="list every --cfg key, its type and value, and stop")
 
 
-def run(options: argparse.Namespace, overrides: list[str]) -> int:
+def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     stages = _stages(options.stage)
-    from vdit.cli.print_config import show_config
-
     experiment = with_overrides(find_experiment(options.experiment, options.data), overrides)
     if options.help_config:
-        show_config(experiment)
+        print_config(experiment)
         return 0
     if options.wait_for_hosts is not None and not options.wait_for_hosts > 0:
         raise UsageError(f"--wait-for-hosts={options.wait_for_hosts:g}: give a number of seconds above 0")
     from rich.console import Console
 
-    from vdit.cli.cache import keep_compiled
-    from vdit.cli.hosts import joined
-    from vdit.cli.status import Status
+    from vdit.cli.process import distributed_session, keep_compiled
     from vdit.config import to_json
     from vdit.train.monitor import parse_steps
     from vdit.train.workspace import EXPERIMENT, Workspace
@@ -97,18 +161,18 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     space = Workspace(options.workdir or _default_folder(options.experiment, experiment.name))
     if not paths.is_file(space.root / EXPERIMENT):  # a run from before this rule goes on
         experiment.check_rate()
-    with joined({"the experiment": digest}, wait=options.wait_for_hosts) as together:
+    with distributed_session({"the experiment": digest}, wait=options.wait_for_hosts) as together:
         keep_compiled()
         with Status("train", console=Console()) as status:
-            _tell(experiment, space, stages, status)
-            _train(experiment, space, stages, options, together, steps, status)
+            _tell_stages(experiment, space, stages, status)
+            _run_stages(experiment, space, stages, options, together, steps, status)
             if "dit" in stages:
                 status.wrote(space.root)
                 status.next = f'vdit sample {shlex.quote(str(space.root))} "a prompt" --out sample.mp4'
     return 0
 
 
-def _tell(experiment, space, stages, status) -> None:
+def _tell_stages(experiment, space, stages, status) -> None:
     """What the stages will do, with which settings, and how far they have come before."""
     import jax
 
@@ -134,7 +198,7 @@ def _tell(experiment, space, stages, status) -> None:
     status.tell("takes", "each stage prints this after its first steps; Ctrl-C stops, the same command resumes")
 
 
-def _train(experiment, space, stages, options, together, profile_steps, status) -> None:
+def _run_stages(experiment, space, stages, options, together, profile_steps, status) -> None:
     import jax
 
     from vdit.dist.multihost import is_primary_host
@@ -145,11 +209,11 @@ def _train(experiment, space, stages, options, together, profile_steps, status) 
     traces = space.logs / "profile" / f"host_{jax.process_index()}"
     ask = space.root / ASK if is_primary_host() and not space.is_remote else None
     profiler = Profiler(traces, steps=profile_steps, ask=ask)
-    parts = {"place": together.place, "peers": together.peers, "stop": together.stop, "profiler": profiler}
+    parts = {"status": together.status, "peers": together.peers, "stop": together.stop, "profiler": profiler}
     training.check_run(experiment, space, stages, strict=options.strict)
     status.begin()
-    with RunMonitor(space.logs / "hosts", **parts) as watch:
-        logging = training.Logging(tensorboard=not options.no_tensorboard, wandb=wandb, watch=watch)
+    with RunMonitor(space.logs / "hosts", **parts) as monitor:
+        logging = training.Logging(tensorboard=not options.no_tensorboard, wandb=wandb, monitor=monitor)
         training.run(experiment, space, stages=stages, logging=logging, strict=options.strict)
     if "dit" in stages and is_primary_host() and experiment.lora is not None:
         from vdit.pretrained.lora import write_run
@@ -196,7 +260,6 @@ def find_experiment(source: str | None, data: str | None = None):
     source: a run's folder, a .py file, a shipped experiment's name, or a module's dotted name; the first that exists.
     data: a folder of videos to train on instead of the experiment's own.
     """
-    from vdit.cli.folder import folder_experiment, on_folder
     from vdit.config import load_config
     from vdit.experiment.experiment import Experiment
     from vdit.train.workspace import EXPERIMENT, Workspace
@@ -227,3 +290,185 @@ def find_experiment(source: str | None, data: str | None = None):
 
 def _default_folder(source: str | None, name: str) -> Path:
     return paths.path(source) if source is not None and paths.is_dir(source) else Path("runs") / name
+
+
+TRAIN = Command(
+    summary="train VAE, tokenizer and diffusion transformer on an experiment's data or a folder of videos",
+    description="""\
+Runs the stages of an experiment in order: the video VAE (vae), encoding the videos with it (latents), the tokenizer of
+the captions (tokenizer), the diffusion transformer (dit). A complete stage is skipped, an interrupted one resumes from
+its last checkpoint, so the same command starts and resumes a run.
+
+An experiment is a Python file with a function config() that returns a vdit Experiment; those in experiments/
+are meant to be read, and are found by name too (`vdit train clips`). A run's folder works too.
+Without one, --data trains a small default on a folder of ordinary video files, with captions in captions.jsonl or
+captions.csv ("file" and "caption"), in metadata.csv, in prompt.txt beside videos.txt, or in a .txt file beside each
+video (docs/captions.md). One summary says what was found and what is not used; with --strict that is an error. When
+videos or captions have changed since they were encoded, the same command encodes what changed again, and says so. The
+model learns canvases of every task, for vdit animate, extend, loop, connect, inpaint and rollout.""",
+    epilog="""\
+examples:
+  vdit train --data my_videos --workdir runs/mine
+  vdit train experiments/clips.py --workdir runs/clips --cfg.backbone.depth=4 --cfg.data.pixel_budgets=9216,16384
+  vdit train experiments/clips.py --help-config    # lists every --cfg key with its type and value
+  vdit train runs/clips --stage dit --cfg.dit_train.steps=20000    # continues a run, longer
+  vdit train experiments/clips.py --plugin my_tars.py --cfg.data.source=my_tars    # a data source of your own
+  vdit train experiments/clips.py --cfg.evaluators=denoising --cfg.dit_train.best_metric=eval/denoising/loss
+
+A backbone, condition, objective, optimizer, data source, sampler or evaluator of your own is a registered dataclass in
+a module that --plugin imports (docs/how_to). Evaluators measure on held-out data while a model trains.
+
+On several hosts, start the same command on each. In GKE and under Slurm jax finds the others itself, on a TPU pod with
+VDIT_CLUSTER=1; elsewhere set VDIT_COORDINATOR (host:port of the first), VDIT_PROCESSES and VDIT_PROCESS_ID. If a host
+is silent for VDIT_HEARTBEAT seconds (100), the others exit. On SIGTERM on any host, all hosts save one checkpoint and
+exit with code 75: start the same command again, on the same number of hosts or another (see experiments/launch).
+A profiler trace of three steps is taken on SIGUSR1, or when a file RUN/profile appears.""",
+    add_arguments=_train_arguments,
+    run=_train,
+    takes_overrides=True,
+)
+
+
+def _quickstart_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workdir", nargs="?", default="runs/quickstart", metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--prompts", type=at_least(2), default=64, metavar="N", help="how many to sample; default: 64")
+    parser.add_argument("--batch", type=at_least(1), default=16, metavar="N", help="how many at once; default: 16")
+    parser.add_argument("--help-config", action="store_true", help="list every --cfg key, its type and value, and stop")
+
+
+def _quickstart(options: argparse.Namespace, overrides: list[str]) -> int:
+    from vdit.quickstart.config import experiment
+
+    chosen = with_overrides(experiment(), overrides)
+    if options.help_config:
+        print_config(chosen)
+        return 0
+    from rich.console import Console
+
+    from vdit.cli.process import keep_compiled
+    from vdit.dist.mesh import available_devices
+    from vdit.quickstart.run import quickstart
+    from vdit.train.preemption import PreemptionHandler
+
+    keep_compiled()
+    available_devices()  # refused here, before any work
+    words = ["vdit", "quickstart", options.workdir, "--prompts", str(options.prompts), "--batch", str(options.batch)]
+    command = shlex.join([*words, *(f"--cfg.{override}" for override in overrides)])
+    # Stop: also after training, where a call of the compiler can hold a signal up for a minute.
+    with PreemptionHandler(), Status("quickstart", console=Console()) as status:
+        made = quickstart(options.workdir, chosen, count=options.prompts, batch=options.batch, command=command)
+        status.wrote(made.page)
+        status.next = f'vdit sample {shlex.quote(options.workdir)} "a red circle moves to the left" --out sample.mp4'
+    return 0
+
+
+QUICKSTART = Command(
+    summary="from nothing to a trained, sampled and measured model, and a page that shows it",
+    description="""\
+Renders an embedded world (one coloured shape that moves), trains a small video VAE, encodes latents, trains a
+tokenizer and a small text-to-video transformer on packed rows, samples 64 prompts with combinations of colour,
+shape and direction that it never saw, counts with an exact detector how many are right, and writes one
+self-contained page, DIR/report.html. It takes about ten minutes on two CPU cores. If it is interrupted, the same
+command resumes it.""",
+    epilog="""\
+examples:
+  vdit quickstart
+  vdit quickstart runs/longer --cfg.dit_train.steps=20000
+  vdit quickstart --help-config       # lists every --cfg key with its type and value""",
+    add_arguments=_quickstart_arguments,
+    run=_quickstart,
+    takes_overrides=True,
+)
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("experiment", metavar="EXPERIMENT", help="a .py file, a shipped name, a module, or a run's folder")
+    add("--topology", metavar="KIND:SHAPE", help="v5p:8x8x8; 2*v5p:4x4x4 is two slices; default: the experiment's")
+    add("--program", action="append", metavar="NAME", help="only this one of train, sample, decode; may be repeated")
+    add("--out", metavar="FOLDER", help="where plan.json and plan.html go; default: a new plans/NAME-TOPOLOGY")
+    add("--quick", action="store_true", help="faster compile; memory is an upper bound, times are pessimistic")
+    add("--search", action="store_true", help="try mesh shapes, remat and accumulation for training, and rank them")
+    add("--search-limit", type=at_least(1), metavar="N", help="at most N compilations; default: 12")
+    add("--jobs", type=at_least(1), metavar="N", help="compilations at once; each needs some GB of memory; default: 1")
+
+
+def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
+    from rich.console import Console
+
+    from vdit.plan.plan import PROGRAMS
+    from vdit.plan.topology import parse_topology
+
+    for name in options.program or ():
+        if name not in PROGRAMS:
+            raise UsageError(f"program {name!r} is unknown{nearest(name, PROGRAMS)} (programs: {', '.join(PROGRAMS)})")
+    unused = ("program", "quick") if options.search else ("search_limit", "jobs")
+    for name in unused:
+        if getattr(options, name):
+            rule = "leave it out with --search" if options.search else "add --search"
+            raise UsageError(f"--{name.replace('_', '-')} has no effect: {rule}")
+    experiment = with_overrides(find_experiment(options.experiment), overrides)
+    named = options.topology or experiment.topology
+    if named is None:
+        raise UsageError(f"{options.experiment} names no topology: give --topology, as in --topology v5p:4x4x4")
+    topology = parse_topology(named)
+    console = Console()
+    usual = Path("plans") / f"{experiment.name}-{topology.name.replace(':', '-').replace('*', 'x')}"
+    out = Path(options.out or next(path for path in numbered(usual) if not path.exists()))
+    for name in ("search.json", "search.html") if options.search else ("plan.json", "plan.html"):
+        check_output(out / name, given=[options.experiment], name=f"--out {out}")
+    if options.search:
+        return _search(experiment, topology, options, out, console)
+    from vdit.plan.plan import plan
+    from vdit.plan.show import print_plan, save_plan
+
+    programs, effort = options.program or PROGRAMS, "quick" if options.quick else "full"
+    experiment.mesh.shape(topology.devices)  # refused before anything is said
+    with Status("plan", devices=False) as status:
+        status.tell("plans", f"{', '.join(programs)} of {experiment.name} on {topology.name}: {topology.chips} chips")
+        status.tell("with", f"{effort} effort of the compiler (--quick is about 3 times as fast)")
+        with status.phases() as phase:
+            made = plan(experiment, topology, programs=programs, effort=effort, progress=phase)
+        print_plan(made, console)
+        page = save_plan(made, out)
+        status.wrote(page)
+        print(f"\nSaved: {page}")
+    return 0 if made.fits else DOES_NOT_FIT
+
+
+def _search(experiment, topology, options: argparse.Namespace, out: Path, console) -> int:
+    from vdit.plan.search import search
+    from vdit.plan.show import print_search, save_search, watching
+
+    limit = options.search_limit or 12
+    with Status("plan", devices=False) as status:
+        status.tell("plans", f"{limit} layouts at most of {experiment.name} on {topology.name}")
+        status.begin()
+        with watching(console, limit) as progress:
+            found = search(experiment, topology, limit=limit, jobs=options.jobs or 1, progress=progress)
+        print_search(found, console)
+        page = save_search(found, out)
+        status.wrote(page)
+        print(f"\nSaved: {page}")
+    return 0 if found.best is not None else DOES_NOT_FIT
+
+
+PLAN = Command(
+    summary="compile an experiment for a TPU pod, on this machine: memory, FLOPs, network, time, and whether it fits",
+    description="""\
+Compiles the programs of an experiment for a TPU topology, on a machine without a TPU: the training step, sampling and
+the VAE's decode, the same code that runs on a pod. Reports the memory of a device by kind, FLOPs, the traffic between
+devices by mesh axis, and the time and utilisation that a roofline allows.
+
+Chips: v4, v5e, v5p, v6e, 7x. Needs libtpu (vdit's extra "tpu"); "cpu:8" plans for simulated CPU devices.""",
+    epilog="""\
+examples:
+  vdit plan experiments/dit_xl_pod.py
+  vdit plan experiments/dit_xl_pod.py --topology v5p:4x4x4 --cfg.mesh.sequence=4
+  vdit plan experiments/dit_xl_pod.py --search --search-limit 8
+
+Exit code: 0 if all that was asked for fits, 3 if something does not, 2 if something must be fixed.""",
+    add_arguments=_plan_arguments,
+    run=_plan,
+    takes_overrides=True,
+)

@@ -11,14 +11,13 @@ import functools
 import math
 import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from vdit.data.actions import check_actions
 from vdit.data.config import DataConfig
-from vdit.data.sources import DataSummary, Sample, Source, draws
+from vdit.data.data_source import DataSummary, Sample, Source, check_actions, draws
 from vdit.errors import DataError
 from vdit.reprs import short_repr
 
@@ -43,12 +42,18 @@ class ClipSpec:
     offset: tuple[int, int]
     size: tuple[int, int]
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """Arguments of VideoHandle.read."""
+        return {"start": self.start, "fps": self.fps, "frames": self.frames, "size": self.resize}
+
 
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodedClip:
     """What a cut shows. video: uint8 [t h w 3]; captions: the first is the short one; synthetic: how many
-    of the last of them a model wrote; actions: float32 [t a] or None, what is done in each frame (vdit.data.actions).
+    of the last of them a model wrote; actions: float32 [t a] or None, what is done in each frame
+    (vdit.data.conditions).
     """
 
     video: np.ndarray
@@ -182,7 +187,11 @@ def _draw_time(footage: VideoHandle, config: DataConfig, rng: np.random.Generato
 
 def apply_cut(footage: VideoHandle, cut: ClipSpec) -> DecodedClip:
     """The shot that the cut asks for; raises DataError when the footage gives fewer frames."""
-    shot = footage.read(start=cut.start, fps=cut.fps, frames=cut.frames, size=cut.resize)
+    return cut_window(footage, cut, footage.read(**cut.reading))
+
+
+def cut_window(footage: VideoHandle, cut: ClipSpec, shot: DecodedClip) -> DecodedClip:
+    """The cut's window of what was read of the footage; raises DataError where that is not what the cut asks for."""
     expected = (cut.frames, *cut.resize, 3)
     if shot.video.shape != expected or shot.video.dtype != np.uint8:
         raise DataError(f"video {footage.id!r} gave {shot.video.dtype} {shot.video.shape} from "
@@ -211,7 +220,7 @@ def resize_video(video: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.stack(frames)
 
 
-CUT_DRAW, CROP_DRAW, FLIP_DRAW = 2, 3, 4  # see sources.draws
+CUT_DRAW, CROP_DRAW, FLIP_DRAW = 2, 3, 4  # see data_source.draws
 
 
 @short_repr
@@ -291,27 +300,26 @@ class Clips(Source):
         index = item + epoch * len(self)
         rng = draws(self.seed, index, CUT_DRAW)
         footage = self.library.open(item, rng)
-        return self._sample(footage, draw_cut(footage, self.config, rng), index)
+        cut = draw_cut(footage, self.config, rng)
+        return self.sample(footage, cut, footage.read(**cut.reading), index)
 
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
         check_actions(sample, self.config.actions)  # here: a library that has none is no broken item to skip
         return sample
 
-    def crop(self, index: int, *, size: tuple[int, int], frames: int) -> Sample:
-        """Like [index], but a random window of size (h, w) and `frames`, the same for every item."""
+    def crops(self, *, size: tuple[int, int], frames: int) -> Crops:
+        """The same videos, cut to random windows of one size.
 
-        def read(item: int, epoch: int) -> Sample:
-            index = item + epoch * len(self)
-            rng = draws(self.seed, index, CROP_DRAW)
-            footage = self.library.open(item, rng)
-            cut = draw_crop(footage, self.config, rng, size=size, frames=frames)
-            return self._sample(footage, cut, index)
+        Args:
+            size: (h, w) of every window, in pixels.
+            frames: of every window.
+        """
+        return Crops(self, size=size, frames=frames)
 
-        return self.first_readable(index, read)
-
-    def _sample(self, footage: VideoHandle, cut: ClipSpec, index: int) -> Sample:
-        shot = apply_cut(footage, cut)
+    def sample(self, footage: VideoHandle, cut: ClipSpec, shot: DecodedClip, index: int) -> Sample:
+        """The sample that what was read of the footage gives."""
+        shot = cut_window(footage, cut, shot)
         video, chance = shot.video, self.config.hflip
         # A mirror image would need other actions; which, only the world knows.
         may = shot.actions is None and may_flip(shot.captions)
@@ -326,3 +334,33 @@ class Clips(Source):
         return {"video": video, "captions": list(shot.captions), "fps": cut.fps, "id": footage.id,
                 "label": footage.label, "size": [footage.height, footage.width], "start": cut.start,
                 "view": view} | actions | synthetic
+
+
+class Crops(Source):
+    """A random window of one size of each video of `clips` in each pass; made by `Clips.crops`.
+
+    What cannot be read is skipped, and is in the report of `clips` too.
+    """
+
+    def __init__(self, clips: Clips, *, size: tuple[int, int], frames: int):
+        super().__init__()
+        self.clips, self.size, self.frames = clips, size, frames
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def name(self, item: int) -> str:
+        return self.clips.name(item)
+
+    def skip(self, name: str, reason: str) -> None:
+        self.clips.skip(name, reason)
+
+    def report(self) -> dict[str, str]:
+        return self.clips.report()
+
+    def read(self, item: int, epoch: int) -> Sample:
+        clips, index = self.clips, item + epoch * len(self)
+        rng = draws(clips.seed, index, CROP_DRAW)
+        footage = clips.library.open(item, rng)
+        cut = draw_crop(footage, clips.config, rng, size=self.size, frames=self.frames)
+        return clips.sample(footage, cut, footage.read(**cut.reading), index)

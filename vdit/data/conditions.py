@@ -1,4 +1,8 @@
-"""The data side of conditions: what a clip's conditions are, and how they are arranged for a row of tokens."""
+"""The data side of conditions: what a clip's conditions are, and how they are arranged for a row of tokens.
+
+What is done in each frame is a condition too. A clip's actions are float32 [t a]: actions[i] leads from frame i - 1 to
+frame i, so actions[0] is 0.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from vdit.data.actions import group_actions
 from vdit.data.config import DataConfig
 from vdit.data.patches import Patch, patchify
 from vdit.errors import DataError, ShapeError
@@ -96,6 +99,36 @@ def _arranged(
             "change its shape, or encode the clips again"
         )
     return values
+
+
+def group_actions(actions: np.ndarray, stride: int, patch_frames: int = 1) -> np.ndarray:
+    """Actions of video frames, grouped by frames of tokens.
+
+    Latent frame 0 stands for one video frame: its group is zeros, then actions[0]. Latent frame i stands for `stride`
+    frames: its group is actions[1 + (i - 1) * stride : 1 + i * stride], one after the other.
+
+    Args:
+        actions: float [t a], with t = 1 + (k * patch_frames - 1) * stride.
+        stride: video frames of a latent frame (the VAE's stride in time).
+        patch_frames: latent frames of a frame of tokens.
+
+    Returns:
+        float32 [k, a * stride * patch_frames].
+
+    Raises:
+        ShapeError: t is no such number.
+    """
+    actions = np.asarray(actions, np.float32)
+    if actions.ndim != 2 or stride < 1 or patch_frames < 1:
+        raise ShapeError(f"actions of shape {actions.shape}, stride {stride}, patch_frames {patch_frames}: give [t a], "
+                         "and counts of 1 or more")
+    t, a = actions.shape
+    latents = 1 + (t - 1) // stride
+    if t < 1 or (t - 1) % stride or latents % patch_frames:
+        raise ShapeError(f"actions of {t} frames: must be 1 + {stride} * k, and 1 + k a multiple of {patch_frames} "
+                         "(the VAE's stride in time, the DiT's patch)")
+    padded = np.concatenate([np.zeros((stride - 1, a), np.float32), actions])
+    return padded.reshape(latents // patch_frames, patch_frames * stride * a)
 
 
 def to_latent_grid(frames: np.ndarray, stride: int, rows: int, columns: int) -> np.ndarray:

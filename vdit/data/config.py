@@ -29,7 +29,7 @@ class DataConfig:
         hflip: probability of a mirror image, only where no caption names a side or a direction.
         long_caption_prob: probability of a caption other than the first (the short one), where there is one.
         synthetic_prob: probability of a caption that a model wrote (vdit caption), where a video has others too.
-        actions: numbers of an action in each video frame (vdit.data.actions); 0 for none.
+        actions: numbers of an action in each video frame (vdit.data.conditions); 0 for none.
 
     Rows:
         row_tokens, max_text_per_row, max_frames_per_row, max_clips_per_row: n, m, k and s of vdit.types.Row.

@@ -21,8 +21,8 @@ import safetensors.numpy
 
 from vdit import paths
 from vdit.data.clips import DecodedClip
+from vdit.data.data_source import DataSummary
 from vdit.data.latents import INDEX, MOST_INDEX, ShardReader
-from vdit.data.sources import DataSummary
 from vdit.errors import DataError, VditError
 from vdit.paths import AnyPath
 from vdit.reprs import short_repr

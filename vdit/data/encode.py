@@ -14,10 +14,12 @@ import numpy as np
 from vdit.data.changes import RECORD, Record
 from vdit.data.clips import Clips
 from vdit.data.conditions import read_conditions
+from vdit.data.data_source import Sample
 from vdit.data.latents import LatentParts, LatentStore
-from vdit.data.sources import Sample
+from vdit.data.streams import ProcessShard
 from vdit.errors import DataError
 from vdit.models.conditioner import Conditioner
+from vdit.reprs import short_repr
 from vdit.types import Array
 
 # uint8 [1 t h w 3] -> the latent's mean [1 t' h' w' c]. Bytes, so that they are scaled on the device.
@@ -26,64 +28,80 @@ Progress = Callable[[int, int], None]
 Wait = Callable[[str], None]
 
 
-def encode_clips(source: Clips, encode: Encode, path: str | Path, *, samples: int = 0, vae: str = "",
-                 dtype: str = "float16", threads: int = 4, read_ahead: int = 8, progress: Progress | None = None,
-                 key: Any = None, shard_index: int = 0, shard_count: int = 1, wait: Wait | None = None,
-                 record: Record | None = None, former: Former | None = None,
-                 conditions: Sequence[Conditioner] = ()) -> dict[str, Any] | None:
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodeSpec:
+    """Which clips of a source are encoded, and what is stored of them.
+
+    samples: how many clips; 0: each item of the source once.
+    vae: identifies the VAE in the index.
+    dtype: of the latents on disk.
+    key: plain value that changes when the source's clips do, its settings for instance.
+    record: describes the videos (vdit.data.changes); kept beside the latents by the first host.
+    conditions: what is read of each clip beside its video, and stored with its latents.
+    threads: that read videos. read_ahead: clips that they read ahead.
+    """
+
+    samples: int = 0
+    vae: str = ""
+    dtype: str = "float16"
+    key: Any = None
+    record: Record | None = None
+    conditions: tuple[Conditioner, ...] = ()
+    threads: int = 4
+    read_ahead: int = 8
+
+
+def encode_clips(source: Clips, encode: Encode, path: str | Path, spec: EncodeSpec | None = None, *,
+                 shard: ProcessShard | None = None, wait: Wait | None = None, progress: Progress | None = None,
+                 former: Former | None = None) -> dict[str, Any] | None:
     """Encodes clips of a source into a new folder of latents. The latents do not depend on the number of hosts.
 
     Args:
         source: clips of videos.
         encode: video -> latents; may return a device array: the next clip is dispatched before the last one is fetched.
-        path: the folder. A call that was interrupted continues when made again with the same key, vae, dtype and
-            samples, on any number of hosts.
-        samples: how many clips; 0: each item once.
-        vae: identifies the VAE in the index.
-        dtype: of the latents on disk.
-        threads: that read videos.
-        read_ahead: clips that they read ahead.
-        progress: called with (done, samples) of this host after each clip.
-        key: plain value that changes when the source's clips do, its settings for instance.
-        shard_index: this host's number, from 0.
-        shard_count: number of hosts that make the same call in one shared folder; each encodes its part.
+        path: the folder. A call that was interrupted continues when made again with the same spec, on any number of
+            hosts.
+        spec: which clips, and what is stored of them; None is the default, each item once.
+        shard: this host of how many that make the same call in one shared folder; each encodes its part. None: the only
+            host.
         wait: called by each host with a name; returns when all hosts have called it.
-        record: describes the videos (vdit.data.changes); kept beside the latents by the first host.
-        conditions: what is read of each clip beside its video, and stored with its latents.
+        progress: called with (done, samples) of this host after each clip.
         former: latents in the folder that are being replaced; those that are still right are taken over.
 
     Returns:
         The index (see `write_latents`). None where there are several hosts and no `wait`: then a call without a shard
         completes the folder.
+
+    Raises:
+        DataError: the folder exists already, there are no clips, or hosts do not share the folder.
     """
-    samples = samples or len(source)
-    parts = LatentParts(path, samples=samples, vae=vae, dtype=dtype, key=[key, len(source)],
-                        shard_index=shard_index, shard_count=shard_count, replaces=former is not None)
+    spec, shard = spec or EncodeSpec(), shard or ProcessShard()
+    parts = LatentParts(path, samples=spec.samples or len(source), vae=spec.vae, dtype=spec.dtype,
+                        key=[spec.key, len(source)], shard=shard, replaces=former is not None)
     missing = parts.missing()
     indices = [index for part in missing for index in parts.places(part)]
     total = sum(len(parts.places(part)) for part in parts.own())
-    read = _read(source, indices, threads, read_ahead, former, conditions)
+    read = _read(source, indices, spec, former)
     items = _counted(_encoded(read, encode), total - len(indices), total, progress)
     for part in missing:
         parts.write(part, items)
-    if wait is None and shard_count > 1:
+    if wait is None and shard.count > 1:
         return None
-    more = {} if record is None else {RECORD: record | {"videos": len(source)}}
+    more = {} if spec.record is None else {RECORD: spec.record | {"videos": len(source)}}
     return parts.finish(wait, more)
 
 
-def encode_part(source: Clips, encode: Encode, parts: LatentParts, part: int, *, threads: int = 4, read_ahead: int = 8,
-                conditions: Sequence[Conditioner] = ()) -> None:
+def encode_part(source: Clips, encode: Encode, parts: LatentParts, part: int, spec: EncodeSpec | None = None) -> None:
     """Encodes one part of a folder of latents, for pipelines that deal parts out to workers themselves.
 
     Args:
         source: clips of videos, the same in every worker.
         encode: video -> latents.
         parts: of the folder. part: number of the one that is made.
-        threads: that read videos. read_ahead: clips that they read ahead.
-        conditions: what is read of each clip beside its video, and stored with its latents.
+        spec: how videos are read, and the conditions that are stored; the parts say the rest. None is the default.
     """
-    parts.write(part, iter(_encoded(_read(source, parts.places(part), threads, read_ahead, None, conditions), encode)))
+    parts.write(part, iter(_encoded(_read(source, parts.places(part), spec or EncodeSpec(), None), encode)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,8 +129,7 @@ class Former:
         return sample if sample["id"] == name else None
 
 
-def _read(source: Clips, indices: Sequence[int], threads: int, read_ahead: int, former: Former | None,
-          conditions: Sequence[Conditioner]) -> Iterable[Sample]:
+def _read(source: Clips, indices: Sequence[int], spec: EncodeSpec, former: Former | None) -> Iterable[Sample]:
     if not indices:
         return ()
 
@@ -121,10 +138,10 @@ def _read(source: Clips, indices: Sequence[int], threads: int, read_ahead: int, 
         if known is not None:
             return known
         sample = source[indices[place]]
-        return sample | read_conditions(conditions, sample)
+        return sample | read_conditions(spec.conditions, sample)
 
     clips = grain.MapDataset.range(len(indices)).map(read)
-    return clips.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=read_ahead))
+    return clips.to_iter_dataset(grain.ReadOptions(num_threads=spec.threads, prefetch_buffer_size=spec.read_ahead))
 
 
 def _counted(items: Iterable[Sample], done: int, total: int, progress: Progress | None) -> Iterator[Sample]:

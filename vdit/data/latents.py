@@ -34,8 +34,8 @@ import safetensors.numpy
 from array_record.python import array_record_module
 
 from vdit import buckets, paths
-from vdit.data.actions import check_action_values
-from vdit.data.sources import Sample, Source
+from vdit.data.data_source import Sample, Source, check_action_values
+from vdit.data.streams import ProcessShard
 from vdit.errors import DataError, reason, writing
 from vdit.models.vae.statistics import (
     Moments,
@@ -328,11 +328,11 @@ class LatentParts:
 
     path: the folder; must not exist, unless `replaces`: then what is there is replaced when all is written. samples:
     how many. key: anything that changes when the latents would.
-    shard_index, shard_count: this host of how many; every host sees the same folders.
+    shard: this host of how many; every host sees the same folders.
     """
 
-    def __init__(self, path: str | Path, *, samples: int, vae: str, dtype: str, key: Any = None, shard_index: int = 0,
-                 shard_count: int = 1, replaces: bool = False):
+    def __init__(self, path: str | Path, *, samples: int, vae: str, dtype: str, key: Any = None,
+                 shard: ProcessShard | None = None, replaces: bool = False):
         check_dtype(dtype)
         self.path = paths.path(path)
         if paths.exists(self.path) and not replaces:
@@ -340,7 +340,7 @@ class LatentParts:
         if samples < 1:
             raise DataError("there are no latents to write: the source of clips is empty")
         self.samples, self.vae, self.dtype = samples, vae, dtype
-        self.shard_index, self.shard_count = shard_index, shard_count
+        self.shard = shard or ProcessShard()
         self.size = max(SMALLEST_PART, -(-samples // MOST_PARTS))
         self.count = -(-samples // self.size)
         key = [_PARTS_FORMAT, samples, self.size, vae, dtype, key]
@@ -355,7 +355,7 @@ class LatentParts:
 
     def own(self) -> range:
         """The parts of this host."""
-        return range(self.shard_index, self.count, self.shard_count)
+        return range(self.shard.index, self.count, self.shard.count)
 
     def missing(self) -> list[int]:
         """The parts of this host that are still to be made."""
@@ -382,7 +382,7 @@ class LatentParts:
         """
         wait = wait or (lambda name: None)
         wait("latents written")
-        if self.shard_index == 0:
+        if self.shard.index == 0:
             notes = [self._await_note(part) for part in range(self.count)]
             index = make_index(notes, vae=self.vae, dtype=self.dtype) | {"key": self.key}
             for name, value in (more or {}).items():

@@ -326,23 +326,22 @@ class PackedRows(grain.DatasetIterator):
 
     orders: stream -> source indices by place, grain.MapDataset.
     read: (index, place) -> the clip; it must depend on nothing else.
-    limits: shape of a row.   rows_each: rows of a batch that each stream fills.
-    most_tokens, most_clips: bounds of each stream's look-ahead.
-    threads, read_ahead: for reading, shared by the streams.
+    limits: shape of a row. config: bounds of each stream's look-ahead, and the threads that the streams share.
+    rows_each: rows of a batch that each stream fills.
     identity: what must be equal for a saved place to mean the same clips.
     balance: makes rows of equal cost meet in a batch; None gives rows in the order in which they are packed.
     """
 
     def __init__(self, orders: Mapping[int, grain.MapDataset], read: Callable[[int, int], PackItem],
-                 limits: RowShape, *, rows_each: int, most_tokens: int, most_clips: int, threads: int,
-                 read_ahead: int, identity: dict[str, Any], balance: Balance | None = None):
+                 limits: RowShape, config: DataConfig, *, rows_each: int, identity: dict[str, Any],
+                 balance: Balance | None = None):
         super().__init__()
-        self._pool = make_pool(threads)
+        self._pool = make_pool(config.threads)
         self._balance, self._given = balance, 0  # rounds
-        ahead = -(-read_ahead // len(orders))
+        ahead = -(-config.read_ahead // len(orders))
         self._streams = {
             number: Stream(Reader(order, read, self._pool, ahead), limits,
-                           most_tokens=most_tokens, most_clips=most_clips)
+                           most_tokens=config.look_ahead(), most_clips=config.buffer_clips)
             for number, order in orders.items()
         }
         self._limits, self._rows_each, self._identity = limits, rows_each, identity

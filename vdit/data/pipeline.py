@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import grain
 import numpy as np
 
-from vdit.data.actions import check_actions
 from vdit.data.clips import Clips
 from vdit.data.conditions import clip_conditions, data_conditions
 from vdit.data.config import DataConfig
+from vdit.data.data_source import Sample, Source, check_actions, draws
 from vdit.data.packing import Balance, PackedRows, PackItem, RowShape
 from vdit.data.patches import Patch, patchify, token_grid
-from vdit.data.sources import Sample, Source, draws
 from vdit.data.streams import (
     Order,
+    ProcessShard,
     Reader,
     close_readers,
     make_place,
@@ -32,10 +34,11 @@ from vdit.data.texts import CachedTokenizer
 from vdit.errors import ConfigError, DataError
 from vdit.models.conditioner import Conditioner
 from vdit.models.vae.statistics import normalise
+from vdit.reprs import short_repr
 from vdit.types import Row
 
 Compose = Callable[[Sequence[str]], str | None]
-CAPTION_DRAW = 1  # see sources.draws
+CAPTION_DRAW = 1  # see data_source.draws
 
 
 class Tokenizer(Protocol):
@@ -46,28 +49,52 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
 
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenSpec:
+    """How a clip's latents become tokens of a model.
+
+    patch: latent frames, rows and columns of a token.
+    stride: video frames that a latent frame stands for, all but the first, which stands for one (the VAE's stride in
+        time).
+    mean: float [c], subtracted from latents. std: float [c], by which they are then divided. None for both leaves them.
+    conditions: of the model, beside the class label and the actions, which a DataConfig has of its own.
+    compose: captions of a clip -> its text, or None to pick one of them. None always picks one.
+    """
+
+    patch: Patch
+    stride: int = 1
+    mean: np.ndarray | None = None
+    std: np.ndarray | None = None
+    conditions: tuple[Conditioner, ...] = ()
+    compose: Compose | None = None
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError("latents are normalised by mean and std together: give both or neither")
+
+    def normalised(self, latent: np.ndarray) -> np.ndarray:
+        """Latents [... c] in the units that the model sees."""
+        if self.mean is None:
+            return latent
+        statistics = {"mean": np.asarray(self.mean, np.float32), "std": np.asarray(self.std, np.float32)}
+        return normalise(latent.astype(np.float32), statistics)
+
+
 class ToPackItem:
     """Sample with a latent -> PackItem: normalise, patchify, choose a caption, tokenise it, arrange its conditions.
 
-    conditions: those that rows carry.
-    stride: video frames that a latent frame stands for, all but the first, which stands for one.
+    tokens: with all conditions that rows carry.
     truncated: captions cut to the tokenizer's max_length (or the row's text) so far.
     """
 
-    def __init__(self, source: Source, tokenizer: Tokenizer, patch: Patch, config: DataConfig, *, seed: int,
-                 conditions: Sequence[Conditioner] = (), stride: int = 1, mean: np.ndarray | None = None,
-                 std: np.ndarray | None = None, compose: Compose | None = None):
-        if (mean is None) != (std is None):
-            raise ConfigError("latents are normalised by mean and std together: give both or neither")
+    def __init__(self, source: Source, tokenizer: Tokenizer, tokens: TokenSpec, config: DataConfig, *, seed: int):
         self.source = source
         self.tokenizer = tokenizer
-        self.compose = compose
-        self.patch = patch
+        self.tokens = tokens
         self.seed = seed
         self.long_caption_prob, self.synthetic_prob = config.long_caption_prob, config.synthetic_prob
-        self.actions, self.conditions, self.stride = config.actions, tuple(conditions), stride
-        self.mean = None if mean is None else np.asarray(mean, np.float32)
-        self.std = None if std is None else np.asarray(std, np.float32)
+        self.actions = config.actions
         self.text_limit = min(tokenizer.max_length, config.max_text_per_row)
         self.truncated = 0
         self._lock = threading.Lock()
@@ -78,21 +105,19 @@ class ToPackItem:
             raise DataError(f"{type(self.source).__name__} gives videos, packed rows are made of latents: "
                             "encode it first (python -m data_pipelines.encode) and use source='latents'")
         check_actions(sample, self.actions)
-        latent = sample["latent"]
-        if self.mean is not None:
-            latent = normalise(latent.astype(np.float32), {"mean": self.mean, "std": self.std})
-        grid = token_grid(latent.shape, self.patch)
+        tokens, latent = self.tokens, self.tokens.normalised(sample["latent"])
+        grid = token_grid(latent.shape, tokens.patch)
         caption = self._caption(sample, index)
         text = self._text(caption)
         if isinstance(self.tokenizer, CachedTokenizer):
             sample = {**sample, **self.tokenizer.read(caption, len(text))}
-        return PackItem(values=patchify(latent, self.patch), grid=grid, text=text,
-                        cond=clip_conditions(self.conditions, sample, grid, self.patch, self.stride), place=place,
+        return PackItem(values=patchify(latent, tokens.patch), grid=grid, text=text,
+                        cond=clip_conditions(tokens.conditions, sample, grid, tokens.patch, tokens.stride), place=place,
                         name=str(sample.get("id", index)))
 
     def _caption(self, sample: Sample, index: int) -> str:
         captions = sample.get("captions") or [""]
-        composed = None if self.compose is None else self.compose(captions)
+        composed = None if self.tokens.compose is None else self.tokens.compose(captions)
         if composed is not None:
             return composed
         rng = draws(self.seed, index, CAPTION_DRAW)
@@ -113,46 +138,37 @@ class ToPackItem:
         return np.asarray(ids[: self.text_limit], np.int32)
 
 
-def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch: Patch, *, seed: int,
-                 batch_rows: int, shard_index: int = 0, shard_count: int = 1, stride: int = 1,
-                 mean: np.ndarray | None = None, std: np.ndarray | None = None,
-                 conditions: Sequence[Conditioner] = (), compose: Compose | None = None) -> RowIterator:
+def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, tokens: TokenSpec, *, seed: int,
+                 batch_rows: int, shard: ProcessShard | None = None) -> RowIterator:
     """Batches of packed rows, to train a diffusion transformer.
 
     Args:
         config: shape of a row, packing and reading.
         source: samples with latents, for instance a `LatentStore`.
         tokenizer: for captions; with a `CachedTokenizer` rows carry encoded captions.
-        patch: latent frames, rows and columns of a token.
+        tokens: how latents become tokens, and which conditions rows carry.
         seed: of the order and of the choice of captions; the source has a seed of its own.
         batch_rows: rows of a batch over all hosts.
-        shard_index: this host's number, from 0.
-        shard_count: number of hosts. A host gets the rows [shard_index * batch_rows / shard_count, ...) of each batch;
-            the batches are the same for any number of hosts.
-        stride: video frames of a latent frame (the VAE's stride in time); used where config.actions is not 0.
-        mean: float [c], subtracted from latents; None with std=None leaves them.
-        std: float [c], which latents are then divided by.
-        conditions: those of the model, beside the class label and the actions, which the config has of its own.
-        compose: captions of a clip -> its text, or None to pick one of them.
+        shard: this host of how many; None: the only host. A host gets the rows [index * batch_rows / count, ...) of
+            each batch; the batches are the same for any number of hosts.
 
     Returns:
-        An iterator of `Row` of NumPy arrays [batch_rows / shard_count ...]. It has get_state() (JSON) and
+        An iterator of `Row` of NumPy arrays [batch_rows / shard.count ...]. It has get_state() (JSON) and
         set_state(state); the merged states of all hosts continue on any number of hosts that divides the streams, bit
         for bit. A finite pass (config.epochs) ends for each host with its own streams.
     """
     streams = stream_count(config.streams, batch_rows=batch_rows, items=len(source))
-    own = own_streams(streams, shard_index, shard_count, batch_rows=batch_rows)
+    own = own_streams(streams, shard or ProcessShard(), batch_rows=batch_rows)
     order = Order(items=len(source), seed=seed, streams=streams, epochs=config.epochs)
-    patch = tuple(patch)
+    patch, stride = tuple(tokens.patch), tokens.stride
     cached = tokenizer.conditions if isinstance(tokenizer, CachedTokenizer) else ()
-    conditions = data_conditions(config, (*conditions, *cached), patch=patch, stride=stride)
-    convert = ToPackItem(source, tokenizer, patch, config, seed=seed, conditions=conditions, stride=stride,
-                         mean=mean, std=std, compose=compose)
+    conditions = data_conditions(config, (*tokens.conditions, *cached), patch=patch, stride=stride)
+    tokens = dataclasses.replace(tokens, patch=patch, conditions=conditions)
+    convert = ToPackItem(source, tokenizer, tokens, config, seed=seed)
     limits = RowShape.of(config, conditions, patch)
-    tokens = config.look_ahead()
     sizes = {"tokens": limits.tokens, "text": limits.text, "slots": limits.frames, "clips": limits.clips}
     identity = order.identity() | sizes | {
-        "patch": list(patch), "batch_rows": batch_rows, "look_ahead": tokens,
+        "patch": list(patch), "batch_rows": batch_rows, "look_ahead": config.look_ahead(),
         "buffer_clips": config.buffer_clips, "detailed": config.long_caption_prob}
     if config.synthetic_prob != DataConfig().synthetic_prob:
         identity |= {"synthetic": config.synthetic_prob}
@@ -161,14 +177,13 @@ def row_iterator(config: DataConfig, source: Source, tokenizer: Tokenizer, patch
     balance = None
     if config.balance_rows > 1:
         balance, identity = Balance(rows=config.balance_rows, seed=seed), identity | {"balance": config.balance_rows}
-    rows = PackedRows({stream: order.dataset(stream) for stream in own}, convert, limits,
-                      rows_each=batch_rows // streams, most_tokens=tokens, most_clips=config.buffer_clips,
-                      threads=config.threads, read_ahead=config.read_ahead, identity=identity, balance=balance)
+    rows = PackedRows({stream: order.dataset(stream) for stream in own}, convert, limits, config,
+                      rows_each=batch_rows // streams, identity=identity, balance=balance)
     return RowIterator(rows, config.prefetch, convert)
 
 
 def video_batches(config: DataConfig, source: Clips, *, size: tuple[int, int], frames: int, batch_size: int,
-                  seed: int, shard_index: int = 0, shard_count: int = 1) -> grain.DatasetIterator:
+                  seed: int, shard: ProcessShard | None = None) -> grain.DatasetIterator:
     """Batches of random windows of videos, to train a VAE.
 
     Args:
@@ -178,21 +193,21 @@ def video_batches(config: DataConfig, source: Clips, *, size: tuple[int, int], f
         frames: of a window.
         batch_size: over all hosts.
         seed: of the order of the videos; the source has a seed of its own for the windows.
-        shard_index: this host's number, from 0.
-        shard_count: number of hosts. A host reads its rows of each batch.
+        shard: this host of how many; None: the only host. A host reads its rows of each batch.
 
     Returns:
-        An iterator of {"video": uint8 [b t h w 3]} with b = batch_size / shard_count. It can be saved and restored like
+        An iterator of {"video": uint8 [b t h w 3]} with b = batch_size / shard.count. It can be saved and restored like
         that of `row_iterator`. The last batch of a finite pass is dropped when partial.
     """
-    def crop(index: int, place: int) -> dict[str, np.ndarray]:
-        return {"video": source.crop(index, size=size, frames=frames)["video"]}
+    crops = source.crops(size=size, frames=frames)
 
-    rows = own_rows(batch_size, shard_index, shard_count)
+    def read(index: int, place: int) -> dict[str, np.ndarray]:
+        return {"video": crops[index]["video"]}
+
+    rows = own_rows(batch_size, shard or ProcessShard())
     order = Order(items=len(source), seed=seed, epochs=config.epochs)
     identity = order.identity() | {"batch_size": batch_size, "size": list(size), "frames": frames}
-    batches = VideoBatches(order.dataset(), crop, rows=rows, batch_size=batch_size, threads=config.threads,
-                           read_ahead=config.read_ahead, identity=identity)
+    batches = VideoBatches(order.dataset(), read, config, rows=rows, batch_size=batch_size, identity=identity)
     return Prefetch(batches, config.prefetch)
 
 
@@ -202,8 +217,8 @@ class VideoBatches(grain.DatasetIterator):
     order: source indices by place. read: (index, place) -> dict of arrays. The others as in PackedRows.
     """
 
-    def __init__(self, order: grain.MapDataset, read: Callable[[int, int], dict[str, np.ndarray]], *, rows: range,
-                 batch_size: int, threads: int, read_ahead: int, identity: dict[str, Any]):
+    def __init__(self, order: grain.MapDataset, read: Callable[[int, int], dict[str, np.ndarray]], config: DataConfig,
+                 *, rows: range, batch_size: int, identity: dict[str, Any]):
         super().__init__()
         self._size, self._identity = len(rows), identity
 
@@ -211,11 +226,13 @@ class VideoBatches(grain.DatasetIterator):
             return order[place // len(rows) * batch_size + rows[place % len(rows)]]
 
         own = grain.MapDataset.range(len(order) // batch_size * len(rows)).map(index)
-        self._pool = make_pool(threads)
-        self._reader = Reader(own, read, self._pool, read_ahead)
+        self._pool = make_pool(config.threads)
+        self._reader = Reader(own, read, self._pool, config.read_ahead)
 
     def __next__(self) -> dict[str, np.ndarray]:
-        samples = [next(self._reader) for _ in range(self._size)]
+        samples = list(itertools.islice(self._reader, self._size))
+        if not samples:  # a pass has a whole number of batches
+            raise StopIteration
         return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
     def get_state(self) -> dict[str, Any]:

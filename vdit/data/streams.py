@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
@@ -39,30 +39,38 @@ def stream_count(asked: int, *, batch_rows: int, items: int) -> int:
     return asked
 
 
-def own_streams(streams: int, shard_index: int, shard_count: int, *, batch_rows: int) -> range:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessShard:
+    """Which part of the data a host reads: number `index`, from 0, of `count` equal parts."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ConfigError(f"shard index={self.index}: must be 0 to count - 1 ({self.count - 1})")
+
+    def part(self, size: int) -> range:
+        """The shard's part of the numbers 0 to size - 1; `count` divides `size`."""
+        each = size // self.count
+        return range(self.index * each, (self.index + 1) * each)
+
+
+def own_streams(streams: int, shard: ProcessShard, *, batch_rows: int) -> range:
     """The streams of one share of the hosts."""
-    _check_shard(shard_index, shard_count)
-    if streams % shard_count:
-        raise ConfigError(f"data.streams={streams} cannot be shared by {shard_count} groups of hosts: give a number of "
-                          f"hosts that divides {streams}, or, for a new run, data.streams a multiple of {shard_count} "
+    if streams % shard.count:
+        raise ConfigError(f"data.streams={streams} cannot be shared by {shard.count} groups of hosts: give a number of "
+                          f"hosts that divides {streams}, or, for a new run, data.streams a multiple of {shard.count} "
                           f"that divides the batch of {batch_rows} rows")
-    each = streams // shard_count
-    return range(shard_index * each, (shard_index + 1) * each)
+    return shard.part(streams)
 
 
-def own_rows(batch_rows: int, shard_index: int, shard_count: int) -> range:
+def own_rows(batch_rows: int, shard: ProcessShard) -> range:
     """The rows of a batch of B rows that one share of the hosts gives."""
-    _check_shard(shard_index, shard_count)
-    if batch_rows % shard_count:
-        raise ConfigError(f"a batch of {batch_rows} cannot be shared by {shard_count} groups of hosts: make it a "
-                          f"multiple of {shard_count}")
-    each = batch_rows // shard_count
-    return range(shard_index * each, (shard_index + 1) * each)
-
-
-def _check_shard(index: int, count: int) -> None:
-    if not 0 <= index < count:
-        raise ConfigError(f"shard_index={index}: must be 0 to shard_count - 1 ({count - 1})")
+    if batch_rows % shard.count:
+        raise ConfigError(f"a batch of {batch_rows} cannot be shared by {shard.count} groups of hosts: make it a "
+                          f"multiple of {shard.count}")
+    return shard.part(batch_rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,6 +115,9 @@ class Reader(Generic[T]):
         if self._length:
             order[0]  # what grain makes on first use is not made by two threads
         self._coming: deque[Future] = deque()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
 
     def __next__(self) -> T:
         if self.place >= self._length:

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from vdit import paths
+from vdit.data.data_source import Sample
 from vdit.data.latents import MOST_INDEX, LatentParts, LatentStore
-from vdit.data.sources import Sample
+from vdit.data.streams import ProcessShard
 from vdit.errors import DataError
 from vdit.models.conditions import TEXT_EMPTY, TEXT_FEATURES, EmptyText, TextFeatures
 from vdit.models.text.tokenizer import Tokenizer
@@ -179,7 +180,7 @@ def write_texts(
     digest = hashlib.sha256("".join(keys).encode()).hexdigest()[:16]
     path = paths.path(path)
     parts = LatentParts(path, samples=len(unique), vae=identity, dtype=dtype, key=["texts-1", digest],
-                        shard_index=share[0], shard_count=share[1], replaces=paths.exists(path))  # fmt: skip
+                        shard=ProcessShard(index=share[0], count=share[1]), replaces=paths.exists(path))  # fmt: skip
     missing = parts.missing()
     total = sum(len(parts.places(part)) for part in parts.own())
     left = [unique[place] for part in missing for place in parts.places(part)]

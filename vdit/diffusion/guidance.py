@@ -76,7 +76,13 @@ def guide(pair: Pair, guidance: Guidance, single: Denoise | None = None) -> Deno
         ShapeError: the two predictions differ in shape, or do not fit x.
     """
 
-    def guided(x: Array, t: Array, scale: Array | float) -> Array:
+    def inside(t: Array) -> Array:
+        low, high = guidance.interval
+        return (t >= low) & (t <= high)
+
+    def guided(x: Array, t: Array, scale: Array | None = None) -> Array:
+        if scale is None:
+            scale = jnp.where(inside(t), guidance.scale, 1.0)
         conditional, unconditional = pair(x, t)
         width = x.shape[-1]
         scale = jnp.asarray(scale, conditional.dtype)
@@ -89,13 +95,10 @@ def guide(pair: Pair, guidance: Guidance, single: Denoise | None = None) -> Deno
         return jnp.concatenate([mixed, conditional[..., width:]], axis=-1)
 
     def denoise(x: Array, t: Array) -> Array:
-        low, high = guidance.interval
-        inside = (t >= low) & (t <= high)
-        if single is None or guidance.interval == FULL:
-            return guided(x, t, jnp.where(inside, guidance.scale, 1.0))
-        return jax.lax.cond(inside, guided, lambda x, t, scale: single(x, t), x, t, jnp.float32(guidance.scale))
+        full = jnp.float32(guidance.scale)
+        return jax.lax.cond(inside(t), guided, lambda x, t, scale: single(x, t), x, t, full)
 
-    return denoise
+    return guided if single is None or guidance.interval == FULL else denoise
 
 
 def mix(conditional: Array, unconditional: Array, scale: Array | float, rescale: float = 0.0) -> Array:

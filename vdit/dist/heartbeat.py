@@ -1,6 +1,6 @@
 """Knowing of the other hosts while a run goes: who is alive, where each stands, why one ended.
 
-Each host writes its place into the coordination service of jax every few seconds; that is its heartbeat. The first
+Each host writes its status into the coordination service of jax every few seconds; that is its heartbeat. The first
 host misses those that fall silent and tells the others. A host that ends with an error says so before it goes. So
 every host ends with one line that names the host and the reason, rather than in a collective that never comes back,
 or in an abort of the coordination service that names nobody.
@@ -54,8 +54,8 @@ class HostStatus:
     def __str__(self) -> str:
         return f"step {self.step}: {self.phase}"
 
-    def told(self) -> dict[str, Any]:
-        """What other hosts hear of it."""
+    def as_dict(self) -> dict[str, Any]:
+        """The fields that other hosts read."""
         return {name: getattr(self, name) for name in ("phase", "step", "seconds", "waited")}
 
 
@@ -66,18 +66,18 @@ class Heartbeat:
     """
 
     def __init__(
-        self, client: Any, coordinator: str, process_id: int, processes: int, *, heartbeat: float, place: HostStatus
+        self, client: Any, coordinator: str, process_id: int, processes: int, *, heartbeat: float, status: HostStatus
     ):
         self._client, self._id, self._count, self._heartbeat = client, process_id, processes, heartbeat
         self._coordinator = split_address(coordinator)
-        self.place = place
+        self.status = status
         self.write: Callable[[str], None] = lambda line: None
         self.interval = max(0.2, min(_OFTEN, heartbeat / 5))
         self._answered = time.monotonic()
         self._leaving = threading.Event()
         self._ending = threading.Lock()
         self._beats: dict[int, tuple[str, float]] = {}
-        self._threads = [threading.Thread(target=task, daemon=True) for task in (self._watch, self._guard)]
+        self._threads = [threading.Thread(target=task, daemon=True) for task in (self._run, self._guard)]
 
     def start(self) -> None:
         """Begins to beat and to watch."""
@@ -86,12 +86,12 @@ class Heartbeat:
         for thread in self._threads:
             thread.start()
 
-    def places(self) -> dict[int, HostStatus]:
-        """Every host's place, as last heard."""
+    def statuses(self) -> dict[int, HostStatus]:
+        """Host number -> its status, as last heard."""
         found = {}
         for key, value in self._client.key_value_dir_get(_BEATS):
-            told = {"phase": "left"} if value == _LEFT else json.loads(value)["place"]
-            found[int(key.rpartition("/")[2])] = HostStatus(**told)
+            fields = {"phase": "left"} if value == _LEFT else json.loads(value)["status"]
+            found[int(key.rpartition("/")[2])] = HostStatus(**fields)
         return dict(sorted(found.items()))
 
     def fail(self, what: str, code: int) -> None:
@@ -111,7 +111,7 @@ class Heartbeat:
         """Waits until all hosts have come to a good end, and then ends the watch."""
         if self._leaving.is_set():
             return
-        self.place.phase = "done, waiting for the others"
+        self.status.phase = "done, waiting for the others"
         with contextlib.suppress(Exception):  # jax's shutdown waits, too
             self._client.wait_at_barrier("vdit/leave", 1000 * _PARTING)
         self._leaving.set()
@@ -123,12 +123,12 @@ class Heartbeat:
         with contextlib.suppress(ValueError):  # not the main thread
             signal.signal(signal.SIGABRT, signal.SIG_DFL)
 
-    def _watch(self) -> None:
+    def _run(self) -> None:
         count = 0
         while not self._leaving.is_set():
             try:
                 count += 1
-                beat = json.dumps({"count": count, "place": self.place.told()})
+                beat = json.dumps({"count": count, "status": self.status.as_dict()})
                 self._client.key_value_set(f"{_BEATS}{self._id}", beat, allow_overwrite=True)
                 if self._id == 0:
                     self._miss()
@@ -197,8 +197,8 @@ class Heartbeat:
         with self._ending:
             saved = None
             with contextlib.suppress(Exception):
-                saved = self.place.saved()
-            line = f"{text} at step {self.place.step} ({self.place.phase})"
+                saved = self.status.saved()
+            line = f"{text} at step {self.status.step} ({self.status.phase})"
             if code == EX_TEMPFAIL:
                 line += ": start the same command again"
                 line += "" if saved is None else f"; it goes on from step {saved}"

@@ -54,12 +54,12 @@ class HostConfig:
 def from_environment(environ: Mapping[str, str] | None = None) -> HostConfig | None:
     """The HostConfig that VDIT_COORDINATOR, VDIT_PROCESSES and VDIT_PROCESS_ID give, or None if unset."""
     environ = os.environ if environ is None else environ
-    given = [name for name in _OWN if environ.get(name)]
-    if not given:
+    present = [name for name in _OWN if environ.get(name)]
+    if not present:
         return None
-    if len(given) < len(_OWN):
-        missing = [name for name in _OWN if name not in given]
-        raise ConfigError(f"{given[0]} is set, so {missing} must be set too (or none of {list(_OWN)})")
+    if len(present) < len(_OWN):
+        missing = [name for name in _OWN if name not in present]
+        raise ConfigError(f"{present[0]} is set, so {missing} must be set too (or none of {list(_OWN)})")
     try:
         processes, process_id = int(environ[_OWN[1]]), int(environ[_OWN[2]])
     except ValueError as error:
@@ -73,7 +73,7 @@ def initialize(
     cluster: bool = False,
     about: Mapping[str, str] | None = None,
     wait: float | None = None,
-    place: HostStatus | None = None,
+    status: HostStatus | None = None,
     met: Callable[[], object] = lambda: None,
 ) -> Heartbeat | None:
     """Joins the other hosts, if there are any; must run before jax touches a device.
@@ -84,7 +84,7 @@ def initialize(
     about: what must be the same on all hosts, beside the versions of vdit and jax. wait: seconds until all hosts must
     have come (VDIT_WAIT_FOR_HOSTS, or 300). Raises on all hosts that came, HostsError or ConfigError, with one line
     that names the hosts that are missing or do not fit. From then on a host that falls silent for VDIT_HEARTBEAT (100)
-    seconds ends the others: see vdit.dist.heartbeat. place: where this host stands, kept by the caller. met: called once
+    seconds ends the others: see vdit.dist.heartbeat. status: where this host stands, kept by the caller. met: called once
     all hosts have come, before jax starts with them: from here on no exception may come between, see `PreemptionHandler.held`.
     """
     config = config or from_environment()
@@ -111,7 +111,7 @@ def initialize(
         )
     client = internals.client()
     peers = Heartbeat(
-        client, config.coordinator, config.process_id, config.processes, heartbeat=heartbeat, place=place or HostStatus()
+        client, config.coordinator, config.process_id, config.processes, heartbeat=heartbeat, status=status or HostStatus()
     )
     peers.start()
     atexit.register(peers.leave)  # runs before jax's own shutdown, which was registered earlier

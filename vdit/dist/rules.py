@@ -10,15 +10,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
 from vdit.errors import ConfigError
 from vdit.types import Array, PyTree, Row
-import numpy as np
-from jax.sharding import NamedSharding
-from vdit.types import Array
 
 RULES: dict[str, tuple[str, ...]] = {
     # activations
@@ -81,14 +81,14 @@ def named_shardings(mesh: Mesh, abstract: PyTree, names: PyTree) -> tuple[PyTree
     sizes = dict(mesh.shape)
     report: list[str] = []
 
-    def place(path, leaf, axes):
+    def sharding_of(path, leaf, axes):
         if axes is None:
             return NamedSharding(mesh, P())
         spec, notes = partition_spec(axes, leaf.shape, sizes)
         report.extend(f"{jax.tree_util.keystr(path, simple=True, separator='/')}: {note}" for note in notes)
         return NamedSharding(mesh, spec)
 
-    return jax.tree_util.tree_map_with_path(place, abstract, names), report
+    return jax.tree_util.tree_map_with_path(sharding_of, abstract, names), report
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -104,25 +104,25 @@ def batch_shardings(mesh: Mesh, batch: PyTree, *, accumulation: bool = False, st
     the batch only. What does not divide stays whole; only the batch itself must, if `strict`.
     """
 
-    def place(leaf, names: Names | None = None) -> NamedSharding:
+    def sharding_of(leaf, names: Names | None = None) -> NamedSharding:
         shape = leaf.shape[1:] if accumulation else leaf.shape
         if names is None:
             names = VIDEO if len(shape) == 5 and shape[-1] == 3 else ("batch", *[None] * (len(shape) - 1))
-        if strict and shape[0] % batch_ways(mesh):
+        if strict and shape[0] % num_batch_shards(mesh):
             raise ConfigError(
-                f"a batch of {shape[0]} rows must be a multiple of data * fsdp = {batch_ways(mesh)}: change "
+                f"a batch of {shape[0]} rows must be a multiple of data * fsdp = {num_batch_shards(mesh)}: change "
                 "batch_size, accumulation or the mesh"
             )
         spec, _ = partition_spec(names, shape, dict(mesh.shape))
         return NamedSharding(mesh, P(None, *spec) if accumulation else spec)
 
     def each(part):
-        return part.map_axes(place) if isinstance(part, Row) else place(part)
+        return part.map_axes(sharding_of) if isinstance(part, Row) else sharding_of(part)
 
     return jax.tree.map(each, batch, is_leaf=lambda part: isinstance(part, Row))
 
 
-def batch_ways(mesh: Mesh) -> int:
+def num_batch_shards(mesh: Mesh) -> int:
     """Over how many groups of devices a batch is shared out."""
     return math.prod(mesh.shape.get(axis, 1) for axis in RULES["batch"])
 
@@ -226,9 +226,9 @@ def to_host(x: Array) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _piece(count: int, whole: NamedSharding):
-    def cut(x, place):
-        for i in range(place.shape[0] - 1):
-            x = jax.lax.dynamic_index_in_dim(x, place[i], axis=0, keepdims=False)
-        return jax.lax.dynamic_slice_in_dim(x, place[-1], count, axis=0)
+    def cut(x, start):
+        for i in range(start.shape[0] - 1):
+            x = jax.lax.dynamic_index_in_dim(x, start[i], axis=0, keepdims=False)
+        return jax.lax.dynamic_slice_in_dim(x, start[-1], count, axis=0)
 
     return jax.jit(cut, out_shardings=whole)

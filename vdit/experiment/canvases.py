@@ -49,8 +49,8 @@ class CanvasConfig:
     def __post_init__(self) -> None:
         for name in KINDS:
             if not getattr(self, name) >= 0:
-                raise ConfigError(f"canvases.{name}={getattr(self, name)}: a share, give 0 or more")
-        if not sum(self.shares()) > 0:
+                raise ConfigError(f"canvases.{name}={getattr(self, name)}: a fraction, give 0 or more")
+        if not sum(self.fractions()) > 0:
             raise ConfigError(f"canvases has no share above 0: give some to one of {', '.join(KINDS)}")
         for name in ("window", "context_dropout"):
             if not 0 <= getattr(self, name) <= 1:
@@ -58,7 +58,7 @@ class CanvasConfig:
         if not 0 <= self.context_noise < 1:
             raise ConfigError(f"canvases.context_noise={self.context_noise}: a noise level, give 0 or more and below 1")
 
-    def shares(self) -> tuple[float, ...]:
+    def fractions(self) -> tuple[float, ...]:
         """In the order of KINDS."""
         return tuple(getattr(self, name) for name in KINDS)
 
@@ -79,14 +79,15 @@ EVERY_TASK = CanvasConfig(
 class DrawnCanvas:
     """row: as it was, but windows' first frames are padding, and frames may have been doubled.
 
-    levels: float32 [b k], of the row's frames. known: bool [b n]; known tokens have no part in the loss. fixed: bool
-    [b k], frames of what is known, whatever the level that they are told.
+    levels: float32 [b k], noise level of each frame of the row.
+    known: bool [b n]; known tokens have no part in the loss.
+    known_frames: bool [b k], frames of known tokens, at any noise level.
     """
 
     row: Row
     levels: Array
     known: Array
-    fixed: Array
+    known_frames: Array
 
 
 def draw_canvases(key: Array, row: Row, config: CanvasConfig, diffusion: DiffusionConfig) -> DrawnCanvas:
@@ -95,7 +96,7 @@ def draw_canvases(key: Array, row: Row, config: CanvasConfig, diffusion: Diffusi
     levels = draw_levels(level_key, row.frame_segment_ids, diffusion)
     if not config.gives and not config.window:
         nothing = jnp.zeros(row.segment_ids.shape, bool), jnp.zeros(row.frame_segment_ids.shape, bool)
-        return DrawnCanvas(row=row, levels=levels, known=nothing[0], fixed=nothing[1])
+        return DrawnCanvas(row=row, levels=levels, known=nothing[0], known_frames=nothing[1])
     if config.window:
         row = _without_first(window_key, row, config.window)
     clips = _Clips.of(row)
@@ -108,7 +109,7 @@ def draw_canvases(key: Array, row: Row, config: CanvasConfig, diffusion: Diffusi
     context = clips.at_frames(_context_levels(context_key, kind.shape, config))
     if not config.mask:
         levels = jnp.where(known_frames, context, levels)
-        return DrawnCanvas(row=row, levels=levels, known=known & (row.segment_ids > 0), fixed=known_frames)
+        return DrawnCanvas(row=row, levels=levels, known=known & (row.segment_ids > 0), known_frames=known_frames)
     known = known | (_masked(mask_key, row, clips) & (clips.at_tokens(kind) == KINDS.index("mask")))
     known = known & (row.segment_ids > 0)
     # A frame that is known in part needs two levels: each frame gets a second one, for what is known.
@@ -120,8 +121,9 @@ def draw_canvases(key: Array, row: Row, config: CanvasConfig, diffusion: Diffusi
         frame_segment_ids=twice(row.frame_segment_ids),
         cond=row.cond | {name: twice(row.cond[name]) for name, axis in row.cond_axes if axis == "frame"},
     )
-    fixed = jnp.concatenate([jnp.zeros_like(known_frames), jnp.ones_like(known_frames)], axis=1)
-    return DrawnCanvas(row=row, levels=jnp.concatenate([levels, context], axis=1), known=known, fixed=fixed)
+    known_frames = jnp.concatenate([jnp.zeros_like(known_frames), jnp.ones_like(known_frames)], axis=1)
+    levels = jnp.concatenate([levels, context], axis=1)
+    return DrawnCanvas(row=row, levels=levels, known=known, known_frames=known_frames)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,10 +153,10 @@ class _Clips:
         return jnp.take_along_axis(x, self.row.segment_ids, axis=1)
 
 
-def _without_first(key: Array, row: Row, share: float) -> Row:
-    """Makes the first latent frame of a share of the clips padding; the others keep their positions, from 1 on."""
+def _without_first(key: Array, row: Row, prob: float) -> Row:
+    """Makes the first latent frame of each clip padding with that probability. Other frames keep their positions."""
     clips = _Clips.of(row)
-    chosen = jax.random.bernoulli(key, share, clips.count.shape) & (clips.count >= 3)
+    chosen = jax.random.bernoulli(key, prob, clips.count.shape) & (clips.count >= 3)
     first = clips.at_frames(chosen) & (clips.frame == 0)
     gone = jnp.take_along_axis(first, row.frame_index, axis=1) & (row.segment_ids > 0)
     return dataclasses.replace(
@@ -167,7 +169,7 @@ def _without_first(key: Array, row: Row, share: float) -> Row:
 
 def _kinds(key: Array, clips: _Clips, config: CanvasConfig) -> Array:
     """The kind of each clip: int [b s+1]."""
-    kind = jax.random.categorical(key, jnp.log(jnp.asarray(config.shares(), jnp.float32)), shape=clips.count.shape)
+    kind = jax.random.categorical(key, jnp.log(jnp.asarray(config.fractions(), jnp.float32)), shape=clips.count.shape)
     none, head, ends = (KINDS.index(name) for name in ("none", "head", "ends"))
     kind = jnp.where((kind == ends) & (clips.count < 3), head, kind)
     whole = (kind == KINDS.index("mask")) | (kind == none)
@@ -199,9 +201,9 @@ def _masked(key: Array, row: Row, clips: _Clips) -> Array:
     drift = drift * jax.random.bernoulli(still_key, 0.5, (*clips.count.shape, 1))
     largest = jax.vmap(lambda x, c: jax.ops.segment_max(x, c, num_segments=shape[1]))(row.position, row.segment_ids)
     of_tokens = lambda x: jnp.take_along_axis(x, row.segment_ids[..., None], axis=1)  # noqa: E731
-    share = (row.position + 0.5) / jnp.maximum(of_tokens(largest) + 1, 1)
-    at = of_tokens(middle) + of_tokens(drift) * (share[..., :1] - 0.5)
-    inside = jnp.all(jnp.abs(share[..., 1:] - at) < of_tokens(half), axis=-1)
+    fraction = (row.position + 0.5) / jnp.maximum(of_tokens(largest) + 1, 1)
+    at = of_tokens(middle) + of_tokens(drift) * (fraction[..., :1] - 0.5)
+    inside = jnp.all(jnp.abs(fraction[..., 1:] - at) < of_tokens(half), axis=-1)
     # Half of them know the box and lack the rest, as pictures do that are to grow at their edges.
     return inside == clips.at_tokens(jax.random.bernoulli(side_key, 0.5, clips.count.shape))
 

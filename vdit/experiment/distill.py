@@ -107,9 +107,7 @@ def _distillation_loss(
         row.frame_index,
         level,
         lower,
-        student=student,
-        target=student,
-        teacher=_guided(config, model, params[TEACHER], row),
+        Networks(student=student, target=student, teacher=_guided(config, model, params[TEACHER], row)),
         schedule=schedule,
         prediction=model.diffusion.prediction,
     )
@@ -146,16 +144,35 @@ def _guided(config: ConsistencyDistillation, model: DiffusionModel, teacher: PyT
     return predict
 
 
-def consistency_gap(
-    x: Array, frame_index: Array, level: Array, lower: Array, *, student: Predict, target: Predict, teacher: Predict,
-    schedule: Schedule, prediction: str,
-) -> Array:  # fmt: skip
-    """How far f(x_t, t) lies from f(x_s, s), squared: float32 [b n], a mean over each token's values.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Networks:
+    """The three networks of consistency distillation, each (x [b n p], levels [b k]) -> prediction [b n p].
 
-    x: float32 [b n p], noisy tokens. frame_index: int [b n], which level is theirs. level, lower: float32 [b k], t and
-    s; where these are the same nothing moves. student, target, teacher: (x, levels [b k]) -> prediction [b n p], of
-    which the student's alone is reached by gradients. prediction: "velocity" or "v", which tell the clean data at all
-    levels.
+    student: is trained; the only one that gradients reach. target: gives the estimate at the lower level. teacher:
+    takes the step between the levels.
+    """
+
+    student: Predict
+    target: Predict
+    teacher: Predict
+
+
+def consistency_gap(
+    x: Array, frame_index: Array, level: Array, lower: Array, networks: Networks, *, schedule: Schedule, prediction: str
+) -> Array:
+    """How far f(x_t, t) lies from f(x_s, s), squared.
+
+    Args:
+        x: float32 [b n p], noisy tokens.
+        frame_index: int [b n], the frame of each token, whose level it has.
+        level: float32 [b k], t of each frame.
+        lower: float32 [b k], s of each frame. Frames with s = t do not move.
+        networks: student, target and teacher.
+        schedule: of the noise.
+        prediction: "velocity" or "v", which tell the clean data at all levels.
+
+    Returns:
+        float32 [b n], a mean over each token's values.
     """
     of_tokens = lambda levels: jnp.take_along_axis(levels, frame_index, axis=1)  # noqa: E731
 
@@ -164,9 +181,9 @@ def consistency_gap(
         return to_clean_and_noise(prediction, predict(x, levels), x, alpha, sigma)
 
     moves = (of_tokens(level) != of_tokens(lower))[..., None]
-    down = jnp.where(moves, add_noise(schedule, *clean(teacher, x, level), of_tokens(lower)), x)
-    wanted = jax.lax.stop_gradient(clean(target, down, lower)[0])
-    return jnp.mean(jnp.square(clean(student, x, level)[0] - wanted), axis=-1)
+    down = jnp.where(moves, add_noise(schedule, *clean(networks.teacher, x, level), of_tokens(lower)), x)
+    wanted = jax.lax.stop_gradient(clean(networks.target, down, lower)[0])
+    return jnp.mean(jnp.square(clean(networks.student, x, level)[0] - wanted), axis=-1)
 
 
 def pseudo_huber(square: Array, c: float) -> Array:
@@ -179,10 +196,10 @@ def step_down(drawn: DrawnCanvas, schedule: Schedule, steps: int) -> tuple[Array
 
     The levels drawn are the grid's before the schedule's shift. Levels of what is known, and of unused frames, stay.
     """
-    moves = (drawn.row.frame_segment_ids > 0) & ~drawn.fixed
-    place = jnp.clip(jnp.ceil(drawn.levels * steps), 1, steps)
-    grid = lambda place: jnp.where(moves, schedule.shifted(place / steps), drawn.levels)  # noqa: E731
-    return grid(place), grid(place - 1)
+    moves = (drawn.row.frame_segment_ids > 0) & ~drawn.known_frames
+    index = jnp.clip(jnp.ceil(drawn.levels * steps), 1, steps)
+    grid = lambda index: jnp.where(moves, schedule.shifted(index / steps), drawn.levels)  # noqa: E731
+    return grid(index), grid(index - 1)
 
 
 def _evenly(diffusion: DiffusionConfig) -> DiffusionConfig:

@@ -71,7 +71,7 @@ class SampleConfig:
     grid: where the levels lie; None is the usual for the kind of diffusion. Asking for another sampler leaves it out.
     guidance: scale of classifier-free guidance, 1 for none; interval, rescale: see vdit.diffusion.Guidance.
     low_guidance: its scale for the second transformer of a model that has two; None is `guidance`.
-    conditioning, known_level, context_guidance: how what a user gives is told and followed
+    conditioning, known_level, context_guidance: how the model receives and follows what a user gives
         (vdit.sampling.SamplingConfig);
         conditioning=None is "clean" for models trained with canvases (Experiment.canvases), else "replacement".
     joins: how generated frames meet given ones: "motion" mixes frames beside a join with the given frame, moved along,
@@ -110,7 +110,7 @@ class Experiment:
     vae, vae_loss, discriminator, vae_clips, vae_train: the VAE, what it is trained on, and for how long.
     text, vision, diffusion, dit_train: encoders, noise schedule and prediction, and the transformer's training.
     backbone: the transformer, any registered backbone.
-    conditions: what the backbone is told beside text and beside what its own config declares: any registered
+    conditions: what the backbone takes besides text and what its own config declares: any registered
         conditioners.
     expert_boundary: the time (0 to 1000) above which the first of two transformers is used; None for one.
     first_label, label_names: number of the first class in prompts, and names of classes.

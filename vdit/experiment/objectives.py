@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from vdit.diffusion import DiffusionConfig, add_noise, diffusion_loss, make_schedule
 from vdit.experiment.canvases import CanvasConfig, draw_canvases
+from vdit.models.backbone import Output
 from vdit.models.network import Network
 from vdit.registry import register
 from vdit.reprs import short_repr
@@ -122,7 +123,7 @@ def corrupt(key: Array, row: Row, model: DiffusionModel, *, level: Array | None 
     sampled = draw_canvases(canvas_key, row, model.canvases, model.diffusion)
     row, levels = drop_conditions(drop_key, sampled.row, model), sampled.levels
     if level is not None:
-        levels = jnp.where((row.frame_segment_ids > 0) & ~sampled.fixed, level, levels)
+        levels = jnp.where((row.frame_segment_ids > 0) & ~sampled.known_frames, level, levels)
     level = jnp.take_along_axis(levels, row.frame_index, axis=1)
     noise = jax.random.normal(noise_key, row.values.shape, jnp.float32)
     noisy = add_noise(make_schedule(model.diffusion), row.values, noise, level)
@@ -138,22 +139,26 @@ def corrupt(key: Array, row: Row, model: DiffusionModel, *, level: Array | None 
     )
 
 
-def forward(model: DiffusionModel, params: PyTree, corrupted: Corrupted) -> Array:
+def forward(
+    model: DiffusionModel, params: PyTree, corrupted: Corrupted, *, return_hidden: bool = False
+) -> Output:
     """What the network predicts for a corrupted row.
 
     Args:
         model: what is trained.
         params: of the network.
         corrupted: of `corrupt`.
+        return_hidden: also return the tokens after each block, for terms on representations.
 
     Returns:
-        float32 [b n p] ([b n 2p] with a learned variance).
+        The prediction, float32 [b n p] ([b n 2p] with a learned variance), and with `return_hidden` the hidden states
+        [L b n d].
     """
     time = make_schedule(model.diffusion).time(corrupted.levels)
-    return model.network.apply(params, corrupted.row, time).prediction
+    return model.network.apply(params, corrupted.row, time, return_hidden=return_hidden)
 
 
-def denoising_loss(model: DiffusionModel, output: Array, corrupted: Corrupted) -> tuple[Array, dict[str, Array]]:
+def denoising_loss(model: DiffusionModel, output: Output, corrupted: Corrupted) -> tuple[Array, dict[str, Array]]:
     """The mean loss over tokens that are neither padding nor known, so rows weigh by what there is to learn.
 
     Args:
@@ -167,7 +172,7 @@ def denoising_loss(model: DiffusionModel, output: Array, corrupted: Corrupted) -
     """
     c = corrupted
     loss, metrics = diffusion_loss(
-        model.diffusion, output, x0=c.clean, noise=c.noise, level=c.level, weight=c.weight
+        model.diffusion, output.prediction, x0=c.clean, noise=c.noise, level=c.level, weight=c.weight
     )
     return loss, metrics | token_counts(c.weight, c.useful)
 

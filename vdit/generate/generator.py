@@ -31,7 +31,7 @@ from vdit.models.vision import clip_pixels
 from vdit.reprs import short_repr
 from vdit.sampling.canvas import Grouping, Prompts, check_canvas_conditions, tokenize
 from vdit.sampling.config import SamplingConfig, known_changes, replaces_known, sampling_config
-from vdit.sampling.programs import CanvasInput, FromVideo, Reference, SampleCanvas, TextToVideo, sample
+from vdit.sampling.programs import CanvasInput, FromVideo, Parameters, Reference, SampleCanvas, TextToVideo, sample
 from vdit.seeds import key_of
 from vdit.types import Array, Clip, PyTree, check_pixels
 
@@ -128,7 +128,8 @@ class Generator:
             conditions = check_canvas_conditions(self.experiment.network, conditions, len(prompts), task.latent_shape)
             given = conditions if given is None else dataclasses.replace(given, cond={**given.cond, **conditions})
         tokens = self.tokens(prompts), self.tokens([negative] * len(prompts))
-        made = self.run(task, tokens, key_of(seed), noise, given)
+        made = sample(task, self.mesh, self._parameters(task), tokens, key_of(seed), noise, given)
+        self._report(task, given, made)
         if nonfinite_names(made):
             raise NumericsError(
                 "what was sampled holds NaN or infinity, though weights and statistics do not: compute in float32 "
@@ -144,14 +145,23 @@ class Generator:
         noise: Array | None = None,
         given: Reference | CanvasInput | None = None,
     ) -> Array:
-        """What a task makes on the generator's mesh (vdit.sampling.programs.sample). prompts: those wanted and those
-        not."""
-        vae = (None, None) if isinstance(task, SampleCanvas) else (self.vae.params, self.vae.statistics)
-        made = sample(task, self.mesh, self.params, *vae, *prompts, key, noise, given)
+        """What a task makes on the generator's mesh (vdit.sampling.programs.sample); prompts: (positive, negative)."""
+        made = sample(task, self.mesh, self._parameters(task), prompts, key, noise, given)
+        self._report(task, given, made)
+        return made
+
+    def _parameters(self, task: TextToVideo | SampleCanvas) -> Parameters:
+        if isinstance(task, SampleCanvas):
+            return Parameters(self.params)
+        return Parameters(self.params, self.vae.params, self.vae.statistics)
+
+    def _report(
+        self, task: TextToVideo | SampleCanvas, given: Reference | CanvasInput | None, made: Array
+    ) -> None:
+        """Tells `drawn` of what was made, once it is."""
         if self.drawn is not None:
             jax.block_until_ready(made)
             self.drawn(_new_frames(task, given, self.experiment.vae.temporal_stride))
-        return made
 
     def task(
         self,

@@ -13,6 +13,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +22,7 @@ from vdit.generate.images import Fit, choose_size, is_image, read_image
 from vdit.paths import local_copy
 from vdit.reprs import short_repr
 from vdit.types import Clip
-from vdit.video.parts import read_tail
-from vdit.video.read import iter_frames, probe, read_video
+from vdit.video.read import iter_frames, probe, read_tail, read_video
 
 SAME_RATE = 5e-3  # rates this near, as 29.97 and 30, are taken for one: no frame is repeated or left out for it
 PART_RATE = 0.1  # how far the rate of a part may be from the file's, and still be taken for it
@@ -48,6 +48,11 @@ class Span:
     def __post_init__(self) -> None:
         if self.last is not None and self.max_frames is not None:
             raise ShapeError(f"last={self.last} and max_frames={self.max_frames}: give one of them")
+
+    def at_rate(self, rate: float | None) -> Span:
+        """The span in a file of this rate: each frame once where `fps` nearly agrees with it."""
+        same = self.fps is not None and bool(rate) and same_rate(self.fps, rate)
+        return dataclasses.replace(self, fps=None) if same else self
 
     @property
     def reading(self) -> dict[str, float | int | None]:
@@ -88,27 +93,36 @@ class Input:
 
 def read_input(
     path: str | Path,
+    span: Span | None = None,
     *,
     size: tuple[int, int] | None = None,
     area: int | None = None,
     multiple: int = 1,
-    fps: float | None = None,
-    start: float = 0.0,
-    seconds: float | None = None,
-    max_frames: int | None = None,
-    last: int | None = None,
     least: int = 1,
     lengths: tuple[int, int] = (1, 1),
+    **options: Any,
 ) -> Input:
     """Reads a file, fitted; holds only the frames that are asked for, and decodes little more.
 
-    size: (h, w), multiples of `multiple` (VAE stride x DiT patch). None: what suits the picture, of at most `area`
-        pixels (None: as many as its own).
-    fps, start, seconds, max_frames, last: which frames (Span); `fps` counts as the file's own where they nearly agree.
-    least: fewer frames are a ShapeError. lengths: (first, step): the model makes first + any multiple of step frames;
-        frames beyond the last such length are left out.
-    Raises VideoError for files that cannot be read, ShapeError for what does not fit.
+    Args:
+        path: a video or an image.
+        span: which frames; None for all. Its `fps` counts as the file's own where they nearly agree.
+        size: (h, w), multiples of `multiple`. None: what suits the picture.
+        area: the most pixels where `size` is None; None: as many as the picture's own.
+        multiple: VAE stride x DiT patch, in pixels.
+        least: fewer frames are a ShapeError.
+        lengths: (first, step): the model makes first + any multiple of step frames; frames beyond the last such length
+            are left out.
+        options: fields of `Span` (fps, start, seconds, max_frames, last) that replace those of `span`.
+
+    Returns:
+        The frames, and what was done to them.
+
+    Raises:
+        VideoError: the file cannot be read.
+        ShapeError: what it holds does not fit.
     """
+    span = dataclasses.replace(span or Span(), **options)
     path = local_copy(path, error=VideoError)
     info = _look(path)
     fit = Fit(own=info.size, size=_size(path, info.size, size, area, multiple))
@@ -116,10 +130,9 @@ def read_input(
         frames = fit.image(read_image(path))[None]
         _check_length(path, 1, least)
         return Input(path=path, frames=frames, fps=None, fit=fit, span=Span(), note=_note(path, fit, "a still image"))
-    rate, wanted = info.rate, fps
-    if fps is not None and rate and same_rate(fps, rate):
-        fps = None
-    span = Span(fps=fps, start=start, seconds=seconds, max_frames=max_frames, last=last)
+    rate, wanted = info.rate, span.fps
+    span = span.at_rate(rate)
+    fps, last = span.fps, span.last
     clip = _read(path, span, fit)
     count = len(clip.frames)
     _check_length(path, count, max(least, lengths[0]))
@@ -179,30 +192,34 @@ class VideoInput:
 
 def open_input(
     path: str | Path,
+    span: Span | None = None,
     *,
     size: tuple[int, int] | None = None,
     area: int | None = None,
     multiple: int = 1,
-    fps: float | None = None,
-    seconds: float | None = None,
-    max_frames: int | None = None,
+    **options: Any,
 ) -> VideoInput:
-    """Opens a file, whose frames are read when they are asked for. Arguments and errors as of `read_input`."""
+    """Opens a file, whose frames are read when they are asked for.
+
+    Arguments and errors as of `read_input`, but the span has no `last`.
+    """
+    asked = dataclasses.replace(span or Span(), **options)
+    if asked.last is not None:
+        raise ShapeError(f"last={asked.last}: the last frames are read whole, with read_input")
     path = local_copy(path, error=VideoError)
     info = _look(path)
     fit = Fit(own=info.size, size=_size(path, info.size, size, area, multiple))
     if info.still:
         note = _note(path, fit, "a still image")
         return VideoInput(path=path, fps=None, count=1, fit=fit, span=Span(), note=note)
-    rate, same = info.rate, fps is not None and info.rate and same_rate(fps, info.rate)
-    span = Span(fps=None if same else fps, seconds=seconds, max_frames=max_frames)
-    count = claimed_frames(path, fps=span.fps, seconds=seconds, max_frames=max_frames)
+    rate, span = info.rate, asked.at_rate(info.rate)
+    count = claimed_frames(path, span)
     taken = _taken(span, count)
-    if span.fps is not None and rate and fps > rate:
-        taken += ", some of them twice or more" if fps > 2 * rate else ", some of them twice"
+    if span.fps is not None and rate and span.fps > rate:
+        taken += ", some of them twice or more" if span.fps > 2 * rate else ", some of them twice"
     taken += "".join(f"; {remark}" for remark in info.remarks)
     note = f"{_note(path, fit, 'of unknown rate' if rate is None else f'at {rate:.4g} fps')}; {taken}"
-    shown = rate if same or fps is None else fps
+    shown = span.fps or rate
     return VideoInput(path=path, fps=shown or 25.0, count=count, fit=fit, span=span, sound=info.sound, note=note)
 
 
@@ -210,24 +227,17 @@ def _floats(frames: list[np.ndarray]) -> np.ndarray:
     return np.float32(np.stack(frames))[None] / np.float32(127.5) - np.float32(1)
 
 
-def claimed_frames(
-    path: str | Path,
-    *,
-    fps: float | None = None,
-    start: float = 0.0,
-    seconds: float | None = None,
-    max_frames: int | None = None,
-    last: int | None = None,
-) -> int:
+def claimed_frames(path: str | Path, span: Span | None = None, **options: Any) -> int:
     """How many frames `read_input` would hold, as the file says before it is decoded; 0 where it does not say."""
+    span = dataclasses.replace(span or Span(), **options)
     info = _look(local_copy(path, error=VideoError))
     if info.still:
         return 1
-    rate = fps or info.rate
-    length = None if info.seconds is None else max(0.0, info.seconds - start)
+    rate, seconds = span.fps or info.rate, span.seconds
+    length = None if info.seconds is None else max(0.0, info.seconds - span.start)
     if seconds is not None:
         length = seconds if length is None else min(length, seconds)
-    most = min(n for n in (max_frames, last, math.inf) if n is not None)
+    most = min(n for n in (span.max_frames, span.last, math.inf) if n is not None)
     if length is None or rate is None:
         return 0 if most == math.inf else most
     return min(math.ceil(length * rate), most)

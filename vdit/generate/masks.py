@@ -14,8 +14,7 @@ from vdit import paths
 from vdit.errors import ConfigError, ShapeError, VideoError
 from vdit.generate.images import is_image, read_image
 from vdit.generate.inputs import VideoInput
-from vdit.video.parts import frame_numbers
-from vdit.video.read import iter_frames
+from vdit.video.read import Window, frame_numbers, iter_frames
 
 BLACK = (0, 0, 0)  # stands for what is transparent: not to be made
 
@@ -124,7 +123,7 @@ def _numbers(like: VideoInput) -> tuple[np.ndarray, int]:
     """(which of the file's frames are read, how many the file has)."""
     if like.fps is None:
         return np.zeros(1, np.int64), 1
-    return frame_numbers(like.path, **like.span.reading)
+    return frame_numbers(like.path, Window(**like.span.reading))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Unpack
 
 import numpy as np
 
-from vdit.data.actions import group_actions
+from vdit.data.conditions import group_actions
 from vdit.errors import ConfigError, ShapeError
 from vdit.generate.generator import Generator, Sampling, Video, frames_of, given_frames, grouping_of, window_of
 from vdit.generate.images import as_bytes, fit_images
@@ -31,21 +31,44 @@ def action_shape(generator: Generator) -> tuple[int, int]:
     return grouping_of(generator).step, generator.experiment.data.actions
 
 
-class Simulator:
-    """A world model in the middle of its world: `step` says what is done, and gives the frames that follow.
+class SimulatorOptions(Sampling, total=False):
+    """Options of Simulator, which describes them."""
 
-    prompt: describes the world. start: how it begins: an image [h w 3] of any size, scaled to cover `size` (height,
-        width; None: as in the experiment's `sample`) and cut; or frames [t h w 3] or a Clip, of multiples of VAE
-        stride x patch, of which the last are known. None: the model makes the first frames by itself.
-    actions: float32 [t a], what was done in the frames of `start` (vdit.data.actions); None for nothing.
-    context: frames that are known at most; then the oldest are forgotten at each step. None: as many as fit into
-        `window` beside the new ones; window None: the longest video that the model was trained on or is sampled at.
-    keep: keep what was computed of finished frames (vdit.sampling.kv), as causal models can; None: where it is
-        possible. The same frames but for rounding, until the first are forgotten.
-    seed: the same seed, start and actions give the same frames. sampling: steps, guidance, ...: see
-        vdit.generate.Generator. Few steps make it quick.
-    Compiled once, at the first step. On several hosts all do the same, and each gets the frames.
-    Raises ConfigError for a model that is not told what is done, ShapeError for what does not fit it.
+    window: int | None
+    seed: int
+    keep: bool | None
+
+
+class Simulator:
+    """A world model that is played: `step` takes an action and gives the frames that follow.
+
+    It compiles once, at the first step. On several hosts, every host makes the same calls and gets the frames.
+
+    Args:
+        generator: of `vdit.load`, a model that was trained with actions.
+        prompt: describes the world.
+        start: how the world begins. An image [h w 3] of any size is scaled to cover `size` and cropped to its centre.
+            Of frames [t h w 3] or a Clip, of multiples of VAE stride x patch, the last ones are given to the model.
+            None: the model makes the first frames itself.
+        actions: float32 [t a], what was done in the frames of `start` (vdit.data.conditions); None for nothing.
+        size: (height, width); None is as in the experiment's `sample`.
+        context: how many frames the model sees at most; at each step the oldest are dropped. None: as many as fit into
+            `window` beside the new ones.
+        **options: window, seed and keep (below), and the options of sampling (steps, guidance, ...), as
+            vdit.generate.Generator has them. Few steps make it quick.
+            window: frames of the longest canvas; None, the default, is the longest video that the model was trained on
+            or is sampled at.
+            seed: the same seed, start and actions give the same frames. Default 0.
+            keep: cache keys and values of finished frames (vdit.sampling.kv), as causal models can; None, the default:
+            where it is possible. Until the first frames are dropped, only rounding differs.
+
+    Raises:
+        ConfigError: the model was trained without actions.
+        ShapeError: start, actions or size do not fit the model.
+
+    Example:
+        simulator = vdit.Simulator(generator, "a red circle that is steered", start=image)
+        frames = simulator.step((1, 0))
     """
 
     def __init__(
@@ -57,18 +80,16 @@ class Simulator:
         actions: Array | None = None,
         size: tuple[int, int] | None = None,
         context: int | None = None,
-        window: int | None = None,
-        seed: int = 0,
-        keep: bool | None = None,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[SimulatorOptions],
     ):
+        window, seed, keep = options.pop("window", None), options.pop("seed", 0), options.pop("keep", None)
         config, self._action_shape = generator.experiment, action_shape(generator)
         if config.network.reference_channels:
             raise ConfigError("this model makes videos of images: it cannot go on from frames of its own")
-        negative = sampling.pop("negative", "")
+        negative = options.pop("negative", "")
         self._generator, self._grouping = generator, grouping_of(generator)
         window = Window.of(self._grouping, window=window_of(generator, window), context=context)
-        method = generator.method(given=True, **sampling)
+        method = generator.method(given=True, **options)
         kv = use_kv(keep, config.network, method)
         self._engine = SlidingCanvas(
             model=generator, sampling=method, memory="kv" if kv else "latents",

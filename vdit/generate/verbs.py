@@ -60,6 +60,14 @@ class EditOptions(Options, total=False):
     soft: tuple[float, float] | None
 
 
+class RolloutOptions(Options, total=False):
+    """Options of rollout, which describes them."""
+
+    context: int | None
+    anchor: bool
+    keep: bool | None
+
+
 def animate(
     generator: Generator,
     prompts: Texts,
@@ -364,10 +372,7 @@ def rollout(
     image: Array | None = None,
     video: Video | None = None,
     size: tuple[int, int] | None = None,
-    context: int | None = None,
-    anchor: bool = False,
-    keep: bool | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[RolloutOptions],
 ) -> Iterator[np.ndarray]:
     """One video of any length, some frames at a time, in constant memory.
 
@@ -383,13 +388,14 @@ def rollout(
         image: how it begins: [h w 3] of any size, scaled to cover `size` and cropped.
         video: how it begins, instead of an image: [t h w 3] or a Clip, of multiples of VAE stride x patch.
         size: (height, width); None is as in the experiment's `sample`.
-        context: how many frames of the window are given from before, once it slides (rounded down to what the model
-            generates at once); None is about half.
-        anchor: keep the first frames as context of all windows: colours and background drift less, but the scene cannot
-            change much.
-        keep: cache keys and values of finished frames, as causal models can; None: where it is possible. It costs less,
-            and frames see more than the window holds.
-        **options: window, seed, joins, and the options of sampling (steps, guidance, ...), as the module describes.
+        **options: context, anchor and keep (below), window, seed, joins, and the options of sampling (steps, guidance,
+            ...), as the module describes.
+            context: how many frames of the window are given from before, once it slides (rounded down to what the model
+            generates at once); None, the default, is about half.
+            anchor: keep the first frames as context of all windows: colours and background drift less, but the scene
+            cannot change much. Default False.
+            keep: cache keys and values of finished frames, as causal models can; None, the default: where it is
+            possible. It costs less, and frames see more than the window holds.
 
     Returns:
         Pieces float32 [t h w 3] in [-1, 1], as they are generated. Given frames come back bit for bit.
@@ -408,7 +414,7 @@ def rollout(
     given = _beginning(generator, image, video, size)
     asked = Rollout(
         prompts=PromptSchedule.of(prompts), frames=round(seconds * fps) if frames is None else frames, fps=fps,
-        size=size, context=context, anchor=anchor, keep=keep,
+        size=size, **{name: options.pop(name) for name in ("context", "anchor", "keep") if name in options},
     )  # fmt: skip
     run = Run.of(generator, asked.prompts.parts[0][1], **options)
     return (piece[0] for piece in sliding.rollout(run, asked, None if given is None else ArrayFrames(given)))

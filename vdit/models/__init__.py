@@ -5,7 +5,7 @@ from vdit.lazy import exports
 # Imported on first use, so that a config alone does not wait for jax, grain or flax.
 _HOMES = {
     "Backbone": "backbone",
-    "CLIPVisionConfig": "vision.clip",
+    "CLIPVisionConfig": "vision",
     "Conditioner": "conditioner",
     "Context": "backbone",
     "DiT": "dit.model",

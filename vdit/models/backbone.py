@@ -29,11 +29,13 @@ class Output:
             is of the variance.
         cache: the keys and values of these tokens, where they were asked for; else None.
         residuals: what the blocks added, where a call was given those of an earlier one; else None.
+        hidden: [L b n d], the tokens after each of L blocks, where they were asked for; else None.
     """
 
     prediction: Array
     cache: KVCache | None = None
     residuals: Residuals | None = None
+    hidden: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class Spec:
     """What a backbone must know before its parameters are made.
 
     Attributes:
-        conditions: the conditions that it is told, text excepted.
+        conditions: the conditions that the backbone takes, without the text.
         text_width: e, the width of encoded captions; None without text.
     """
 
@@ -51,13 +53,14 @@ class Spec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a backbone is told beside the row.
+    """What a backbone takes besides the row.
 
     Attributes:
         spec: as it was when the parameters were made.
         text: encoded captions, float [b m e], which belong to clips as `row.text_segment_ids` says; None without text.
         cache: keys and values of finished frames of the row's clips, for backbones that are `causal`.
         return_cache: whether the output shall hold the cache of this row.
+        return_hidden: whether the output shall hold the hidden states, of backbones that have them.
         block_cache: the residuals of an earlier call and when to use them again, for `caches_blocks`.
     """
 
@@ -65,6 +68,7 @@ class Context:
     text: Array | None = None
     cache: KVCache | None = None
     return_cache: bool = False
+    return_hidden: bool = False
     block_cache: BlockCall | None = None
 
 
@@ -91,7 +95,7 @@ class Backbone(Protocol):
 
         Args:
             key: typed random key.
-            spec: the conditions and the text that the model is told.
+            spec: the conditions and the text that the model takes.
         """
         ...
 
@@ -120,7 +124,7 @@ class Backbone(Protocol):
 
     @property
     def uses_text(self) -> bool:
-        """Whether it is told captions."""
+        """Whether it takes captions."""
         return False
 
     @property
@@ -188,7 +192,7 @@ def smallest_row(backbone: Backbone, conditions: tuple[Conditioner, ...]) -> Row
 
     Args:
         backbone: gives the size of a token.
-        conditions: those that the model is told.
+        conditions: those that the model takes.
 
     Returns:
         A row of zeros.

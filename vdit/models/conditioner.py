@@ -1,4 +1,4 @@
-"""Conditions: what a model is told beside noisy latents and their noise level.
+"""Conditions: what a model takes besides noisy latents and their noise level.
 
 A condition is declared once, by a `Conditioner`. Its values travel in `Row.cond` under its name. Reading, storing with
 latents, packing, padding, sharding, canvases, dropout and the negative rows of guidance all go by the declaration.

@@ -15,8 +15,7 @@ from vdit.models.conditioner import Conditioner, clips_to_frames
 from vdit.models.text.config import TextConfig
 from vdit.models.text.encoder import drop_captions
 from vdit.nn.embedding import Embed
-from vdit.nn.linear import MLP, Linear
-from vdit.nn.norm import LayerNorm
+from vdit.nn.layers import MLP, LayerNorm, Linear
 from vdit.registry import register
 from vdit.reprs import short_repr
 from vdit.types import Array, Axis, Row
@@ -114,7 +113,7 @@ class ClassCondition(Conditioner):
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ActionCondition(Conditioner):
-    """What is done in each video frame: numbers (vdit/data/actions.py). Camera poses go the same way.
+    """What is done in each video frame: numbers (vdit.data.conditions). Camera poses go the same way.
 
     width: numbers of one frame of tokens: those of all video frames that it stands for.
     """

@@ -24,8 +24,8 @@ HIGH, LOW = "dit", "dit_low"  # keys of the backbones' parameters, whichever the
 class Network:
     """Parameters are {"text": ..., "vision": ..., "dit": ..., "dit_low": ...}, of which "dit" is always there.
 
-    text: None for models without text. backbone: the denoiser (vdit/models/backbone.py). conditions: what it is told
-    beside the text and the conditions that its own config declares. vision: the image encoder of models that attend
+    text: None for models without text. backbone: the denoiser (vdit/models/backbone.py). conditions: what it takes
+    besides the text and the conditions that its own config declares. vision: the image encoder of models that attend
     to an image (Wan 2.1 image-to-video). boundary: None, or the time (0..1000) from which up the backbone "dit" is
     asked, and below it a second one of the same form, "dit_low" (Wan 2.2 A14B).
     """
@@ -52,7 +52,7 @@ class Network:
 
     @property
     def spec(self) -> Spec:
-        """What the backbone is told."""
+        """The conditions and the text that the backbone takes."""
         return Spec(
             conditions=(*self.backbone.conditions, *self.conditions),
             text_width=self.text.width if self.uses_text else None,
@@ -121,7 +121,7 @@ class Network:
             time: [b k], the noise level of each frame in 0..1000.
             text: encoded captions, if they are at hand already (sampling encodes them once).
             expert: which of `experts` is asked.
-            context: cache, return_cache and block_cache (vdit.models.backbone.Context), of that expert.
+            context: cache, return_cache, return_hidden and block_cache (vdit.models.backbone.Context), of that expert.
         """
         if text is None:
             text = self.encode_text(params, row)

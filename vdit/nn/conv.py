@@ -1,6 +1,6 @@
 """Convolutions over video `[b t h w c]`: causal in time, with a streaming cache, and per frame.
 
-XLA's 3D convolution is slow on CPU. There the kernel is taken apart into one 2D convolution for each
+XLA's 3D convolution is slow on CPU. There the kernel is split into one 2D convolution for each
 of its time taps, whose results are added: the same numbers, several times faster. Where frames are many and
 channels wide, they share products (`convolve_frames`), and it takes half the multiplications.
 """
@@ -19,7 +19,7 @@ from flax import linen as nn
 from vdit.dist.mesh import platform
 from vdit.errors import ConfigError
 from vdit.nn.halo import WHOLE, Split
-from vdit.nn.linear import matmul
+from vdit.nn.layers import matmul
 from vdit.types import Array
 
 # Fewer multiplications: the same sums, arranged so that frames share products. A convolution of three taps along an
@@ -49,10 +49,16 @@ def matrices(outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def convolve_frames(x: Array, kernel: Array, outputs: int, frame_conv: Callable[[Array, Array], Array]) -> Array:
-    """Three taps in time, no padding there: `[b n*outputs+2 h w i] -> [b n*outputs h' w' o]`.
+    """Three taps in time without padding, with products shared between frames.
 
-    kernel: [3 kh kw i o]. frame_conv(x [b n h w i], kernel [kh kw i o]) convolves frames one by one.
-    outputs: frames that share products, a key of POINTS.
+    Args:
+        x: [b n*outputs+2 h w i].
+        kernel: [3 kh kw i o].
+        outputs: frames that share products, a key of POINTS.
+        frame_conv: convolves frames one by one: (x [b n h w i], kernel [kh kw i o]) -> [b n h' w' o].
+
+    Returns:
+        [b n*outputs h' w' o].
     """
     a, g, b = matrices(outputs)
     count = (x.shape[1] - 2) // outputs
@@ -90,12 +96,22 @@ def conv(
     padding: Pads = NO_PADS,
     formulation: Formulation = "auto",
 ) -> Array:
-    """3D convolution `[b t h w i] -> [b t' h' w' o]`.
+    """3D convolution. All formulations give the same numbers up to rounding.
 
-    kernel: [kt kh kw i o]. strides: in t, h, w. padding: zeros before and after, in t, h, w.
-    formulation: "native" is XLA's 3D convolution, "taps" one 2D convolution for each time tap, "winograd" the
-    same with fewer of them where that pays (in training it is taps), "auto" takes winograd on CPU and native
-    elsewhere. All give the same numbers up to rounding.
+    Args:
+        x: [b t h w i].
+        kernel: [kt kh kw i o].
+        strides: in t, h, w.
+        padding: zeros before and after, in t, h, w.
+        formulation: "native" is XLA's 3D convolution. "taps" is one 2D convolution for each tap in time. "winograd" is
+            taps with fewer products where that is faster (in training it is taps). "auto" is winograd on a CPU and
+            native elsewhere.
+
+    Returns:
+        [b t' h' w' o].
+
+    Raises:
+        ConfigError: `formulation` is unknown.
     """
     if formulation not in ("auto", "winograd", "taps", "native"):
         raise ConfigError(f"conv formulation {formulation!r} is unknown: use auto, winograd, taps or native")
@@ -180,12 +196,20 @@ def _conv_winograd(x: Array, kernel: Array, padding: Pads) -> Array:
 
 
 def upsample_conv(x: Array, kernel: Array, formulation: Formulation = "auto", *, edges: bool = False) -> Array:
-    """Rows and columns repeated twice, then a convolution of each frame: `[b t h w i] -> [b t 2h 2w o]`.
+    """Repeats rows and columns twice, then convolves each frame.
 
-    kernel: [1 3 3 i o]. edges: the first and the last row lie around a part of a frame: seen, they give no rows
-    themselves, `[b t 2(h-2) 2w o]`. On CPU, but for gradients, it is one 2x2 convolution of what is not yet
-    repeated, for the four places of each square at once: of 3 taps over repeated rows, 2 see the same row. So 16
-    multiplications instead of 36.
+    On a CPU, except for gradients, it is one 2x2 convolution of the rows before they are repeated, for the four pixels
+    of each square at once: of 3 taps over repeated rows, 2 see the same row. That takes 16 multiplications instead of
+    36.
+
+    Args:
+        x: [b t h w i].
+        kernel: [1 3 3 i o].
+        formulation: as in `conv`.
+        edges: the first and the last row are a neighbour's: they are seen, but give no rows of the output.
+
+    Returns:
+        [b t 2h 2w o]; [b t 2(h-2) 2w o] with `edges`.
     """
 
     def plain(x: Array, kernel: Array) -> Array:
@@ -218,9 +242,14 @@ def _fold_taps(kernel: Array, axis: int, lower: int) -> Array:
 class Conv(nn.Module):
     """Convolution with bias `[b t h w i] -> [b t' h' w' features]`; parameters in float32, work in `dtype`.
 
-    kernel: size in t, h, w; (1, k, k) works on each frame alone. padding: zeros before and after in
-    t, h, w; None keeps the size at stride 1 (odd kernels). upsample: rows and columns are repeated twice first;
-    for kernels (1, 3, 3) that keep the size. split: rows may be shared out; frames are as they are given.
+    features: channels of the output.
+    kernel: size in t, h, w; (1, k, k) works on each frame alone.
+    strides: in t, h, w.
+    padding: zeros before and after in t, h, w; None keeps the size at stride 1 (odd kernels).
+    dtype: of the products and the output.
+    formulation: see `conv`.
+    upsample: repeat rows and columns twice first; for kernels (1, 3, 3) that keep the size.
+    split: devices that share the rows; frames are not exchanged.
     """
 
     features: int
@@ -255,11 +284,16 @@ class Conv(nn.Module):
 
 
 class CausalConv(nn.Module):
-    """Convolution in which a frame sees itself and the frames before it: `[b t h w i] -> [b t h w features]`.
+    """Convolution in which a frame sees itself and earlier frames: `[b t h w i] -> [b t h w features]`.
 
-    __call__(x, cache) -> (y, cache). The cache is what the next chunk needs: the last kt-1 input frames
-    [b kt-1 h w i]. None stands for the start of a clip: zeros. split: frames and rows may be shared out; the cache is
-    the same on all devices that share frames.
+    It is called as `(y, cache) = layer(x, cache)`. The cache is what the next chunk needs: the last kt-1 input frames
+    [b kt-1 h w i]. None means the start of a clip: zeros.
+
+    features: channels of the output.
+    kernel: size in t, h, w.
+    dtype: of the products and the output.
+    formulation: see `conv`.
+    split: devices that share frames and rows; the cache is the same on all devices that share frames.
     """
 
     features: int
@@ -295,7 +329,15 @@ class CausalConv(nn.Module):
 
 
 def upsample_nearest(x: Array, times: int = 2) -> Array:
-    """Repeats rows and columns: `[b t h w c] -> [b t times*h times*w c]`."""
+    """Repeats rows and columns.
+
+    Args:
+        x: [b t h w c].
+        times: how often each row and column is repeated.
+
+    Returns:
+        [b t times*h times*w c].
+    """
     b, t, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, :, None, :, None, :], (b, t, h, times, w, times, c))
     return x.reshape(b, t, h * times, w * times, c)

@@ -33,9 +33,16 @@ class Embed(nn.Module):
 
 
 def sinusoid(x: Array, width: int, *, max_period: float = 10_000.0, shift: int = 0) -> Array:
-    """`[cos | sin]` features of a scalar: float `[...] -> float32 [... width]` (DiT, Wan: time embedding).
+    """`[cos | sin]` features of a scalar, as DiT and Wan embed times.
 
-    Frequencies fall geometrically from 1 to about 1 / max_period; with shift 1 the last is exactly that.
+    Args:
+        x: float [...].
+        width: of the features, even.
+        max_period: frequencies fall geometrically from 1 to about 1 / max_period.
+        shift: with 1 the last frequency is exactly 1 / max_period.
+
+    Returns:
+        float32 [... width].
     """
     half = width // 2
     # The exponent is rounded to float32, as PyTorch does and models were trained: exact ones are up to 8e-7 off
@@ -46,11 +53,18 @@ def sinusoid(x: Array, width: int, *, max_period: float = 10_000.0, shift: int =
 
 
 def sincos_position(position: Array, width: int) -> Array:
-    """Fixed positions of DiT, continued in time: int `[b n 3]` (t, h, w) -> float32 `[b n width]`.
+    """Fixed position features of DiT, extended over time.
 
-    The spatial part is that of DiT (MAE's 2D sin-cos: a quarter of the width each for sin and cos of the
-    column w, then of the row h). The temporal part has the whole width and is taken relative to frame 0,
-    so an image gets exactly DiT's embedding.
+    The spatial part is DiT's (the 2D sin-cos of MAE: a quarter of the width each for sin and cos of the column w, then
+    of the row h). The temporal part has the whole width and is taken relative to frame 0, so an image gets exactly
+    DiT's features.
+
+    Args:
+        position: int [b n 3], (t, h, w).
+        width: of the features, a multiple of 4.
+
+    Returns:
+        float32 [b n width].
     """
     t, h, w = position[..., 0], position[..., 1], position[..., 2]
     space = jnp.concatenate([_sin_cos(w, width // 2), _sin_cos(h, width // 2)], -1)
@@ -88,9 +102,16 @@ def _table(dims: int, theta: float, max_position: int) -> tuple[np.ndarray, np.n
 def rotations(
     position: Array, head_dim: int, *, theta: float = 10_000.0, max_position: int = MAX_POSITION
 ) -> tuple[Array, Array]:
-    """cos and sin for every token: int `[b n 3]` -> two float32 `[b n head_dim/2]`.
+    """Cosine and sine of the rotary angles of every token (Su et al., 2021).
 
-    Positions run from 0 to max_position - 1 on each axis (whoever builds rows keeps to it).
+    Args:
+        position: int [b n 3], (t, h, w), each from 0 to max_position - 1; the code that builds rows checks this.
+        head_dim: values of one head.
+        theta: base of the frequencies.
+        max_position: size of the tables.
+
+    Returns:
+        (cos, sin), each float32 [b n head_dim/2].
     """
     cos, sin = [], []
     for axis, dims in enumerate(axis_dims(head_dim)):
@@ -101,7 +122,16 @@ def rotations(
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Turn interleaved pairs of each head: `[b n h d]` by `[b n d/2]` -> `[b n h d]`."""
+    """Rotates interleaved pairs of each head's values.
+
+    Args:
+        x: [b n h d].
+        cos: float32 [b n d/2], see `rotations`.
+        sin: float32 [b n d/2].
+
+    Returns:
+        [b n h d] in the dtype of x.
+    """
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
     cos, sin = cos[:, :, None], sin[:, :, None]

@@ -1,4 +1,4 @@
-"""A video shared out over devices, by frames and by rows: what each layer needs of its neighbours' parts.
+"""Videos that devices share, by frames and by rows: what each layer needs of its neighbours' parts.
 
 For modules that run inside `jax.shard_map`. A causal convolution needs the last frames of the device before, a
 convolution of frames the rows next to its own. The parts are equal: the clip is padded with frames in front, and
@@ -20,18 +20,20 @@ Axes = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
-    """How videos `[b t h w c]` are shared out; the same on every device.
+    """How the devices of a mesh share videos `[b t h w c]`; the same value on every device.
 
-    time, height: the mesh axes that share frames and rows, the slowest first; () for whole ones.
-    time_ways, height_ways: devices along them.
-    first: where frames are shared out, the place of the clip's first frame among those of all devices; what is
-        before it is padding. None: the clip began in an earlier chunk, and nothing is padding.
+    time: mesh axes that share frames, the slowest first; () where frames are whole.
+    time_shards: devices along them.
+    height: mesh axes that share rows; () where rows are whole.
+    height_shards: devices along them.
+    first: where frames are shared, the number of the clip's first frame among the frames of all devices; frames before
+        it are padding. None: the clip began in an earlier chunk, and no frame is padding.
     """
 
     time: Axes = ()
-    time_ways: int = 1
+    time_shards: int = 1
     height: Axes = ()
-    height_ways: int = 1
+    height_shards: int = 1
     first: int | None = None
 
     def finer(self, times: int) -> Split:
@@ -48,21 +50,30 @@ class Split:
 
     def is_first(self, x: Array) -> Array:
         """Which of a device's frames is the clip's first: bool, to be broadcast with x [b t h w c]."""
-        return self._place(x) == self.first
+        return self._frame_numbers(x) == self.first
 
     def from_first(self, x: Array) -> Array:
         """Zeros in place of the frames before the clip, as a causal convolution expects: x [b t h w c]."""
-        return x if not self.time or not self.first else jnp.where(self._place(x) >= self.first, x, 0)
+        return x if not self.time or not self.first else jnp.where(self._frame_numbers(x) >= self.first, x, 0)
 
     def with_history(self, x: Array, frames: int, cache: Array | None) -> Array:
-        """[b frames+t h w c]: the `frames` before a device's own, which at the start are those of `cache`, or zeros."""
-        before = _from_neighbours(x, 1, self.time, self.time_ways, frames, 1)
+        """A device's frames after those of the device before it.
+
+        Args:
+            x: [b t h w c], this device's frames.
+            frames: how many earlier frames are needed.
+            cache: [b frames h w c], the frames before the first device's; None: zeros.
+
+        Returns:
+            [b frames+t h w c].
+        """
+        before = _from_neighbours(x, 1, self.time, self.time_shards, frames, 1)
         if cache is not None:
-            place = jax.lax.axis_index(self.time)
-            for i in range(min(self.time_ways, -(-frames // x.shape[1]))):
+            shard = jax.lax.axis_index(self.time)
+            for i in range(min(self.time_shards, -(-frames // x.shape[1]))):
                 at = i * x.shape[1]
                 start = jnp.concatenate([cache[:, at:], before[:, frames - at :]], axis=1)
-                before = jnp.where(place == i, start, before)
+                before = jnp.where(shard == i, start, before)
         return jnp.concatenate([before, x], axis=1)
 
     def of_last(self, x: Array) -> Array:
@@ -71,27 +82,36 @@ class Split:
             return x
         if not x.size:
             return jnp.zeros(x.shape, x.dtype)
-        mine = jax.lax.axis_index(self.time) == self.time_ways - 1
+        mine = jax.lax.axis_index(self.time) == self.time_shards - 1
         return jax.lax.psum(jnp.where(mine, x, 0), self.time)
 
     def with_rows(self, x: Array, above: int, below: int) -> Array:
-        """[b t above+h+below w c]: with rows of the neighbours; zeros beyond the frame's edges."""
+        """A device's rows between those of its neighbours.
+
+        Args:
+            x: [b t h w c], this device's rows.
+            above: rows of the neighbour above.
+            below: rows of the neighbour below.
+
+        Returns:
+            [b t above+h+below w c], with zeros beyond the edges of the frame.
+        """
         parts = [x]
         if above:
-            parts.insert(0, _from_neighbours(x, 2, self.height, self.height_ways, above, 1))
+            parts.insert(0, _from_neighbours(x, 2, self.height, self.height_shards, above, 1))
         if below:
-            parts.append(_from_neighbours(x, 2, self.height, self.height_ways, below, -1))
+            parts.append(_from_neighbours(x, 2, self.height, self.height_shards, below, -1))
         return jnp.concatenate(parts, axis=2)
 
     def all_rows(self, x: Array, axis: int) -> Array:
-        """What all devices that share rows have, one after the other along `axis`."""
+        """The rows of all devices that share them, in order, along `axis`."""
         return jax.lax.all_gather(x, self.height, axis=axis, tiled=True) if self.height else x
 
     def mean_over_rows(self, x: Array) -> Array:
         """The mean over the devices that share rows."""
         return jax.lax.pmean(x, self.height) if self.height else x
 
-    def _place(self, x: Array) -> Array:
+    def _frame_numbers(self, x: Array) -> Array:
         start = jax.lax.axis_index(self.time) * x.shape[1]
         return (start + jnp.arange(x.shape[1]))[:, None, None, None]
 
@@ -99,19 +119,20 @@ class Split:
 WHOLE = Split()
 
 
-def _from_neighbours(x: Array, axis: int, mesh_axes: Axes, ways: int, count: int, step: int) -> Array:
+def _from_neighbours(x: Array, axis: int, mesh_axes: Axes, num_shards: int, count: int, step: int) -> Array:
     """`count` places along `axis` that lie just before a device's own (step 1) or just after (step -1).
 
     They may be spread over several devices. Zeros where there is none.
     """
     size, parts = x.shape[axis], []
-    ordered, places = _mesh_order(mesh_axes)
+    ordered, positions = _mesh_order(mesh_axes)
     for hop in range(1, -(-count // size) + 1):
         need = min(size, count - (hop - 1) * size)
         part = jax.lax.slice_in_dim(x, size - need, size, axis=axis) if step == 1 else (
             jax.lax.slice_in_dim(x, 0, need, axis=axis)
         )
-        pairs = [(places[i], places[i + hop * step]) for i in range(ways) if 0 <= i + hop * step < ways]
+        meet = [(i, i + hop * step) for i in range(num_shards) if 0 <= i + hop * step < num_shards]
+        pairs = [(positions[i], positions[j]) for i, j in meet]
         parts.append(jax.lax.ppermute(part, ordered, pairs) if pairs else jnp.zeros_like(part))
     return jnp.concatenate(parts[::-step], axis=axis)
 

@@ -1,6 +1,6 @@
-"""Low-rank additions to dense layers (LoRA; Hu et al., 2021): kept apart, merged, or new for training.
+"""Low-rank additions to dense layers (LoRA; Hu et al., 2021): as separate factors, merged, or new for training.
 
-Kept apart they are three more parameters of a Linear (vdit/nn/linear.py), so any model takes them as it is:
+As separate factors they are three more parameters of a Linear (vdit/nn/layers.py), so any model takes them as it is:
 `y = x W + ((x A) B) scale`. Merged they are part of its kernel: `W + scale A B`.
 """
 
@@ -41,12 +41,12 @@ class LowRank:
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRA:
-    """Additions to a model, by layer, whether its parameters are stacked over layers or not.
+    """Additions to a model by layer; the same value for parameters that are stacked over layers and for others.
 
     layers: name of a dense layer ("block_3/attention/q", "time_projection") -> its addition.
-    differences: path of a parameter ("block_3/attention/q/bias") -> array of its shape, which is added to the
-        parameter as a whole. The mapping may compute an array each time it is asked for it, so that a difference of
-        the size of a kernel is in memory only while it is added.
+    differences: path of a parameter ("block_3/attention/q/bias") -> array of its shape, added to the whole parameter.
+        The mapping may compute an array at each access, so that a difference of the size of a kernel is in memory
+        only while it is added.
     """
 
     layers: Mapping[str, LowRank]
@@ -54,12 +54,22 @@ class LoRA:
 
 
 def attach(params: PyTree, lora: LoRA, strength: float = 1.0) -> PyTree:
-    """The parameters of a model with a LoRA kept apart; the base's arrays are shared, not copied.
+    """The parameters of a model with a LoRA as separate factors. The other arrays are shared, not copied.
 
-    Attached to parameters that have one already, their ranks are concatenated, so that both count. Layers of
-    one stack get the largest rank among them, filled up with zeros. New leaves are float32 and lie on the mesh
-    as their kernel does. Whole differences have no low rank: they are added to their parameters, as `merge` does.
-    Raises WeightsError for layers or shapes that the model does not have.
+    Where parameters have a LoRA already, the ranks are concatenated, so that both count. Layers of one stack get the
+    largest rank among them, padded with zeros. New leaves are float32 and have the sharding of their kernel. Whole
+    differences have no low rank: they are added to their parameters, as `merge` does.
+
+    Args:
+        params: tree of parameters.
+        lora: the additions.
+        strength: factor of the additions.
+
+    Returns:
+        The tree with `lora_a`, `lora_b` and `lora_scale` beside the kernels.
+
+    Raises:
+        WeightsError: the model has no such layer, or the layer has another shape.
     """
     flat = flatten_dict(params)
     for path, layers in _by_kernel(flat, lora.layers).items():
@@ -70,13 +80,22 @@ def attach(params: PyTree, lora: LoRA, strength: float = 1.0) -> PyTree:
             b = np.concatenate([had[1] * had[2][..., None, None], b * scale[..., None, None]], axis=-2)
             a, scale = np.concatenate([had[0], a], axis=-1), np.ones_like(scale)
         for name, leaf in zip(LEAVES, (a, b, scale)):
-            flat[*path, name] = _beside(flat[*path, "kernel"], name, leaf)
+            flat[*path, name] = _like_kernel(flat[*path, "kernel"], name, leaf)
     _add_differences(flat, lora.differences, strength)
     return unflatten_dict(flat)
 
 
 def merge(params: PyTree, lora: LoRA, strength: float = 1.0) -> PyTree:
-    """The parameters with a LoRA added into their kernels (in float32), whole differences included."""
+    """The parameters with a LoRA added to their kernels in float32, whole differences included.
+
+    Args:
+        params: tree of parameters.
+        lora: the additions.
+        strength: factor of the additions.
+
+    Raises:
+        WeightsError: the model has no such layer, the layer has another shape, or its kernel is quantised.
+    """
     flat = flatten_dict(params)
     for path, layers in _by_kernel(flat, lora.layers).items():
         kernel = flat[*path, "kernel"]
@@ -89,7 +108,7 @@ def merge(params: PyTree, lora: LoRA, strength: float = 1.0) -> PyTree:
 
 
 def detach(params: PyTree) -> LoRA:
-    """The LoRA that parameters hold apart, in float32 on the host; ranks that are all zero stay in."""
+    """The LoRA of parameters that hold it as separate factors, in float32 on the host. Zero ranks stay."""
     flat = flatten_dict(params)
     layers = {}
     for *path, last in flat:
@@ -106,15 +125,25 @@ def detach(params: PyTree) -> LoRA:
 
 
 def without_lora(params: PyTree) -> PyTree:
-    """The parameters without the LoRA that they hold apart."""
+    """The parameters without the separate factors of a LoRA."""
     return unflatten_dict({path: leaf for path, leaf in flatten_dict(params).items() if path[-1] not in LEAVES})
 
 
 def init_lora(key: jax.Array, boxed: PyTree, *, targets: Sequence[str], rank: int) -> PyTree:
-    """New factors for the dense layers of `boxed` that the patterns name, in boxes with their logical axes.
+    """New factors for dense layers, in Flax's boxes with their logical axes.
 
-    boxed: parameters in Flax's boxes, or their shapes. Returns a tree of `lora_a` (uniform, of the variance of
-    PEFT's) and `lora_b` (zero: the sum begins as the base) only. See `dense_layers` for names.
+    Args:
+        key: random key.
+        boxed: parameters in Flax's boxes, or their shapes.
+        targets: patterns on the names of dense layers (`dense_layers`).
+        rank: of the factors.
+
+    Returns:
+        A tree of `lora_a` (uniform, with the variance of PEFT) and `lora_b` (zero, so that training starts at the model
+        itself), without the parameters.
+
+    Raises:
+        ConfigError: a pattern matches no dense layer.
     """
     is_box = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)  # noqa: E731
     flat = flatten_dict(boxed)
@@ -133,7 +162,7 @@ def init_lora(key: jax.Array, boxed: PyTree, *, targets: Sequence[str], rank: in
 
 
 def scales(lora: PyTree, scale: float) -> PyTree:
-    """The `lora_scale` leaves that go with a tree of `lora_a` and `lora_b`: float32 [] or [layers]."""
+    """The `lora_scale` leaves for a tree of `lora_a` and `lora_b`: float32 [], or [layers] of a stack."""
     flat = flatten_dict(nn.meta.unbox(lora))
     return unflatten_dict(
         {(*path, "lora_scale"): jnp.full(a.shape[:-2], scale, jnp.float32)
@@ -142,10 +171,16 @@ def scales(lora: PyTree, scale: float) -> PyTree:
 
 
 def dense_layers(shapes: Mapping[Path, tuple[int, ...]]) -> dict[Path, str]:
-    """Paths of the dense layers among parameters, and how patterns call them.
+    """The dense layers among parameters.
 
-    That is their path below the block ("attention/q" for each layer of "blocks/attention/q/kernel"), or their
-    whole path outside of blocks ("time_projection").
+    A layer in a block is named by its path below the block ("attention/q" for each layer of
+    "blocks/attention/q/kernel"), another layer by its whole path ("time_projection").
+
+    Args:
+        shapes: path of a parameter -> its shape.
+
+    Returns:
+        Path of a layer -> its name, as the patterns of `init_lora` use it.
     """
     found = {}
     for (*path, last), shape in shapes.items():
@@ -157,7 +192,7 @@ def dense_layers(shapes: Mapping[Path, tuple[int, ...]]) -> dict[Path, str]:
 
 
 def join(*trees: PyTree) -> PyTree:
-    """One nested dict of several that share no leaf: a base and what is added to it."""
+    """One nested dict of several that share no leaf, such as frozen parameters and their LoRA."""
     flat: dict[Path, Array] = {}
     for tree in trees:
         flat |= flatten_dict(tree)
@@ -173,7 +208,7 @@ def _chosen(shapes: Mapping[Path, tuple[int, ...]], targets: Sequence[str]) -> l
     return sorted(path for path, name in dense.items() if any(fnmatch.fnmatch(name, p) for p in targets))
 
 
-def _place(flat: Mapping[Path, Array], name: str) -> tuple[Path, int | None]:
+def _locate(flat: Mapping[Path, Array], name: str) -> tuple[Path, int | None]:
     """Where a layer or parameter called by its unstacked name lies: (path, index in the stack or None)."""
     first, *rest = name.split("/")
     if first.startswith("block_") and any(path[0] == "blocks" for path in flat):
@@ -186,7 +221,7 @@ def _by_kernel(flat: Mapping[Path, Array], layers: Mapping[str, LowRank]) -> dic
     found: dict[Path, dict[int | None, LowRank]] = {}
     missing, wrong = [], []
     for name, low in layers.items():
-        path, layer = _place(flat, name)
+        path, layer = _locate(flat, name)
         kernel = flat.get((*path, "kernel"))
         if kernel is None or (layer is not None and layer >= kernel.shape[0]):
             missing.append(name)
@@ -219,7 +254,7 @@ def _add_differences(flat: dict[Path, Array], differences: Mapping[str, Array], 
     """Adds each difference, times the strength, to its parameter in `flat`, in float32."""
     ours: set[Path] = set()  # arrays that were made here, so their memory can be used again
     for name in differences:
-        path, layer = _place(flat, name)
+        path, layer = _locate(flat, name)
         if path not in flat or (layer is not None and layer >= flat[path].shape[0]):
             raise WeightsError(f"{name}: a LoRA has a difference for it, and this model has no such parameter")
         leaf, difference = jnp.asarray(flat[path]), np.asarray(differences[name], np.float32)
@@ -234,7 +269,7 @@ def _add_differences(flat: dict[Path, Array], differences: Mapping[str, Array], 
         ours.add(path)
 
 
-def _beside(kernel: Array, name: str, leaf: np.ndarray) -> Array:
+def _like_kernel(kernel: Array, name: str, leaf: np.ndarray) -> Array:
     """The leaf where its kernel lies: rows of `a` as the kernel's, columns of `b` as the kernel's."""
     sharding = getattr(kernel, "sharding", None)
     if not isinstance(sharding, NamedSharding):
@@ -268,8 +303,8 @@ def _difference_adder(sharding: NamedSharding | None, stacked: bool, donate: boo
     """
 
     def add(leaf, difference, strength, layer):
-        place = (layer,) if stacked else ()
-        total = leaf[place].astype(jnp.float32) + strength * difference
-        return leaf.at[place].set(total.astype(leaf.dtype))
+        index = (layer,) if stacked else ()
+        total = leaf[index].astype(jnp.float32) + strength * difference
+        return leaf.at[index].set(total.astype(leaf.dtype))
 
     return jax.jit(add, out_shardings=sharding, donate_argnums=(0,) if donate else ())

@@ -1,6 +1,6 @@
 """Weights of dense layers in fewer bits: int8 or float8 with a factor for each output channel, or bfloat16.
 
-Weights only: a Linear turns its kernel back into its own type for the product, `y = (x Wq) s` (vdit/nn/linear.py),
+Weights only: a Linear turns its kernel back into its own type for the product, `y = (x Wq) s` (vdit/nn/layers.py),
 so activations stay as they are, and memory and its traffic fall by four against float32. Rounding is to nearest,
 with s = max |W| / (largest value of the type) over each output channel's column: absmax, no data needed.
 
@@ -34,11 +34,22 @@ KEEP_FLOAT32 = ("*time_in/*", "*time_out/*", "*table", "*norm/*", "*norm_*")
 
 
 def quantise(params: PyTree, kind: Kind = "int8", *, keep: Sequence[str] = KEEP, smallest: int = 64) -> PyTree:
-    """The parameters with dense kernels in `kind` and their factors beside them, `kernel_scale` float32 [.. o].
+    """Parameters with their dense kernels in fewer bits.
 
-    Only kernels of dense layers change, [i o] or stacks of them [layers i o]; embeddings, norms, biases and
-    convolutions do not. keep: patterns of layers that stay as they are. smallest: so do kernels with a side
-    shorter than this. Arrays stay where they lie on a mesh.
+    Only kernels of dense layers change, [i o] or stacks of them [layers i o]. Embeddings, norms, biases and
+    convolutions stay. Arrays keep their sharding.
+
+    Args:
+        params: tree of parameters.
+        kind: "int8", or "fp8" (float8_e4m3fn).
+        keep: patterns on "/"-joined paths of layers that stay as they are.
+        smallest: kernels with a side shorter than this stay as they are.
+
+    Returns:
+        The tree with kernels in the new dtype, and `kernel_scale` float32 [.. o] beside each of them.
+
+    Raises:
+        ConfigError: `kind` is unknown.
     """
     if kind not in DTYPES:
         raise ConfigError(f"quantise: kind {kind!r} is unknown: use one of {', '.join(DTYPES)}")
@@ -50,7 +61,14 @@ def quantise(params: PyTree, kind: Kind = "int8", *, keep: Sequence[str] = KEEP,
 
 
 def is_quantisable(path: str, leaf: Array, *, keep: Sequence[str] = KEEP, smallest: int = 64) -> bool:
-    """Whether `quantise` changes the parameter `path` ("blocks/mlp/up/kernel")."""
+    """Whether `quantise` changes a parameter.
+
+    Args:
+        path: its "/"-joined path, such as "blocks/mlp/up/kernel".
+        leaf: the array, or its shape and dtype.
+        keep: as in `quantise`.
+        smallest: as in `quantise`.
+    """
     *layer, last = path.split("/")
     stacked = "blocks" in layer
     if last != "kernel" or leaf.ndim != 2 + stacked or not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -60,13 +78,22 @@ def is_quantisable(path: str, leaf: Array, *, keep: Sequence[str] = KEEP, smalle
 
 
 def cast(params: PyTree, dtype: str = "bfloat16", *, keep: Sequence[str] = KEEP_FLOAT32) -> PyTree:
-    """The parameters in `dtype`, but for those that the patterns name, and for what is quantised or low-rank."""
+    """Parameters in another dtype.
+
+    Args:
+        params: tree of parameters.
+        dtype: of the result.
+        keep: patterns on "/"-joined paths of parameters that stay as they are.
+
+    Returns:
+        The tree; quantised kernels and low-rank additions stay as they are too.
+    """
 
     def one(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        beside = name.endswith(("kernel_scale", "lora_a", "lora_b", "lora_scale")) or leaf.dtype.itemsize == 1
+        separate = name.endswith(("kernel_scale", "lora_a", "lora_b", "lora_scale")) or leaf.dtype.itemsize == 1
         kept = any(fnmatch.fnmatch(name, pattern) for pattern in keep)
-        return leaf if beside or kept else leaf.astype(dtype)
+        return leaf if separate or kept else leaf.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(one, params)
 

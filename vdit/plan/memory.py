@@ -1,7 +1,7 @@
 """Bytes that a compiled program holds and moves on one device.
 
 - `memory`: what the program holds, by kind. Arguments are counted from shapes and shardings, the rest by the compiler.
-- `hbm_bytes`, `kept_by_loops`: what the program's text says about traffic through HBM and about loops over layers.
+- `hbm_bytes`, `saved_by_loops`: what the program's text says about traffic through HBM and about loops over layers.
 - `kernel_bytes`: traffic of Pallas kernels, which no compiler's analysis reports. It is counted from their grids.
 """
 
@@ -50,12 +50,12 @@ def memory(program: Program, compiled: Any, text: str, capacity: float | None) -
     share one place are then counted less than their sum, so they are cut to what is there.
     """
     stats = compiled.memory_analysis()
-    kept = kept_by_loops(text) if program.differentiated else Kept(saved=0, gradients=0)
+    loops = saved_by_loops(text) if program.differentiated else LoopBytes(saved=0, gradients=0)
     room = stats.temp_size_in_bytes
-    saved = min(int(kept.saved), room)
-    gradients = min(int(kept.gradients), room - saved)
-    kinds = dict(program.held) | {
-        "padding": max(0, stats.argument_size_in_bytes - sum(program.held.values())),  # arguments may go unused
+    saved = min(int(loops.saved), room)
+    gradients = min(int(loops.gradients), room - saved)
+    kinds = dict(program.arguments) | {
+        "padding": max(0, stats.argument_size_in_bytes - sum(program.arguments.values())),  # arguments may go unused
         SAVED: saved,
         GRADIENTS: gradients,
         TEMPORARIES: room - saved - gradients,
@@ -76,8 +76,8 @@ def out_of_memory(error: Exception, program: Program, capacity: float | None) ->
     if found:
         number, unit = (found[1], found[2]) if found[1] else (found[5], found[6])
         needed = float(number) * _UNITS[unit]
-    if not needed >= sum(program.held.values()):  # it names the temporaries alone
-        needed = (0.0 if needed != needed else needed) + sum(program.held.values())
+    if not needed >= sum(program.arguments.values()):  # it names the temporaries alone
+        needed = (0.0 if needed != needed else needed) + sum(program.arguments.values())
     return Memory(kinds=None, total=needed, capacity=capacity)
 
 
@@ -98,7 +98,7 @@ _FREE_CALLS = ('"AllocateBuffer"', '"tpu_custom_call"')  # Pallas kernels are co
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Kept:
+class LoopBytes:
     """Bytes on one device that loops stack up, one entry a turn.
 
     saved: by the forward pass, for the backward. gradients: by the backward pass, of stacked parameters.
@@ -108,7 +108,7 @@ class Kept:
     gradients: float
 
 
-def kept_by_loops(text: str) -> Kept:
+def saved_by_loops(text: str) -> LoopBytes:
     """Arrays that a loop with T turns writes one T-th of in each turn: its state's elements with leading size T.
 
     What the loop leaves as it is (stacked parameters that it reads) is not among them. An element belongs to the
@@ -128,7 +128,7 @@ def kept_by_loops(text: str) -> Kept:
             for index, part in enumerate(loop.parts):
                 if turns > 1 and _leading(part) == turns and _written(body, index):
                     sums[kind] += stored_bytes(part)
-    return Kept(**sums)
+    return LoopBytes(**sums)
 
 
 def hbm_bytes(text: str) -> float:

@@ -15,15 +15,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from vdit.dist.mesh import platform_of
-from vdit.dist.rules import batch_shardings, batch_ways, num_shards, replicated
+from vdit.dist.mesh import compiler_options, platform_of
+from vdit.dist.rules import batch_shardings, num_batch_shards, num_shards, replicated
 from vdit.errors import ConfigError
 from vdit.experiment.experiment import Experiment
 from vdit.models.backbone import token_values
 from vdit.models.conditions import ClassCondition
 from vdit.models.vae import split
 from vdit.models.vae.model import VAE
-from vdit.nn.compiling import compiler_options
 from vdit.sampling.canvas import Prompts
 from vdit.sampling.config import sampling_config
 from vdit.sampling.programs import TextToVideo, compiled
@@ -70,7 +69,7 @@ def abstract_prompts(experiment: Experiment, count: int, mesh: Mesh) -> Prompts:
     prompts = Prompts(
         ids=jax.ShapeDtypeStruct((count, length), jnp.int32), length=jax.ShapeDtypeStruct((count,), jnp.int32)
     )
-    return placed(prompts, batch_shardings(mesh, prompts))
+    return with_shardings(prompts, batch_shardings(mesh, prompts))
 
 
 def abstract_key(mesh: Mesh) -> jax.ShapeDtypeStruct:
@@ -85,13 +84,13 @@ def abstract_statistics(experiment: Experiment, mesh: Mesh) -> dict[str, jax.Sha
     return {name: jax.ShapeDtypeStruct(channels, jnp.float32, sharding=replicated(mesh)) for name in ("mean", "std")}
 
 
-def placed(tree: PyTree, shardings: PyTree) -> PyTree:
+def with_shardings(tree: PyTree, shardings: PyTree) -> PyTree:
     """The tree with a sharding on each leaf."""
-    struct = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
+    struct = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
     return jax.tree.map(struct, tree, shardings)
 
 
-def held(tree: PyTree) -> int:
+def bytes_per_device(tree: PyTree) -> int:
     """Bytes of a tree of placed arrays, or of their shapes, on one device."""
     return sum(leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
@@ -115,7 +114,7 @@ DECODE_FRAMES = 4  # latent frames at a time, at the least
 class Program:
     """A traced program and what is known of it before it is compiled.
 
-    name: "train", "sample" or "decode". traced: to be lowered and compiled under the mesh. held: bytes of its
+    name: "train", "sample" or "decode". traced: to be lowered and compiled under the mesh. arguments: bytes of its
     arguments on one device, by kind. flops: of all devices in one run of it, the hardware's. model_flops: those
     that are useful. tokens: of the DiT. seconds: of video. repeats: how often the program runs for all of these; its
     own FLOPs are that part of `flops`. differentiated: it has a backward pass. report: dimensions left whole against
@@ -124,7 +123,7 @@ class Program:
 
     name: str
     traced: Any
-    held: dict[str, int]
+    arguments: dict[str, int]
     flops: float
     model_flops: float
     tokens: int
@@ -145,7 +144,7 @@ def train_program(experiment: Experiment, mesh: Mesh) -> Program:
     plan = plan_state(experiment.network.init, config, mesh=mesh)
     step = make_train_step(loss, plan, compiler_options=compiler_options(platform_of(mesh)))
     rows = abstract_rows(experiment)
-    rows = placed(rows, step.place(rows))
+    rows = with_shardings(rows, step.shardings(rows))
     with jax.set_mesh(mesh):
         traced = step.jitted.trace(plan.abstract, rows)
     state = plan.abstract
@@ -154,7 +153,7 @@ def train_program(experiment: Experiment, mesh: Mesh) -> Program:
     return Program(
         name="train",
         traced=traced,
-        held={kind: held(tree) for kind, tree in kinds.items() if tree is not None},
+        arguments={kind: bytes_per_device(tree) for kind, tree in kinds.items() if tree is not None},
         flops=jaxpr_flops(traced.jaxpr.jaxpr),
         model_flops=train_flops(experiment),
         tokens=tokens,
@@ -180,7 +179,7 @@ def train_flops(experiment: Experiment) -> float:
 
 def sample_program(experiment: Experiment, mesh: Mesh) -> Program:
     """Sampling as `experiment.sample` says, latents only: one video for each group of devices that share a batch."""
-    sample, count = experiment.sample, batch_ways(mesh)
+    sample, count = experiment.sample, num_batch_shards(mesh)
     task = TextToVideo(
         network=experiment.network,
         vae=experiment.vae,
@@ -198,7 +197,7 @@ def sample_program(experiment: Experiment, mesh: Mesh) -> Program:
     return Program(
         name="sample",
         traced=traced,
-        held={"parameters": held(params), "prompts": held(rest)},
+        arguments={"parameters": bytes_per_device(params), "prompts": bytes_per_device(rest)},
         flops=flops,
         model_flops=flops,
         tokens=count * math.prod(task.latent_shape[:3]) // math.prod(experiment.backbone.patch),
@@ -212,7 +211,7 @@ def decode_program(experiment: Experiment, mesh: Mesh) -> Program:
     A long one is decoded some latent frames at a time, one or more for each device that shares frames: planned is a
     chunk in the middle, which finds the last frames of the one before it in its cache.
     """
-    config, sample, count = experiment.vae, experiment.sample, batch_ways(mesh)
+    config, sample, count = experiment.vae, experiment.sample, num_batch_shards(mesh)
     t, h, w, c = config.latent_shape(sample.frames, *sample.size)
     with jax.set_mesh(mesh):
         shared = num_shards("time")
@@ -221,22 +220,25 @@ def decode_program(experiment: Experiment, mesh: Mesh) -> Program:
     init = lambda key: VAE(config).init(key, jnp.zeros((1, 1, *[config.spatial_stride] * 2, 3)))["params"]  # noqa: E731
     shapes = unboxed(jax.eval_shape(init, jax.random.key(0)))
     shapes = {name: part for name, part in shapes.items() if name != "encoder"}
-    params = placed(shapes, jax.tree.map(lambda _: replicated(mesh), shapes))
+    params = with_shardings(shapes, jax.tree.map(lambda _: replicated(mesh), shapes))
     decode = functools.partial(split.decode_chunk, config)
     with jax.set_mesh(mesh):
         cache = None
         if frames < t:
             cache = jax.eval_shape(decode, params, latents)[1]
             place = split.plan_split(count, frames, h, start=False).whole_frames()
-            cache = placed(cache, jax.tree.map(lambda _: NamedSharding(mesh, place), cache))
-        latents = placed(latents, batch_shardings(mesh, latents))
+            cache = with_shardings(cache, jax.tree.map(lambda _: NamedSharding(mesh, place), cache))
+        latents = with_shardings(latents, batch_shardings(mesh, latents))
         traced = jax.jit(decode, compiler_options=compiler_options(platform_of(mesh))).trace(params, latents, cache)
     repeats = -(-t // frames)
     flops = jaxpr_flops(traced.jaxpr.jaxpr) * repeats
     return Program(
         name="decode",
         traced=traced,
-        held={"parameters": held(params), "latents": held(latents), "cache": held(cache)},
+        arguments={
+            name: bytes_per_device(tree)
+            for name, tree in (("parameters", params), ("latents", latents), ("cache", cache))
+        },
         flops=flops,
         model_flops=flops,
         tokens=0,

@@ -1,8 +1,8 @@
 """How long a program takes at the least: arithmetic, HBM, and the network, each at the chip's published rate.
 
-Two times are told. "overlapped" is the largest of the three: all of it at once, which nothing reaches. "serial" is the
-larger of arithmetic and HBM, plus all of the network: nothing sent while anything is computed. A good program lies
-between them.
+Two times are reported. "overlapped" is the largest of the three: all of it at once, which nothing reaches. "serial" is
+the larger of arithmetic and HBM, plus all of the network: nothing is sent while anything is computed. A good program
+lies between them.
 
 The network, with a payload of B bytes a device (vdit.dist.collectives) along mesh axes that lie along dimensions of the
 torus (Austin et al., 2025, "How to Scale Your Model", part 3):

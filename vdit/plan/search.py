@@ -97,8 +97,8 @@ def _state_bytes(experiment: Any, shapes: Any, names: Any, sizes: dict[str, int]
     def on_one(leaf, axes):
         spec, _ = partition_spec(axes or (None,) * leaf.ndim, leaf.shape, sizes)
         taken = [entry if isinstance(entry, tuple) else (entry,) for entry in spec if entry]
-        ways = math.prod(sizes[axis] for entry in taken for axis in entry)
-        return 4 * leaf.size // ways
+        num_shards = math.prod(sizes[axis] for entry in taken for axis in entry)
+        return 4 * leaf.size // num_shards
 
     return copies * sum(jax.tree.leaves(jax.tree.map(on_one, shapes, names)))
 

@@ -38,7 +38,7 @@ QUICK = (
 def print_plan(plan: Plan, console: Console) -> None:
     """Tables of a plan."""
     topology = parse_topology(plan.topology)
-    console.print(f"\n[bold]{plan.experiment}[/] on [bold]{plan.topology}[/]: {_place(plan)}")
+    console.print(f"\n[bold]{plan.experiment}[/] on [bold]{plan.topology}[/]: {_describe_mesh(plan)}")
     if plan.effort == "quick":
         console.print(QUICK, style="yellow")
     for program in plan.programs:
@@ -64,7 +64,7 @@ def save_plan(plan: Plan, folder: Path) -> Path:
     with writing(folder / "plan.json"):
         (folder / "plan.json").write_text(json.dumps(dataclasses.asdict(plan), indent=1) + "\n")
     topology = parse_topology(plan.topology)
-    page = Page(f"{plan.experiment} on {plan.topology}", _place(plan))
+    page = Page(f"{plan.experiment} on {plan.topology}", _describe_mesh(plan))
     if plan.effort == "quick":
         page.text(QUICK)
     for program in plan.programs:
@@ -127,7 +127,7 @@ def traffic_rows(program: ProgramPlan) -> list[tuple[str, ...]]:
     ]  # fmt: skip
 
 
-def _place(plan: Plan) -> str:
+def _describe_mesh(plan: Plan) -> str:
     sizes = " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
     devices = "" if plan.devices == plan.chips else f" ({plan.devices} devices)"
     return f"{plan.chips} chips{devices}, {sizes}"
@@ -219,8 +219,8 @@ def left_out(found: Search) -> list[str]:
         lines.append(f"and {len(found.left) - 3} more: raise --search-limit")
     if found.ruled_out:
         kinds = collections.Counter(one.remat for one in found.ruled_out)
-        told = ", ".join(f"{count} with remat {remat}" for remat, count in kinds.most_common())
-        lines.append(f"ruled out by estimate, too much memory: {told}; the nearest, "
+        counts = ", ".join(f"{count} with remat {remat}" for remat, count in kinds.most_common())
+        lines.append(f"ruled out by estimate, too much memory: {counts}; the nearest, "
                      f"{min(found.ruled_out, key=lambda one: one.bytes).name}: "
                      f"{min(found.ruled_out, key=lambda one: one.bytes).reason}")  # fmt: skip
     return lines

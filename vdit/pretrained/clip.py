@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from vdit.errors import WeightsError
-from vdit.models.vision.clip import CLIPVisionConfig
+from vdit.models.vision import CLIPVisionConfig
 from vdit.pretrained.options import (
     ANYTHING,
     HEADS,

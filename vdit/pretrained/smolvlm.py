@@ -24,7 +24,7 @@ from vdit.models.lm.chat import ChatTemplate
 from vdit.models.lm.config import LMConfig
 from vdit.models.lm.model import LanguageModel
 from vdit.models.lm.tokenizer import load_lm_tokenizer
-from vdit.models.vision.siglip import SiglipConfig, SiglipConnector, siglip_pixels
+from vdit.models.siglip import SiglipConfig, SiglipConnector, siglip_pixels
 from vdit.pretrained.clip import patch_layout
 from vdit.pretrained.lm import folder_stop_ids, lm_config, lm_rules
 from vdit.pretrained.model import one_device

@@ -86,7 +86,12 @@ def experiment() -> Experiment:
 
 
 def held_out_world(of: Experiment, count: int = 64) -> Moving:
-    """Scenes of the combinations that training never shows: see vdit.worlds.moving.subset."""
+    """Scenes of the combinations that training never shows (`vdit.worlds.moving.subset`).
+
+    Args:
+        of: the experiment, whose sizes and options the scenes have.
+        count: scenes.
+    """
     sample, options = of.sample, of.data.source.arguments() | {"subset": "held_out"}
     return Moving(
         seed=HELD_OUT_SEED, count=count, size=sample.size, frames=sample.frames, fps=sample.fps, **options
@@ -94,7 +99,12 @@ def held_out_world(of: Experiment, count: int = 64) -> Moving:
 
 
 def held_out(of: Experiment | None = None, count: int = 64) -> list[Wanted]:
-    """A prompt for each scene of `held_out_world`: all 32 combinations in turn, once in short, once in detail."""
+    """A prompt for each scene of `held_out_world`.
+
+    Args:
+        of: the experiment; None is the quickstart's.
+        count: prompts. All 32 combinations take turns, first with their short captions, then with their long ones.
+    """
     world = held_out_world(experiment() if of is None else of, count)
     wanted = []
     for index in range(count):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import os
 import platform
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -20,7 +23,6 @@ from vdit.experiment.experiment import Experiment
 from vdit.generate import Generator, load
 from vdit.generate.host_memory import total_memory
 from vdit.quickstart import config
-from vdit.quickstart.clock import Clock, expected_seconds
 from vdit.quickstart.report import write_report
 from vdit.quickstart.score import PARTS, Measured, Samples, measure, sample_videos
 from vdit.train.logging import read_json_lines
@@ -31,6 +33,11 @@ from vdit.train.workspace import Workspace
 # Shares of right videos that count as success. Shapes must hold while they move, which ten minutes teach least.
 BARS = {"colour": 0.8, "shape": 0.6, "direction": 0.8}
 STEPS = (*STAGES, "samples", "page")
+# Seconds on two cores of a 2020s server, by unit of work; only their ratios matter after the first step.
+_PER_PIXEL_TRAINED = 4.2e-7
+_PER_PIXEL_ENCODED = 4e-8
+_PER_GFLOP = 0.016
+_COMPILE = 10.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,11 +63,21 @@ def quickstart(
     logging: Logging | None = None,
     command: str | None = None,
 ) -> Result:
-    """Train on the embedded worlds, sample `count` held-out prompts, measure, and write report.html.
+    """Trains on the embedded worlds, samples held-out prompts, measures, and writes report.html.
 
-    workdir: the run's folder; an interrupted quickstart resumes there.
-    experiment: of the world "moving"; None is vdit.quickstart.config.experiment(). batch: videos sampled at once.
-    command: how it was started, for the page.
+    Args:
+        workdir: the run's folder; an interrupted quickstart resumes there.
+        experiment: of the world "moving"; None is vdit.quickstart.config.experiment().
+        count: held-out prompts, at least 2.
+        batch: videos that are sampled at once.
+        logging: where progress goes.
+        command: the command line, for the page.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        ConfigError: the experiment has other data, or `count` is below 2.
     """
     experiment = config.experiment() if experiment is None else experiment
     _check(experiment, count)
@@ -70,29 +87,29 @@ def quickstart(
     space.check(experiment, names=("statistics.json", "seconds.json", "report.html", "results.json"))
     check_run(experiment, space)
     space.root.mkdir(parents=True, exist_ok=True)
-    clock = Clock(space.root / "seconds.json", expected_seconds(experiment, count))
-    guide = _Guide(console, experiment, clock, count)
+    timer = StepTimer(space.root / "seconds.json", expected_seconds(experiment, count))
+    guide = _Guide(console, experiment, timer, count)
     guide.welcome(space)
 
     for stage in STAGES:
         guide.announce(stage)
-        with clock.step(stage):
+        with timer.step(stage):
             run(experiment, space, stages=(stage,), logging=logging)
     guide.announce("samples")
     wanted = config.held_out(experiment, count)
-    with clock.step("samples"):
+    with timer.step("samples"):
         generator = load(space.root)
         display = make_display("samples", count, console=console)
         prompts = [each.prompt for each in wanted]
         videos = sample_videos(generator, prompts, batch=batch, progress=lambda done: display.update(done, {}))
         display.close()
     guide.announce("page")
-    with clock.step("page"):
+    with timer.step("page"):
         world = config.held_out_world(experiment, count)
         rendered = np.stack([world[i].video for i in range(count)])
         measured, samples = measure(generator, wanted, videos, rendered, batch=batch)
 
-    figures = _figures(generator, space, clock.seconds, count)
+    figures = _figures(generator, space, timer.seconds, count)
     limit = experiment.text.max_length
     cut = sum(generator.tokenizer.length(prompt) > limit for prompt in prompts)
     if cut:
@@ -100,9 +117,9 @@ def quickstart(
     page = space.root / "report.html"
     made = {"command": command or f"vdit.quickstart.run.quickstart({str(space.root)!r})"} | circumstances()
     write_report(
-        page, measured, samples, space=space, experiment=experiment, figures=figures, seconds=clock.seconds, made=made
+        page, measured, samples, space=space, experiment=experiment, figures=figures, seconds=timer.seconds, made=made
     )
-    result = Result(**vars(measured), seconds=dict(clock.seconds), figures=figures, page=page)
+    result = Result(**vars(measured), seconds=dict(timer.seconds), figures=figures, page=page)
     _save(result, samples, space.root / "results.json", made)
     guide.summary(result)
     return result
@@ -120,8 +137,8 @@ def _check(experiment: Experiment, count: int) -> None:
 class _Guide:
     """Says in plain words what happens, and how long all of the rest will take."""
 
-    def __init__(self, console: Console, experiment: Experiment, clock: Clock, count: int):
-        self._console, self._clock = console, clock
+    def __init__(self, console: Console, experiment: Experiment, timer: StepTimer, count: int):
+        self._console, self._timer = console, timer
         e = experiment
         self._words = {
             "vae": f"Train a video VAE: {e.vae_train.steps} steps on clips rendered on the fly.",
@@ -135,10 +152,10 @@ class _Guide:
     def welcome(self, space: Workspace) -> None:
         self._say(f"vdit quickstart: a text-to-video model from scratch, in {space.root}")
         device = jax.devices()[0]
-        self._say(f"on {device.platform} ({_cores()} CPU cores), in all about {clock_face(self._clock.left())} min")
+        self._say(f"on {device.platform} ({_cores()} CPU cores), in all about {clock_face(self._timer.left())} min")
 
     def announce(self, step: str) -> None:
-        left = clock_face(self._clock.left())
+        left = clock_face(self._timer.left())
         self._say(f"\n[{STEPS.index(step) + 1}/{len(STEPS)}] {self._words[step]}  (about {left} left in all)")
 
     def summary(self, result: Result) -> None:
@@ -222,3 +239,76 @@ def _save(result: Result, samples: Samples, path: Path, made: dict[str, str]) ->
     values["samples"] = rows
     with writing(path):
         path.write_text(json.dumps(values, indent=1) + "\n")
+
+
+class StepTimer:
+    """Seconds of each step. A file keeps them, so that they add up over interruptions.
+
+    path: the file.
+    expected: step -> seconds, a guess (`expected_seconds`).
+    """
+
+    def __init__(self, path: Path, expected: Mapping[str, float]):
+        self._path = path
+        self._expected = dict(expected)
+        self.seconds: dict[str, float] = _read_seconds(path)
+        self._done: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Times the step in the body."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._done[name] = time.perf_counter() - began
+            self.seconds[name] = self.seconds.get(name, 0.0) + self._done[name]
+            with contextlib.suppress(OSError):  # a record of times is no reason to end a run
+                self._path.write_text(json.dumps(self.seconds, indent=1) + "\n")
+
+    def left(self) -> float:
+        """Seconds to the end: what the remaining steps are expected to take, at the pace of the finished ones."""
+        done = sum(self._expected[name] for name in self._done)
+        # A step that was skipped, being complete already, says nothing of the pace.
+        pace = max(sum(self._done.values()) / done, 0.3) if done else 1.0
+        return pace * sum(seconds for name, seconds in self._expected.items() if name not in self._done)
+
+
+def expected_seconds(experiment: Experiment, samples: int) -> dict[str, float]:
+    """A guess of how long each step takes, before anything is measured.
+
+    Args:
+        experiment: what is trained.
+        samples: prompts that are sampled.
+
+    Returns:
+        Step -> seconds.
+    """
+    data, clips, sample = experiment.data, experiment.vae_clips, experiment.sample
+    window = clips.frames * clips.size[0] * clips.size[1]
+    clip = sum(data.frames) / len(data.frames) * sum(data.pixel_budgets) / len(data.pixel_budgets)
+    rows = experiment.dit_train.batch_size * data.row_tokens
+    video = sample.frames * sample.size[0] * sample.size[1]
+    latent = experiment.vae.latent_shape(sample.frames, *sample.size)
+    patch = experiment.backbone.patch
+    tokens = latent[0] * latent[1] * latent[2] // (patch[0] * patch[1] * patch[2])
+
+    def gflop(tokens: float) -> float:
+        return experiment.backbone.flops(tokens, tokens / samples, experiment.text.max_length) / 1e9
+
+    calls = samples * sample.steps * (2 if sample.guidance != 1 else 1)
+    return {
+        "vae": _COMPILE + _PER_PIXEL_TRAINED * experiment.vae_train.steps * experiment.vae_train.batch_size * window,
+        "latents": _COMPILE + _PER_PIXEL_ENCODED * (experiment.latents.samples or data.source.count) * clip,
+        "tokenizer": 1.0,
+        "dit": _COMPILE + _PER_GFLOP * experiment.dit_train.steps * 3 * gflop(rows),
+        "samples": _COMPILE + _PER_GFLOP * calls * gflop(tokens),
+        "page": 4.0 + 2 * _PER_PIXEL_ENCODED * samples * video,
+    }
+
+
+def _read_seconds(path: Path) -> dict[str, float]:
+    try:
+        return {str(name): float(seconds) for name, seconds in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}  # times are only reported: a damaged file costs nothing else

@@ -51,7 +51,18 @@ class Measured:
 def measure(
     generator: Generator, wanted: Sequence[Wanted], videos: np.ndarray, rendered: np.ndarray, *, batch: int
 ) -> tuple[Measured, Samples]:
-    """videos: float32 [n t h w 3], sampled for `wanted`; rendered: uint8 [n t h w 3], real ones."""
+    """Measures how many videos show what their prompts say.
+
+    Args:
+        generator: the trained model.
+        wanted: the prompts.
+        videos: float32 [n t h w 3] in [-1, 1], sampled for `wanted`.
+        rendered: uint8 [n t h w 3], real videos of the same prompts.
+        batch: videos that go through the VAE at once.
+
+    Returns:
+        (the figures, the videos that they are of).
+    """
     reconstructed = reconstruct(generator, rendered, batch=batch)
     found = [detect(video) for video in videos]
     right = hits(found, wanted)
@@ -71,9 +82,16 @@ def measure(
 def sample_videos(
     generator: Generator, prompts: Sequence[str], *, batch: int, progress: Callable[[int], None]
 ) -> np.ndarray:
-    """Videos float32 [n t h w 3] in [-1, 1], by the experiment's own method; one compilation for all batches.
+    """Samples videos with the experiment's own sampling options; one compilation serves all batches.
 
-    progress: called with the number of videos done.
+    Args:
+        generator: the trained model.
+        prompts: n texts.
+        batch: videos at once.
+        progress: called with the number of finished videos.
+
+    Returns:
+        float32 [n t h w 3] in [-1, 1].
     """
     videos = []
     for start in range(0, len(prompts), batch):
@@ -85,13 +103,22 @@ def sample_videos(
 
 
 def reconstruct(generator: Generator, videos: np.ndarray, *, batch: int) -> np.ndarray:
-    """Videos uint8 [n t h w 3] through the VAE and back: float32 [n t h w 3] in [-1, 1]."""
+    """Videos through the VAE and back.
+
+    Args:
+        generator: the trained model.
+        videos: uint8 [n t h w 3].
+        batch: videos at once.
+
+    Returns:
+        float32 [n t h w 3] in [-1, 1].
+    """
     parts = [videos[start : start + batch] for start in range(0, len(videos), batch)]
     return np.concatenate([np.asarray(generator.vae.decode(generator.vae.encode(part))) for part in parts])
 
 
 def hits(found: Sequence[Detection], wanted: Sequence[Wanted]) -> np.ndarray:
-    """bool [n 3]: whether colour, shape and direction are as wanted."""
+    """Whether colour, shape and direction of each video are as wanted: bool [n 3]."""
     return np.array([[getattr(d, part) == getattr(w, part) for part in PARTS] for d, w in zip(found, wanted)])
 
 
@@ -101,7 +128,7 @@ def shares(right: np.ndarray) -> dict[str, float]:
 
 
 def derangement(count: int, seed: int = 0) -> np.ndarray:
-    """A permutation of 0..count-1, one single cycle (Sattolo), so that nothing keeps its place."""
+    """A permutation of 0..count-1 in one single cycle, so that no index stays (Sattolo, 1986)."""
     order, random = np.arange(count), np.random.default_rng(seed)
     for last in range(count - 1, 0, -1):
         other = int(random.integers(last))

@@ -1,7 +1,7 @@
 """What all samplers share: the interface, the loop over steps, and coefficients.
 
-The network is asked once in each row of the table (`walk`), so what it remembers from call to call is one more part of
-the state, of which a sampler's step knows nothing.
+The network is called once for each row of the table (`scan_steps`), so what it remembers from call to call is one more
+part of the state, of which a sampler's step knows nothing.
 
 A sampler first turns its grid of levels into a table of coefficients, a column for each, in numpy float64
 while tracing (differences of logarithms would lose digits in float32). The loop over steps is one
@@ -76,6 +76,10 @@ class Estimate(NamedTuple):
     noise: Array
     variance: Array | None
 
+    def clipped(self, limit: float | None) -> Estimate:
+        """The same with x0 in [-limit, limit], where there is a limit; the noise stays what the network says."""
+        return self if limit is None else self._replace(x0=jnp.clip(self.x0, -limit, limit))
+
 
 class Problem(NamedTuple):
     """The table's common columns, all float64 [n]: this step's level and the next's.
@@ -118,22 +122,17 @@ def discretize(schedule: Schedule, prediction: Prediction, grid: Grid | np.ndarr
     return Problem(told[:-1], told[1:], alpha[:-1], alpha[1:], sigma[:-1], sigma[1:])
 
 
-def estimate(
-    denoise: Denoise, x: Array, row: dict[str, Array], prediction: Prediction, clip: float | None = None
-) -> Estimate:
-    """Calls the network at this step's level: x [... c] -> Estimate.
-
-    clip: x0 is held to [-clip, clip]; the noise stays what the network says.
-    """
-    return _estimate(denoise(x, row["t"]), x, row, prediction, clip)
+def estimate(denoise: Denoise, x: Array, row: dict[str, Array], prediction: Prediction) -> Estimate:
+    """Calls the network at this step's level: x [... c] -> Estimate."""
+    return _estimate(denoise(x, row["t"]), x, row, prediction)
 
 
-def _estimate(output: Array, x: Array, row: dict[str, Array], prediction: Prediction, clip: float | None) -> Estimate:
+def _estimate(output: Array, x: Array, row: dict[str, Array], prediction: Prediction) -> Estimate:
     output, variance = output.astype(x.dtype), None
     if output.shape != x.shape:
         output, variance = jnp.split(output, 2, axis=-1)
     x0, noise = to_clean_and_noise(prediction, output, x, row["alpha"], row["sigma"])
-    return Estimate(x0 if clip is None else jnp.clip(x0, -clip, clip), noise, variance)
+    return Estimate(x0, noise, variance)
 
 
 def check_clip(clip: float | None, name: str) -> None:
@@ -169,12 +168,23 @@ def scan_steps(
     prediction: Prediction,
     dtype: jnp.dtype,
     at: Callable[[Any], Array] = lambda carry: carry,
-    clip: float | None = None,
     key: Array | None = None,
 ) -> Any:
-    """Scans step(carry, says, row, key) -> carry, where the network says so at this row's level, of x = at(carry).
+    """The sampling loop: one compiled step, which asks the network once, scanned over the table's rows.
 
-    clip: as in `estimate`.
+    Args:
+        step: (carry, estimate, row, key) -> carry. estimate: what the network says of x = at(carry) at this row's
+            level.
+        carry: the state before the first step, any tree of arrays.
+        columns: the table, float64 [n] each; "t", "alpha" and "sigma" are those of the call.
+        denoise: the network; a StatefulDenoiser keeps its memory in the scan's state.
+        prediction: what the network predicts.
+        dtype: of the rows that `step` gets.
+        at: carry -> x.
+        key: split into one key for each step; None gives the steps None.
+
+    Returns:
+        The state after the last step.
     """
     stateful, calls = isinstance(denoise, StatefulDenoiser), len(columns["t"])
     rows = {name: jnp.asarray(column, dtype) for name, column in columns.items()}
@@ -187,7 +197,7 @@ def scan_steps(
             output, memory = denoise.ask(x, row["t"], memory, done, calls - 1 - done)
         else:
             output = denoise(x, row["t"])
-        says = _estimate(output, x, row, prediction, clip)
+        says = _estimate(output, x, row, prediction)
         return (step(carry, says, row, step_key), memory, done + 1), None
 
     first = carry, denoise.memory if stateful else None, jnp.int32(0)

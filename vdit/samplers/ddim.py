@@ -54,13 +54,14 @@ class DDIM:
         }
 
         def step(x, says, row, step_key):
+            says = says.clipped(self.clip)
             x = row["alpha_next"] * says.x0 + row["kept"] * says.noise
             if self.eta:
                 x = x + row["fresh"] * jax.random.normal(step_key, x.shape, x.dtype)
             return projected(project, x, row["t_next"])
 
         x = working(x)
-        asked = {"denoise": denoise, "prediction": prediction, "clip": self.clip}
+        asked = {"denoise": denoise, "prediction": prediction}
         return scan_steps(step, x, columns, dtype=x.dtype, key=key, **asked)
 
 

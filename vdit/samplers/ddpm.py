@@ -56,13 +56,14 @@ class DDPM:
         }
 
         def step(x, says, row, step_key):
+            says = says.clipped(self.clip)
             spread = row["noisy"] * jnp.exp(0.5 * self._log_variance(says.variance, row))
             x = row["from_x0"] * says.x0 + row["from_x"] * x
             x = x + spread * jax.random.normal(step_key, x.shape, x.dtype)
             return projected(project, x, row["t_next"])
 
         x = working(x)
-        asked = {"denoise": denoise, "prediction": prediction, "clip": self.clip}
+        asked = {"denoise": denoise, "prediction": prediction}
         return scan_steps(step, x, columns, dtype=x.dtype, key=key, **asked)
 
     def _log_variance(self, raw, row):

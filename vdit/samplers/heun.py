@@ -53,6 +53,7 @@ class Heun:
         def call(carry, says, row, key):
             """x: where the step began; there: where the network is called, x itself at first."""
             x, there, first = carry
+            says = says.clipped(self.clip)
             second = row["second"] > 0
             here = slope(there, says, row)
             mean_slope = jnp.where(second, 0.5 * (first + here), here)
@@ -61,7 +62,7 @@ class Heun:
 
         x = working(x)
         columns = _calls(problem.columns() | frame)
-        asked = {"denoise": denoise, "prediction": prediction, "at": lambda carry: carry[1], "clip": self.clip}
+        asked = {"denoise": denoise, "prediction": prediction, "at": lambda carry: carry[1]}
         return scan_steps(call, (x, x, jnp.zeros_like(x)), columns, dtype=x.dtype, **asked)[1]
 
 

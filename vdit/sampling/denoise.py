@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -157,22 +158,20 @@ def _denoiser(
 def _guided(
     network: Network, params: PyTree, batch: GuidanceBatch, method: SamplingConfig, expert: str, guidance: Guidance
 ) -> Denoise:
-    def single(x: Array, t: Array) -> Array:
-        return _predict(network, params, batch, method, expert, x, t, 1)[0][0]
-
-    def pair(x: Array, t: Array) -> tuple[Array, ...]:
-        return _predict(network, params, batch, method, expert, x, t, 2)[0]
-
-    return guide(pair, guidance, single=single) if guidance.needed else single
+    ask = _Predictor(network=network, params=params, batch=batch, method=method, expert=expert)
+    single = lambda x, t: ask.predictions(x, t, 1)[0]  # noqa: E731
+    return guide(functools.partial(ask.predictions, count=2), guidance, single=single) if guidance.needed else single
 
 
 def _remembering(network: Network, params: PyTree, batch: GuidanceBatch, method: SamplingConfig) -> StatefulDenoiser:
     """The same with all rows asked at every level, so that what is kept of them is of one size."""
-    row, count = batch.row, method.rows - (method.context_guidance != 1.0)
+    row = batch.row
 
     def ask_of(expert: str, guidance: Guidance):
+        predictor = _Predictor(network=network, params=params, batch=batch, method=method, expert=expert)
+
         def ask(x: Array, t: Array, call: BlockCall) -> tuple[Array, Residuals]:
-            predictions, kept = _predict(network, params, batch, method, expert, x, t, count, call)
+            predictions, kept = predictor.with_residuals(x, t, call)
             return (guide(lambda x, t: predictions, guidance)(x, t) if guidance.needed else predictions[0]), kept
 
         return ask
@@ -187,28 +186,54 @@ def _remembering(network: Network, params: PyTree, batch: GuidanceBatch, method:
     return remembering(method.reuse, high, low, is_high, kept=blank, weight=moves.astype(jnp.float32))
 
 
-def _predict(
-    network: Network, params: PyTree, batch: GuidanceBatch, method: SamplingConfig, expert: str, x: Array, t: Array,
-    count: int, call: BlockCall | None = None,
-) -> tuple[tuple[Array, ...], Residuals | None]:  # fmt: skip
-    """The network's word on the first `count` rows of each video, each moved away from the one without what is known.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Predictor:
+    """What one transformer predicts of the rows of each video; with context_guidance, each is moved away from the row
+    that knows nothing of the context.
 
-    x: [b n p] -> [b n p] for each of them, and what is kept for the next call.
+    Args:
+        network, params: of the model.
+        batch: every row of each video.
+        method: how many rows a video has, and the strength of context_guidance.
+        expert: which transformer (vdit.models.network).
     """
-    contextless = method.context_guidance != 1.0
-    rows = (*range(count), *[method.rows - 1] * contextless)
-    asked, inputs = choose(batch, method.rows, rows), stack_guidance(*[x] * len(rows))
-    if contextless:
-        inputs = jnp.where(asked.hidden, asked.noise, inputs)
-    level = jnp.where(asked.timesteps == RUNNING, jnp.asarray(t, jnp.float32), asked.timesteps)
-    values = constrain(pad(inputs, asked.row.segment_ids.shape[1] - x.shape[1]), Row.AXES["values"])
-    row = dataclasses.replace(asked.row, values=values)
-    output = network.apply(
-        params, row, method.schedule.time(level), asked.text, expert=expert, block_cache=call
-    )
-    predictions = split_guidance(output.prediction[:, : x.shape[1]], len(rows))
-    if contextless:
-        first, *others, without = predictions
-        strength = (method.context_guidance - 1.0) * (first - without)
-        predictions = [prediction + strength for prediction in (first, *others)]
-    return tuple(predictions), output.residuals
+
+    network: Network
+    params: PyTree
+    batch: GuidanceBatch
+    method: SamplingConfig
+    expert: str
+
+    @property
+    def contextless(self) -> bool:
+        return self.method.context_guidance != 1.0
+
+    def predictions(self, x: Array, t: Array, count: int) -> tuple[Array, ...]:
+        """The first `count` rows' predictions at the level t []: [b n p] -> [b n p] each."""
+        output = self.network.apply(*self._inputs(x, t, count), expert=self.expert)
+        return self._split(output.prediction[:, : x.shape[1]], count)
+
+    def with_residuals(self, x: Array, t: Array, call: BlockCall) -> tuple[tuple[Array, ...], Residuals]:
+        """The predictions of all rows, and what is kept of this call for the next one."""
+        count = self.method.rows - self.contextless
+        output = self.network.apply(*self._inputs(x, t, count), expert=self.expert, block_cache=call)
+        return self._split(output.prediction[:, : x.shape[1]], count), output.residuals
+
+    def _inputs(self, x: Array, t: Array, count: int) -> tuple[PyTree, Row, Array, Array | None]:
+        """Arguments of Network.apply: parameters, row, time and encoded text."""
+        method = self.method
+        rows = (*range(count), *[method.rows - 1] * self.contextless)
+        asked, inputs = choose(self.batch, method.rows, rows), stack_guidance(*[x] * len(rows))
+        if self.contextless:
+            inputs = jnp.where(asked.hidden, asked.noise, inputs)
+        level = jnp.where(asked.timesteps == RUNNING, jnp.asarray(t, jnp.float32), asked.timesteps)
+        values = constrain(pad(inputs, asked.row.segment_ids.shape[1] - x.shape[1]), Row.AXES["values"])
+        return self.params, dataclasses.replace(asked.row, values=values), method.schedule.time(level), asked.text
+
+    def _split(self, output: Array, count: int) -> tuple[Array, ...]:
+        predictions = split_guidance(output, count + self.contextless)
+        if self.contextless:
+            first, *others, without = predictions
+            strength = (self.method.context_guidance - 1.0) * (first - without)
+            predictions = [prediction + strength for prediction in (first, *others)]
+        return tuple(predictions)

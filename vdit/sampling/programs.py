@@ -6,19 +6,20 @@ import dataclasses
 import functools
 import math
 from collections.abc import Hashable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vdit.dist.rules import batch_shardings, batch_ways, to_host
+from vdit.dist.mesh import compiler_options
+from vdit.dist.rules import batch_shardings, num_batch_shards, to_host
 from vdit.errors import ConfigError, ShapeError
 from vdit.models.network import Network
 from vdit.models.vae import split
 from vdit.models.vae.config import VAEConfig
 from vdit.models.vae.statistics import denormalise, normalise
-from vdit.nn.compiling import compiler_options
 from vdit.reprs import short_repr
 from vdit.sampling.canvas import Canvas, Prompts, blank
 from vdit.sampling.config import SamplingConfig
@@ -97,33 +98,57 @@ class TextToVideo:
         return dataclasses.replace(blank(batch, self.latent_shape), cond=dict(given or {}))
 
 
+class Parameters(NamedTuple):
+    """What a task is called with of a model.
+
+    Args:
+        network: parameters of the network.
+        vae: parameters of the VAE; None for a task that makes latents of latents (SampleCanvas).
+        statistics: {"mean": [c], "std": [c]} of the VAE's latents; None likewise.
+    """
+
+    network: PyTree
+    vae: PyTree = None
+    statistics: PyTree = None
+
+
 def sample(
-    task: TextToVideo,
+    task: TextToVideo | SampleCanvas,
     mesh: Mesh,
-    params: PyTree,
-    vae_params: PyTree,
-    statistics: PyTree,
-    prompts: Prompts,
-    negative: Prompts,
+    parameters: Parameters,
+    prompts: tuple[Prompts, Prompts],
     key: Array,
     noise: Array | None = None,
     given: PyTree = None,
 ) -> Array:
-    """Calls the task on a mesh: [b ...] for prompts of b, the same numbers on every mesh.
+    """Calls a task on a mesh. The numbers are the same on every mesh.
 
-    prompts, negative, noise, given: arrays of the host. What the network is asked about at once, a video or with
-    guidance two rows for each, is shared out over data and fsdp: where these do not divide it, further videos are made
-    and thrown away. So one video is best made on a mesh of `sequence` and `tensor`, where nothing is.
-    On several hosts all call this with the same arguments, and each gets all of the videos, as numpy.
+    The rows of the batch (one for each video, two with guidance) are sharded over the mesh axes `data` and `fsdp`.
+    Where these axes do not divide the rows, further videos are made and thrown away. A single video wastes nothing on a
+    mesh of `sequence` and `tensor`.
+
+    On several hosts, every host calls this with the same arguments and gets all videos, as numpy.
+
+    Args:
+        task: what is compiled, once for each value of it.
+        mesh: the devices.
+        parameters: of the model, on the mesh.
+        prompts: (positive, negative), b prompts each, in host memory.
+        key: of the noise.
+        noise: float32 [b t' h' w' c] in host memory, latents to start from; None draws them from `key`.
+        given: what the task knows of the videos, arrays [b ...] in host memory; None for nothing.
+
+    Returns:
+        [b ...], as the task makes them.
     """
-    count = prompts.ids.shape[0]
-    padded = _rounded(count, batch_ways(mesh), task.method.rows)
-    inputs = jax.tree.map(lambda x: _extend(x, padded), (prompts, negative, noise, given))
-    prompts, negative, noise, given = jax.device_put(inputs, batch_shardings(mesh, inputs, strict=False))
+    count = prompts[0].ids.shape[0]
+    padded = _rounded(count, num_batch_shards(mesh), task.method.rows)
+    inputs = jax.tree.map(lambda x: _extend(x, padded), (*prompts, noise, given))
+    inputs = jax.device_put(inputs, batch_shardings(mesh, inputs, strict=False))
     shape = jax.ShapeDtypeStruct((padded, *task.output_shape), jnp.float32)
     with jax.set_mesh(mesh):
         program = compiled(task, batch_shardings(mesh, shape, strict=False))
-        out = program(params, vae_params, statistics, prompts, negative, key, noise, given)
+        out = program(*parameters, *inputs[:2], key, *inputs[2:])
     return (to_host(out) if jax.process_count() > 1 else out)[:count]
 
 

@@ -16,8 +16,9 @@ from vdit.checkpoint import load_params
 from vdit.checkpoint.hosts import Exchange
 from vdit.data.changes import RECORD, Changes, Record, digest_of, find_changes, look_at_videos, read_record
 from vdit.data.data_source import DataSource, FolderSource, LatentsSource, TfdsSource, WorldsSource
-from vdit.data.encode import Former, encode_clips
+from vdit.data.encode import EncodeSpec, Former, encode_clips
 from vdit.data.latents import LatentStore, write_json
+from vdit.data.streams import ProcessShard
 from vdit.dist.multihost import PATIENCE, is_primary_host, on_primary_host, wait_for_all
 from vdit.errors import ConfigError, DataError
 from vdit.experiment.experiment import Experiment
@@ -163,23 +164,24 @@ def _encode(
             source,
             functools.partial(vae.encode, latent_frames=experiment.latents.latent_frames or None),
             workspace.latents,
-            samples=samples,
-            vae=_fingerprint(params, experiment),
-            dtype=experiment.latents.dtype,
-            threads=experiment.data.threads,
-            progress=show,
-            key=look.digest,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
+            EncodeSpec(
+                samples=samples,
+                vae=_fingerprint(params, experiment),
+                dtype=experiment.latents.dtype,
+                key=look.digest,
+                record=look.record,
+                conditions=experiment.conditions,
+                threads=experiment.data.threads,
+            ),
+            shard=ProcessShard(index=jax.process_index(), count=jax.process_count()),
             wait=wait_for_all,
-            record=look.record,
+            progress=show,
             former=former,
-            conditions=experiment.conditions,
         )
     finally:
         if display is not None:
             display.close()
-    videos.tell_broken()
+    videos.report_skipped()
 
 
 def vae_identity(params: PyTree, more: Any = None) -> str:

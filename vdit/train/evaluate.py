@@ -28,9 +28,9 @@ from jax.sharding import Mesh
 
 from vdit.checkpoint import load_params
 from vdit.data.conditions import read_conditions
+from vdit.data.data_source import Sample, Source
 from vdit.data.latents import DTYPES
-from vdit.data.pipeline import row_iterator
-from vdit.data.sources import Sample, Source
+from vdit.data.pipeline import TokenSpec, row_iterator
 from vdit.data.texts import CachedTokenizer, TextsInMemory
 from vdit.dist.rules import batch_shardings
 from vdit.errors import ConfigError
@@ -98,9 +98,10 @@ class EvaluationRun:
         Returns:
             uint8 [count frames height width 3].
         """
-        if not hasattr(self.source, "crop"):
+        if not hasattr(self.source, "crops"):
             raise ConfigError("held-out latents hold no videos: give a source of videos in held_out")
-        return np.stack([self.source.crop(i, size=size, frames=frames)["video"] for i in range(count)])
+        crops = self.source.crops(size=size, frames=frames)
+        return np.stack([crops[i]["video"] for i in range(count)])
 
     def clips(self, count: int) -> list[Sample]:
         """The first `count` held-out samples; each with "latent" float32 [t h w c], normalised, and "captions"."""
@@ -137,9 +138,9 @@ class EvaluationRun:
             stored = [np.asarray(one, DTYPES[e.latents.text_dtype]) for one in features]
             tokenizer = CachedTokenizer(tokenizer, TextsInMemory(dict(zip(captions, stored))))
         batches, seen = [], 0
-        rows = row_iterator(data, source, tokenizer, e.backbone.patch, seed=e.seed, batch_rows=e.dit_train.batch_size,
-                            stride=e.vae.temporal_stride, conditions=e.network.spec.conditions,
-                            compose=e.objective.compose_text)  # fmt: skip
+        tokens = TokenSpec(patch=e.backbone.patch, stride=e.vae.temporal_stride, conditions=e.network.spec.conditions,
+                           compose=e.objective.compose_text)  # fmt: skip
+        rows = row_iterator(data, source, tokenizer, tokens, seed=e.seed, batch_rows=e.dit_train.batch_size)
         while seen < clips:
             batch = next(rows)
             seen += int(np.asarray(batch.segment_ids).max(axis=1).sum())
@@ -174,7 +175,8 @@ class EvaluationRun:
             whole = self.whole(params)
             if e.latents.text:  # only while it is needed: training holds no text encoder
                 whole = {**whole, **starting_params(e, self.mesh, ("text",))}
-            return programs.sample(task, self.mesh, whole, vae, statistics, positive, negative, key_of(e.seed))
+            parameters = programs.Parameters(whole, vae, statistics)
+            return programs.sample(task, self.mesh, parameters, (positive, negative), key_of(e.seed))
 
         return sample_videos
 
@@ -304,7 +306,8 @@ class SampleEvaluator(Evaluator):
 
     def prepare(self, run: EvaluationRun) -> Measure:
         sample = run.experiment.sample
-        real = [run.source.crop(i, size=sample.size, frames=sample.frames) for i in range(self.videos)]
+        crops = run.source.crops(size=sample.size, frames=sample.frames)
+        real = [crops[i] for i in range(self.videos)]
         captions = [clip["captions"][0] if clip["captions"] else "" for clip in real]
         videos = np.stack([clip["video"] for clip in real]).astype(np.float32) / np.float32(127.5) - 1
         sampler = run.sampler(captions)
@@ -365,4 +368,4 @@ def sample_hook(run: EvaluationRun) -> SampleHook:
     def videos(step: int, state: TrainState) -> dict[str, Array]:
         return {"samples": sampler(state.params if state.ema is None else state.ema)}
 
-    return SampleHook(every=run.experiment.dit_train.sample_every, draw=videos, fps=run.experiment.sample.fps)
+    return SampleHook(every=run.experiment.dit_train.sample_every, sample=videos, fps=run.experiment.sample.fps)

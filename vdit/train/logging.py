@@ -23,9 +23,8 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from vdit.data.data_source import open_source
+from vdit.data.data_source import DataSummary, Source, open_source
 from vdit.data.latents import LatentStore
-from vdit.data.sources import DataSummary, Source
 from vdit.dist.multihost import is_primary_host
 from vdit.errors import ConfigError, DataError, ShapeError, install_command, one_line, reason
 from vdit.experiment.experiment import Experiment
@@ -346,13 +345,13 @@ class Logging:
 
     tensorboard: write TensorBoard events. wandb: options of wandb.init; None for no W&B.
     console: where progress is shown; None is the terminal.
-    watch: watches this process, entered already; None makes one for each call of `run`.
+    monitor: watches this process, entered already; None makes one for each call of `run`.
     """
 
     tensorboard: bool = True
     wandb: dict | None = None
     console: Console | None = None
-    watch: RunMonitor | None = None
+    monitor: RunMonitor | None = None
 
     def say(self, text: str) -> None:
         """A line for the user, from the first host."""
@@ -371,7 +370,7 @@ def make_writers(stage: str, workspace: Workspace, logging: Logging, step: int) 
     if logging.wandb is not None:
         options = {"group": workspace.root.name, "job_type": stage, **logging.wandb}
         openers["Weights & Biases"] = lambda after: WandB(**options)
-    warn = logging.watch.warn
+    warn = logging.monitor.warn
     writers: list[Writer] = [ResilientWriter(name, open, step=step, warn=warn) for name, open in openers.items()]
     return [*writers, workspace.remote_logs] if workspace.is_remote else writers
 
@@ -385,7 +384,7 @@ class TrainingVideos:
     def __init__(self, experiment: Experiment, logging: Logging, *, strict: bool = False):
         self._experiment, self._logging, self._strict = experiment, logging, strict
         self._source: Source | None = None
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def open(self) -> Source:
         """The source, the same at every call; DataError if it cannot be opened, or is not as `strict` asks."""
@@ -393,28 +392,28 @@ class TrainingVideos:
             experiment = self._experiment
             source = open_source(experiment.data, seed=experiment.seed, exclude=experiment.holdout)
             if source.summary is not None:
-                self._tell(source.summary)
-            self._told.update(source.report())
+                self._report_summary(source.summary)
+            self._reported.update(source.report())
             self._source = source
         return self._source
 
-    def tell_broken(self) -> None:
+    def report_skipped(self) -> None:
         """Which files could not be read since: the first twenty on the console, all in the log."""
         broken = {} if self._source is None else self._source.report()
-        new = {name: reason for name, reason in broken.items() if name not in self._told}
-        self._told.update(new)
+        new = {name: reason for name, reason in broken.items() if name not in self._reported}
+        self._reported.update(new)
         if new:
             self._logging.say(f"skipped {len(new)} more, others took their place:")
         for number, (name, why) in enumerate(new.items()):
-            self._logging.watch.note(one_line(f"skipped: {name}: {why}"))
+            self._logging.monitor.note(one_line(f"skipped: {name}: {why}"))
             if number < 20:
                 self._logging.say(f"  {one_line(f'{name}: {why}')}")
 
-    def _tell(self, summary: DataSummary) -> None:
+    def _report_summary(self, summary: DataSummary) -> None:
         for line in summary.lines():
             self._logging.say(line)
         for line in summary.lines(most=sys.maxsize)[1:]:
-            self._logging.watch.note(line.strip())
+            self._logging.monitor.note(line.strip())
         if self._strict:
             _refuse_unused(summary, self._experiment)
 

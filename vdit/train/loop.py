@@ -26,7 +26,7 @@ from vdit.checkpoint.files import steps_in
 from vdit.checkpoint.integrity import is_finalized
 from vdit.dist.mesh import host_share
 from vdit.dist.multihost import is_primary_host
-from vdit.dist.rules import batch_ways
+from vdit.dist.rules import num_batch_shards
 from vdit.errors import ConfigError, DataError, NumericsError, TrainingError
 from vdit.experiment.evaluator import Measure
 from vdit.experiment.training import TrainConfig
@@ -40,7 +40,7 @@ from vdit.types import PyTree
 
 
 class PrefetchToDevice:
-    """Batches on the devices, one ahead, each with the place of the data right after it.
+    """Batches on the devices, one ahead, each with the state of the data iterator right after it.
 
     data: iterator of trees of arrays [b ...]. remaining: batches that will be asked for; none is
     fetched beyond, so that the iterator ends where the run does.
@@ -48,10 +48,10 @@ class PrefetchToDevice:
 
     def __init__(self, data: Iterator[PyTree], train_step: TrainStep, *, remaining: int):
         self._data, self._remaining = data, remaining
-        self._place = train_step.place
+        self._shardings = train_step.shardings
         self._pieces = train_step.plan.config.accumulation
         self._size = train_step.plan.config.batch_size
-        self._ways = batch_ways(train_step.plan.mesh)
+        self._num_shards = num_batch_shards(train_step.plan.mesh)
         self._share = host_share(train_step.plan.mesh)
         self._next: tuple[PyTree, Any] | None = None
         self._taken = 0
@@ -67,12 +67,12 @@ class PrefetchToDevice:
                 f"the data ended after {self._taken} batches, {self._remaining} more are needed: "
                 "repeat the source or lower the steps"
             ) from None
-        place = self._data.get_state() if hasattr(self._data, "get_state") else None
+        iterator_state = self._data.get_state() if hasattr(self._data, "get_state") else None
         self._remaining -= 1
-        self._next = self._put(batch), place
+        self._next = self._put(batch), iterator_state
 
     def take(self) -> tuple[PyTree, Any]:
-        """(the next batch on the devices, the place of the data after it)."""
+        """(the next batch on the devices, the state of the data iterator after it)."""
         self.fill()
         taken, self._next = self._next, None
         self._taken += 1
@@ -80,14 +80,14 @@ class PrefetchToDevice:
 
     def _put(self, batch: PyTree) -> PyTree:
         """The global batch, of which each device of this host gets its part: rows, and tokens of rows."""
-        if self._size % (self._pieces * self._ways):
+        if self._size % (self._pieces * self._num_shards):
             raise ConfigError(
                 f"batch_size={self._size} must be a multiple of accumulation * data * fsdp = "
-                f"{self._pieces} * {self._ways}"
+                f"{self._pieces} * {self._num_shards}"
             )
         batch = jax.tree.map(self._fold, batch)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(self._global(leaf.shape), leaf.dtype), batch)
-        return jax.tree.map(self._make, batch, shapes, self._place(shapes))
+        return jax.tree.map(self._make, batch, shapes, self._shardings(shapes))
 
     def _fold(self, leaf: np.ndarray) -> np.ndarray:
         """[b ...] as it is, or [a b/a ...] for `accumulation` a: row r is in piece r % a, on any number of hosts."""
@@ -108,20 +108,20 @@ class PrefetchToDevice:
         """Which dimension of a batch's arrays counts the rows."""
         return int(self._pieces > 1)
 
-    def _make(self, leaf: np.ndarray, whole: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.Array:
+    def _make(self, leaf: np.ndarray, whole: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
         at = self._rows_at
 
         def part(index: tuple[slice, ...]) -> np.ndarray:
             rows = self._share.local(index[at], whole.shape[at])
             return leaf[(*index[:at], rows, *index[at + 1 :])]
 
-        return jax.make_array_from_callback(whole.shape, place, part)
+        return jax.make_array_from_callback(whole.shape, sharding, part)
 
 
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Every `every` steps, `measure(params)` -> figures, told as "eval/NAME/FIGURE". All hosts call it.
+    """Every `every` steps, `measure(params)` -> figures, logged as "eval/NAME/FIGURE". All hosts call it.
 
     name: of the evaluator.
     params: the averaged ones, where there are any.
@@ -150,16 +150,16 @@ class Hook(Protocol):
 class SampleHook:
     """Gives sampled videos to the writers while training goes on.
 
-    every: steps between calls. draw: (step, state) -> {name: videos [b t h w 3]}. fps: frame rate of the videos.
+    every: steps between calls. sample: (step, state) -> {name: videos [b t h w 3]}. fps: frame rate of the videos.
     All hosts call it; where there are several, each must be able to read all of the videos.
     """
 
     every: int
-    draw: Any
+    sample: Any
     fps: float = 8.0
 
     def __call__(self, step: int, state: TrainState, writers: Sequence[Writer]) -> None:
-        for name, videos in self.draw(step, state).items():
+        for name, videos in self.sample(step, state).items():
             videos = np.asarray(videos)
             if not np.isfinite(videos).all():
                 raise NumericsError(f"{name} hold NaN or infinity, and are not shown")
@@ -250,98 +250,99 @@ def train(
         ConfigError: `best_metric` is measured by no evaluation among the hooks.
         TrainingError: more than `max_nonfinite` steps in a row were skipped, or the last one was (after its save).
     """
+    config = train_step.plan.config
+    _check_best(config.best_metric, [hook.name for hook in hooks if isinstance(hook, Evaluation)])
+    step = int(state.step)
     with contextlib.ExitStack() as inside:
         monitor = inside.enter_context(RunMonitor()) if monitor is None else monitor
-        config, report = train_step.plan.config, report or Report()
-        _check_best(config.best_metric, [hook.name for hook in hooks if isinstance(hook, Evaluation)])
-        step = int(state.step)
+        log = inside.enter_context(_log(name, step, config, report or Report(), monitor))
+        inside.enter_context(
+            monitor.steps(
+                name, step, train_step.plan.mesh, stall=config.stall_seconds, saved=_last_saved(checkpointer)
+            )
+        )
+        stop, clock = monitor.stop, monitor.clock
+        best = None
+        if checkpointer is not None and config.best_metric is not None:
+            best = BestStep(checkpointer, config.best_metric, lowest=config.best_is == "lowest", warn=monitor.warn)
+        batches = PrefetchToDevice(data, train_step, remaining=config.steps - step)
+        batches.fill()
+        with contextlib.ExitStack() as calm:
+            first = True
+            while step < config.steps:
+                batch, iterator_state = batches.take()
+                clock.book("input")
+                monitor.profiler.before(step + 1)
+                state, metrics = train_step(state, batch)
+                step += 1
+                monitor.status.step = step
+                if first:  # from here on there is something to save
+                    calm.enter_context(stop.deferred())
+                clock.book("other" if first else "compute")
+                first = False
+                monitor.at("waiting for data")
+                batches.fill()
+                # the devices stood idle if they were done before the batch came
+                clock.book("input" if metrics["loss"].is_ready() else "compute")
+                monitor.at("training")
+                with _explained(state, batch, train_step, log):
+                    log.push(step, metrics)
+                monitor.traced(step, metrics)
+                stopping = stop.reached()
+                last = stopping or step == config.steps
+                due = [hook for hook in hooks if hook.every and step % hook.every == 0 and not stopping]
+                measuring = [hook for hook in due if isinstance(hook, Evaluation)]
+                saving = checkpointer is not None and (last or step % config.save_every == 0)
+                if saving or due or last:
+                    with _explained(state, batch, train_step, log):
+                        log.drain()
+                if measuring:
+                    monitor.at("evaluating")
+                    figures = {name: value for one in measuring for name, value in one(state).items()}
+                    log.evaluated(step, figures)
+                    saving |= best is not None and best.take(step, figures)
+                    clock.book("evaluate")
+                if saving:
+                    monitor.at("saving")
+                    checkpointer.save(step, state.trees(), iterator_state=iterator_state)
+                    clock.book("checkpoint")
+                for hook in due:
+                    if isinstance(hook, Evaluation):
+                        continue
+                    monitor.at("sampling")
+                    try:
+                        hook(step, state, log.writers)
+                    except NumericsError as error:
+                        monitor.warn(f"step {step}: {error}; training goes on")
+                    clock.book("sample")
+                if saving or due:
+                    log.speed.restart()
+                    monitor.at("training")
+                if stopping:
+                    monitor.note(f"stopping at step {step}: {stop.asked or 'another host was asked to'}")
+                    break
+            if checkpointer is not None:
+                monitor.at("saving")
+                checkpointer.wait()
+                clock.book("checkpoint")
+        row = int(log.latest.get("skipped_in_a_row", 0))
+        if row and step == config.steps:
+            with _explained(state, batch, train_step, log):
+                raise _NotFinite(f"the last {row} of {step} steps were skipped")
+        return TrainResult(state=state, metrics=log.latest, stopped=int(state.step) < config.steps)
+
+
+@contextlib.contextmanager
+def _log(name: str, step: int, config: TrainConfig, report: Report, monitor: RunMonitor) -> Iterator[_Log]:
+    """The record of a stage from `step` on; closes its display, and sees what is written safe, at the end."""
+    with contextlib.ExitStack() as inside:
         display = make_display(name, config.steps, step, console=report.console) if is_primary_host() else None
         if display is not None:
             inside.callback(display.close)
         log = _Log(config, report, display, monitor)
         for writer in log.writers:
             inside.callback(writer.flush)
-        saved = _last_saved(checkpointer)
-        inside.enter_context(
-            monitor.steps(name, step, train_step.plan.mesh, stall=config.stall_seconds, saved=saved)
-        )
-        state = _steps(state, step, train_step, data, checkpointer, hooks, log, monitor)
-        return TrainResult(state=state, metrics=log.latest, stopped=int(state.step) < config.steps)
-
-
-def _steps(
-    state: TrainState, step: int, train_step: TrainStep, data: Iterator[PyTree], checkpointer: Checkpointer | None,
-    hooks: Sequence[Hook | Evaluation], log: _Log, monitor: RunMonitor,
-) -> TrainState:  # fmt: skip
-    """The loop itself, up to the last step or the one to stop at."""
-    config, stop, clock = train_step.plan.config, monitor.stop, monitor.clock
-    best = None
-    if checkpointer is not None and config.best_metric is not None:
-        best = BestStep(checkpointer, config.best_metric, lowest=config.best_is == "lowest", warn=monitor.warn)
-    feed = PrefetchToDevice(data, train_step, remaining=config.steps - step)
-    with contextlib.ExitStack() as calm:
-        first = True
-        while step < config.steps:
-            batch, place = feed.take()
-            clock.book("input")
-            monitor.profiler.before(step + 1)
-            state, metrics = train_step(state, batch)
-            step += 1
-            monitor.place.step = step
-            if first:  # from here on there is something to save
-                calm.enter_context(stop.deferred())
-            clock.book("other" if first else "compute")
-            first = False
-            monitor.at("waiting for data")
-            feed.fill()
-            # the devices stood idle if they were done before the batch came
-            clock.book("input" if metrics["loss"].is_ready() else "compute")
-            monitor.at("training")
-            with _explained(state, batch, train_step, log):
-                log.push(step, metrics)
-            monitor.traced(step, metrics)
-            stopping = stop.reached()
-            last = stopping or step == config.steps
-            due = [hook for hook in hooks if hook.every and step % hook.every == 0 and not stopping]
-            measuring = [hook for hook in due if isinstance(hook, Evaluation)]
-            saving = checkpointer is not None and (last or step % config.save_every == 0)
-            if saving or due or last:
-                with _explained(state, batch, train_step, log):
-                    log.drain()
-            if measuring:
-                monitor.at("evaluating")
-                figures = {name: value for one in measuring for name, value in one(state).items()}
-                log.evaluated(step, figures)
-                saving |= best is not None and best.take(step, figures)
-                clock.book("evaluate")
-            if saving:
-                monitor.at("saving")
-                checkpointer.save(step, state.trees(), place=place)
-                clock.book("checkpoint")
-            for hook in due:
-                if isinstance(hook, Evaluation):
-                    continue
-                monitor.at("sampling")
-                try:
-                    hook(step, state, log.writers)
-                except NumericsError as error:
-                    monitor.warn(f"step {step}: {error}; training goes on")
-                clock.book("sample")
-            if saving or due:
-                log.speed.restart()
-                monitor.at("training")
-            if stopping:
-                monitor.note(f"stopping at step {step}: {stop.asked or 'another host was asked to'}")
-                break
-        if checkpointer is not None:
-            monitor.at("saving")
-            checkpointer.wait()
-            clock.book("checkpoint")
-    row = int(log.latest.get("skipped_in_a_row", 0))
-    if row and step == config.steps:
-        with _explained(state, batch, train_step, log):
-            raise _NotFinite(f"the last {row} of {step} steps were skipped")
-    return state
+        yield log
 
 
 def _check_best(metric: str | None, evaluators: Sequence[str]) -> None:

@@ -258,7 +258,7 @@ _NOTE_EVERY = 60.0  # seconds between lines about steps in a host's log
 class RunMonitor:
     """Watches one process of a run; a context manager around all of its stages.
 
-    folder: of this run's host logs (host_<i>.log); None for none. place: what the other hosts see of this one. peers:
+    folder: of this run's host logs (host_<i>.log); None for none. status: what the other hosts see of this one. peers:
     those, if there are any. stop: the signals that end the run. profiler: traces of steps.
     """
 
@@ -266,12 +266,12 @@ class RunMonitor:
         self,
         folder: Path | None = None,
         *,
-        place: HostStatus | None = None,
+        status: HostStatus | None = None,
         peers: Heartbeat | None = None,
         stop: PreemptionHandler | None = None,
         profiler: Profiler | None = None,
     ):
-        self.place = place or HostStatus()
+        self.status = status or HostStatus()
         self.stop = stop or PreemptionHandler()
         self.profiler = profiler or Profiler(None)
         self.peers, self._folder = peers, folder
@@ -333,14 +333,14 @@ class RunMonitor:
 
     def at(self, phase: str) -> None:
         """What the process does from now on."""
-        self.place.phase = phase
+        self.status.phase = phase
 
     @contextlib.contextmanager
     def steps(
         self, stage: str, step: int, mesh: Mesh, *, stall: float, saved: Callable[[], int | None]
     ) -> Iterator[None]:
         """Around a loop. stall: seconds without a step that are worth a report. saved: step of the last save."""
-        self.place.step, self.place.saved = step, saved
+        self.status.step, self.status.saved = step, saved
         self.clock = StepTimer()
         self.at("compiling the first step")
         axes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
@@ -357,7 +357,7 @@ class RunMonitor:
             self._stall.close()
             self._stall = None
             seconds = ", ".join(f"{kind} {value:.1f} s" for kind, value in self.clock.whole().items())
-            self.note(f"{stage}: left at step {self.place.step}; {seconds}")
+            self.note(f"{stage}: left at step {self.status.step}; {seconds}")
             self._summary()
             self.at("between stages")
 
@@ -376,13 +376,13 @@ class RunMonitor:
         """Shares of the time since the last call, which was `steps` steps ago: "time/input" and so on."""
         seconds = self.clock.take()
         total = max(sum(seconds.values()), 1e-9)
-        self.place.seconds = (seconds["input"] + seconds["compute"]) / max(steps, 1)
-        self.place.waited = seconds["input"] / max(steps, 1)
+        self.status.seconds = (seconds["input"] + seconds["compute"]) / max(steps, 1)
+        self.status.waited = seconds["input"] / max(steps, 1)
         self.profiler.look()
         if time.monotonic() - self._noted > _NOTE_EVERY:
             self._noted = time.monotonic()
-            waited = f"{self.place.waited:.3g} s of them for data"
-            self.note(f"step {self.place.step}: {self.place.seconds:.3g} s a step, {waited}")
+            waited = f"{self.status.waited:.3g} s of them for data"
+            self.note(f"step {self.status.step}: {self.status.seconds:.3g} s a step, {waited}")
             self._summary()
         return {f"time/{kind}": value / total for kind, value in seconds.items()}
 
@@ -390,23 +390,23 @@ class RunMonitor:
         """On the first of several hosts: who is slowest, who fastest."""
         if self.peers is None or jax.process_index() != 0:
             return
-        places = [(host, place) for host, place in self.peers.places().items() if place.seconds is not None]
+        statuses = [(host, status) for host, status in self.peers.statuses().items() if status.seconds is not None]
         for what, name in (("a step takes", "seconds"), ("of it, waiting for data takes", "waited")):
-            if places:
-                low, high = (pick(places, key=lambda item: getattr(item[1], name)) for pick in (min, max))
-                fast, slow = (f"{getattr(place, name):.3g} s (host {host})" for host, place in (low, high))
+            if statuses:
+                low, high = (pick(statuses, key=lambda item: getattr(item[1], name)) for pick in (min, max))
+                fast, slow = (f"{getattr(status, name):.3g} s (host {host})" for host, status in (low, high))
                 self.note(f"hosts: {what} {fast} to {slow}")
 
     def _stalled(self, seconds: float, usual: float) -> None:
-        line = f"no step finished for {seconds:.0f} s (usual: {usual:.3g} s); here: {self.place}"
+        line = f"no step finished for {seconds:.0f} s (usual: {usual:.3g} s); here: {self.status}"
         self.warn(line) if jax.process_index() == 0 else self.note(f"warning: {line}")
         with self._lock:
             if self._file is not None:
                 faulthandler.dump_traceback(self._file, all_threads=True)
         if self.peers is not None and jax.process_index() == 0:
             time.sleep(self.peers.interval)  # they have just noticed, too
-            for host, place in self.peers.places().items():
-                self.warn(f"host {host} is at {place}")
+            for host, status in self.peers.statuses().items():
+                self.warn(f"host {host} is at {status}")
 
     def _moves_again(self, seconds: float) -> None:
-        self.note(f"went on after {seconds:.0f} s, at {self.place}")
+        self.note(f"went on after {seconds:.0f} s, at {self.status}")

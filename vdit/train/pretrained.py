@@ -67,7 +67,7 @@ def split_trainable(
         factors = lambda key: _lora_init(experiment, key)  # noqa: E731
         factor = scales(jax.eval_shape(factors, jax.random.key(0)), experiment.lora.scale)
         for name in list(base):  # one network at a time: they need not all be there in both forms
-            base[name] = _held(base.pop(name), experiment.lora.weights)
+            base[name] = _with_weights(base.pop(name), experiment.lora.weights)
         return InitState(init=factors, frozen=join(base, jax.device_put(factor, replicated(mesh))))
     trained = [key for key in base if key == "dit" or (key == "text" and experiment.text.t5 is None)]
     rest = {key: base.pop(key) for key in list(base) if key not in trained}
@@ -196,7 +196,7 @@ def _lora_init(experiment: Experiment, key: jax.Array) -> PyTree:
     return {"dit": init_lora(key, boxed["dit"], targets=lora.targets, rank=lora.rank)}
 
 
-def _held(params: PyTree, weights: str) -> PyTree:
+def _with_weights(params: PyTree, weights: str) -> PyTree:
     if weights == "float32":
         return params
     return cast(params, weights) if weights == "bfloat16" else quantise(params, weights)

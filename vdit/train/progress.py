@@ -27,11 +27,11 @@ _COMPILING = "/jax/core/compile/"
 class Compiling:
     """Counts the seconds that jax spends on tracing and compiling (or on reading compiled programs from its cache).
 
-    Counts from when it is made until `close`. `told`, if given, is called after each program with its seconds.
+    Counts from when it is made until `close`. `on_compiled`, if given, is called after each program with its seconds.
     """
 
-    def __init__(self, told: Callable[[float], None] | None = None):
-        self._told = told
+    def __init__(self, on_compiled: Callable[[float], None] | None = None):
+        self._on_compiled = on_compiled
         self._spans: list[tuple[float, float]] = []  # disjoint, in order: traces lie inside each other
         self._lock = threading.Lock()
         jax.monitoring.register_event_duration_secs_listener(self._event)
@@ -54,8 +54,8 @@ class Compiling:
             while self._spans and self._spans[-1][0] >= start:
                 self._spans.pop()
             self._spans.append((max(start, self._spans[-1][1] if self._spans else start), end))
-        if self._told is not None and event.endswith("backend_compile_duration"):
-            self._told(seconds)
+        if self._on_compiled is not None and event.endswith("backend_compile_duration"):
+            self._on_compiled(seconds)
 
 
 class Pace:

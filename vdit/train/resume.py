@@ -87,7 +87,7 @@ def check_trained_run(experiment: Experiment, space: Workspace, *, step: int | N
 
     experiment: what experiment.json says. step: of the DiT; the last one if None.
     """
-    find_step(space.dit, step, together=jax.process_count() > 1)  # hosts share the reading, and remember
+    find_step(space.dit, step, all_hosts=jax.process_count() > 1)  # hosts share the reading, and remember
     meta = load_meta(space.dit, step=step)
     now = config_tools.to_dict(experiment)
     try:

@@ -18,7 +18,7 @@ import itertools
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,10 @@ from vdit.data.captions import read_captions
 from vdit.data.curated import read_curated_index
 from vdit.data.data_source import CuratedSource, FolderSource
 from vdit.data.latents import LatentStore
-from vdit.data.pipeline import row_iterator, video_batches
+from vdit.data.pipeline import TokenSpec, row_iterator, video_batches
+from vdit.data.streams import ProcessShard
 from vdit.data.texts import CachedTokenizer
-from vdit.dist.mesh import host_share, make_mesh, platform_of
+from vdit.dist.mesh import compiler_options, host_share, make_mesh, platform_of
 from vdit.dist.multihost import is_primary_host, on_primary_host, wait_for_all
 from vdit.errors import ConfigError, DataError, TextError, reason
 from vdit.experiment.experiment import Experiment
@@ -41,7 +42,6 @@ from vdit.experiment.objectives import LossFn
 from vdit.models.text import fit_vocabulary, make_tokenizer
 from vdit.models.text import train_tokenizer as train_pieces
 from vdit.models.text.tokenizer import NoText
-from vdit.nn.compiling import compiler_options
 from vdit.seeds import key_of
 from vdit.train.encoding import encode_latents
 from vdit.train.evaluate import EvaluationRun, evaluations, sample_hook
@@ -86,10 +86,10 @@ def run(
     if unknown:
         raise ConfigError(f"stage {unknown[0]!r} is unknown: use some of {', '.join(STAGES)}")
     with contextlib.ExitStack() as inside:
-        if logging.watch is None:
+        if logging.monitor is None:
             check_run(experiment, workspace, stages, strict=strict)
-            watch = inside.enter_context(RunMonitor(workspace.logs / "hosts"))
-            logging = dataclasses.replace(logging, watch=watch)
+            monitor = inside.enter_context(RunMonitor(workspace.logs / "hosts"))
+            logging = dataclasses.replace(logging, monitor=monitor)
         inside.enter_context(RunLock(workspace.root))
         if workspace.is_remote:
             inside.callback(workspace.remote_logs.flush)
@@ -98,10 +98,23 @@ def run(
         wait_for_all("start_from")
         videos = TrainingVideos(experiment, logging, strict=strict)
         for stage in STAGES:
-            if stage in stages:
-                experiment = _run_stage(stage, experiment, workspace, logging, videos)
+            if stage not in stages:
+                continue
+            with _accounted(stage, workspace, logging) as account:
+                if stage == "vae":
+                    account.worked = train_vae(experiment, workspace, logging, videos) is not None
+                elif stage == "latents":
+                    encode_latents(experiment, workspace, logging, videos)
+                    if experiment.latents.text:
+                        encode_texts(experiment, workspace, logging)
+                elif stage == "tokenizer" and experiment.backbone.uses_text:
+                    experiment = train_tokenizer(experiment, workspace)
+                    logging.say(f"tokenizer: {(experiment.text.t5 or experiment.text).vocab_size} pieces")
+                elif stage == "dit":
+                    experiment = with_tokenizer(experiment, workspace)
+                    account.worked = train_dit(experiment, workspace, logging) is not None
         on_primary_host(lambda: workspace.save_experiment(experiment), "experiment.json")
-        logging.watch.stop.outlook = lambda: ""
+        logging.monitor.stop.outlook = lambda: ""
     return experiment
 
 
@@ -126,33 +139,27 @@ def check_run(
         is_complete(workspace.dit, experiment.dit_train, with_tokenizer(experiment, workspace))
 
 
-def _run_stage(
-    stage: str, experiment: Experiment, workspace: Workspace, logging: Logging, videos: TrainingVideos
-) -> Experiment:
-    """Runs a stage, or what of it is left to do; returns the experiment with what the stage has settled."""
-    logging.watch.stop.outlook = functools.partial(outlook, stage, workspace)
-    logging.watch.stop.check()  # a signal may have come when the loop before had nothing left to stop
-    logging.watch.at(stage)
-    began, result = time.perf_counter(), {"latents": workspace.latents / "index.json", "tokenizer": workspace.tokenizer}
-    before, worked = _stamp(result.get(stage)), False
-    if stage == "vae":
-        worked = train_vae(experiment, workspace, logging, videos) is not None
-    elif stage == "latents":
-        encode_latents(experiment, workspace, logging, videos)
-        if experiment.latents.text:
-            encode_texts(experiment, workspace, logging)
-    elif stage == "tokenizer" and experiment.backbone.uses_text:
-        experiment = train_tokenizer(experiment, workspace)
-        logging.say(f"tokenizer: {(experiment.text.t5 or experiment.text).vocab_size} pieces")
-    elif stage == "dit":
-        experiment = with_tokenizer(experiment, workspace)
-        worked = train_dit(experiment, workspace, logging) is not None
-    if is_primary_host() and (worked or _stamp(result.get(stage)) != before):
+@dataclasses.dataclass
+class _Account:
+    """Whether a stage trained anything."""
+
+    worked: bool = False
+
+
+@contextlib.contextmanager
+def _accounted(stage: str, workspace: Workspace, logging: Logging) -> Iterator[_Account]:
+    """Around a stage: a signal stops it, and its time and memory are counted if it worked or wrote its file."""
+    logging.monitor.stop.outlook = functools.partial(outlook, stage, workspace)
+    logging.monitor.stop.check()  # a signal may have come when the loop before had nothing left to stop
+    logging.monitor.at(stage)
+    result = {"latents": workspace.latents / "index.json", "tokenizer": workspace.tokenizer}
+    began, before, account = time.perf_counter(), _stamp(result.get(stage)), _Account()
+    yield account
+    if is_primary_host() and (account.worked or _stamp(result.get(stage)) != before):
         try:
             workspace.add_cost(stage, time.perf_counter() - began, peak_memory())
         except (OSError, DataError) as error:
-            logging.watch.warn(f"the cost of stage {stage} is not counted: {reason(error)}; training goes on")
-    return experiment
+            logging.monitor.warn(f"the cost of stage {stage} is not counted: {reason(error)}; training goes on")
 
 
 def _stamp(file: Path | None) -> tuple | None:
@@ -212,8 +219,7 @@ def train_vae(
         frames=clips.frames,
         batch_size=config.batch_size,
         seed=experiment.seed,
-        shard_index=share.index,
-        shard_count=share.count,
+        shard=ProcessShard(index=share.index, count=share.count),
     )
     loss = experiment.vae_loss.make_loss(experiment.vae, experiment.discriminator)
     video = np.zeros((1, clips.frames, *clips.size, 3), np.uint8)
@@ -221,7 +227,7 @@ def train_vae(
     measures = evaluations(EvaluationRun(experiment, workspace, mesh), "vae")
     training = _Training(stage="vae", plan=plan, loss=loss, data=data, hooks=measures)
     result = _train(training, experiment, workspace, logging)
-    videos.tell_broken()
+    videos.report_skipped()
     return result
 
 
@@ -276,16 +282,17 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
         experiment.data,
         store,
         tokenizer if experiment.network.uses_text else NoText(),
-        experiment.backbone.patch,
+        TokenSpec(
+            patch=experiment.backbone.patch,
+            stride=experiment.vae.temporal_stride,
+            mean=statistics["mean"],
+            std=statistics["std"],
+            conditions=experiment.network.spec.conditions,
+            compose=experiment.objective.compose_text,
+        ),
         seed=experiment.seed,
         batch_rows=config.batch_size,
-        shard_index=share.index,
-        shard_count=share.count,
-        stride=experiment.vae.temporal_stride,
-        mean=statistics["mean"],
-        std=statistics["std"],
-        conditions=experiment.network.spec.conditions,
-        compose=experiment.objective.compose_text,
+        shard=ProcessShard(index=share.index, count=share.count),
     )
     parts = ("vision", *experiment.network.experts) if experiment.latents.text else None
     init_state = split_trainable(experiment, mesh, resumed=last_step(workspace.dit) is not None, parts=parts)
@@ -325,7 +332,7 @@ def _train(training: _Training, experiment: Experiment, workspace: Workspace, lo
         meta |= {FILES: workspace.file_sums(), "vae": step_identity(workspace.vae) if workspace.vae.is_dir() else None}
     if stage == "dit" and experiment.start_from is not None:
         meta["base"] = pretrained_identity(experiment)
-    folder, warn = workspace.root / stage, logging.watch.warn
+    folder, warn = workspace.root / stage, logging.monitor.warn
     with Checkpointer(folder, keep=plan.config.keep, meta=meta, warn=warn) as checkpointer:
         state = start(plan, key_of(experiment.seed), checkpointer, data, training.params)
         step = int(state.step)
@@ -340,7 +347,7 @@ def _train(training: _Training, experiment: Experiment, workspace: Workspace, lo
                 checkpointer=checkpointer,
                 hooks=training.hooks,
                 report=Report(writers=writers, console=logging.console, flops_per_step=training.flops),
-                monitor=logging.watch,
+                monitor=logging.monitor,
             )
             data.close()  # its threads, here: at Python's end they would find their modules gone
         finally:
@@ -348,12 +355,12 @@ def _train(training: _Training, experiment: Experiment, workspace: Workspace, lo
                 writer.close()
     skipped = int(result.metrics.get("skipped", 0))
     if skipped:
-        logging.watch.warn(
+        logging.monitor.warn(
             f"stage {stage}: {skipped} of {plan.config.steps} steps were skipped, as their loss or gradient was not "
             f"finite; {workspace.logs / 'hosts'} says which"
         )
     if result.stopped:  # by a signal, with a checkpoint: the next stage must not build on half a stage
-        logging.watch.stop.end()
+        logging.monitor.stop.end()
     return result
 
 

@@ -126,18 +126,18 @@ def plan_state(
         return begin(params, jax.random.split(key)[1])
 
     abstract = jax.eval_shape(create, jax.random.key(0))
-    placed, report = named_shardings(mesh, abstract.params, names)
+    param_shardings, report = named_shardings(mesh, abstract.params, names)
     whole = replicated(mesh)
     shardings = TrainState(
         step=whole,
-        params=placed,
-        ema=None if abstract.ema is None else placed,
-        opt_state=_like_params(abstract.opt_state, abstract.params, placed, whole),
+        params=param_shardings,
+        ema=None if abstract.ema is None else param_shardings,
+        opt_state=_like_params(abstract.opt_state, abstract.params, param_shardings, whole),
         key=whole,
         skipped=whole,
         skipped_in_a_row=whole,
     )
-    struct = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
+    struct = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
     return StatePlan(
         config=config,
         mesh=mesh,
@@ -147,7 +147,9 @@ def plan_state(
         shardings=shardings,
         report=tuple(report),
         create=jax.jit(create, out_shardings=shardings),
-        with_params=jax.jit(with_params, in_shardings=(placed, whole), out_shardings=shardings, donate_argnums=0),
+        with_params=jax.jit(
+            with_params, in_shardings=(param_shardings, whole), out_shardings=shardings, donate_argnums=0
+        ),
     )
 
 
@@ -155,9 +157,9 @@ def abstract_params(init: Callable[[jax.Array], PyTree], mesh: Mesh) -> PyTree:
     """Shapes of `init(key)`'s parameters with their place on the mesh: what to load parameters into."""
     boxed = jax.eval_shape(init, jax.random.key(0))
     shapes = nn.meta.unbox(boxed)
-    placed, _ = named_shardings(mesh, shapes, logical_axes(boxed))
-    struct = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
-    return jax.tree.map(struct, shapes, placed)
+    param_shardings, _ = named_shardings(mesh, shapes, logical_axes(boxed))
+    struct = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
+    return jax.tree.map(struct, shapes, param_shardings)
 
 
 def logical_axes(boxed: PyTree) -> PyTree:
@@ -166,19 +168,19 @@ def logical_axes(boxed: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.names if is_box(leaf) else None, boxed, is_leaf=is_box)
 
 
-def _like_params(opt_state: PyTree, params: PyTree, placed: PyTree, whole: Any) -> PyTree:
+def _like_params(opt_state: PyTree, params: PyTree, param_shardings: PyTree, whole: Any) -> PyTree:
     """Shardings of the optimizer's state: its copies of a parameter lie where the parameter does.
 
     A copy is known by its path, which ends in the parameter's path, and by its shape.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    known = {path: (leaf.shape, place) for (path, leaf), place in zip(leaves, jax.tree.leaves(placed))}
+    known = {path: (leaf.shape, sharding) for (path, leaf), sharding in zip(leaves, jax.tree.leaves(param_shardings))}
 
-    def place(path, leaf):
+    def sharding_of(path, leaf):
         for start in range(len(path)):
             shape, sharding = known.get(tuple(path[start:]), (None, None))
             if shape == leaf.shape:
                 return sharding
         return whole
 
-    return jax.tree_util.tree_map_with_path(place, opt_state)
+    return jax.tree_util.tree_map_with_path(sharding_of, opt_state)

@@ -28,7 +28,7 @@ class TrainStep:
 
     plan: of the state. jitted: the compiled function.
     frozen: parameters that the loss takes and nothing changes; passed to each call, never donated.
-    batch: tree of arrays [b ...], or [a b/a ...] for `accumulation` a > 1; it is moved to where `place` says.
+    batch: tree of arrays [b ...], or [a b/a ...] for `accumulation` a > 1; it is moved to where `shardings` says.
     metrics: name -> scalar on the devices: the loss function's, with loss, grad_norm, learning_rate, skipped and
         skipped_in_a_row.
     """
@@ -38,11 +38,11 @@ class TrainStep:
     frozen: PyTree | None = None
 
     def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, jax.Array]]:
-        batch = jax.device_put(batch, self.place(batch))
+        batch = jax.device_put(batch, self.shardings(batch))
         with jax.set_mesh(self.plan.mesh):
             return self.jitted(state, batch, *self._extra())
 
-    def place(self, batch: PyTree) -> PyTree:
+    def shardings(self, batch: PyTree) -> PyTree:
         """Where a batch lies on the mesh: a NamedSharding for each array (vdit.dist.rules.batch_shardings).
 
         batch: as the step takes it, of global shapes; arrays or ShapeDtypeStructs.
@@ -50,10 +50,11 @@ class TrainStep:
         return batch_shardings(self.plan.mesh, batch, accumulation=self.plan.config.accumulation > 1)
 
     def lower(self, batch: PyTree) -> jax.stages.Lowered:
-        """The step's program for batches of these shapes (see `place`), to be compiled without a state."""
-        struct = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
+        """The step's program for batches of these shapes (see `shardings`), to be compiled without a state."""
+        struct = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
         with jax.set_mesh(self.plan.mesh):
-            return self.jitted.lower(self.plan.abstract, jax.tree.map(struct, batch, self.place(batch)), *self._extra())
+            abstract = jax.tree.map(struct, batch, self.shardings(batch))
+            return self.jitted.lower(self.plan.abstract, abstract, *self._extra())
 
     def _extra(self) -> tuple[PyTree, ...]:
         return () if self.frozen is None else (self.frozen,)
@@ -77,8 +78,8 @@ def make_train_step(
     config, optimizer = plan.config, plan.optimizer
 
     def step(state: TrainState, batch: PyTree, frozen: PyTree | None = None) -> tuple[TrainState, dict]:
-        places = batch_shardings(plan.mesh, batch, accumulation=config.accumulation > 1)
-        batch = jax.lax.with_sharding_constraint(batch, places)
+        shardings = batch_shardings(plan.mesh, batch, accumulation=config.accumulation > 1)
+        batch = jax.lax.with_sharding_constraint(batch, shardings)
         key = jax.random.fold_in(state.key, state.step)
         whole = loss_fn if frozen is None else _beside(frozen, loss_fn)
         loss, grads, metrics = _gradients(whole, state, batch, key, config.accumulation)

@@ -234,7 +234,7 @@ class RemoteLogs:
         self.folder = buckets.home() / "logs" / digest / "logs"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._sent: dict[str, tuple | None] = {}
-        self._told, self._at = False, time.monotonic()
+        self._warned, self._at = False, time.monotonic()
         for name, size in paths.files_below(url).items():
             file = self.folder / name
             if not file.is_file() or file.stat().st_size < size:  # this machine's own may be ahead
@@ -259,8 +259,8 @@ class RemoteLogs:
                     paths.copy_file(self.folder / name, f"{self._url}/{name}")
                     self._sent[name] = now
         except (OSError, DataError) as error:
-            if not self._told:
-                self._told = True
+            if not self._warned:
+                self._warned = True
                 say_once(f"{self._url}: logs are not copied there: {reason(error)}; they are in {self.folder}")
 
     def close(self) -> None:

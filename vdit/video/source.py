@@ -186,11 +186,7 @@ class Source:
 
         Raises VideoError at the first damage and where the file ends early; with keep it stops there.
         """
-        reading = _Reading(self, keep)
-        if start > 0 and (sought := self._seek(start)):
-            yield from reading.run(sought)
-        else:
-            yield from reading.run(0.0)
+        return _Reading(self, keep).run(self._seek(start) if start > 0 else 0.0)
 
     def _seek(self, start: float) -> float:
         """Moves to a key frame at or before `start`; its time, or 0.0 after starting over."""

@@ -1,4 +1,4 @@
-"""What every world shares: random access by index, the sample it gives, and the registry of names."""
+"""What every world shares: random access by index, its samples, worlds by name, mixes of worlds, words of captions."""
 
 from __future__ import annotations
 
@@ -83,7 +83,17 @@ class World:
         frames: int | None = None,
         fps: float | None = None,
     ) -> WorldSample:
-        """Sample i, at its world's size (h, w), frames and fps or at those given."""
+        """Sample i, in the world's own size, frames and fps or in those given.
+
+        Args:
+            i: index, from -count to count - 1.
+            size: (h, w) in pixels.
+            frames: number of frames.
+            fps: frames per second.
+
+        Raises:
+            IndexError: there is no such sample.
+        """
         return self._render(self._index(i), self._view(size, frames, fps))
 
     def _render(self, i: int, view: View) -> WorldSample:
@@ -153,7 +163,16 @@ class View:
 
 
 def check_view(size: tuple[int, int], frames: int, fps: float) -> None:
-    """Refuse what cannot be rendered."""
+    """Refuses sizes that cannot be rendered.
+
+    Args:
+        size: (h, w) in pixels, each at least 8.
+        frames: at least 1.
+        fps: a number above 0.
+
+    Raises:
+        ConfigError: one of them is not.
+    """
     if len(size) != 2 or min(size) < 8:
         raise ConfigError(f"size is {size}; worlds need (height, width) of at least 8 pixels: enlarge it")
     if frames < 1:
@@ -198,7 +217,105 @@ def make_one(name: str, **options: Any) -> World:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """For an error: what of `known` may have been meant, and all of it."""
+    """What of `known` may have been meant, and all of it, for an error."""
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     start = f"the nearest: {', '.join(near)}; " if near else ""
     return f"{start}choose from {', '.join(sorted(known))}"
+
+
+_OF_ALL = tuple(field.name for field in dataclasses.fields(World))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixed(World):
+    """Several worlds in turn: sample i is sample i // n of part i % n, of n parts.
+
+    So any n samples in a row have one of each part, and what a part shows does not depend on the others. meta is
+    that of the part: its own name and index.
+    """
+
+    parts: tuple[World, ...]
+
+    @property
+    def name(self) -> str:
+        """The names of the parts, joined by "+"."""
+        return "+".join(part.name for part in self.parts)
+
+    def _render(self, i: int, view: View) -> WorldSample:
+        at, turn = divmod(i, len(self.parts))
+        return self.parts[turn].render(at, size=view.size, frames=view.frames, fps=view.fps)
+
+
+def make(name: str, **options: Any) -> World:
+    """The world of a name, or an even mix of several, such as "moving+occluder".
+
+    Args:
+        name: of `names()`, or several joined by "+".
+        options: fields of the world: seed, count, size, frames, fps and its own. In a mix these five are for the whole
+        mix.
+            Another option is for each part that has it. "occluder.hiding" (given as a dict's key) is for that part
+            alone, and overrides the option for all.
+
+    Raises:
+        ConfigError: there is no such world, a world is named twice, or no part has the option.
+    """
+    parts = name.split("+")
+    if len(parts) == 1:
+        return make_one(name, **options)
+    twice = next((part for part in parts if parts.count(part) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"world {name!r} has {twice!r} twice: a mix is even, name each of its worlds once")
+    known = {part: fields_of(part) for part in parts}
+    for option in options:
+        _check_option(option, name, known)
+    of_all = {option: options[option] for option in _OF_ALL if option in options}
+    count = of_all.get("count", World.count)
+    mixed = []
+    for place, part in enumerate(parts):
+        shared = {option: value for option, value in options.items() if option in known[part]}
+        prefix = part + "."
+        own = {option.removeprefix(prefix): options[option] for option in options if option.startswith(prefix)}
+        each = max(1, -(-(count - place) // len(parts)))
+        mixed.append(make_one(part, **shared | own | {"count": each}))
+    return Mixed(parts=tuple(mixed), **of_all)
+
+
+def _check_option(option: str, name: str, known: dict[str, list[str]]) -> None:
+    part, dot, own = option.rpartition(".")
+    if not dot:
+        every = sorted({field for fields in known.values() for field in fields})
+        if option not in every:
+            raise ConfigError(f"no world of {name!r} has an option {option!r}; {nearest(option, every)}")
+    elif part not in known:
+        raise ConfigError(f"option {option!r} is for a world that is not in {name!r}; {nearest(part, list(known))}")
+    elif own in _OF_ALL:
+        raise ConfigError(f"option {option!r}: {own} is the same for all of a mix, give it without {part!r}")
+
+
+def article(words: str) -> str:
+    """The words after "a" or "an"."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def join_words(parts: Sequence[str]) -> str:
+    """ "x", "x and y", "x, y and z"."""
+    *head, last = parts
+    return f"{', '.join(head)} and {last}" if head else last
+
+
+def list_balls(colours: Sequence[str], sizes: Sequence[str] | None = None) -> str:
+    """A list of balls in words, each with its article.
+
+    Args:
+        colours: of the balls.
+        sizes: "large" or "small" for each; None leaves sizes out.
+    """
+    named = [f"{colour} ball" for colour in colours]
+    if sizes is not None:
+        named = [f"{size} {name}" for size, name in zip(sizes, named)]
+    return join_words([article(name) for name in named])
+
+
+def sentence(words: str) -> str:
+    """The words with a capital at the front."""
+    return words[0].upper() + words[1:]

@@ -7,8 +7,7 @@ import dataclasses
 import numpy as np
 
 from vdit.errors import ConfigError
-from vdit.worlds import words
-from vdit.worlds.base import View, World, WorldSample, register
+from vdit.worlds.base import View, World, WorldSample, join_words, list_balls, register, sentence
 from vdit.worlds.draw import COLOURS, SHAPES, canvas, grey, paint, to_uint8
 from vdit.worlds.physics import WALLS, Contact, Discs, Motion, simulate
 
@@ -59,8 +58,8 @@ class _Balls(World):
             paint(video, SHAPES["circle"], centre, radius, COLOURS[colour])
         short, detailed = self._captions(scene, motion, colours)
         if view.frames == 1:
-            short = f"{words.balls(colours)} in a box"
-            detailed = f"{words.sentence(words.balls(colours, _sizes(scene)))} in a grey box."
+            short = f"{list_balls(colours)} in a box"
+            detailed = f"{sentence(list_balls(colours, _sizes(scene)))} in a grey box."
         return WorldSample(
             video=to_uint8(video),
             fps=view.fps,
@@ -99,7 +98,7 @@ class Bounce(_Balls):
     balls: tuple[int, int] = (1, 3)
 
     def _discs(self, random: np.random.Generator, box: tuple[float, float, float, float]) -> Discs:
-        radius, position = _place(random, random.integers(self.balls[0], self.balls[1] + 1), box)
+        radius, position = _scatter(random, random.integers(self.balls[0], self.balls[1] + 1), box)
         angle = random.uniform(0, 2 * np.pi, len(radius))
         speed = random.uniform(0.3, 0.7, len(radius))
         velocity = np.stack([np.cos(angle), np.sin(angle)], 1) * speed[:, None]
@@ -114,9 +113,9 @@ class Bounce(_Balls):
             doings.append(f"{'bounces' if one else 'bounce'} off {where}")
         if any(contact.kind == "pair" for contact in motion.contacts):
             doings.append("collide")
-        short = f"{words.balls(colours)} {words.join(doings)} in a box"
+        short = f"{list_balls(colours)} {join_words(doings)} in a box"
         detailed = [
-            f"{words.sentence(words.balls(colours, _sizes(scene)))} {words.join(doings)} inside a grey box "
+            f"{sentence(list_balls(colours, _sizes(scene)))} {join_words(doings)} inside a grey box "
             "without gravity.",
             *_facts(scene, motion, colours),
             "No energy is lost.",
@@ -144,7 +143,7 @@ class Collide(_Balls):
             raise ConfigError(f"restitution is {self.restitution}; it must lie in 0.1..1: choose another")
 
     def _discs(self, random: np.random.Generator, box: tuple[float, float, float, float]) -> Discs:
-        radius, position = _place(random, random.integers(self.balls[0], self.balls[1] + 1), box)
+        radius, position = _scatter(random, random.integers(self.balls[0], self.balls[1] + 1), box)
         velocity = random.uniform((-0.5, 0.0), (0.5, 0.2), (len(radius), 2))
         drawn = 1.0 if random.uniform() < 1 / 3 else random.uniform(0.5, 0.9)
         return Discs(
@@ -165,11 +164,11 @@ class Collide(_Balls):
             doings.append("collide")
         if any(contact.wall == "bottom" for contact in motion.contacts):
             doings.append("bounces off the floor" if one else "bounce off the floor")
-        short = f"{words.balls(colours)} {words.join(doings)}"
+        short = f"{list_balls(colours)} {join_words(doings)}"
         kept = "all" if scene.restitution == 1 else "most" if scene.restitution >= 0.7 else "only part"
         loss = f"Each bounce keeps {kept} of its speed."
         detailed = [
-            f"{words.sentence(words.balls(colours, _sizes(scene)))} {words.join(doings)} under gravity "
+            f"{sentence(list_balls(colours, _sizes(scene)))} {join_words(doings)} under gravity "
             "inside a grey box.",
             *_facts(scene, motion, colours),
             loss,
@@ -177,7 +176,7 @@ class Collide(_Balls):
         return short, " ".join(detailed)
 
 
-def _place(
+def _scatter(
     random: np.random.Generator, count: int, box: tuple[float, float, float, float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Radii [n] and centres [n 2] of balls that lie apart inside the box."""
@@ -217,7 +216,7 @@ def _facts(scene: Discs, motion: Motion, colours: list[str]) -> list[str]:
         ]
         if hits:
             walls = [name for name in WALLS if any(c.wall == name for c in hits)]
-            named = words.join([_WALL_NAMES[name] for name in walls])
+            named = join_words([_WALL_NAMES[name] for name in walls])
             sentences.append(f"The {colour} ball hits {named}.")
     for pair in sorted({c.objects for c in motion.contacts if c.kind == "pair"}):
         first, second = (colours[k] for k in pair)

@@ -84,7 +84,16 @@ SHAPES: dict[str, Shape] = {
 
 
 def grey(size: tuple[int, int], level: float, slope: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
-    """A grey background [h w 1] that gets lighter by `slope` (x, y) from one edge to the other."""
+    """A grey background.
+
+    Args:
+        size: (h, w) in pixels.
+        level: 0 to 255, in the middle.
+        slope: (x, y), how much lighter it becomes from one edge to the other.
+
+    Returns:
+        float32 [h w 1].
+    """
     height, width = size
     x = (np.arange(width, dtype=np.float32) + 0.5) / width - 0.5
     y = (np.arange(height, dtype=np.float32) + 0.5) / height - 0.5
@@ -92,7 +101,15 @@ def grey(size: tuple[int, int], level: float, slope: tuple[float, float] = (0.0,
 
 
 def canvas(background: np.ndarray, frames: int) -> np.ndarray:
-    """float32 [t h w 3] to paint on, from a background [h w 1] or [h w 3]."""
+    """Frames to paint on.
+
+    Args:
+        background: [h w 1] or [h w 3], 0 to 255.
+        frames: t.
+
+    Returns:
+        float32 [t h w 3].
+    """
     height, width, _ = background.shape
     video = np.empty((frames, height, width, 3), np.float32)
     video[:] = background
@@ -105,10 +122,15 @@ def to_uint8(video: np.ndarray) -> np.ndarray:
 
 
 def coverage(shape: Shape, centre: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """The share of each pixel that a shape covers, on a window that follows it.
+    """The part of each pixel that a shape covers, in a window that follows the shape.
 
-    centre: [t 2] (x, y) in pixels; radius: the shape's size in pixels.
-    Returns the windows' top-left pixels int [t 2] (x, y) and the coverage float32 [t wh ww].
+    Args:
+        shape: the outline.
+        centre: [t 2] (x, y) in pixels.
+        radius: the shape's size in pixels.
+
+    Returns:
+        (top-left pixels int [t 2] (x, y) of the windows, coverage float32 [t wh ww] in 0..1).
     """
     first = np.floor(centre - radius * np.array([shape.left, shape.up]) - 1).astype(np.int64)
     width = math.ceil(radius * (shape.left + shape.right)) + 3
@@ -123,7 +145,15 @@ def coverage(shape: Shape, centre: np.ndarray, radius: float) -> tuple[np.ndarra
 def paint(
     video: np.ndarray, shape: Shape, centre: np.ndarray, radius: float, colour: tuple[int, int, int]
 ) -> None:
-    """Paint a shape over video float32 [t h w 3]; centre [t 2] (x, y) and radius in pixels."""
+    """Paints a shape over a video, in place.
+
+    Args:
+        video: float32 [t h w 3], 0 to 255.
+        shape: the outline.
+        centre: [t 2] (x, y) in pixels.
+        radius: in pixels.
+        colour: (r, g, b), 0 to 255.
+    """
     _, height, width, _ = video.shape
     first, cover = coverage(shape, centre, radius)
     colour = np.asarray(colour, np.float32)

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 
 from vdit.errors import ConfigError
-from vdit.worlds.base import View, World, WorldSample, register
+from vdit.worlds.base import View, World, WorldSample, article, register
 from vdit.worlds.draw import COLOURS, SHAPES, canvas, grey, paint, to_uint8
 
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -68,8 +68,7 @@ def subset(name: str) -> tuple[Combo, ...]:
 
 def caption(colour: str, shape: str, direction: str | None) -> str:
     """The short caption; direction None is a still image."""
-    article = "an" if colour[0] in "aeiou" else "a"
-    return f"{article} {colour} {shape}" + (f" moves {_WAY[direction]}" if direction else "")
+    return article(f"{colour} {shape}") + (f" moves {_WAY[direction]}" if direction else "")
 
 
 @register("moving")

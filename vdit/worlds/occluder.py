@@ -8,8 +8,7 @@ import functools
 import numpy as np
 
 from vdit.errors import ConfigError
-from vdit.worlds import words
-from vdit.worlds.base import View, World, WorldSample, register
+from vdit.worlds.base import View, World, WorldSample, article, register, sentence
 from vdit.worlds.draw import COLOURS, SHAPES, Shape, canvas, grey, paint, to_uint8
 from vdit.worlds.moving import DIRECTIONS
 
@@ -30,9 +29,9 @@ class Occluder(World):
     least and most that the wall reaches beyond the shape on each side; where the frame is too small for the most, it
     reaches less. place: where between the ends the wall stands, least and most, 0 to 1; at 0.5 the shape is in sight
     for as long before as after. colours: to draw from.
-    With sizes=(0.08, 0.1), hiding=(0.06, 0.09), place=(0.45, 0.55) a square clip of 17 frames shows the shape whole in
-    2 to 5 frames at each end, and nothing of it in 2 to 4 between, whatever the frame rate.
-    meta has, beside the usual: occluder, with the wall's
+    With sizes=(0.08, 0.1), hiding=(0.06, 0.09), place=(0.45, 0.55) a square clip of 17 frames shows the whole shape in
+    2 to 5 frames at each end, and nothing of it in 2 to 4 between, at any frame rate.
+    meta has, besides the usual: occluder, with the wall's
     box (left, top, right, bottom); and hidden, the times (from, to) between which nothing is in sight.
     """
 
@@ -183,14 +182,14 @@ def _wall_share(view: View, wall: tuple[float, float, float, float]) -> np.ndarr
 
 
 def _captions(colour: str, shape: str, direction: str, size: str, moves: bool) -> tuple[str, str]:
-    thing = words.article(f"{colour} {shape}")
-    sized = words.article(f"{size} {colour} {shape}")
+    thing = article(f"{colour} {shape}")
+    sized = article(f"{size} {colour} {shape}")
     if not moves:
-        return f"{thing} beside a grey wall", f"{words.sentence(sized)} beside a grey wall."
+        return f"{thing} beside a grey wall", f"{sentence(sized)} beside a grey wall."
     way = direction if direction in ("up", "down") else f"to the {direction}"
     short = f"{thing} moves {way} behind a grey wall and comes out"
     detailed = (
-        f"{words.sentence(sized)} starts near the {_OPPOSITE[direction]} edge of the frame and moves towards "
+        f"{sentence(sized)} starts near the {_OPPOSITE[direction]} edge of the frame and moves towards "
         f"the {_EDGE[direction]} edge at a constant speed. It passes behind a grey wall, is hidden by it for "
         f"a moment, and comes out on the other side."
     )

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from vdit.errors import ConfigError
-from vdit.worlds import words
-from vdit.worlds.base import View, World, WorldSample, register
+from vdit.worlds.base import View, World, WorldSample, article, join_words, register, sentence
 from vdit.worlds.draw import COLOURS, to_uint8
 from vdit.worlds.raycast import KINDS, Camera, Solid, draw_scene
 
@@ -61,7 +60,7 @@ class Orbit(World):
             return Camera.orbiting(view.size, azimuth, math.radians(elevation), distance, _TARGET)
 
         while True:
-            solids, start = _place(random, count, self.kinds), random.uniform(0, 2 * math.pi)
+            solids, start = _scatter(random, count, self.kinds), random.uniform(0, 2 * math.pi)
             if _in_sight(solids, camera_at(np.array([start])).centre[0]):
                 break
         camera = camera_at(start + math.radians(speed) * view.times)
@@ -120,7 +119,7 @@ def _facts(camera: Camera, solid: Solid, colour: str, visibility: np.ndarray) ->
     }
 
 
-def _place(random: np.random.Generator, count: int, kinds: tuple[str, ...]) -> list[Solid]:
+def _scatter(random: np.random.Generator, count: int, kinds: tuple[str, ...]) -> list[Solid]:
     """Solids that stand on the floor, their bounding spheres apart."""
     solids: list[Solid] = []
     while len(solids) < count:
@@ -149,10 +148,10 @@ def _in_sight(solids: list[Solid], eye: np.ndarray) -> bool:
 def _captions(solids: list[Solid], colours: list[str], speed: float) -> tuple[str, str]:
     things = [f"{colour} {solid.kind}" for colour, solid in zip(colours, solids)]
     sizes = ["large" if solid.size >= _LARGE[solid.kind] else "small" for solid in solids]
-    sized = words.join([words.article(f"{size} {thing}") for size, thing in zip(sizes, things)])
-    short = f"{words.join([words.article(thing) for thing in things])} on a chequered floor"
+    sized = join_words([article(f"{size} {thing}") for size, thing in zip(sizes, things)])
+    short = f"{join_words([article(thing) for thing in things])} on a chequered floor"
     stand = "stands" if len(things) == 1 else "stand"
-    detailed = f"{words.sentence(sized)} {stand} on a grey chequered floor."
+    detailed = f"{sentence(sized)} {stand} on a grey chequered floor."
     if speed:
         side = "right" if speed > 0 else "left"
         pace = "quickly" if abs(speed) >= 30 else "slowly"

@@ -78,7 +78,15 @@ class Motion:
 
 
 def simulate(discs: Discs, duration: float) -> Motion:
-    """The motion from time 0 to duration; a longer one begins with the same events, bit for bit."""
+    """Moves discs from contact to contact.
+
+    Args:
+        discs: their state at time 0.
+        duration: seconds.
+
+    Returns:
+        The motion; a longer one begins with the same events, bit for bit.
+    """
     position = [tuple(map(float, p)) for p in discs.position]
     velocity = [tuple(map(float, v)) for v in discs.velocity]
     radius = [float(r) for r in discs.radius]

@@ -67,7 +67,15 @@ class Camera:
         distance: float,
         target: tuple[float, float, float],
     ) -> Camera:
-        """Around a target at azimuths [t]; angles in radians. Rising azimuth moves to the right."""
+        """A camera on a circle around a target.
+
+        Args:
+            size: (h, w) in pixels.
+            azimuth: [t], radians; a rising azimuth moves the camera to its right.
+            elevation: radians above the floor.
+            distance: to the target.
+            target: (x, y, z).
+        """
         flat = np.stack([np.cos(azimuth), np.sin(azimuth), np.zeros_like(azimuth)], 1)
         up = np.array([0.0, 0.0, 1.0])
         forward = -(math.cos(elevation) * flat + math.sin(elevation) * up)
@@ -114,7 +122,18 @@ class Camera:
 def draw_scene(
     camera: Camera, solids: list[Solid], colours: list[tuple[int, int, int]], level: float, tile: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The video float32 [t h w 3] of 0..255, and the visibility [t s] of each solid."""
+    """Renders solids on a chequered floor.
+
+    Args:
+        camera: for each frame.
+        solids: what stands on the floor.
+        colours: (r, g, b) of each solid, 0 to 255.
+        level: grey level of the floor, 0 to 255.
+        tile: side of a tile.
+
+    Returns:
+        (video float32 [t h w 3] of 0..255, visibility [t s] of each solid).
+    """
     video = _floor(camera, solids, level, tile)
     layers = [_cast(camera, solid) for solid in solids]
     centres = np.array([solid.centre for solid in solids])[:, None]

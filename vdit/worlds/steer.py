@@ -7,8 +7,7 @@ import dataclasses
 import numpy as np
 
 from vdit.errors import ConfigError, ShapeError
-from vdit.worlds import words
-from vdit.worlds.base import View, World, WorldSample, register
+from vdit.worlds.base import View, World, WorldSample, article, register, sentence
 from vdit.worlds.draw import COLOURS, SHAPES, canvas, grey, paint, to_uint8
 
 _LARGEST = 0.3  # leaves room to move
@@ -27,7 +26,7 @@ class Steer(World):
     actions: [t 2] (x to the right, y down), in samples each -1, 0 or 1 and held for a few frames. The shape moves by
         action * step; it counts in frames, whatever their rate, and a longer clip begins as the shorter one does.
     step: in short sides of the frame. sizes: least and largest radius, in short sides.
-    meta has, beside the usual: step; displacement [t 2], from the frame before, in short sides; and stopped, bool
+    meta has, besides the usual: step; displacement [t 2], from the frame before, in short sides; and stopped, bool
     [t 2]: where an edge took some of the step, along x and y.
     """
 
@@ -47,7 +46,17 @@ class Steer(World):
     def play(
         self, i: int, actions: np.ndarray, *, size: tuple[int, int] | None = None, fps: float | None = None
     ) -> WorldSample:
-        """Sample i, from the same start, under other actions: finite [t 2], the first of them 0, of any size."""
+        """Sample i under other actions, from the same start.
+
+        Args:
+            i: index of the sample.
+            actions: finite [t 2] (x, y) of any size; the first one is 0.
+            size: (h, w) in pixels; None is the world's.
+            fps: frames per second; None is the world's.
+
+        Raises:
+            ShapeError: the actions have another shape, are not finite, or begin with another value.
+        """
         actions = np.asarray(actions, np.float32)
         if actions.ndim != 2 or actions.shape[1] != 2 or not len(actions) or not np.isfinite(actions).all():
             raise ShapeError(f"actions of shape {actions.shape}: give finite [t 2], a row (x, y) for each frame")
@@ -66,15 +75,15 @@ class Steer(World):
         outline = SHAPES[shape]
         low = radius * np.array([outline.left, outline.up]) + _MARGIN
         high = np.array(view.box) - radius * np.array([outline.right, outline.down]) - _MARGIN
-        position, stopped = _walk(random.uniform(low, high), actions * float(self.step), low, high)
+        position, stopped = _clamped_path(random.uniform(low, high), actions * float(self.step), low, high)
         displacement = np.diff(position, axis=0, prepend=position[:1])
 
         video = canvas(grey(view.size, level), view.frames)
         paint(video, outline, position * view.scale, radius * view.scale, COLOURS[colour])
         size = "large" if radius >= sum(self.sizes) / 2 else "small"
         background = "grey" if level >= _GREY else "dark grey"
-        short = words.article(f"{colour} {shape}")
-        detailed = f"{words.sentence(words.article(f'{size} {colour} {shape}'))} on a plain {background} background"
+        short = article(f"{colour} {shape}")
+        detailed = f"{sentence(article(f'{size} {colour} {shape}'))} on a plain {background} background"
         if view.frames > 1:
             short += " that is steered"
             detailed += " is steered: from frame to frame it takes a step or stands still, and the edges stop it"
@@ -114,13 +123,15 @@ def _draw_actions(random: np.random.Generator, frames: int) -> np.ndarray:
     return np.array(drawn[:frames], np.float32)
 
 
-def _walk(start: np.ndarray, steps: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places [t 2] after each of the steps [t 2], held between low and high, and where they were held, bool [t 2]."""
-    places, stopped = [], []
-    place = start
+def _clamped_path(
+    start: np.ndarray, steps: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions [t 2] after each of the steps [t 2], between low and high, and where an edge stopped it, bool [t 2]."""
+    positions, stopped = [], []
+    position = start
     for step in steps.astype(np.float64):
-        wanted = place + step
-        place = np.clip(wanted, low, high)
-        places.append(place)
-        stopped.append(np.abs(wanted - place) > 1e-9)  # steps back to an edge end there, but for rounding
-    return np.array(places), np.array(stopped)
+        target = position + step
+        position = np.clip(target, low, high)
+        positions.append(position)
+        stopped.append(np.abs(target - position) > 1e-9)  # steps back to an edge end there, but for rounding
+    return np.array(positions), np.array(stopped)

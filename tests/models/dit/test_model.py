@@ -133,7 +133,15 @@ def test_remat_and_unrolled_blocks_give_the_same(model_params):
     for i in range(model.config.depth):
         unrolled[f"block_{i}"] = jax.tree.map(lambda x, i=i: x[i], params["params"]["blocks"])
     other = model_of(dataclasses.replace(model.config, scan=False))
-    np.testing.assert_allclose(run(other, {"params": unrolled}), want, atol=1e-5)
+    ask = lambda model: jax.jit(lambda params: model.apply(params, *as_row(row), return_hidden=True))  # noqa: E731
+    output, scanned = ask(other)({"params": unrolled}), ask(model)(params)
+    np.testing.assert_allclose(output.prediction, want, atol=1e-5)
+    np.testing.assert_allclose(output.hidden, scanned.hidden, atol=1e-5)
+    depth = {**unrolled, "block_0": jax.tree.map(jnp.zeros_like, unrolled["block_0"])}
+    first = ask(other)({"params": depth}).hidden[0]  # a block of zeros adds nothing, so the next ones alone change it
+    assert output.hidden.shape == (model.config.depth, *row["segment_ids"].shape, model.config.width)
+    assert np.abs(output.hidden[0] - first).max() > 0.1
+    assert np.abs(np.diff(output.hidden, axis=0)).max(axis=(1, 2, 3)).min() > 0.1
 
 
 def test_at_the_start_a_dit_predicts_zero():

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vdit.dist.mesh import compiler_options
 from vdit.models.vae import DiscriminatorConfig, Gaussian, VAEConfig, VAELossConfig, make_loss
 from vdit.models.vae.losses import hinge_discriminator_loss, hinge_generator_loss, reconstruction_loss, to_float
-from vdit.nn.compiling import compiler_options
 
 VAE_CONFIG = VAEConfig(
     latent_channels=2, base_channels=8, channel_mults=(1,), spatial_down=(), temporal_down=(), patch=4,

@@ -19,7 +19,7 @@ from vdit.dist.mesh import MeshConfig, make_mesh
 from vdit.models.dit.config import DiTConfig, preset
 from vdit.nn.attention import attention
 from vdit.nn.conv import conv
-from vdit.nn.linear import Linear
+from vdit.nn.layers import Linear
 from vdit.nn.quantise import quantise
 from vdit.plan.programs import Program, train_program
 from vdit.plan.roofline import times

@@ -16,8 +16,8 @@ def make_training(forward: type, *, remat: str) -> type:
     """
     from case import Run, numpy_of, to_torch
 
+    from vdit.dist.mesh import compiler_options
     from vdit.experiment.training import OptimizerConfig, TrainConfig
-    from vdit.nn.compiling import compiler_options
     from vdit.pretrained import wan
     from vdit.pretrained.model import one_device
     from vdit.train.state import plan_state
@@ -49,7 +49,7 @@ def make_training(forward: type, *, remat: str) -> type:
             step = make_train_step(loss, plan, compiler_options=compiler_options())
             box = [plan.with_params(params, jax.random.key(0))]
             batch = {"row": self.row(), "times": self.times, "text": self.text, "target": self.target}
-            batch = jax.device_put(batch, step.place(batch))
+            batch = jax.device_put(batch, step.shardings(batch))
 
             def run():
                 box[0], metrics = step(box[0], batch)

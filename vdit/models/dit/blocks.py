@@ -12,9 +12,8 @@ from vdit.models.cache import KEYS, AttentionIds, concat_tokens
 from vdit.models.dit.config import DiTConfig
 from vdit.nn.attention import attention
 from vdit.nn.embedding import rotate
-from vdit.nn.linear import MLP, Linear
-from vdit.nn.norm import LayerNorm, RMSNorm, layer_norm
-from vdit.types import Array
+from vdit.nn.layers import MLP, LayerNorm, Linear, RMSNorm, layer_norm
+from vdit.types import Array, PyTree
 
 ACTIVATION = ("batch", "tokens", "embed")
 Sequences = Mapping[str, tuple[Array, Array]]
@@ -125,11 +124,11 @@ class QKNorm(nn.Module):
 class Block(nn.Module):
     """One layer. `x` is the residual stream `[b n d]`, cache as in SelfAttention.
 
-    Returned as lax.scan wants it: (x, keys and values of this layer if `return_cache`, else None).
+    Returned as lax.scan wants it: (x, what `returns` names: "cache", the keys and values of this layer; "hidden", x).
     """
 
     config: DiTConfig
-    return_cache: bool = False
+    returns: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(
@@ -141,21 +140,23 @@ class Block(nn.Module):
         ids: AttentionIds,
         rotation: tuple[Array, Array] | None,
         sequences: Sequences,
-    ) -> tuple[Array, tuple[Array, Array] | None]:
+    ) -> tuple[Array, dict[str, PyTree]]:
         cfg = self.config
         mlp_eps = cfg.norm_eps if cfg.mlp_norm_eps is None else cfg.mlp_norm_eps
         modulation = Modulation(cfg, parts=6, name="modulation")(condition, frame_index)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
 
         y = modulate(x, shift, scale, cfg.norm_eps)
-        y, made = SelfAttention(cfg, name="attention")(y, ids, rotation, cache)
+        y, cache = SelfAttention(cfg, name="attention")(y, ids, rotation, cache)
         x = constrain(_add_gated(x, gate, y), ACTIVATION)
         if sequences:
             y = LayerNorm(cfg.norm_eps, name="cross_norm")(x)
             x = x + CrossAttention(cfg, name="cross_attention")(y, ids.segment_ids, sequences)
         y = modulate(x, mlp_shift, mlp_scale, mlp_eps)
         y = MLP(cfg.hidden, cfg.width, jnp.dtype(cfg.dtype), name="mlp")(y)
-        return constrain(_add_gated(x, mlp_gate, y), ACTIVATION), made if self.return_cache else None
+        x = constrain(_add_gated(x, mlp_gate, y), ACTIVATION)
+        made = {"cache": cache, "hidden": x}
+        return x, {name: made[name] for name in self.returns}
 
 
 class Modulation(nn.Module):

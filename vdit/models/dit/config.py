@@ -46,8 +46,8 @@ class DiTConfig(Backbone):
     image_positions: how many tokens of encoded images a clip has, where each has a learned position; 0 for
         no such positions (Wan 2.1's first and last frame: 514).
     action_width: numbers that say what is done in one frame of tokens, embedded beside its noise level; 0 for none.
-    causal: frames read themselves and earlier ones of their clip, not later ones: world models that are told what is
-        done and answer frame by frame (diffusion forcing, Chen et al. 2024; CausVid, Yin et al. 2024). What was
+    causal: frames read themselves and earlier ones of their clip, not later ones: world models that take
+        actions and answer frame by frame (diffusion forcing, Chen et al. 2024; CausVid, Yin et al. 2024). What was
         computed of finished frames can be kept and used again (vdit/models/cache.py).
     learn_variance: predict 2 x channels, the second half for the variance (Nichol and Dhariwal, 2021).
     time_frequency_shift: the sinusoids of the time embedding have the frequencies
@@ -165,7 +165,7 @@ class DiTConfig(Backbone):
 
         return DiT(self, context.spec.conditions).apply(
             {"params": params}, row, levels, context.text, cache=context.cache, return_cache=context.return_cache,
-            block_cache=context.block_cache,
+            return_hidden=context.return_hidden, block_cache=context.block_cache,
         )  # fmt: skip
 
     def with_remat(self, policy: str) -> DiTConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -15,8 +17,8 @@ from vdit.models.dit.blocks import ACTIVATION, OF_FRAMES, Block, modulate, take_
 from vdit.models.dit.config import DiTConfig
 from vdit.nn.attention import SAVED
 from vdit.nn.embedding import rotations, sincos_position, sinusoid
-from vdit.nn.linear import MLP, Linear
-from vdit.types import Array, Row
+from vdit.nn.layers import MLP, Linear
+from vdit.types import Array, PyTree, Row
 
 _zeros = nn.initializers.zeros_init()
 
@@ -27,7 +29,7 @@ class DiT(nn.Module):
     Which of these it predicts is the training objective's affair, not the network's.
 
     config: the network.
-    conditions: what it is told beside text: those of the config, and others (vdit/models/conditioner.py).
+    conditions: what it takes besides text: those of the config, and others (vdit/models/conditioner.py).
     """
 
     config: DiTConfig
@@ -42,6 +44,7 @@ class DiT(nn.Module):
         *,
         cache: KVCache | None = None,
         return_cache: bool = False,
+        return_hidden: bool = False,
         block_cache: BlockCall | None = None,
     ) -> Output:
         """Denoises rows of tokens.
@@ -53,11 +56,12 @@ class DiT(nn.Module):
             cache: of causal models, finished frames of the same rows, which these read too; clips and positions are
                 counted on from there. A finished frame stays what it is: nothing of it depends on later frames.
             return_cache: also return the keys and values of these tokens; of finished frames, at their last level.
+            return_hidden: also return the tokens after each block.
             block_cache: what an earlier call's blocks added, to use it again where that has hardly changed.
 
         Returns:
             The prediction float32 [b n p], or [b n 2p] if the variance is learned; with `return_cache` the cache,
-            with `block_cache` the residuals.
+            with `return_hidden` the hidden states, with `block_cache` the residuals.
 
         Raises:
             ShapeError: a condition or the text is missing, or not as wide as declared.
@@ -68,8 +72,9 @@ class DiT(nn.Module):
         _check_text(cfg, text)
         if (cache is not None or return_cache) and not cfg.causal:
             raise ConfigError("a cache needs frames that no later ones change: set backbone.causal=True")
-        if return_cache and block_cache is not None:
-            raise ConfigError("return_cache=True needs all blocks to run: leave block_cache out")
+        returns = tuple(name for name, asked in (("cache", return_cache), ("hidden", return_hidden)) if asked)
+        if returns and block_cache is not None:
+            raise ConfigError(f"return_{returns[0]}=True needs all blocks to run: leave block_cache out")
         conditions = embed_conditions(self.conditions, row, cfg.width, cfg.patch)
         if conditions.sequences and cfg.text == "none":
             named = ", ".join(conditions.sequences)
@@ -100,12 +105,15 @@ class DiT(nn.Module):
         if block_cache is not None:
             x, residuals = run_blocks(self._one_block(layers, *shared), cfg.depth, x, block_cache, scan=cfg.scan)
             return Output(prediction=self._head(x, embedding, row.frame_index), residuals=residuals)
-        x, made = self._blocks(x, layers, *shared, return_cache=return_cache)
-        out = self._head(x, embedding, row.frame_index)
-        if not return_cache:
-            return Output(prediction=out)
-        keys, values = (constrain(y, STACKED) for y in made)
-        return Output(prediction=out, cache=KVCache(keys=keys, values=values, time=times, segment_ids=row.segment_ids))
+        x, made = self._blocks(x, layers, *shared, returns=returns)
+        output = Output(prediction=self._head(x, embedding, row.frame_index))
+        if return_cache:
+            keys, values = (constrain(y, STACKED) for y in made["cache"])
+            cache = KVCache(keys=keys, values=values, time=times, segment_ids=row.segment_ids)
+            output = dataclasses.replace(output, cache=cache)
+        if return_hidden:
+            output = dataclasses.replace(output, hidden=constrain(made["hidden"], ("layers", *ACTIVATION)))
+        return output
 
     def _modulation(self, time: Array, row: Row, text: Array | None, conditions: Array | None) -> Array:
         """Embedding of the noise level, the conditions and the pooled caption of each frame: float32 [b k d]."""
@@ -123,8 +131,8 @@ class DiT(nn.Module):
             embedding = embedding + MLP(cfg.width, cfg.width, name="text_pool")(constrain(pooled, OF_FRAMES))
         return constrain(embedding, OF_FRAMES)
 
-    def _blocks(self, x, cache, *shared, return_cache: bool) -> tuple[Array, tuple[Array, Array] | None]:
-        """All layers; cache, and what is returned of it: keys and values [L b n h d] each."""
+    def _blocks(self, x, cache, *shared, returns: tuple[str, ...]) -> tuple[Array, dict[str, PyTree]]:
+        """All layers, and what they return (Block.returns), stacked: [L ...]. cache: keys and values [L b n h d]."""
         cfg = self.config
         block = Block
         if cfg.remat != "none":
@@ -138,13 +146,13 @@ class DiT(nn.Module):
                 length=cfg.depth,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            return scanned(cfg, return_cache, name="blocks")(x, cache, *shared)
+            return scanned(cfg, returns, name="blocks")(x, cache, *shared)
         made = []
         for i in range(cfg.depth):
             layer = None if cache is None else tuple(y[i] for y in cache)
-            x, of_layer = block(cfg, return_cache, name=f"block_{i}")(x, layer, *shared)
+            x, of_layer = block(cfg, returns, name=f"block_{i}")(x, layer, *shared)
             made.append(of_layer)
-        return x, jax.tree.map(lambda *y: jnp.stack(y), *made) if return_cache else None
+        return x, jax.tree.map(lambda *y: jnp.stack(y), *made)
 
     def _one_block(self, cache, *shared):
         """run(i, x): block i as a function, with the parameters that `_blocks` has made."""

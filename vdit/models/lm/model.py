@@ -15,8 +15,7 @@ from vdit.errors import ShapeError
 from vdit.models.lm.config import LMConfig
 from vdit.nn.attention import attention
 from vdit.nn.embedding import Embed
-from vdit.nn.linear import Linear
-from vdit.nn.norm import RMSNorm
+from vdit.nn.layers import Linear, RMSNorm
 from vdit.reprs import short_repr
 from vdit.types import Array
 

@@ -13,8 +13,7 @@ from vdit.models.text.config import TextConfig
 from vdit.models.text.t5 import T5Encoder
 from vdit.nn.attention import attention
 from vdit.nn.embedding import Embed, sinusoid
-from vdit.nn.linear import MLP, Linear
-from vdit.nn.norm import LayerNorm
+from vdit.nn.layers import MLP, LayerNorm, Linear
 from vdit.types import Array
 
 ACTIVATION = ("batch", "text_tokens", "embed")
@@ -82,9 +81,16 @@ def drop_captions(
 ) -> tuple[Array, Array]:
     """Turns the captions of some clips into the empty prompt, for classifier-free guidance.
 
-    text, text_segment_ids, text_position: int [b m]; drop: bool [b s], one for each of the clips 1, 2, ..., s of a
-    row. Returns text and text_segment_ids, int [b m], as the config's tokenizer would have given them for "": the
-    small encoder's is its first token alone; T5's is an end token, and padding where captions are padded.
+    Args:
+        config: of the text encoder.
+        text: int [b m].
+        text_segment_ids: int [b m].
+        text_position: int [b m].
+        drop: bool [b s], one for each of the clips 1, 2, ..., s of a row.
+
+    Returns:
+        (text, text_segment_ids), int [b m], as the config's tokenizer gives them for "". The small encoder's empty
+        prompt is the first token alone. T5's is an end token, and padding where captions are padded.
     """
     if config.t5 is None:
         return text, drop_text(text_segment_ids, text_position, drop)
@@ -96,9 +102,14 @@ def drop_captions(
 def drop_text(text_segment_ids: Array, text_position: Array, drop: Array) -> Array:
     """Empties the captions of some clips, for classifier-free guidance.
 
-    text_segment_ids, text_position: int [b m]; drop: bool [b s], one for each of the clips 1, 2, ..., s of a
-    row. Returns text_segment_ids [b m] in which all but the first token of each dropped caption is padding:
-    the first token alone is how the empty prompt is encoded.
+    Args:
+        text_segment_ids: int [b m].
+        text_position: int [b m].
+        drop: bool [b s], one for each of the clips 1, 2, ..., s of a row.
+
+    Returns:
+        text_segment_ids [b m] in which all but the first token of each dropped caption is padding: the first token
+        alone is how the empty prompt is encoded.
     """
     return jnp.where(_dropped(text_segment_ids, drop) & (text_position > 0), 0, text_segment_ids)
 

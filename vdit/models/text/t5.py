@@ -12,8 +12,7 @@ from flax import linen as nn
 from vdit.dist.rules import constrain
 from vdit.models.text.config import T5Config
 from vdit.nn.embedding import Embed
-from vdit.nn.linear import Linear
-from vdit.nn.norm import RMSNorm
+from vdit.nn.layers import Linear, RMSNorm
 from vdit.types import Array
 
 ACTIVATION = ("batch", "text_tokens", "embed")
@@ -107,10 +106,18 @@ class Block(nn.Module):
 
 
 def relative_bucket(distance: Array, buckets: int, max_distance: int) -> Array:
-    """Bucket of key position minus query position: int [...] -> int32 [...] in 0..buckets-1.
+    """Bucket of a relative position.
 
-    Half of the buckets are for keys after the query. Of each half, half are for a distance each, the rest
-    are ever wider towards max_distance, beyond which all are the last (Raffel et al., 2020, section 2.1).
+    Half of the buckets are for keys after the query. Of each half, half are for one distance each; the others become
+    wider towards max_distance, and every larger distance has the last one (Raffel et al., 2020, section 2.1).
+
+    Args:
+        distance: int [...], position of the key minus position of the query.
+        buckets: how many there are.
+        max_distance: where the last bucket begins.
+
+    Returns:
+        int32 [...] in 0..buckets-1.
     """
     half, exact = buckets // 2, buckets // 4
     sizes = np.arange(max_distance + 1, dtype=np.float32)

@@ -307,7 +307,7 @@ def warn_of_cuts(tokenizer: Tokenizer, texts: Iterable[str], *, limit: int, name
 
 
 def kept_text(tokenizer: Tokenizer, text: str, *, limit: int) -> str:
-    """The beginning of a text that has at most `limit` ids."""
+    """The longest beginning of a text that has at most `limit` ids."""
     low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2

@@ -3,7 +3,7 @@
 Pieces that look back in time are called with a cache and return the next one:
 `piece(x, cache) -> (y, cache)`. A cache of None stands for the start of a clip, so a whole clip is a
 first chunk that happens to be long. Caches are plain dicts of arrays. Where several devices share a clip, each
-piece is told how (`split`, vdit/nn/halo.py) and gets their parts.
+piece takes `split` (vdit/nn/halo.py), which says how, and gets their parts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flax import linen as nn
 from vdit.models.vae.config import VAEConfig
 from vdit.nn.conv import CausalConv, Conv, kernel_init
 from vdit.nn.halo import WHOLE, Split
-from vdit.nn.norm import GroupNorm, RMSNorm
+from vdit.nn.layers import GroupNorm, RMSNorm
 from vdit.types import Array, PyTree
 
 # Attention within frames holds at most so many scores at once (float32: half a gigabyte).
@@ -23,7 +23,7 @@ MAX_SCORES = 2**27
 
 
 def conv_options(config: VAEConfig, split: Split) -> dict:
-    """What every convolution of the model is given."""
+    """The options that every convolution of the model shares, as keyword arguments."""
     return {"dtype": jnp.dtype(config.dtype), "formulation": config.conv, "split": split}
 
 
@@ -76,9 +76,18 @@ class FrameAttention(nn.Module):
 
 
 def frame_attention(q: Array, k: Array, v: Array, max_scores: int = MAX_SCORES) -> Array:
-    """softmax(q k / sqrt(c)) v of each frame: `[f q c], [f k c], [f k c] -> [f q c]`.
+    """softmax(q k / sqrt(c)) v of each frame.
 
-    Frame by frame, and so many queries at a time, that there are at most `max_scores` scores (of one query at least).
+    Frames are processed one by one, with as many queries at a time as `max_scores` allows (at least one).
+
+    Args:
+        q: [f q c], queries of f frames.
+        k: [f k c], keys.
+        v: [f k c], values.
+        max_scores: scores that are in memory at once.
+
+    Returns:
+        [f q c] in the dtype of v.
     """
 
     def attend(q: Array, k: Array, v: Array) -> Array:
@@ -209,11 +218,18 @@ def _halves_to_frames(x: Array) -> Array:
 
 
 def mean_shortcut(x: Array, features: int, change: tuple[int, int]) -> Array:
-    """Means of groups of neighbours, as Wan 2.2's AvgDown3D: `[b t h w c] -> [b t/f h/s w/s features]`.
+    """Means of groups of neighbours, as AvgDown3D of Wan 2.2.
 
-    change: (f, s), what time and each side of space are divided by. The values of a block of f x s x s places
-    are put in the order of channel, frame, row, column, and each `features`-th part of them is averaged.
-    A clip's first frame fills its block with zeros before it.
+    The values of a block of f x s x s pixels are put in the order of channel, frame, row, column, and each
+    `features`-th part of them is averaged. A clip's first frame fills its block with zeros before it.
+
+    Args:
+        x: [b t h w c].
+        features: channels of the output.
+        change: (f, s), what time and each side of space are divided by.
+
+    Returns:
+        [b t/f h/s w/s features].
     """
     f, s = change
     x = jnp.pad(x, ((0, 0), (-x.shape[1] % f, 0), (0, 0), (0, 0), (0, 0)))
@@ -223,9 +239,16 @@ def mean_shortcut(x: Array, features: int, change: tuple[int, int]) -> Array:
 
 
 def repeat_shortcut(x: Array, features: int, change: tuple[int, int], *, start: bool) -> Array:
-    """Values repeated over neighbours, as Wan 2.2's DupUp3D: `[b t h w c] -> [b t*f h*s w*s features]`.
+    """Values repeated over neighbours, as DupUp3D of Wan 2.2; the counterpart of `mean_shortcut`.
 
-    The counterpart of `mean_shortcut`. start: the chunk holds a clip's first frame, which gives one frame.
+    Args:
+        x: [b t h w c].
+        features: channels of the output.
+        change: (f, s), what time and each side of space are multiplied by.
+        start: the chunk holds a clip's first frame, which gives one frame.
+
+    Returns:
+        [b t*f h*s w*s features], without the first f - 1 frames where `start`.
     """
     f, s = change
     b, t, h, w, c = x.shape
@@ -235,7 +258,16 @@ def repeat_shortcut(x: Array, features: int, change: tuple[int, int], *, start: 
 
 
 def fold(x: Array, frames: int, patch: int) -> Array:
-    """Frames and squares of pixels into channels: `[b f*t p*h p*w c] -> [b t h w f*p*p*c]`."""
+    """Moves frames and squares of pixels into channels.
+
+    Args:
+        x: [b f*t p*h p*w c].
+        frames: f, frames that are folded together.
+        patch: p, side of a square in pixels.
+
+    Returns:
+        [b t h w f*p*p*c].
+    """
     b, t, h, w, c = x.shape
     x = x.reshape(b, t // frames, frames, h // patch, patch, w // patch, patch, c)
     return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, t // frames, h // patch, w // patch, -1)

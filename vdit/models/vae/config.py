@@ -38,10 +38,10 @@ class VAEConfig:
     edge_kernel: likewise of the first and last convolution of the encoder and the decoder.
     middle: "attention" is residual block, attention within each frame, residual block (Wan); "blocks"
         leaves the attention out; "none" leaves out all three.
-    norm: "rms" over the channels of each place, or "group": over `norm_groups` groups of channels and all
-        places of a frame, with learned scale and shift (Wu and He, 2018; Stable Diffusion).
+    norm: "rms" over the channels of each pixel, or "group": over `norm_groups` groups of channels and all
+        pixels of a frame, with learned scale and shift (Wu and He, 2018; Stable Diffusion).
     norm_out: also normalise before the last convolution of the encoder and the decoder. Without, small
-        networks learn several times sooner: how bright a place is need not be told by direction alone.
+        networks learn several times sooner: the brightness of a pixel need not be coded in a direction alone.
     norm_eps: added to the mean square, or the variance, under the root.
     quant: a 1x1x1 convolution of the latents after the encoder and one before the decoder.
     dtype: type of the convolutions; norms and softmax stay float32.

@@ -66,7 +66,18 @@ def _read_layer(file, layer: str) -> dict[str, np.ndarray]:
 
 
 def squeezenet_features(params: PyTree, images: Array) -> list[Array]:
-    """Features of images [n h w 3] in [-1, 1], shallow to deep: a list of [n h' w' c]."""
+    """Features of SqueezeNet 1.1 (Iandola et al., 2016).
+
+    Args:
+        params: its parameters, of `load_squeezenet`.
+        images: [n h w 3] in [-1, 1].
+
+    Returns:
+        Features [n h' w' c], from the shallowest layer to the deepest.
+
+    Raises:
+        ShapeError: the images are too small.
+    """
     if min(images.shape[1:3]) < MIN_SIDE:
         raise ShapeError(f"images of {images.shape[1:3]} are too small for SqueezeNet: use {MIN_SIDE}+")
 
@@ -92,7 +103,16 @@ def squeezenet_features(params: PyTree, images: Array) -> list[Array]:
 
 
 def perceptual_distance(params: PyTree, x: Array, y: Array) -> Array:
-    """Distance of each pair of images: [n h w 3], [n h w 3] in [-1, 1] -> [n]; 0 for equal images."""
+    """Distance of pairs of images in the features of SqueezeNet (Zhang et al., 2018, without learned weights).
+
+    Args:
+        params: of SqueezeNet, of `load_squeezenet`.
+        x: [n h w 3] in [-1, 1].
+        y: [n h w 3] in [-1, 1].
+
+    Returns:
+        [n]; 0 for equal images.
+    """
     distances = []
     for f, g in zip(squeezenet_features(params, x), squeezenet_features(params, y)):
         distances.append(jnp.mean(jnp.sum(jnp.square(_unit(f) - _unit(g)), axis=-1), axis=(1, 2)))
@@ -111,7 +131,19 @@ def to_float(video: Array) -> Array:
 
 
 def reconstruction_loss(config: VAELossConfig, x: Array, y: Array) -> Array:
-    """Mean distance between two arrays of the same shape: a scalar."""
+    """Mean distance of two arrays, as config.reconstruction names it: "l1", "mse" or "huber".
+
+    Args:
+        config: the loss of the VAE.
+        x: any shape.
+        y: the same shape.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ConfigError: config.reconstruction is none of these.
+    """
     error = jnp.abs(x - y)
     if config.reconstruction == "l1":
         return jnp.mean(error)
@@ -124,12 +156,20 @@ def reconstruction_loss(config: VAELossConfig, x: Array, y: Array) -> Array:
 
 
 def hinge_discriminator_loss(real: Array, fake: Array) -> Array:
-    """Wants scores of real above 1 and of fake below -1: scores of any shape -> scalar."""
+    """Hinge loss of a discriminator: scores of real videos above 1, of reconstructions below -1 (Lim and Ye, 2017).
+
+    Args:
+        real: scores of any shape.
+        fake: scores of any shape.
+
+    Returns:
+        A scalar.
+    """
     return jnp.mean(jax.nn.relu(1.0 - real)) + jnp.mean(jax.nn.relu(1.0 + fake))
 
 
 def hinge_generator_loss(fake: Array) -> Array:
-    """Wants scores of fake high: scores of any shape -> scalar."""
+    """Hinge loss of a generator: the negative mean of its scores, of any shape; a scalar."""
     return -jnp.mean(fake)
 
 

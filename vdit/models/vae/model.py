@@ -25,7 +25,7 @@ from vdit.models.vae.blocks import (
 from vdit.models.vae.config import DiscriminatorConfig, VAEConfig
 from vdit.nn.conv import CausalConv, Conv
 from vdit.nn.halo import WHOLE, Split
-from vdit.nn.norm import RMSNorm
+from vdit.nn.layers import RMSNorm
 from vdit.reprs import short_repr
 from vdit.types import Array, PyTree
 
@@ -168,21 +168,46 @@ class VAE(nn.Module):
         return self.decode_chunk(latents, None)[0]
 
     def encode_chunk(self, video: Array, cache: PyTree = None) -> tuple[Gaussian, PyTree]:
-        """The next frames of a clip: 1 + stride*k at its start (cache None), later stride*k, k >= 1."""
+        """Encodes the next frames of a clip.
+
+        Args:
+            video: [b t h w 3]; t is 1 + stride*k at the start of a clip (cache None), later stride*k with k >= 1.
+            cache: what the previous call returned; None at the start.
+
+        Returns:
+            (distribution of the latents, the next cache).
+        """
         check_video(self.config, video.shape, start=cache is None and not self.split.time)
         moments, cache = self.encoder(video, cache)
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return Gaussian(mean=mean, logvar=jnp.clip(logvar, -30.0, 20.0)), cache
 
     def decode_chunk(self, latents: Array, cache: PyTree = None) -> tuple[Array, PyTree]:
-        """The next latent frames of a clip, any number from 1 -> their frames, and the next cache."""
+        """Decodes the next latent frames of a clip.
+
+        Args:
+            latents: [b t' h' w' c], any number of frames from 1.
+            cache: what the previous call returned; None at the start.
+
+        Returns:
+            (frames [b t h w 3] float32, the next cache).
+        """
         check_latents(self.config, latents.shape)
         video, cache = self.decoder(latents, cache)
         return video.astype(jnp.float32), cache
 
 
 def check_video(config: VAEConfig, shape: tuple[int, ...], *, start: bool = True) -> None:
-    """Raises ShapeError unless a video `[b t h w 3]` of this shape can be encoded."""
+    """Refuses a video that the VAE cannot encode.
+
+    Args:
+        config: of the VAE.
+        shape: [b t h w 3].
+        start: the video is the start of a clip, not a later chunk.
+
+    Raises:
+        ShapeError: it names the nearest shapes that work.
+    """
     if len(shape) != 5 or shape[-1] != 3:
         raise ShapeError(f"video of shape {tuple(shape)} must be [b t h w 3]")
     _, frames, *sides, _ = shape
@@ -200,7 +225,15 @@ def check_video(config: VAEConfig, shape: tuple[int, ...], *, start: bool = True
 
 
 def check_latents(config: VAEConfig, shape: tuple[int, ...]) -> None:
-    """Raises ShapeError unless latents `[b t h w c]` of this shape can be decoded."""
+    """Refuses latents that the VAE cannot decode.
+
+    Args:
+        config: of the VAE.
+        shape: [b t h w c].
+
+    Raises:
+        ShapeError: the shape is another.
+    """
     if len(shape) != 5 or shape[-1] != config.latent_channels or shape[1] < 1:
         raise ShapeError(
             f"latents of shape {tuple(shape)} must be [b t h w {config.latent_channels}], t at least 1"

@@ -89,10 +89,10 @@ class Plan:
     def at_rest(self, shape: tuple[int, ...]) -> tuple[P, int | None]:
         """How videos or latents of this shape come and go: their PartitionSpec, and the dimension that stands in for
         frames: rows or columns. None: neither divides, and they come whole in time and go in parts of it."""
-        height, width, ways = shape[2] // self.split.height_ways, shape[3], self.split.time_ways
-        if height % ways == 0:
+        height, width, num_shards = shape[2] // self.split.height_shards, shape[3], self.split.time_shards
+        if height % num_shards == 0:
             return self._spec(None, self.split.height + self.split.time), 2
-        if width % ways == 0:
+        if width % num_shards == 0:
             return self._spec(None, self.split.height, self.split.time), 3
         return self._spec(None, self.split.height), None
 
@@ -111,12 +111,21 @@ class Plan:
 def plan_split(
     batch: int, latent_frames: int, rows: int, *, start: bool = True, sizes: dict[str, int] | None = None
 ) -> Plan:
-    """Shares out `batch` clips of `latent_frames` x `rows` (of latents): as little work a device as possible.
+    """How devices share clips, with as little work for each device as possible.
 
-    Each mesh axis that the batch leaves free serves frames or rows, whichever the table of vdit/dist/rules.py allows,
-    or neither. Rows must divide; a clip that starts is padded with frames. Of equal plans the first in the table's
-    order is taken, with the fewest devices. start: the clip's first frame is in it. sizes: mesh axes and their sizes;
-    those of the mesh in context by default.
+    Each mesh axis that the batch leaves free serves frames or rows, as the table of vdit/dist/rules.py allows, or
+    neither. Rows must divide; a clip that starts is padded with frames. Of equal plans the first in the table's order
+    is taken, with the fewest devices.
+
+    Args:
+        batch: clips.
+        latent_frames: latent frames of each clip.
+        rows: rows of the latents.
+        start: the first frame of the clip is among the frames.
+        sizes: mesh axis -> devices; None takes the mesh in context.
+
+    Returns:
+        The plan.
     """
     sizes = mesh_axes() if sizes is None else sizes
     spec, _ = partition_spec(("batch",), (batch,), sizes)
@@ -127,10 +136,10 @@ def plan_split(
 
     def work(plan: Plan) -> tuple[int, int]:
         split = plan.split
-        parts = split.time_ways * split.height_ways
+        parts = split.time_shards * split.height_shards
         return (latent_frames + plan.front) * rows // parts, parts
 
-    fit = [plan for plan in plans if rows % plan.split.height_ways == 0 and (start or plan.front == 0)]
+    fit = [plan for plan in plans if rows % plan.split.height_shards == 0 and (start or plan.front == 0)]
     best = min(fit, key=work)
     if start and best.split.time:
         best = dataclasses.replace(best, split=dataclasses.replace(best.split, first=best.front))
@@ -140,9 +149,9 @@ def plan_split(
 def _plan(batch: Axes, serves: dict[str, str | None], latent_frames: int, sizes: dict[str, int]) -> Plan:
     """The plan in which each mesh axis serves "time", "height" or nothing."""
     time, height = (tuple(axis for axis in RULES[name] if serves.get(axis) == name) for name in ("time", "height"))
-    time_ways, height_ways = (math.prod(sizes[axis] for axis in axes) for axes in (time, height))
-    split = Split(time=time, time_ways=time_ways, height=height, height_ways=height_ways)
-    return Plan(batch=batch, split=split, front=-latent_frames % time_ways)
+    time_shards, height_shards = (math.prod(sizes[axis] for axis in axes) for axes in (time, height))
+    split = Split(time=time, time_shards=time_shards, height=height, height_shards=height_shards)
+    return Plan(batch=batch, split=split, front=-latent_frames % time_shards)
 
 
 def _axes(entry: str | Axes | None) -> Axes:
@@ -208,7 +217,7 @@ def _to_parts(plan: Plan, x: Array, dim: int | None, stride: int) -> Array:
         x = jnp.concatenate([jnp.repeat(x[:, :1], front, axis=1), x], axis=1)
     if dim is not None:
         return jax.lax.all_to_all(x, split.time, split_axis=1, concat_axis=dim, tiled=True)
-    frames = x.shape[1] // split.time_ways
+    frames = x.shape[1] // split.time_shards
     return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(split.time) * frames, frames, axis=1)
 
 

@@ -44,7 +44,18 @@ def empty_moments(channels: int) -> Moments:
 
 
 def add_latents(moments: Moments, latents: Array) -> Moments:
-    """Moments with latents [... c] added."""
+    """Adds latents to the moments.
+
+    Args:
+        moments: of the latents so far.
+        latents: [... c].
+
+    Returns:
+        The moments of all of them.
+
+    Raises:
+        ShapeError: another number of channels.
+    """
     values = np.asarray(latents, np.float64)
     if values.shape[-1:] != moments.mean.shape:
         raise ShapeError(f"latents of shape {values.shape} must end in {moments.mean.size} channels")

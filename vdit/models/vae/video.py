@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdit.dist.mesh import compiler_options
 from vdit.errors import ConfigError, ShapeError
 from vdit.models.vae import split
 from vdit.models.vae.config import VAEConfig
 from vdit.models.vae.model import Gaussian, check_latents, check_video
 from vdit.models.vae.statistics import denormalise, normalise
-from vdit.nn.compiling import compiler_options
 from vdit.reprs import short_repr
 from vdit.types import Array, PyTree, check_pixels
 
@@ -27,10 +27,22 @@ def encode_stream(
     *,
     latent_frames: int = 4,
 ) -> Iterator[Gaussian]:
-    """Distributions of the latents of a video [b t h w 3], `latent_frames` at a time.
+    """Encodes a video a few latent frames at a time.
 
-    encode_chunk: `VAE.encode_chunk` with its parameters bound, jitted or not. Compiles at most two shapes, whatever
-    the length: what is left over comes first, and all other chunks are alike.
+    It compiles at most two shapes for any length: the first chunk may be shorter, all others are alike.
+
+    Args:
+        encode_chunk: `VAE.encode_chunk` with its parameters bound, jitted or not.
+        config: of the VAE.
+        video: [b t h w 3].
+        latent_frames: latent frames of a chunk.
+
+    Returns:
+        An iterator over the distributions of the latents of each chunk.
+
+    Raises:
+        ShapeError: the VAE cannot encode such a video.
+        ConfigError: `latent_frames` is below 1.
     """
     check_video(config, video.shape)
     stride, cache = config.temporal_stride, None
@@ -48,7 +60,21 @@ def decode_stream(
     *,
     latent_frames: int = 4,
 ) -> Iterator[Array]:
-    """Frames of latents [b t h w c], as chunks [b t' h' w' 3], `latent_frames` at a time; what is left over first."""
+    """Decodes latents a few frames at a time.
+
+    Args:
+        decode_chunk: `VAE.decode_chunk` with its parameters bound, jitted or not.
+        config: of the VAE.
+        latents: [b t h w c].
+        latent_frames: latent frames of a chunk; the first chunk may be shorter.
+
+    Returns:
+        An iterator over chunks of frames [b t' h' w' 3].
+
+    Raises:
+        ShapeError: the VAE cannot decode such latents.
+        ConfigError: `latent_frames` is below 1.
+    """
     check_latents(config, latents.shape)
     cache = None
     for start, stop in _chunks(latents.shape[1], latent_frames):
@@ -80,11 +106,19 @@ class VideoVAE:
     statistics: PyTree
 
     def encode(self, video: Array, *, latent_frames: int | None = None) -> Array:
-        """Videos to latents: float in [-1, 1] or uint8 [b t h w 3] -> float32 [b t' h' w' c], the mean.
+        """Videos to latents.
 
-        t must be 1 + a multiple of the stride in time, h and w multiples of the stride in space
-        (ShapeError, as for pixels that are NaN or out of range).
-        latent_frames: work through so many latent frames at a time, in flat device memory.
+        Args:
+            video: [b t h w 3], uint8 or float in [-1, 1]. t is 1 + a multiple of the stride in time; h and w are
+            multiples of
+                the stride in space.
+            latent_frames: work through so many latent frames at a time, in flat device memory; None: all at once.
+
+        Returns:
+            float32 [b t' h' w' c], the mean of the distribution, normalised by the statistics.
+
+        Raises:
+            ShapeError: the VAE cannot encode such a shape, or pixels are NaN or out of range.
         """
         video = _as_float(video)
         if latent_frames is None:
@@ -94,7 +128,15 @@ class VideoVAE:
         return normalise(jnp.concatenate(parts, 1), self.statistics)
 
     def decode(self, latents: Array, *, latent_frames: int | None = None) -> Array:
-        """Latents to videos: float32 [b t' h' w' c] -> float32 [b t h w 3] in [-1, 1]."""
+        """Latents to videos.
+
+        Args:
+            latents: float32 [b t' h' w' c], normalised.
+            latent_frames: work through so many latent frames at a time, in flat device memory; None: all at once.
+
+        Returns:
+            float32 [b t h w 3] in [-1, 1].
+        """
         latents = jnp.asarray(latents, jnp.float32)
         if latent_frames is None:
             return _decode(self.config)(self.params, self.statistics, latents)
@@ -104,15 +146,28 @@ class VideoVAE:
         return jnp.clip(jnp.concatenate(list(parts), 1), -1.0, 1.0)
 
     def encode_chunk(self, video: Array, cache: PyTree = None) -> tuple[Array, PyTree]:
-        """The next frames of a video, as VAE.encode_chunk: 1 + stride*k at its start (cache None), later stride*k.
+        """Encodes the next frames of a video, as VAE.encode_chunk.
 
-        -> their latents, normalised, and the next cache.
+        Args:
+            video: [b t h w 3], uint8 or float in [-1, 1]; t is 1 + stride*k at the start (cache None), later stride*k.
+            cache: what the previous call returned; None at the start.
+
+        Returns:
+            (latents, normalised; the next cache).
         """
         gaussian, cache = _encode_chunk(self.config)(self.params, _as_float(video), cache)
         return normalise(gaussian.mean, self.statistics), cache
 
     def decode_chunk(self, latents: Array, cache: PyTree = None) -> tuple[Array, PyTree]:
-        """The next latents of a video, as VAE.decode_chunk -> their frames in [-1, 1], and the next cache."""
+        """Decodes the next latents of a video, as VAE.decode_chunk.
+
+        Args:
+            latents: float32 [b t' h' w' c], normalised.
+            cache: what the previous call returned; None at the start.
+
+        Returns:
+            (frames in [-1, 1], the next cache).
+        """
         latents = denormalise(jnp.asarray(latents, jnp.float32), self.statistics)
         video, cache = _decode_chunk(self.config)(self.params, latents, cache)
         return jnp.clip(video, -1.0, 1.0), cache

@@ -16,8 +16,7 @@ from vdit.dist.mesh import platform
 from vdit.dist.rules import partition_spec
 from vdit.errors import ShapeError
 from vdit.nn.attention import sequence
-from vdit.nn.attention.kernel import delta_of, numbered
-from vdit.nn.attention.pick import kernel, pick
+from vdit.nn.attention.kernel import choose_kernel, delta_of, load_kernel, numbered
 from vdit.nn.attention.sequence import Split, make_split
 from vdit.types import Array
 
@@ -52,7 +51,7 @@ def attention(
             keys round a ring (vdit/nn/attention/sequence.py); whole keys stay where they are. A dimension that the mesh
             does not divide stays whole.
         implementation: "dense", "chunked", "splash" or "triton" (the last two: interpreted, and slow, on a CPU); None
-            lets vdit/nn/attention/pick.py choose.
+            lets vdit/nn/attention/kernel.py choose.
         sequence_parallel: "auto" exchanges heads as far as they go, and uses a ring for the rest; "ulysses", "ring".
         q_time: int [b n], from 0 to 65535; given, a token reads what of its clip is not later than itself (clips up to
             32767). What no query of a block reads is left out, so a long clip costs about half.
@@ -89,7 +88,7 @@ class _Plan:
 
 def _plan(q_shape, k_shape, axes, implementation, way) -> _Plan:
     (_, h, n, d), m = q_shape, k_shape[2]
-    kernel = functools.partial(pick, implementation, platform(), head_dim=d)
+    kernel = functools.partial(choose_kernel, implementation, platform(), head_dim=d)
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types)
     sizes = {name: size for name, size, kind in kinds if kind == AxisType.Auto}
@@ -100,11 +99,11 @@ def _plan(q_shape, k_shape, axes, implementation, way) -> _Plan:
     over = _names(q[2])
     if k[2] != q[2]:
         k = P(k[0], k[1], None, None)
-    ways, head_ways = (math.prod(sizes[name] for name in names) for names in (over, _names(q[1])))
+    num_shards, head_shards = (math.prod(sizes[name] for name in names) for names in (over, _names(q[1])))
     common = {"q": q, "k": k, "manual": frozenset(sizes)}
     if not over or not k[2]:
-        return _Plan(kernel=kernel(n=n // ways, m=m), sum=over, **common)
-    split = make_split(way, over, ways, h // head_ways)
+        return _Plan(kernel=kernel(n=n // num_shards, m=m), sum=over, **common)
+    split = make_split(way, over, num_shards, h // head_shards)
     return _Plan(kernel=kernel(n=n // split.ring, m=m // split.ring), split=split, **common)
 
 
@@ -113,13 +112,13 @@ def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else entry or ()
 
 
-def _check(q: Array, *given: Array | None) -> None:
-    (b, n, h, d), m = q.shape, given[0].shape[1]
-    if (given[4] is None) != (given[5] is None):
+def _check(q: Array, *others: Array | None) -> None:
+    (b, n, h, d), m = q.shape, others[0].shape[1]
+    if (others[4] is None) != (others[5] is None):
         raise ShapeError("attention: q_time and k_time go together: give both, or neither")
     names = ("k", "v", "q_ids", "k_ids", "q_time", "k_time")
     shapes = ((b, m, h, d), (b, m, h, d), (b, n), (b, m), (b, n), (b, m))
-    for name, shape, x in zip(names, shapes, given):
+    for name, shape, x in zip(names, shapes, others):
         if x is not None and x.shape != shape:
             raise ShapeError(f"attention: {name} {x.shape} does not go with q {q.shape}: make it {shape}")
 
@@ -137,7 +136,7 @@ def _attend(
 
 
 def _forward(plan: _Plan, *inputs: Array):
-    run = functools.partial(_local_forward, kernel(plan.kernel), plan.split)
+    run = functools.partial(_local_forward, load_kernel(plan.kernel), plan.split)
     specs = plan.q, plan.k, plan.k, _ids(plan.q), _ids(plan.k), _ids(plan.q)
     # What is saved after an exchange has more tokens of fewer heads; as it is read with these specs again, it may be
     # called an array of such a shape.
@@ -149,7 +148,7 @@ def _forward(plan: _Plan, *inputs: Array):
 
 def _backward(plan: _Plan, residuals, do: Array):
     *saved, out = residuals
-    run = functools.partial(_local_backward, kernel(plan.kernel), plan.split, plan.sum)
+    run = functools.partial(_local_backward, load_kernel(plan.kernel), plan.split, plan.sum)
     clips = _ids(plan.q), _ids(plan.k), _ids(plan.q)
     specs = (plan.q, plan.k, plan.k, *clips, P(*plan.q[:3])), plan.q, plan.q
     dq, dk, dv = _on_devices(plan, run, specs, (plan.q, plan.k, plan.k))(tuple(saved), out, do)

@@ -1,4 +1,4 @@
-"""Attention over rows whose tokens are shared out over the devices of a mesh axis, inside `shard_map`.
+"""Attention over rows whose tokens the devices of a mesh axis share, inside `shard_map`.
 
 Two ways, and their product. Heads for tokens (Ulysses; Jacobs et al. 2023): an all-to-all gives each device all tokens
 of some heads, another takes the result back; a device sends 4/s of a row's q. Ring (Liu et al. 2023): keys and values
@@ -6,8 +6,8 @@ go round, and each device merges what it reads from each part; a device sends ab
 With fewer heads than devices, groups of neighbours exchange heads, and the groups form rings.
 
 In the ring's backward the queries go round, with what their gradient has collected: keys' gradients, float32 and
-twice as many, stay where they are. Nothing of more than a device's share of the row is saved or gathered, clip ids
-apart.
+twice as many, stay where they are. Except for clip ids, nothing larger than a device's
+part of the row is saved or gathered.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WAYS = ("auto", "ulysses", "ring")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
-    """How the devices of a mesh axis share out the tokens of a row: `ring` groups of `group` neighbours.
+    """How the devices of a mesh axis share the tokens of a row: `ring` groups of `group` neighbours.
 
     Neighbours exchange heads for tokens, groups pass their keys round.
     """
@@ -70,9 +70,19 @@ class Split:
 
 
 def make_split(way: str, axis: tuple[str, ...], size: int, heads: int) -> Split:
-    """The Split of the `size` devices of mesh axes that each hold `heads` heads.
+    """The Split of the devices that share the tokens of a row.
 
-    way: "ulysses" exchanges heads only, "ring" passes keys only; "auto" exchanges as far as the heads go round.
+    Args:
+        way: "ulysses" only exchanges heads, "ring" only passes keys on; "auto" exchanges as far as the heads suffice.
+        axis: the mesh axes of the tokens.
+        size: devices along these axes.
+        heads: heads that each device holds.
+
+    Returns:
+        The groups that exchange heads and the ring of these groups.
+
+    Raises:
+        ConfigError: `way` is unknown, or "ulysses" does not divide the heads.
     """
     if way not in WAYS:
         raise ConfigError(f"sequence_parallel={way!r} is unknown: use one of {list(WAYS)}")
@@ -89,7 +99,21 @@ def forward(
     kernel: ModuleType, split: Split, q: Array, k: Array, v: Array, q_ids: Array, k_ids: Array,
     q_from: Array | None,
 ) -> tuple[Array, tuple[Array | None, ...]]:  # fmt: skip
-    """A device's tokens `[b h n d]`, clips `[b n]` -> their output `[b h n d]`, and what the backward wants."""
+    """Attention of a device's own queries to the keys of all devices of the axis.
+
+    Args:
+        kernel: module of the attention kernel (vdit/nn/attention/kernel.py).
+        split: the devices.
+        q: [b h n d], this device's queries.
+        k: [b h n d], this device's keys.
+        v: [b h n d], this device's values.
+        q_ids: int32 [b n].
+        k_ids: int32 [b n].
+        q_from: int32 [b n], or None.
+
+    Returns:
+        (output [b h n d] in the dtype of q, what `backward` needs).
+    """
     q, k, v = (split.tokens_of_heads(x) for x in (q, k, v))
     q_ids, k_ids, q_from = (split.group_ids(ids) for ids in (q_ids, k_ids, q_from))
     out, lse = _ring_forward(kernel, split, q, k, v, q_ids, k_ids, q_from)
@@ -99,7 +123,18 @@ def forward(
 def backward(
     kernel: ModuleType, split: Split, saved: tuple[Array | None, ...], delta: Array, do: Array
 ) -> tuple[Array, Array, Array]:
-    """Gradients of q, k and v, each `[b h n d]` in its type."""
+    """Gradients of this device's q, k and v.
+
+    Args:
+        kernel: as in `forward`.
+        split: as in `forward`.
+        saved: the second result of `forward`.
+        delta: float32 [b h n], see `delta_of`.
+        do: [b h n d], gradient of the output.
+
+    Returns:
+        (dq, dk, dv), each [b h n d] in the dtype of its input.
+    """
     q, k, v, q_ids, k_ids, q_from, lse = saved
     delta, do = split.tokens_of_heads(delta), split.tokens_of_heads(do)
     grads = _ring_backward(kernel, split, (q, q_ids, q_from, lse, delta, do), (k, v, k_ids))

@@ -22,7 +22,7 @@ from vdit.nn.attention.kernel import FLOOR, K_PADDING, MASKED, Q_PADDING, pad_to
 from vdit.types import Array
 
 # Blocks of 16-bit types; float32 takes half, so that they fit the shared memory. Heads wider than WIDEST_TRITON_HEAD
-# (pick.py) do not fit at all.
+# (`choose_kernel`) do not fit at all.
 Q_BLOCK, K_BLOCK = 128, 64
 LOG2E = math.log2(math.e)  # a GPU has exp2, and makes exp of it
 

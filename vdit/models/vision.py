@@ -14,8 +14,7 @@ from PIL import Image
 from vdit.dist.rules import constrain
 from vdit.errors import ConfigError, ShapeError
 from vdit.nn.attention import attention
-from vdit.nn.linear import Linear
-from vdit.nn.norm import LayerNorm
+from vdit.nn.layers import LayerNorm, Linear
 from vdit.reprs import short_repr
 from vdit.types import Array
 
@@ -86,8 +85,9 @@ class CLIPVision(nn.Module):
         ).astype(jnp.float32)
         normal = nn.initializers.normal(cfg.width**-0.5)
         whole = self.param("class_token", nn.with_logical_partitioning(normal, ("embed",)), (cfg.width,))
-        place = self.param("position", nn.with_logical_partitioning(normal, (None, "embed")), (cfg.tokens, cfg.width))
-        x = jnp.concatenate([jnp.broadcast_to(whole, (len(x), 1, cfg.width)), x], axis=1) + place
+        by_position = nn.with_logical_partitioning(normal, (None, "embed"))
+        position = self.param("position", by_position, (cfg.tokens, cfg.width))
+        x = jnp.concatenate([jnp.broadcast_to(whole, (len(x), 1, cfg.width)), x], axis=1) + position
         x = constrain(LayerNorm(eps=cfg.eps, name="norm")(x), ACTIVATION)
         x = self._blocks(x)
         if self.is_initializing():
@@ -135,10 +135,20 @@ class Block(nn.Module):
 
 
 def clip_pixels(image: np.ndarray, config: CLIPVisionConfig) -> np.ndarray:
-    """An image as CLIP takes it: uint8 [h w 3] of any size -> float32 [s s 3], s = config.image_size.
+    """An image as CLIP takes it.
 
-    Its short side becomes s (bicubic with antialiasing, as Pillow does it, on bytes), its middle is cut out, and
-    its channels are normalised by the mean and standard deviation of CLIP's data.
+    The short side becomes s (bicubic with antialiasing, by Pillow on bytes), the middle is cut out, and the channels
+    are normalised by the mean and the standard deviation of CLIP's data.
+
+    Args:
+        image: uint8 [h w 3] of any size.
+        config: its image_size is s.
+
+    Returns:
+        float32 [s s 3].
+
+    Raises:
+        ShapeError: the image has another dtype or shape.
     """
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:

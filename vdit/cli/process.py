@@ -1,18 +1,31 @@
-"""How a command ends: one line with the reason, and the exit code. A closed output never ends it."""
+"""What is around the work of a command: the hosts that share it, its cache of programs, and how it ends.
+
+A command ends with one line that says the reason, and an exit code. A closed output never ends it. Nothing heavy is
+imported before it is needed: `vdit --help` must be quick.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import functools
+import hashlib
 import os
+import platform
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any, TextIO
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
+import vdit
 from vdit.errors import (
     EX_TEMPFAIL,
     EX_USAGE,
@@ -26,12 +39,16 @@ from vdit.errors import (
 )
 from vdit.reprs import shown_bytes
 
+if TYPE_CHECKING:
+    from vdit.dist.heartbeat import Heartbeat, HostStatus
+    from vdit.train.preemption import PreemptionHandler
+
 # How jax words it, with the bytes that were wanted.
 _NO_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|out.of.memory", re.IGNORECASE)
 _WANTED = re.compile(r"(?:allocat\w+ (?:for )?|Used )(\d[\d,]*\.?\d*) ?(bytes|[KMGT](?:i?B)?)?", re.IGNORECASE)
 
 
-def ending(error: BaseException) -> tuple[str, int] | None:
+def exit_status(error: BaseException) -> tuple[str, int] | None:
     """(line, exit code) for the exception that ended a command; None for vdit's own faults, which need a traceback."""
     if isinstance(error, KeyboardInterrupt):
         return _line(str(error) or "interrupted"), INTERRUPTED
@@ -179,3 +196,128 @@ class _Outlived:
             os.close(nowhere)
         if error.errno != errno.EPIPE and self is not sys.stderr:
             print(f"vdit: warning: output is lost: {reason(error)}; the work goes on", file=sys.stderr, flush=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Session:
+    """This process among others. peers: None where it is alone."""
+
+    peers: Heartbeat | None
+    status: HostStatus
+    stop: PreemptionHandler
+
+
+@contextlib.contextmanager
+def distributed_session(about: Mapping[str, str], *, wait: float | None = None) -> Iterator[Session]:
+    """Around the work of a command: waits for the other hosts, then ends as all end.
+
+    about: what must be the same on all. wait: see vdit.dist.multihost.initialize. An error on this host is told to the
+    others, and ends the process here and now: jax's own end would wait minutes for hosts that wait for this one.
+    """
+    import jax
+
+    from vdit.dist.heartbeat import HostStatus
+    from vdit.dist.mesh import available_devices
+    from vdit.dist.multihost import initialize, leave
+    from vdit.train.preemption import PreemptionHandler
+
+    status, stop, peers = HostStatus(), PreemptionHandler(), None
+    with stop, contextlib.ExitStack() as calm:
+        try:
+            # A signal while jax starts is kept until the others can be told of it.
+            met = functools.partial(calm.enter_context, stop.held())
+            peers = initialize(about=about | {"the code of vdit": _code()}, wait=wait, status=status, met=met)
+            if peers is not None:
+                stop.take_over()
+                stop.last_words = lambda name: peers.fail(f"was stopped by {name}", EX_TEMPFAIL)
+            calm.close()
+            stop.check()
+            available_devices()  # refused here, before any work
+            yield Session(peers=peers, status=status, stop=stop)
+        except BaseException as error:
+            with stop.held():
+                # All stop together where that was agreed, unless one is lost while it saves.
+                if jax.distributed.is_initialized() and (isinstance(error, Exception) or not stop.agreed):
+                    _end(error, peers)
+                leave(peers)
+            raise
+        with stop.held():
+            stop.settle()
+            leave(peers)
+
+
+def _end(error: BaseException, peers: Heartbeat | None) -> None:
+    from vdit.dist.heartbeat import peer_is_gone
+
+    known = exit_status(error)
+    line, code = known or (f"{type(error).__name__}: {error}", EX_TEMPFAIL if peer_is_gone(error) else 1)
+    if peers is None:
+        pass  # they cannot be told yet, and find out
+    elif code in (EX_TEMPFAIL, INTERRUPTED):
+        peers.fail(f"ended: {line}", EX_TEMPFAIL)
+    else:
+        peers.fail(f"ended with an error: {line} ({'fix that first' if known else 'see its log'})", code)
+    if known is None or "--traceback" in sys.argv:
+        traceback.print_exception(error)
+    if known is not None:
+        print(f"vdit: {line}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _code() -> str:
+    """Changes with any file of vdit's code."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(vdit.__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def keep_compiled() -> None:
+    """Turns jax's persistent compilation cache on, in the user's folder if one is set; before anything is compiled.
+
+    jax keeps programs that took a second or more. Commands start many that take less: kept too, they cost a later
+    command a few milliseconds each. Where that folder cannot be written (no home, a full disk), a line says so, and the
+    command continues without a cache.
+    """
+    import jax
+
+    if not jax.config.jax_enable_compilation_cache:
+        return
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
+    folder = jax.config.jax_compilation_cache_dir
+    try:
+        folder = cache_folder(jax.__version__) if folder is None else folder
+        if "://" not in str(folder):  # a bucket is jax's to write to
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as trial:
+                trial.write(bytes(4096))
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+        jax.config.update("jax_enable_compilation_cache", False)
+        print(
+            f"vdit: warning: compiled programs are not cached for the next command ({reason(error)}): set "
+            "JAX_COMPILATION_CACHE_DIR to a folder that can be written",
+            file=sys.stderr,
+            flush=True,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # A disk that fills up later costs the next command time, and is no reason for a warning at each program.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
+
+
+def cache_folder(version: str) -> Path:
+    """A folder for this jax and this kind of CPU: code compiled for one CPU may not run on another."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "vdit" / f"jax-{version}-{_cpu()}"
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        kind = "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+    except OSError:
+        kind = platform.processor()
+    return hashlib.sha256(f"{platform.machine()} {kind}".encode()).hexdigest()[:8]

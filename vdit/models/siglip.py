@@ -12,10 +12,9 @@ from PIL import Image
 
 from vdit.dist.rules import constrain
 from vdit.errors import ConfigError, ShapeError
-from vdit.models.vision.clip import patches
+from vdit.models.vision import patches
 from vdit.nn.attention import attention
-from vdit.nn.linear import Linear
-from vdit.nn.norm import LayerNorm
+from vdit.nn.layers import LayerNorm, Linear
 from vdit.reprs import short_repr
 from vdit.types import Array
 
