@@ -76,11 +76,11 @@ def test_what_is_held_out_stays_out_and_a_broken_file_costs_itself(job):
 def test_a_stopped_pipeline_makes_only_what_is_missing_and_the_same_latents(job, monkeypatch, tmp_path):
     made, real = [], encode.encode_part
 
-    def dies(source, function, parts, part, **more):
+    def dies(source, function, parts, part, spec):
         if part == 1:
             raise OSError("killed")
         made.append(part)
-        return real(source, function, parts, part, **more)
+        return real(source, function, parts, part, spec)
 
     monkeypatch.setattr(encode, "encode_part", dies)
     with pytest.raises(Exception, match="killed"):

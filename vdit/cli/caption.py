@@ -105,7 +105,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.run_folder is not None and options.prompt is not None:
         raise UsageError("--prompt: a run's captioner answers the one question it was trained on; leave it out")
     if options.endpoint is None:
-        from vdit.cli.cache import keep_compiled
+        from vdit.cli.process import keep_compiled
 
         keep_compiled()
     with Status("caption", devices=options.endpoint is None) as status:

@@ -23,8 +23,7 @@ from vdit.models.conditioner import Patch
 from vdit.models.lm import LanguageModel, LMConfig
 from vdit.nn.attention import attention
 from vdit.nn.embedding import sincos_position
-from vdit.nn.linear import MLP, Linear
-from vdit.nn.norm import LayerNorm, RMSNorm
+from vdit.nn.layers import MLP, LayerNorm, Linear, RMSNorm
 from vdit.registry import register
 from vdit.reprs import short_repr
 from vdit.types import Array, PyTree, Row
