@@ -101,3 +101,13 @@ def _exact(seconds: float, clock: Fraction) -> Fraction:
     ticks = round(seconds / float(clock))
     exact = ticks * clock
     return exact if abs(float(exact) - seconds) < 1e-7 else Fraction(seconds).limit_denominator(10**7)
+
+
+def frames_from_array(frames: np.ndarray, fps: float) -> Iterator[AnalysisFrame]:
+    """What `read_frames` would give of a video in memory: uint8 [t h w 3] RGB at `fps` frames a second."""
+    rate = Fraction(fps).limit_denominator(1001)
+    convert = None
+    for index, image in enumerate(frames):
+        raw = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24")
+        convert = convert or _converter(raw, 1.0)
+        yield AnalysisFrame(index, index / rate, (index + 1) / rate, convert(raw), raw)

@@ -143,20 +143,23 @@ def blockiness(luma: np.ndarray) -> float:
 
 
 _COMB = 12  # grey levels
-_COMBED = 0.01  # share of pixels
+_COMBED = 0.01  # share of pixels, beyond the share along lines, where noise and texture are alike
 
 
 def combed(luma: np.ndarray) -> bool:
     """Whether lines alternate between two moments: a pixel differs from those above and below, which agree."""
-    x = luma[:512].astype(np.int16)
-    if len(x) < 16:
+    if min(luma.shape) < 16:
         return False
+    tile = luma[:512, :1024].astype(np.int16)
+    return bool(_combs(tile) - 2 * _combs(tile.T) > _COMBED)
+
+
+def _combs(x: np.ndarray) -> float:
+    """Share of pixels that differ from both neighbours, which agree, as those one further agree with the pixel."""
     up, here, down = x[:-4], x[2:-2], x[4:]  # the same field
     above, below = x[1:-3], x[3:-1]  # the other field
-    a, b = here - above, here - below
-    comb = (a * b > _COMB * _COMB) & (np.abs(above - below) < _COMB) & (np.abs(up - here) < _COMB)
-    comb &= np.abs(down - here) < _COMB
-    return bool(comb.mean() > _COMBED)
+    comb = ((here - above) * (here - below) > _COMB * _COMB) & (np.abs(above - below) < _COMB)
+    return float((comb & (np.abs(up - here) < _COMB) & (np.abs(down - here) < _COMB)).mean())
 
 
 _TEXT_WIDTH = 640
@@ -174,16 +177,37 @@ def text_area(luma: np.ndarray) -> float:
     lines = cv2.morphologyEx(strong, cv2.MORPH_CLOSE, np.ones((1, 13), np.uint8))
     lines = cv2.morphologyEx(lines, cv2.MORPH_OPEN, np.ones((5, 9), np.uint8))
     count, _, boxes, _ = cv2.connectedComponentsWithStats(lines)
-    total = 0
     across = np.abs(np.diff(image.astype(np.int16), axis=1)) > 45
-    for x, y, width, height, area in boxes[1:count]:
-        if width < 2 * height or not 6 <= height <= 0.2 * image.shape[0] or area < 0.45 * width * height:
+    words = []
+    for x, y, width, height, area in boxes[1:count].tolist():
+        if width < 0.8 * height or not 6 <= height <= 0.2 * image.shape[0] or area < 0.5 * width * height:
             continue
-        crossings = across[y : y + height, x : x + width - 1].sum(1)
-        if np.median(crossings) * height < 0.55 * width or crossings.max() < 4:  # strokes are no wider than letters
-            continue
-        total += width * height
-    return total / image.size
+        if np.median(across[y : y + height, x : x + width - 1].sum(1)) >= 1.8 * width / height:
+            words.append((x, y, x + width, y + height))
+    return sum((right - left) * (bottom - top) for left, top, right, bottom in _lines(words)) / image.size
+
+
+_MOST_WORDS = 400
+
+
+def _lines(words: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """Boxes (left, top, right, bottom) of words that stand on one line close together; a line is 3.5 times as long as
+    high, or it is none."""
+    lines: list[tuple[int, int, int, int]] = []
+    for box in sorted(words)[:_MOST_WORDS]:
+        for k in range(len(lines) - 1, -1, -1):
+            line = lines[k]
+            height = line[3] - line[1], box[3] - box[1]
+            shared = min(line[3], box[3]) - max(line[1], box[1])
+            if box[0] - line[2] < 1.7 * max(height) and shared > 0.65 * max(height):
+                lines[k] = (line[0], min(line[1], box[1]), max(line[2], box[2]), max(line[3], box[3]))
+                break
+        else:
+            lines.append(box)
+    return [line for line in lines if line[2] - line[0] >= 3.5 * (line[3] - line[1])]
+
+
+_LARGEST_LOGO = 0.1  # of the picture
 
 
 def logo_area(thumbs: Sequence[np.ndarray]) -> float | None:
@@ -204,9 +228,20 @@ def logo_area(thumbs: Sequence[np.ndarray]) -> float | None:
     edges = strength > 8
     if edges.sum() < 10 or np.median(steady[edges]) > 0.75:
         return None
-    fixed = (edges & (steady > 0.95)).astype(np.uint8)
-    count, _, boxes, _ = cv2.connectedComponentsWithStats(cv2.dilate(fixed, np.ones((3, 3), np.uint8)))
-    return float(sum(area for *_, area in boxes[1:count] if area >= 12) / fixed.size)
+    fixed = cv2.dilate((edges & (steady > 0.95)).astype(np.uint8), np.ones((3, 3), np.uint8))
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats(fixed)
+    gx, gy = x.mean(0), y.mean(0)
+    total = 0
+    for number in range(1, count):
+        _, _, width, height, area = boxes[number].tolist()
+        mine = labels == number
+        if area < 12 or area < 0.3 * width * height or area > _LARGEST_LOGO * fixed.size:
+            continue
+        # A long edge along which the camera moves stands still as well; a logo has edges of all directions.
+        xx, yy, xy = (gx[mine] ** 2).sum(), (gy[mine] ** 2).sum(), (gx[mine] * gy[mine]).sum()
+        weaker = (xx + yy) / 2 - math.hypot((xx - yy) / 2, xy)
+        total += area if weaker > 0.15 * (xx + yy) else 0
+    return total / fixed.size
 
 
 class Flow:
