@@ -40,7 +40,7 @@ class DuplicateOptions:
     """
 
     likeness: float = 0.86
-    change: float = 0.6
+    change: float = 0.7
     mirror: bool = False
     bits: int = 12
     keys: int = 8
@@ -169,7 +169,9 @@ def _mixed(band: int, key: int) -> bytes:
 # Comparison.
 
 _SPEEDS = (1.0, 0.95, 1 / 0.95, 0.96, 1.04)  # a copy may be played faster; films on television are, by 4%
-_ZOOMS = (1.0, 0.95, 0.9, 1 / 0.95, 1 / 0.9)  # or cropped
+_VIEWS = [(1.0, 0, 0), *((zoom, x, y) for zoom in (0.95, 0.9, 1 / 0.95, 1 / 0.9)
+                         for x in (-1, 0, 1) for y in (-1, 0, 1))]  # or cropped: how much, and at which sides
+_UNALIGNED = 0.3  # by how much a copy that is cropped may look less alike before the crop is undone
 _STEP_S = 0.125
 _STILL = 0.05  # of the spread of a picture: smaller changes in time are coding noise
 _STILL_LIKENESS = 0.93
@@ -180,14 +182,14 @@ def _alike(a: Signature, b: Signature, options: DuplicateOptions) -> bool:
         return False
     x, y = _normal(a.pictures), _normal(b.pictures)
     correlations = x @ y.T
-    if correlations.max() < options.likeness - 0.15:
+    if correlations.max() < options.likeness - _UNALIGNED:
         return False
     best, aligned = -1.0, None
     for speed in _SPEEDS:
         score, pairs = _align(correlations, a.times, b.times * speed, options.overlap)
         if pairs is not None and score > best + 1e-6:
             best, aligned = score, pairs
-    if aligned is None or best < options.likeness - 0.12:
+    if aligned is None or best < options.likeness - _UNALIGNED:
         return False
     return _same_moment(a.pictures[aligned[0]], b.pictures[aligned[1]], options)
 
@@ -224,14 +226,14 @@ def _align(
 
 def _same_moment(a: np.ndarray, b: np.ndarray, options: DuplicateOptions) -> bool:
     """Whether pictures [n 16 16], laid over each other in time, look alike and change alike."""
-    likeness, zoomed = max(
+    likeness, view = max(
         (float((_normal(a) * _normal(other)).sum(1).mean()), k)
-        for k, other in enumerate(_zoomed(b, zoom) for zoom in _ZOOMS)
+        for k, other in enumerate(_viewed(b, view) for view in _VIEWS)
     )
     if likeness < options.likeness:
         return False
-    changes = [_changes(pictures) for pictures in (a, _zoomed(b, _ZOOMS[zoomed]))]
-    if min(float(np.sqrt((change**2).mean())) for change in changes) < _STILL:
+    changes = [_changes(pictures) for pictures in (a, _viewed(b, _VIEWS[view]))]
+    if max(float(np.sqrt((change**2).mean())) for change in changes) < _STILL:
         return likeness > max(_STILL_LIKENESS, options.likeness)
     product = [(changes[i] * changes[j]).sum() for i, j in ((0, 1), (0, 0), (1, 1))]
     return bool(product[0] / math.sqrt(max(product[1] * product[2], 1e-9)) >= options.change)
@@ -245,13 +247,16 @@ def _changes(pictures: np.ndarray) -> np.ndarray:
     return (x - middle) / max(float(middle.std()), 2.0)
 
 
-def _zoomed(pictures: np.ndarray, zoom: float) -> np.ndarray:
-    """The middle of pictures [n 16 16], `zoom` of their sides, at the same size; above 1 the edges repeat."""
+def _viewed(pictures: np.ndarray, view: tuple[float, int, int]) -> np.ndarray:
+    """A part of pictures [n 16 16] at the same size: (zoom, x, y), `zoom` of the sides, at the left (x -1), in the
+    middle (0) or at the right (1), and likewise at the top and the bottom. With a zoom above 1 the edges repeat."""
+    zoom, right, down = view
     if zoom == 1.0:
         return pictures
     middle = (SIDE - 1) / 2
-    places = (middle + (np.arange(SIDE, dtype=np.float32) - middle) * zoom).astype(np.float32)
-    x, y = np.meshgrid(places, places)
+    places = (np.arange(SIDE, dtype=np.float32) - middle) * zoom + middle
+    shift = abs(1 - zoom) * SIDE / 2
+    x, y = np.meshgrid((places + right * shift).astype(np.float32), (places + down * shift).astype(np.float32))
     return np.stack([cv2.remap(picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
                      for picture in pictures])  # fmt: skip
 
