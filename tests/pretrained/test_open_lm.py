@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 
+from tests.conftest import ROOT
 from tests.pretrained.reference import enliven
 from tests.pretrained.test_lm import reference
 from vdit.errors import LanguageError, WeightsError
@@ -21,6 +23,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 VOCABULARY = 280
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +125,16 @@ def test_other_places_of_a_template(folder, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
     (tmp_path / "chat_template.jinja").write_text("JINJA")
     assert open_lm(tmp_path).template.render([]) == "JINJA"
+
+
+def test_the_page_runs(folder, tmp_path, monkeypatch, capsys):
+    """docs/language_models.md, with the small model under the name that the page takes."""
+    [(language, code)] = FENCE.findall((ROOT / "docs" / "language_models.md").read_text())
+    (tmp_path / "SmolLM2-135M-Instruct").symlink_to(folder[0])
+    monkeypatch.chdir(tmp_path)
+    assert language == "python"
+    exec(compile(code, "language_models.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
 
 
 def test_no_such_folder_and_a_broken_file(tmp_path):
