@@ -84,6 +84,8 @@ def test_small_models_give_the_reference_numbers(torch, parity, tmp_path, name):
     if not config.rope_divisors:
         assert lm_config(json.loads(json.dumps(lm_json(config)))) == config
 
+    if name not in ("SmolLM2", "Qwen3"):  # between them they have everything that generation sees
+        return
     # Prompts of several lengths in one batch, each as transformers continues it alone.
     prompts = [some_ids(61, n, seed=n).tolist() for n in (1, 7, 12)]
     made = generate(LanguageModel(config), params, pad_prompts(prompts), Decoding.make(3, max_tokens=16), max_tokens=16)
@@ -100,7 +102,7 @@ def test_layers_that_are_not_stacked_give_the_same(torch, parity, tmp_path):
     parity("Qwen3 logits, layers apart", ours(config, params, ids), model(torch.tensor(ids).long()).logits)
 
 
-@pytest.mark.parametrize("name", TRUE)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "Qwen3 0.6B")) for n in TRUE])
 def test_models_of_true_width_give_the_reference_numbers(torch, parity, name):
     family, preset = TRUE[name]
     config = lm_preset(preset, layers=2, vocab_size=97)

@@ -108,12 +108,12 @@ def test_a_small_model_gives_the_reference_numbers(torch, parity, tmp_path):
     again = fill(vision_rules(apart), {name: x for name, x in state.items() if name.startswith(VISION)})
     image = np.ones((1, 54, 54, 3), np.float32)
     np.testing.assert_allclose(
-        SiglipConnector(apart).apply({"params": again}, image),
-        SiglipConnector(vision).apply({"params": params}, image), atol=1e-5,
+        jax.jit(SiglipConnector(apart).apply)({"params": again}, image),
+        jax.jit(SiglipConnector(vision).apply)({"params": params}, image), atol=1e-5,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TRUE)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * ("2.2B" in n)) for n in TRUE])
 def test_models_of_true_width_give_the_reference_numbers(torch, parity, name):
     model = reference(*TRUE[name]).eval()
     for i, parameter in enumerate(model.parameters()):
