@@ -31,10 +31,10 @@ def of_frame(image: np.ndarray, gray: np.ndarray) -> dict[str, float]:
     return {
         "luma": mean[0, 0] / 255,
         "spread": spread[0, 0] / 255,
-        "dark": float((gray < 16).mean()),
-        "bright": float((gray > 239).mean()),
+        "dark": np.count_nonzero(gray < 16) / gray.size,
+        "bright": np.count_nonzero(gray > 239) / gray.size,
         "colour": colour,
-        "si": float(cv2.magnitude(x, y)[1:-1, 1:-1].std()),
+        "si": _spread(cv2.magnitude(x, y)[1:-1, 1:-1]),
     }
 
 
@@ -42,7 +42,12 @@ def of_pair(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
     """Of two grey pictures in a row: temporal information, and the change of the block that changes most."""
     difference = cv2.subtract(after, before, dtype=cv2.CV_16S)
     blocks = cv2.resize(np.abs(difference), (8, 8), interpolation=cv2.INTER_AREA)
-    return {"ti": float(difference.std()), "change": float(blocks.max())}
+    return {"ti": _spread(difference), "change": float(blocks.max())}
+
+
+def _spread(x: np.ndarray) -> float:
+    """The standard deviation, by OpenCV: several times faster than numpy's on small pictures."""
+    return float(cv2.meanStdDev(x)[1][0, 0])
 
 
 def detail(luma: np.ndarray, raw: av.VideoFrame, *, text: bool) -> dict[str, float]:
@@ -150,7 +155,8 @@ def combed(luma: np.ndarray) -> bool:
     """Whether lines alternate between two moments: a pixel differs from those above and below, which agree."""
     if min(luma.shape) < 16:
         return False
-    tile = luma[:512, :1024].astype(np.int16)
+    top, left = max(0, len(luma) // 2 - 128), max(0, luma.shape[1] // 2 - 256)
+    tile = luma[top : top + 256, left : left + 512].astype(np.int16)
     return bool(_combs(tile) - 2 * _combs(tile.T) > _COMBED)
 
 
@@ -159,7 +165,8 @@ def _combs(x: np.ndarray) -> float:
     up, here, down = x[:-4], x[2:-2], x[4:]  # the same field
     above, below = x[1:-3], x[3:-1]  # the other field
     comb = ((here - above) * (here - below) > _COMB * _COMB) & (np.abs(above - below) < _COMB)
-    return float((comb & (np.abs(up - here) < _COMB) & (np.abs(down - here) < _COMB)).mean())
+    comb &= (np.abs(up - here) < _COMB) & (np.abs(down - here) < _COMB)
+    return np.count_nonzero(comb) / comb.size
 
 
 _TEXT_WIDTH = 640

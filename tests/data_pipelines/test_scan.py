@@ -1,5 +1,7 @@
 """One decoding: probe, cut, split, measure; what a damaged file costs; the DoFn."""
 
+import re
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from data_pipelines.records import ClipRecord
 from data_pipelines.scan import ScanOptions, scan
 from data_pipelines.scenes import CutOptions, cut
 from data_pipelines.split import SplitOptions, split
+from tests.conftest import ROOT
 from tests.data_pipelines.footage import film, shot
 from vdit.errors import ConfigError, VideoError
 from vdit.video.read import read_video
@@ -125,3 +128,12 @@ def test_in_beam_a_bad_file_costs_one_row(path, tmp_path):
         made = (pipeline | beam.Create(records) | beam.ParDo(Stage("probe", probe, None))
                 | beam.ParDo(Stage("cut", cut, CutOptions())))  # fmt: skip
         assert_that(made, check)
+
+
+def test_the_pages_example_runs(path, tmp_path, monkeypatch, capsys):
+    """The first block of docs/footage.md, as it stands there."""
+    block = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "footage.md").read_text(), re.DOTALL)[1]
+    shutil.copy(path, tmp_path / "film.mp4")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "footage.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) == 3
