@@ -24,44 +24,44 @@ def config() -> Experiment:
     return Experiment(
         name="worlds_captioner",
         data=DataConfig(
-            source=WorldsSource(world="moving+bounce+orbit", count=4500, options=("sizes=(0.2,0.3)",)),
-            pixel_budgets=(48 * 48,),
+            source=WorldsSource(world="moving+bounce+orbit", count=3000, options=("sizes=(0.2,0.3)",)),
+            pixel_budgets=(32 * 32,),
             frames=(17,),
-            row_tokens=180,
-            max_text_per_row=512,
-            max_frames_per_row=20,
+            row_tokens=160,
+            max_text_per_row=640,
+            max_frames_per_row=40,
             max_clips_per_row=8,
             threads=2,
         ),
         vae=vae_preset("tiny", latent_channels=12),
         vae_loss=VAELossConfig(reconstruction="mse", kl_weight=1e-4),
-        vae_clips=VAETrainConfig(frames=5, size=(48, 48)),
+        vae_clips=VAETrainConfig(frames=5, size=(32, 32)),
         vae_train=TrainConfig(
-            steps=1000,
+            steps=800,
             batch_size=4,
             ema_decay=0.99,
             optimizer=OptimizerConfig(
                 learning_rate=1.5e-3, warmup_steps=50, schedule="cosine", final_scale=0.02, b2=0.95, clip_norm=0.3
             ),
         ),
-        latents=LatentsConfig(samples=4500),
+        latents=LatentsConfig(samples=3000),
         text=TextConfig(width=128, depth=0, heads=4, max_length=128, vocab_size=512),
         backbone=Captioner(
             in_channels=12,
             width=128,
             depth=3,
             heads=4,
-            pool=2,
-            lm=LMConfig(vocab_size=512, width=128, layers=3, heads=4, kv_heads=4, head_dim=32, mlp=384, context=1024),
+            pool=1,
+            lm=LMConfig(vocab_size=512, width=96, layers=2, heads=4, kv_heads=4, head_dim=24, mlp=256, context=1024),
         ),
-        objective=Captioning(text_steps=150, connector_steps=150),
+        objective=Captioning(text_steps=100, connector_steps=100),
         dit_train=TrainConfig(
-            steps=2000,
+            steps=1200,
             batch_size=4,
             ema_decay=0.99,
-            save_every=300,
+            save_every=200,
             optimizer=OptimizerConfig(
-                learning_rate=1e-3, warmup_steps=50, schedule="cosine", final_scale=0.05, b2=0.95
+                learning_rate=2e-3, warmup_steps=50, schedule="cosine", final_scale=0.05, b2=0.95
             ),
         ),
     )

@@ -12,9 +12,12 @@ import pytest
 
 from tests.data_paths import shared_data
 from tests.language.stub import ANSWERS, FAULTS, Stub
+from tests.loopback import serve_buckets
+from vdit import paths
 from vdit.cli.main import main
 from vdit.data.captions import read_captions
 from vdit.data.config import DataConfig
+from vdit.data.data_source import FolderSource
 from vdit.data.pipeline import TokenSpec, ToPackItem
 from vdit.video.read import write_video
 
@@ -150,3 +153,32 @@ def test_clips_with_a_server_that_misbehaves_killed_and_resumed(tmp_path, real):
     entries = read_captions(tmp_path).entries
     assert len(entries) == len(clips)
     assert all(entry.synthetic == 2 for entry in entries)
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    yield from serve_buckets()
+
+
+def test_videos_and_captions_in_a_bucket(bucket, folder, monkeypatch):
+    for path in folder.glob("*.mp4"):
+        paths.copy_file(path, f"gs://vdit-test/clips/{path.name}")
+    for _ in range(2):  # the second call finds all of them done
+        with Stub() as stub:
+            monkeypatch.setenv("OPENAI_BASE_URL", stub.base)
+            command = ["caption", "gs://vdit-test/clips", "--endpoint", "m", "--frames", "2", "--cache", str(folder)]
+            assert main(command) == 0
+    assert len(read_captions("gs://vdit-test/clips").entries) == 4
+    assert stub.requests == []
+    assert paths.exists("gs://vdit-test/clips/captions.html")
+
+
+def test_a_folder_source_says_which_captions_a_model_wrote(folder):
+    (folder / "captions.csv").write_text("file,caption\n0.mp4,a square\n1.mp4,a square\n")
+    record = {"file": "0.mp4", "caption": "grey", "detailed": "a grey square", "provenance": {"model": "m"}}
+    (folder / "synthetic_captions.jsonl").write_text(json.dumps(record) + "\n")
+    config = DataConfig(source=FolderSource(path=str(folder)), pixel_budgets=(256,), frames=(1,))
+    source = config.source.open(config, seed=0)
+    samples = {sample["id"]: sample for sample in (source[i] for i in range(len(source)))}
+    assert (samples["0.mp4"]["captions"], samples["0.mp4"]["synthetic"]) == (["a square", "grey", "a grey square"], 2)
+    assert "synthetic" not in samples["1.mp4"]

@@ -276,7 +276,7 @@ def _save_page(
     marked = sum("problem" in record for record in records.values())
     more = "" if len(cards) == len(records) else f"; {len(cards)} of {len(records)} videos are shown"
     page_of = Page("captions", f"{len(records) - marked} captions, {marked} marked with a problem, by {model}{more}")
-    page_of.videos(cards, 8, columns=2).save(page)
+    paths.write_atomic(page, page_of.videos(cards, 8, columns=2).html())
 
 
 CAPTION = Command(

@@ -51,7 +51,7 @@ class Status:
 
     def __init__(self, command: str, *, console: Console | None = None, devices: bool = True):
         self.command, self.console, self.model, self.next = command, console, "", ""
-        self._began, self._loaded, self._devices = time.monotonic(), 0.0, devices
+        self._began, self._loaded, self.devices = time.monotonic(), 0.0, devices
         self._head: list[str] = []
         self._written: list[str] = []
         self._compiling = None
@@ -164,7 +164,7 @@ class Status:
         parts = [f"{clock_face(spent)} in all"]
         if compiling >= 1:
             parts.append(f"{clock_face(compiling)} of it compiling")
-        parts.append(f"{memory(self._devices)} at most")
+        parts.append(f"{memory(self.devices)} at most")
         count = len(self._written)
         files = "" if not count else f"wrote {self._written[0]}" if count == 1 else f"wrote {count} files"
         self._print("; ".join(filter(None, [files, ", ".join(parts)])))
@@ -175,7 +175,7 @@ class Status:
         """Whether this host is the one that tells."""
         from vdit.dist.multihost import is_primary_host
 
-        return not self._devices or is_primary_host()
+        return not self.devices or is_primary_host()
 
     def _print(self, line: str) -> None:
         if not self.speaks():
@@ -208,6 +208,7 @@ class Work:
         if self._status.speaks():
             # A bar moves lines of stdout above itself, which must not happen where stdout goes to a file.
             more = {"console": self._status.console or Console(stderr=True), "lines": not sys.stdout.isatty()}
+            more |= {} if self._status.devices else {"phase": "working ..."}
             self._display = make_display(self._name, self._total, expected=self._expected, **more)
 
     def update(self, done: int, values: Mapping[str, float]) -> None:

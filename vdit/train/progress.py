@@ -112,11 +112,15 @@ def make_display(
     console: Console | None = None,
     expected: float | None = None,
     lines: bool = False,
+    phase: str = "compiling ...",
 ) -> Display:
-    """A bar if the console is a terminal, else plain lines (always, with `lines`). expected: seconds, see Pace."""
+    """A bar if the console is a terminal, else plain lines (always, with `lines`).
+
+    expected: seconds, see Pace. phase: what happens before the first step is done.
+    """
     console = console or Console()
     kind = Bar if console.is_terminal and not lines else Lines
-    return kind(name, steps, start, console=console, expected=expected)
+    return kind(name, steps, start, console=console, expected=expected, phase=phase)
 
 
 def show_values(values: Mapping[str, float]) -> str:
@@ -143,12 +147,12 @@ def _is_headline(key: str, values: Mapping[str, float]) -> bool:
 class Bar:
     """A bar with the time left."""
 
-    def __init__(self, name: str, steps: int, start: int, *, console: Console, expected: float | None):
+    def __init__(self, name: str, steps: int, start: int, *, console: Console, expected: float | None, phase: str):
         self._compiling = Compiling(self._compiled)
         self._pace = Pace(steps, start, compiling=self._compiling, expected=expected)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Left(self._pace))
         self._bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=console)
-        self._task = self._bar.add_task(name, total=steps, completed=start, figures="compiling ...")
+        self._task = self._bar.add_task(name, total=steps, completed=start, figures=phase)
         self._bar.start()
 
     def _compiled(self, seconds: float) -> None:
@@ -180,14 +184,14 @@ class _Left(ProgressColumn):
 class Lines:
     """A line every few seconds, at the first and last step, and now and then while a step takes long."""
 
-    def __init__(self, name: str, steps: int, start: int, *, console: Console, expected: float | None):
+    def __init__(self, name: str, steps: int, start: int, *, console: Console, expected: float | None, phase: str):
         self._name, self._out, self._values = name, console.file, {}
         self._compiling = Compiling(self._compiled)
         self._pace = Pace(steps, start, compiling=self._compiling, expected=expected)
-        self._phase, self._last, self._closed = "compiling ...", -float("inf"), threading.Event()
+        self._phase, self._last, self._closed = phase, -float("inf"), threading.Event()
         self._lock = threading.Lock()
         if start < steps:
-            self._print(f"{name}: compiling ...")
+            self._print(f"{name}: {phase}")
         threading.Thread(target=self._while_quiet, daemon=True).start()
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
