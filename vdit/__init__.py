@@ -31,6 +31,7 @@ _LAZY = {
     "Generator": "vdit.generate",
     "LoRAFile": "vdit.pretrained.lora",
     "load": "vdit.generate",
+    "open_expander": "vdit.generate.expansion",
     "read_video": "vdit.video.read",
     "write_video": "vdit.video.read",
 }

@@ -89,15 +89,15 @@ def test_clock_adds_up_over_interruptions_and_scales_what_is_left(tmp_path, monk
 
 def test_every_step_is_expected_to_take_time():
     seconds = expected_seconds(config.experiment(), 64)
-    assert list(seconds) == ["vae", "latents", "tokenizer", "dit", "samples", "page"]
+    assert list(seconds) == ["vae", "latents", "tokenizer", "dit", "expander", "samples", "page"]
     assert all(value > 0 for value in seconds.values())
 
 
 def test_it_says_what_it_does_and_what_came_out(tiny_quickstart):
     folder, output = tiny_quickstart
     results = json.loads((folder / "results.json").read_text())
-    for step in range(1, 7):
-        assert re.search(rf"\[{step}/6\] .*\(about \d+:\d\d left in all\)", output)
+    for step in range(1, 8):
+        assert re.search(rf"\[{step}/7\] .*\(about \d+:\d\d left in all\)", output)
     for line, key in (("samples of held-out", "shares"), ("real videos", "rendered"), ("shuffled", "shuffled")):
         shown = re.search(rf"{line}.*?((?: +\d+\.\d%){{4}})\n", output)
         assert shown[1].split() == [f"{results[key][part]:.1%}" for part in (*PARTS, "all")]
@@ -109,7 +109,7 @@ def test_results_hold_every_sample(tiny_quickstart):
     assert [s["prompt"] for s in results["samples"]] == [w.prompt for w in config.held_out(_tiny(), 4)]
     for part in PARTS:
         assert results["shares"][part] == np.mean([s["right"][part] for s in results["samples"]])
-    assert set(results["seconds"]) == {"vae", "latents", "tokenizer", "dit", "samples", "page"}
+    assert set(results["seconds"]) == {"vae", "latents", "tokenizer", "dit", "expander", "samples", "page"}
     assert 0 < results["figures"]["share of useful tokens"] <= 1
 
 

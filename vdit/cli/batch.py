@@ -9,7 +9,7 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vdit import buckets, paths
 from vdit.cli.parser import Duration, UsageError, length, nearest, size
@@ -18,6 +18,9 @@ from vdit.data.tables import TABLES, read_lines, read_table
 from vdit.errors import ConfigError, DataError, TextError, writing
 from vdit.paths import MIB
 from vdit.seeds import check_seed
+
+if TYPE_CHECKING:
+    from vdit.language.expansion import Expansion
 
 OTHERS = ("negative", "seed", "frames", "size", "out")
 # As of captions files, so that one of them is a prompts file too; what it says of videos is left aside.
@@ -34,7 +37,10 @@ _OF_MODEL = (".json", ".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".model", 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptSpec:
-    """A prompt, and what it wants; None is as the command says. size: (height, width). out: a name in its folder."""
+    """A prompt, and what it wants; None is as the command says.
+
+    size: (height, width). out: a name in its folder. expansion: what the prompt was made of (--expand).
+    """
 
     prompt: str
     negative: str | None = None
@@ -42,6 +48,7 @@ class PromptSpec:
     frames: Duration | None = None
     size: tuple[int, int] | None = None
     out: str | None = None
+    expansion: Expansion | None = None
 
 
 def read_prompts(path: str | Path) -> list[PromptSpec]:

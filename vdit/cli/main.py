@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 import vdit
-from vdit.cli import caption, editing, encode_text, public_weights, reconstruct, sample, simulate, train, verbs
+from vdit.cli import caption, editing, encode_text, expand, public_weights, reconstruct, sample, simulate, train, verbs
 from vdit.cli.parser import Command, Parser, UsageError, nearest, refuse_unknown, take_overrides, take_plugins
 from vdit.cli.process import exit_status, heard_interrupts, outlived_output
 from vdit.errors import EX_OK, EX_USAGE, VditWarning
@@ -22,6 +22,7 @@ COMMANDS: dict[str, Command] = {
     "train": train.TRAIN,
     "encode-text": encode_text.ENCODE_TEXT,
     "plan": train.PLAN,
+    "expand": expand.EXPAND,
     "sample": sample.SAMPLE,
     "animate": verbs.ANIMATE,
     "extend": verbs.EXTEND,

@@ -257,12 +257,15 @@ def read_mesh(text: str | None):
         raise UsageError(f"--mesh {text}: {error}") from None
 
 
-def write(target: Target, video, fps: float, *, sound: Soundtrack | None = None) -> Path:
+def write(
+    target: Target, video, fps: float, *, sound: Soundtrack | None = None, comment: str | None = None
+) -> Path:
     """Writes a video, makes its folder, prints the path and returns it. On several hosts the first alone writes.
 
     Args:
         video: float32 [t h w 3] in [-1, 1] (of an image one frame), or such pieces, which are written as they come.
         sound: Soundtrack of pieces; None for none.
+        comment: a text in the file's own metadata.
     """
     from vdit.dist.multihost import is_primary_host
     from vdit.video.read import write_image, write_video
@@ -279,6 +282,7 @@ def write(target: Target, video, fps: float, *, sound: Soundtrack | None = None)
             write_image(part, video[0] if whole else next(iter(pieces))[0])
             return
         along = {} if sound is None else {"sound": lambda: sound.parts(pieces.done, fps)}
+        along |= {} if comment is None else {"metadata": {"comment": comment}}
         write_video(part, video if whole else pieces, fps=fps, **along)
 
     return put(target, fill)

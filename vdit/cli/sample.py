@@ -6,20 +6,25 @@ import argparse
 import dataclasses
 import io
 import itertools
+import json
 import math
 import os
 import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vdit import paths
-from vdit.cli import output
+from vdit.cli import expand, output
 from vdit.cli.batch import MANIFEST, Manifest, PromptSpec, digests, read_prompts, state_of
 from vdit.cli.parser import RATE, Command, Duration, UsageError, at_least, length, size
 from vdit.cli.status import Status, following, numbers, shown_method
 from vdit.errors import ConfigError, OutputError, Preempted, VditWarning, reason
 from vdit.outputs import check_output
+
+if TYPE_CHECKING:
+    from vdit.language.expansion import Expansion
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fps", type=RATE, help="frame rate of the files; default: the model's own")
     output.add_sampling(parser)
     output.add_seeds(parser)
+    expand.add_expansion(parser)
     output.add_model(parser)
     parser.add_argument("--batch", type=at_least(1), default=8, metavar="N", help="videos made at once; default: 8")
 
@@ -53,7 +59,10 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """One video to be made. size: (height, width). id: see vdit.cli.batch; None where there is no manifest."""
+    """One video to be made.
+
+    size: (height, width). id: see vdit.cli.batch; None where there is no manifest. expansion: of its prompt.
+    """
 
     prompt: str
     negative: str
@@ -62,6 +71,7 @@ class Job:
     size: tuple[int, int]
     target: output.Target
     id: str | None = None
+    expansion: Expansion | None = None
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -74,6 +84,9 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         raise UsageError(f"{output.no_run(options, folder)}{rule}")
     output.check_sampler(options)
     wanted_size = None if options.size is None else size(options.size)
+    made = expand.expansions(options, folder, [spec.prompt for spec in specs])
+    if made is not None:
+        specs = [dataclasses.replace(spec, prompt=one.text, expansion=one) for spec, one in zip(specs, made)]
     requests = _requests(options, specs)
     manifest = None if output.is_file(options.out) else Manifest(paths.path(options.out))
     ids = [None] * len(requests) if manifest is None else digests(_depends(options, folder, requests))
@@ -195,7 +208,7 @@ def _job(options: argparse.Namespace, request: Request, id: str | None, generato
         target = output.target(options.out, output.file_name(request.number, spec.prompt, frames=frames), request.seed)
     return Job(
         prompt=spec.prompt, negative=options.negative if spec.negative is None else spec.negative, seed=request.seed,
-        frames=frames, size=spec.size or size or tuple(defaults.size), target=target, id=id,
+        frames=frames, size=spec.size or size or tuple(defaults.size), target=target, id=id, expansion=spec.expansion,
     )  # fmt: skip
 
 
@@ -258,7 +271,8 @@ def _sample(
                 **asked,
             )
             for job, frames in zip(batch[:count], videos):
-                path = output.write(job.target, frames, fps)
+                comment = None if job.expansion is None else json.dumps(job.expansion.about(), ensure_ascii=False)
+                path = output.write(job.target, frames, fps, comment=comment)
                 status.wrote(path)
                 if job.frames > 1 and not status.next:
                     status.next = following(options, "extend", path, job.prompt, "--after 2s --out longer.mp4")
@@ -304,6 +318,7 @@ def _about(job: Job, options: argparse.Namespace, fps: float) -> dict:
     about = {"prompt": job.prompt, "negative": job.negative, "seed": str(job.seed), "frames": job.frames}
     names = ("steps", "guidance", "sampler", "reuse", "image", "condition", "lora")
     asked = {name: getattr(options, name) for name in names}
+    about |= {} if job.expansion is None else {"expansion": job.expansion.about()}
     about |= {"size": f"{job.size[0]}x{job.size[1]}", "fps": fps, "model": options.model or options.words[0]}
     return about | {name: value for name, value in asked.items() if value}
 
@@ -337,6 +352,7 @@ examples:
   vdit sample runs/mine "a dog runs" "a cat sleeps" --out samples --frames 33 --size 64x96 --count 4
   vdit sample runs/mine --prompts prompts.txt --out samples --guidance 5 --negative "blurred" --steps 50
   vdit sample runs/mine "a dog" --frames 1 --out dog.png
+  vdit sample runs/mine "a dog" --expand --out dog.mp4    # the prompt as a detailed caption (vdit expand --help)
   vdit sample --model Wan2.1-T2V-1.3B-Diffusers "a dog runs" --out dog.mp4 --weights int8
   vdit sample --model Wan2.2-TI2V-5B "the dog runs" --image dog.jpg --out dog.mp4 --lora style.safetensors:0.8
   vdit sample --model Wan2.2-T2V-A14B "the dog runs" --lora style_high.safetensors --lora style_low.safetensors:0.6

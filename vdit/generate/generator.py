@@ -11,7 +11,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from vdit.experiment.experiment import Experiment
 from vdit.finite import nonfinite_names
 from vdit.generate.images import as_bytes, fit_images
 from vdit.generate.inputs import same_rate
+from vdit.language.expansion import Expander
 from vdit.models.network import Network
 from vdit.models.text import Tokenizer, warn_of_cuts
 from vdit.models.vae.video import VideoVAE
@@ -77,6 +78,7 @@ class Generator:
         seed: int = 0,
         noise: Array | None = None,
         latents: bool = False,
+        expand: Expander | None = None,
         **sampling: Unpack[Sampling],
     ) -> Array:
         """Videos for prompts: float32 [b t h w 3] in [-1, 1], one for each prompt.
@@ -101,6 +103,8 @@ class Generator:
         seed: from 0 to 2**64 - 1; the same seed, prompts and sizes give the same videos. negative: guided away from.
         noise: float32 [b t' h' w' c], the latents to start from instead of those that `seed` draws.
         latents: give the normalised latents float32 [b t' h' w' c], not the videos.
+        expand: makes a detailed caption of each prompt first, with the same seed (vdit.open_expander); a VditWarning
+        says which prompts it leaves as they are.
         Compiles once for each combination of number of prompts, frames, size, steps and method.
         On several hosts all call it with the same arguments, and each gets all of the videos
         (vdit.sampling.programs.sample).
@@ -110,6 +114,8 @@ class Generator:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ConfigError(f"prompts={prompts!r} must be a text or a list of at least one text")
+        if expand is not None:
+            prompts = _expanded(expand, prompts, seed, "video" if image is None and given is None else "image")
         unknown = sorted(set(sampling) - set(Sampling.__annotations__))
         if unknown:
             raise TypeError(f"{unknown[0]}={sampling[unknown[0]]!r}: there is no such option of sampling")
@@ -236,6 +242,15 @@ class Generator:
         if not np.isfinite(noise).all():
             raise ShapeError("noise has values that are NaN or infinite: draw it again")
         return noise
+
+
+def _expanded(expander: Expander, prompts: Sequence[str], seed: int, task: Literal["video", "image"]) -> list[str]:
+    """Captions in place of prompts."""
+    made = expander.expand(prompts, seed=seed, task=task)
+    for one in made:
+        if not one.expanded:
+            warnings.warn(f"prompt {one.prompt[:40]!r} is {one.note}", VditWarning, stacklevel=3)
+    return [one.text for one in made]
 
 
 def _new_frames(task: TextToVideo | SampleCanvas, given: Reference | CanvasInput | None, stride: int) -> int:

@@ -99,9 +99,11 @@ def _curve(lines: list[dict], key: str) -> tuple[list[int], list[float]]:
 
 def _commands(space: Workspace, samples: Samples, experiment: Experiment) -> list[str]:
     root, prompt, sample = shlex.quote(str(space.root)), samples.wanted[0].prompt, experiment.sample
+    few_words = " ".join(samples.wanted[0][:3])
     animated = f"vdit animate {root} FIRST.png \"{prompt}\"\nvdit extend {root} sample.mp4 \"{prompt}\" --after 8"
     return [
         f'vdit sample {root} "{prompt}" --out sample.mp4',
+        f'vdit sample {root} "{few_words}" --expand --out expanded.mp4',
         *([animated] if experiment.canvases.gives else []),
         "vdit train --data FOLDER_OF_VIDEOS --workdir runs/mine",
         "vdit train clips --workdir runs/clips",

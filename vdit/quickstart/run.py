@@ -17,14 +17,17 @@ import numpy as np
 from rich.console import Console
 
 import vdit
+from vdit import paths
 from vdit.data.latents import LatentStore
 from vdit.errors import ConfigError, writing
 from vdit.experiment.experiment import Experiment
 from vdit.generate import Generator, load
+from vdit.generate.expansion import FOLDER, train_run_expander
 from vdit.generate.host_memory import total_memory
 from vdit.quickstart import config
 from vdit.quickstart.report import write_report
 from vdit.quickstart.score import PARTS, Measured, Samples, measure, sample_videos
+from vdit.train.expander import ExpanderConfig
 from vdit.train.logging import read_json_lines
 from vdit.train.progress import clock_face, make_display
 from vdit.train.stages import STAGES, Logging, check_run, run
@@ -32,7 +35,8 @@ from vdit.train.workspace import Workspace
 
 # Shares of right videos that count as success. Shapes must hold while they move, which ten minutes teach least.
 BARS = {"colour": 0.8, "shape": 0.6, "direction": 0.8}
-STEPS = (*STAGES, "samples", "page")
+STEPS = (*STAGES, "expander", "samples", "page")
+EXPANDER_STEPS = 200
 # Seconds on two cores of a 2020s server, by unit of work; only their ratios matter after the first step.
 _PER_PIXEL_TRAINED = 4.2e-7
 _PER_PIXEL_ENCODED = 4e-8
@@ -95,6 +99,9 @@ def quickstart(
         guide.announce(stage)
         with timer.step(stage):
             run(experiment, space, stages=(stage,), logging=logging)
+    guide.announce("expander")
+    with timer.step("expander"):
+        _train_expander(space, experiment)
     guide.announce("samples")
     wanted = config.held_out(experiment, count)
     with timer.step("samples"):
@@ -134,6 +141,13 @@ def _check(experiment: Experiment, count: int) -> None:
         raise ConfigError(f"count={count}: must be at least 2, to hold videos against each other's prompts")
 
 
+def _train_expander(space: Workspace, experiment: Experiment) -> None:
+    """Gives the run an expander of prompts, unless it has one. Short runs, as tests have them, get a short training."""
+    if not paths.exists(space.root / FOLDER):
+        steps = min(EXPANDER_STEPS, experiment.dit_train.steps)
+        train_run_expander(space.root, ExpanderConfig(steps=steps, seed=experiment.seed))
+
+
 class _Guide:
     """Says in plain words what happens, and how long all of the rest will take."""
 
@@ -145,6 +159,7 @@ class _Guide:
             "latents": f"Encode {e.latents.samples or e.data.source.count} clips and images into latents.",
             "tokenizer": "Train a tokenizer on their captions.",
             "dit": f"Train a diffusion transformer: {e.dit_train.steps} steps on packed rows of latents.",
+            "expander": "Train a small language model that makes detailed captions of short prompts (vdit expand).",
             "samples": f"Sample {count} prompts whose combination of colour, shape and direction it never saw.",
             "page": "Detect what the samples show, and write the page.",
         }
@@ -302,6 +317,7 @@ def expected_seconds(experiment: Experiment, samples: int) -> dict[str, float]:
         "latents": _COMPILE + _PER_PIXEL_ENCODED * (experiment.latents.samples or data.source.count) * clip,
         "tokenizer": 1.0,
         "dit": _COMPILE + _PER_GFLOP * experiment.dit_train.steps * 3 * gflop(rows),
+        "expander": _COMPILE + 15.0,
         "samples": _COMPILE + _PER_GFLOP * calls * gflop(tokens),
         "page": 4.0 + 2 * _PER_PIXEL_ENCODED * samples * video,
     }

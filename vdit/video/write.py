@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -64,6 +64,7 @@ def write_video(
     fps: float | Fraction = 24,
     *,
     sound: Callable[[], Sequence[SoundPart]] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a .mp4, .webm, .gif or lossless .mkv file. It appears, or replaces an older one, when it is complete.
 
@@ -73,6 +74,7 @@ def write_video(
             come.
         fps: frames per second.
         sound: called once all frames have come; gives the file's sound, in step with them (vdit.video.sound).
+        metadata: texts in the file's own metadata: "title", "comment". A .gif has none.
 
     Raises:
         OutputError: this process has read that file (read_video, ...) and did not write it: give another name.
@@ -88,7 +90,7 @@ def write_video(
         raise VideoError(f"{path}: folder {path.parent} does not exist")
     check_output(path, given=files_given())
     try:
-        write_whole(path, lambda part: _write(part, path, kind, _frames(frames), rate, sound), replace=True)
+        write_whole(path, lambda part: _write(part, path, (kind, rate, metadata), _frames(frames), sound), replace=True)
     except av.FFmpegError as error:
         raise VideoError(f"{path}: cannot be encoded: {reason(error)}") from error
     note_written(path)
@@ -173,12 +175,13 @@ def _as_uint8(frame: np.ndarray, index: int) -> np.ndarray:
 
 
 def _write(
-    part: Path, path: paths.AnyPath, kind: str, frames: Iterator[np.ndarray], rate: Fraction,
-    sound: Callable[[], Sequence[SoundPart]] | None,
+    part: Path, path: paths.AnyPath, form: tuple[str, Fraction, Mapping[str, str] | None],
+    frames: Iterator[np.ndarray], sound: Callable[[], Sequence[SoundPart]] | None,
 ) -> None:  # fmt: skip
-    """Fills `part`, which will be `path`."""
+    """Fills `part`, which will be `path`. form: kind of file, frame rate, metadata."""
+    kind, rate, metadata = form
     if sound is None or kind == "gif":
-        _encode(str(part), str(path), kind, frames, rate)
+        _encode(str(part), str(path), kind, frames, rate, metadata)
         return
     with tempfile.TemporaryDirectory(prefix=".vdit-", dir=part.parent) as folder:
         silent = Path(folder) / f"silent.{kind}"
@@ -187,7 +190,10 @@ def _write(
             silent.replace(part)
 
 
-def _encode(target: str, name: str, kind: str, frames: Iterator[np.ndarray], rate: Fraction) -> None:
+def _encode(
+    target: str, name: str, kind: str, frames: Iterator[np.ndarray], rate: Fraction,
+    metadata: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
     # The first frame is drawn before anything is opened, so that bad input never leaves a muxer half open.
     first = next(frames)
     form = _FORMATS[kind]
@@ -206,6 +212,7 @@ def _encode(target: str, name: str, kind: str, frames: Iterator[np.ndarray], rat
             _tag_bt709(stream.codec_context)
             images = _yuv(first, frames, stream.pix_fmt)
         stream.codec_context.time_base = _clock(kind, rate)
+        out.metadata.update({} if kind == "gif" else metadata or {})
         for index, image in enumerate(images):
             image.time_base = _clock(kind, rate)
             image.pts = round(index / rate / image.time_base)
