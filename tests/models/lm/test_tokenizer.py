@@ -74,6 +74,8 @@ def changed(trained, **parts):
         ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}}, "(a+)+$"),
         ({"decoder": {"type": "Sequence", "decoders": [{"type": "CTC"}]}}, "CTC"),
         ({"added_tokens": 3}, "added_tokens"),
+        ({"normalizer": {"type": {}}}, "normalizer"),
+        ({"decoder": {"type": "Sequence", "decoders": 3}}, "decoders"),
     ],
 )
 def test_parts_that_are_not_known_are_named(trained, parts, named):

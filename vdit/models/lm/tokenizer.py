@@ -229,12 +229,15 @@ def _check_part(name: str, part: Any, kinds: set[str]) -> None:
     if part is None:
         return
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise TextError(f"its {name} of kind {cut(str(kind))} is not known here: it must be {', '.join(sorted(kinds))}")
     pattern = part.get("pattern")
     if isinstance(pattern, Mapping) and "Regex" in pattern and pattern["Regex"] not in _PATTERNS:
         found = cut(str(pattern["Regex"]))
         raise TextError(f"its {name} cuts words by {found}: only Qwen's and Llama 3's expressions are known here")
     for inner in _LISTS:
-        for one in part.get(inner) or ():
+        parts = part.get(inner) or []
+        if not isinstance(parts, list):
+            raise TextError(f"its {name} has {inner} that are no list: download the file again")
+        for one in parts:
             _check_part(name, one, kinds)
