@@ -19,6 +19,7 @@ from vdit.data.captions import read_captions
 from vdit.data.config import DataConfig
 from vdit.data.data_source import FolderSource
 from vdit.data.pipeline import TokenSpec, ToPackItem
+from vdit.language.base import Completion, parts_of
 from vdit.video.read import write_video
 
 CODE = "import sys; from vdit.cli.main import main; sys.exit(main())"
@@ -182,3 +183,24 @@ def test_a_folder_source_says_which_captions_a_model_wrote(folder):
     samples = {sample["id"]: sample for sample in (source[i] for i in range(len(source)))}
     assert (samples["0.mp4"]["captions"], samples["0.mp4"]["synthetic"]) == (["a square", "grey", "a grey square"], 2)
     assert "synthetic" not in samples["1.mp4"]
+
+
+def test_public_weights_are_asked_a_question_at_a_time_in_batches(folder, monkeypatch):
+    asked = []
+
+    class Model:
+        name = "SmolVLM2"
+
+        def complete(self, requests, options):
+            asked.append((len(requests), options.max_tokens))
+            questions = [parts_of(request.messages[-1])[1] for request in requests]
+            answers = {"short": "A grey square.", "detailed": "A grey square in the light.", "camera": "It is still."}
+            word = lambda text: next(k for k in ("camera move in", "short", "detailed") if k in text)  # noqa: E731
+            return [Completion(text=answers[word(text).split()[0]]) for text in questions]
+
+    monkeypatch.setattr("vdit.pretrained.lm.open_lm", lambda path: Model())
+    command = ["caption", str(folder), "--lm", "SmolVLM2", "--frames", "2", "--batch", "3", "--max-tokens", "64"]
+    assert main(command) == 0
+    assert asked == [(9, 64), (3, 64)]  # 3 videos and 1, three questions each
+    records = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    assert all((record["caption"], record["camera"]) == ("A grey square.", "It is still.") for record in records)
