@@ -101,6 +101,14 @@ def test_what_it_cannot_do_is_named(lm):
         lm.complete([ask("a red ball " * 200)], OPTIONS)
 
 
+def test_prompt_and_answer_may_fill_the_context(lm):
+    length = len(lm.tokenizer.encode(lm.template.render(ask("a").messages)))
+    [answer] = lm.complete([ask("a")], GenerationOptions(max_tokens=256 - length))
+    assert answer.tokens_out <= 256 - length
+    with pytest.raises(LanguageError, match=f"{257 - length}"):
+        lm.complete([ask("a")], GenerationOptions(max_tokens=257 - length))
+
+
 @pytest.mark.parametrize(
     ("file", "content", "named"),
     [

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -94,11 +95,12 @@ class LocalLM:
         frames = [[part for message in r.messages for part in parts_of(message) if isinstance(part, Frames)]
                   for r in requests]  # fmt: skip
         ids = [self._ids(text, shown) for text, shown in zip(texts, frames)]
-        room = -(-options.max_tokens // _ROOM) * _ROOM
         longest = max(map(len, ids))
-        if longest + room > self.model.config.longest:
+        room = min(-(-options.max_tokens // _ROOM) * _ROOM, self.model.config.longest - longest)
+        if room < options.max_tokens:
             rule = f"must be at most {self.model.config.longest}: shorten the request, or lower max_tokens"
-            raise LanguageError(f"{self.name}: a prompt of {longest} tokens and an answer of {room}: {rule}")
+            both = f"a prompt of {longest} tokens and an answer of {options.max_tokens}"
+            raise LanguageError(f"{self.name}: {both}: {rule}")
         done: dict[int, Completion] = {}
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         for first in range(0, len(order), self.batch):
@@ -176,8 +178,7 @@ class LocalLM:
         """Prompts of ids, with what frames look like in the place of their placeholders."""
         if self.frames is None or not any(frames):
             return prompts
-        embed = jax.jit(lambda params, ids: self.model.apply({"params": params}, ids, method="embed_tokens"))
-        inputs = np.array(embed(self.params, prompts.inputs))
+        inputs = np.array(_embed(self.model, self.params, prompts.inputs))
         for row, shown in enumerate(frames):
             places = np.flatnonzero(prompts.inputs[row] == self.frames.token)
             seen = [np.asarray(self.frames.embed(one)) for one in shown]
@@ -190,3 +191,8 @@ class LocalLM:
 
     def _on_mesh(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed(model: LanguageModel, params: PyTree, ids: Array) -> Array:
+    return model.apply({"params": params}, ids, method="embed_tokens")
