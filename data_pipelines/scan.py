@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from fractions import Fraction
 
 from data_pipelines.frames import AnalysisFrame, read_frames
 from data_pipelines.measures import MeasureOptions, Meter, scored
 from data_pipelines.records import ClipRecord
-from data_pipelines.scenes import CutOptions, merge, scenes_between
+from data_pipelines.scenes import CutOptions, Transition, merge
 from data_pipelines.split import SplitOptions, split
 from vdit.errors import VideoError
 
@@ -39,25 +40,61 @@ def scan(record: ClipRecord, options: ScanOptions | None = None) -> list[ClipRec
         VideoError: nothing of the file can be decoded (or not all, without keep_damaged).
     """
     options = options or ScanOptions()
-    meter, detector = Meter(options.measure), options.cut.detector()
-    found, end, damage = [], None, None
+    cutter, end, damage = _Cutter(record, options), None, None
     for frame in _frames(record, options):
         if isinstance(frame, VideoError):
             damage = str(frame)
             break
-        meter.push(frame)
-        found += detector.push(frame)
+        cutter.push(frame)
         end = frame.end
-    found += detector.finish()
-    times = meter.times(0, meter.count)
-    clips = []
-    for first, stop, kind in scenes_between(merge(found, times, options.cut.shortest), meter.count):
-        scene = record.replace(start=times[first], end=times[stop] if stop < len(times) else end)
-        scene = scene.with_measures(cut_before=kind, damage=damage)
-        index = {time: first + k for k, time in enumerate(times[first:stop])}
-        for clip in split(scene, options.split, times=times[first:stop]):
-            clips.append(meter.summary(clip, index[clip.start], index.get(clip.end, stop)))
+    clips = [clip.with_measures(damage=damage) for clip in cutter.finish(end)]
     return [scored(clip, options.measure) for clip in clips]
+
+
+class _Cutter:
+    """Frames to clips. A scene is measured as soon as the transition after it is certain, and its frames are let go
+    of: memory is that of the longest scene, and of a block of the detector."""
+
+    def __init__(self, record: ClipRecord, options: ScanOptions):
+        self._record, self._options = record, options
+        self._meter, self._detector = Meter(options.measure), options.cut.detector()
+        self._waiting: list[Transition] = []  # that later ones may still merge with
+        self._start, self._kind = 0, None  # of the scene that has begun
+        self._clips: list[ClipRecord] = []
+
+    def push(self, frame: AnalysisFrame) -> None:
+        self._meter.push(frame)
+        if found := self._new(self._detector.push(frame)):
+            self._waiting = merge([*self._waiting, *found], self._meter.time, self._options.cut.shortest)
+            while len(self._waiting) > 1:
+                self._close(self._waiting.pop(0))
+
+    def finish(self, end: Fraction) -> list[ClipRecord]:
+        """After the last frame, which ends at `end`: all clips, in order."""
+        found = [*self._waiting, *self._new(self._detector.finish())]
+        for item in merge(found, self._meter.time, self._options.cut.shortest):
+            self._close(item)
+        if self._start < self._meter.count:
+            self._scene(self._meter.count, end)
+        return self._clips
+
+    def _new(self, found: list[Transition]) -> list[Transition]:
+        """Without what lies before the scene that has begun: its frames are gone."""
+        return [dataclasses.replace(t, first=max(t.first, self._start)) for t in found if t.last > self._start]
+
+    def _close(self, item: Transition) -> None:
+        if item.first > self._start:
+            self._scene(item.first, self._meter.time(item.first))
+        self._start, self._kind = item.last, item.kind
+        self._meter.forget(item.last)
+
+    def _scene(self, stop: int, end: Fraction) -> None:
+        meter, first = self._meter, self._start
+        times = meter.times(first, stop)
+        scene = self._record.replace(start=times[0], end=end).with_measures(cut_before=self._kind)
+        index = {time: first + k for k, time in enumerate(times)}
+        for clip in split(scene, self._options.split, times=times):
+            self._clips.append(meter.summary(clip, index[clip.start], index.get(clip.end, stop)))
 
 
 def _frames(record: ClipRecord, options: ScanOptions) -> Iterator[AnalysisFrame | VideoError]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Literal, Protocol
 
@@ -44,7 +44,7 @@ class CutDetector(Protocol):
     """Finds transitions in frames that come one by one."""
 
     def push(self, frame: AnalysisFrame) -> list[Transition]:
-        """Takes the next frame; gives the transitions that are now certain, in order. settled: below."""
+        """Takes the next frame; gives the transitions that are now certain, in order."""
 
     def finish(self) -> list[Transition]:
         """After the last frame: the transitions that were not given yet."""
@@ -110,16 +110,22 @@ def cut(record: ClipRecord, options: CutOptions | None = None) -> list[ClipRecor
         times.append(frame.time)
         end = frame.end
         found += detector.push(frame)
-    found = merge(found + detector.finish(), times, options.shortest)
+    found = merge(found + detector.finish(), times.__getitem__, options.shortest)
     return [record.replace(start=times[a], end=times[b] if b < len(times) else end).with_measures(cut_before=kind)
             for a, b, kind in scenes_between(found, len(times))]  # fmt: skip
 
 
-def merge(found: Sequence[Transition], times: Sequence[Fraction], shortest: float) -> list[Transition]:
-    """Transitions that are `shortest` seconds or more apart: closer ones become one, of the surer one's kind."""
+def merge(found: Sequence[Transition], time: Callable[[int], Fraction], shortest: float) -> list[Transition]:
+    """Transitions that are `shortest` seconds or more apart: closer ones become one, of the surer one's kind.
+
+    Args:
+        found: transitions, in any order.
+        time: index of a frame -> when it comes on screen.
+        shortest: seconds.
+    """
     merged: list[Transition] = []
     for item in sorted(found, key=lambda t: (t.first, t.last)):
-        if merged and float(times[min(item.first, len(times) - 1)] - times[merged[-1].last]) < shortest:
+        if merged and float(time(item.first) - time(merged[-1].last)) < shortest:
             before = merged.pop()
             surer = max(before, item, key=lambda t: t.score)
             if before.kind == item.kind == "cut":  # two steps: the surer one is where the scene changes

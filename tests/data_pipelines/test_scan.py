@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.measures import COLUMNS, MeasureOptions, measure
+from data_pipelines import scenes
+from data_pipelines.measures import COLUMNS, MeasureOptions, Meter, measure
 from data_pipelines.probe import probe
 from data_pipelines.records import ClipRecord
 from data_pipelines.scan import ScanOptions, scan
@@ -41,6 +42,19 @@ def test_scan_is_cut_split_and_measure(path):
         alone = measure(clip.replace(measures=record.measures, signature=None))
         assert alone.measures["exposure"] == clip.measures["exposure"]
         assert alone.measures["frames"] == clip.measures["frames"]
+
+
+def test_frames_whose_scene_is_done_are_let_go(path, monkeypatch):
+    """Memory is that of a scene and of a block of the detector; the clips are the same."""
+    record, options = ClipRecord(path=path), ScanOptions()
+    whole = scan(record, options)
+    monkeypatch.setattr(scenes, "_BLOCK", 10)
+    monkeypatch.setattr(scenes, "LONGEST_S", 0.05)
+    held, forget = [], Meter.forget
+    monkeypatch.setattr(Meter, "forget", lambda self, index: held.append((index, self.count)) or forget(self, index))
+    assert scan(record, options) == whole
+    assert held[0][0] == 20
+    assert held[0][1] < 75  # before the end of the file
 
 
 def test_the_reader_gives_exactly_the_frames_of_a_clip(path):

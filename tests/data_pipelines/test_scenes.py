@@ -137,7 +137,7 @@ def test_times_of_a_variable_rate_are_exact(tmp_path):
 def test_close_transitions_become_one():
     times = [Fraction(k, 24) for k in range(100)]
     cuts = [Transition("cut", 50, 50, 1.0), Transition("cut", 52, 52, 3.0), Transition("cut", 60, 60, 1.0)]
-    assert [t.first for t in merge(cuts, times, 0.2)] == [52, 60]
+    assert [t.first for t in merge(cuts, times.__getitem__, 0.2)] == [52, 60]
 
 
 def test_one_frame_and_none():

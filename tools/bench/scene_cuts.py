@@ -146,7 +146,7 @@ def ours(method: str, threshold: float | None = None) -> Callable:
         detector, found = CutOptions(method=method, threshold=threshold).detector(), []
         for frame in frames:
             found += detector.push(frame)
-        return merge(found + detector.finish(), [frame.time for frame in frames], 0.2)
+        return merge(found + detector.finish(), lambda k: frames[k].time, 0.2)
 
     return run
 
