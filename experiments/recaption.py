@@ -53,10 +53,10 @@ def config() -> Experiment:
         backbone=DiTConfig(in_channels=8, width=96, depth=3, heads=3, position="both", scan=False),
         diffusion=DiffusionConfig(stratified=True),
         dit_train=TrainConfig(
-            steps=1500,
+            steps=1000,
             batch_size=1,
             ema_decay=0.995,
-            save_every=1500,
+            save_every=1000,
             log_every=50,
             optimizer=OptimizerConfig(
                 learning_rate=2e-3, warmup_steps=100, schedule="cosine", final_scale=0.05, b2=0.95

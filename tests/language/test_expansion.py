@@ -42,7 +42,8 @@ def test_a_good_answer_is_the_caption():
 
 
 @pytest.mark.parametrize("bad", [
-    GOOD.replace("red", "blue"), GOOD.replace("left", "right"), "I'm sorry, but I cannot help with that.", "",
+    GOOD.replace("red", "blue"), GOOD.replace("left", "right"), GOOD.replace("left", "left and right"),
+    "I'm sorry, but I cannot help with that.", "",
     "red ball left " * 30, "<|im_end|> a red ball to the left", Completion(text=GOOD, finish_reason="length"),
     Completion(text=GOOD, finish_reason="filter"), "red left ball " + "word and other words too " * 200,
 ])  # fmt: skip

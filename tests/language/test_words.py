@@ -2,7 +2,7 @@
 
 import pytest
 
-from vdit.language.words import important_words, lost_words
+from vdit.language.words import added_opposites, important_words, lost_words
 
 
 @pytest.mark.parametrize(("prompt", "words"), [
@@ -40,3 +40,13 @@ def test_the_same_thing_in_other_words_survives(prompt, text):
 ])  # fmt: skip
 def test_what_is_lost_is_named(prompt, text, lost):
     assert lost_words(prompt, text) == lost
+
+
+@pytest.mark.parametrize(("prompt", "text", "added"), [
+    ("a cross moves right", "A cross moves to the right at the left.", ("left",)),
+    ("a cross moves right", "A cross moves from the left to the right.", ()),
+    ("a ball goes up and down", "A ball goes down, then up.", ()),
+    ("a ball", "A ball rolls left.", ()),
+])  # fmt: skip
+def test_the_opposite_direction_contradicts(prompt, text, added):
+    assert added_opposites(prompt, text) == added

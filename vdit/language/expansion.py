@@ -5,9 +5,9 @@
     [made] = expander.expand(["a red ball rolls to the left"], seed=1)
     made.text, made.note
 
-A text that has lost a colour, a count, an object or a direction of the prompt (vdit.language.words), or that is a
-refusal, a repetition, too long or in another language, is asked for again. If no try is good, the prompt is returned
-unchanged, and `note` says why.
+A text that has lost a colour, a count, an object or a direction of the prompt (vdit.language.words), that adds the
+opposite direction, or that is a refusal, a repetition, too long or in another language, is asked for again. If no try
+is good, the prompt is returned unchanged, and `note` says why.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vdit.errors import ConfigError, LanguageError
 from vdit.language.base import Completion, GenerationOptions, Message, Request, TextModel, system, user
 from vdit.language.checks import CaptionRules, check_caption, read_answer
 from vdit.language.prompts import PromptFile
-from vdit.language.words import lost_words
+from vdit.language.words import added_opposites, lost_words
 from vdit.reprs import short_repr
 
 Task = Literal["video", "image", "edit"]
@@ -172,8 +172,10 @@ class Expander:
         problem = check_caption(text, self.rules, words=self.rules.detailed_words)
         if problem is not None:
             return text, problem
-        lost = lost_words(prompt, text)
-        return text, f"{self.model.name} loses {', '.join(map(repr, lost))}" if lost else None
+        lost, added = lost_words(prompt, text), added_opposites(prompt, text)
+        if lost:
+            return text, f"{self.model.name} loses {', '.join(map(repr, lost))}"
+        return text, f"{self.model.name} adds {', '.join(map(repr, added))}" if added else None
 
     def _made(self, prompt: str, text: str, note: str, seed: int, tries: int) -> Expansion:
         name = "" if self.prompts is None else self.prompts.name

@@ -55,6 +55,8 @@ COLOURS, DIRECTIONS, _GRAMMAR, _TALK, _VERBS = (
 _PERSONS = frozenset(_LISTS["persons"].split())
 NUMBERS = {word: str(value) for value, word in enumerate(_LISTS["numbers"].split())}
 NUMBERS |= {"dozen": "12", "hundred": "100", "thousand": "1000"}
+_OPPOSITES = {"left": "right", "up": "down", "forwards": "backwards", "clockwise": "counterclockwise"}
+_OPPOSITES |= {other: one for one, other in _OPPOSITES.items()}
 _IRREGULAR = {
     "men": "man", "women": "woman", "children": "child", "people": "person", "persons": "person", "feet": "foot",
     "teeth": "tooth", "mice": "mouse", "geese": "goose", "leaves": "leaf", "wolves": "wolf", "knives": "knife",
@@ -145,3 +147,22 @@ def lost_words(prompt: str, text: str) -> tuple[str, ...]:
     there |= {"2"} if "pair" in there else set()
     there |= {"person"} if there & _PERSONS else set()
     return tuple(word for word in important_words(prompt) if stem(word) not in there)
+
+
+def added_opposites(prompt: str, text: str) -> tuple[str, ...]:
+    """Directions of a text that contradict the prompt's: "left" where the prompt says "right" and not "left".
+
+    Args:
+        prompt: a user's text.
+        text: what was made of it. "from left to right" does not contradict "right".
+
+    Returns:
+        The words, in lower case.
+    """
+    asked, words = {stem(word) for word in words_of(prompt)}, words_of(text)
+    unwanted = {other for one, other in _OPPOSITES.items() if one in asked and other not in asked}
+    found = []
+    for place, word in enumerate(words):
+        if stem(word) in unwanted and "from" not in words[max(0, place - 2) : place]:
+            found.append(word)
+    return tuple(dict.fromkeys(found))
