@@ -47,8 +47,9 @@ def read_trees(
 
 def _load(folder: AnyPath, wanted: Mapping[str, PyTree]) -> Any:
     """Orbax's reading; what `wanted` leaves out of a tree is not read. `check_shapes` says what must be there."""
-    loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
-    with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
         return ocp.load_checkpointables(folder, wanted)
 
 
