@@ -1,0 +1,88 @@
+"""`vdit curate`: from raw footage to clips that `vdit train --data OUT` reads. The work is data_pipelines' (Beam)."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import warnings
+from types import ModuleType
+
+from vdit.errors import ConfigError, install_command
+
+SUMMARY = "cut raw footage into clips, measure, filter and deduplicate them, for vdit train --data OUT"
+DESCRIPTION = """\
+Takes hours of footage: films, streams, phone videos, with cuts, black bars, stills, duplicates and broken files. Cuts
+it into scenes and clips, measures every clip (a column each: motion, blur, text_area, duration, ...), finds
+near-duplicates, and writes the clips that --keep asks for as ArrayRecord shards. OUT/report.html shows the funnel, every
+measure with its thresholds, and pictures of what was kept and dropped. Nothing is deleted: with --look another --keep
+is applied to what was measured, in seconds.
+
+The same command goes on where it was stopped. A file that cannot be read costs itself, and is listed. Apache Beam does
+the work: in this process, in --workers of them, or on Dataflow, Flink or Spark by Beam's own options after `--`."""
+EPILOG = """\
+examples:
+  vdit curate films curated
+  vdit curate films curated --look --keep "motion > 0.02 and text_area < 0.05 and duration >= 2"
+  vdit curate gs://bucket/films gs://bucket/curated --caption Qwen3-VL-8B-Instruct
+  vdit curate gs://bucket/films gs://bucket/curated -- --runner=DataflowRunner --project=P --region=R
+  vdit train --data curated --workdir runs/curated
+
+FOOTAGE is a folder or a .txt that lists videos, local or in a bucket. Captions beside it (docs/captions.md) are those
+of every clip of a file. Columns that --keep can name: docs/curation.md."""
+TAKES_OVERRIDES = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("footage", metavar="FOOTAGE", help="a folder of videos, or a .txt that lists them")
+    parser.add_argument("out", metavar="OUT", help="the folder to write; the same command resumes")
+    parser.add_argument("beam", nargs="*", metavar="BEAM", help="after --: options of Beam, such as its runner")
+    parser.add_argument(
+        "--keep", metavar="RULE", help="which clips to keep, as in 'motion > 0.02 and duration >= 2'; default: "
+        "duration >= 1"
+    )  # fmt: skip
+    parser.add_argument("--look", action="store_true", help="only apply --keep to what was measured, for the page")
+    parser.add_argument(
+        "--write", default="shards", choices=["shards", "files", "both", "none"],
+        help="ArrayRecord shards, videos with captions.jsonl, both, or rows alone; default: %(default)s"
+    )  # fmt: skip
+    parser.add_argument(
+        "--for", dest="experiment", metavar="EXPERIMENT", help="clips as long as this experiment's data config asks"
+    )
+    parser.add_argument("--clip-seconds", metavar="SECONDS", type=float, help="longest clip; longer scenes are split")
+    parser.add_argument(
+        "--cuts", default="mixes", choices=["mixes", "transnet"],
+        help="how scenes are found: by mixes of pictures, or by TransNetV2; default: %(default)s"
+    )  # fmt: skip
+    parser.add_argument("--mirrored", action="store_true", help="a mirror image is a duplicate too")
+    parser.add_argument(
+        "--short-side", metavar="PIXELS", type=int, default=480,
+        help="larger clips are reduced to this; 0 keeps their size; default: %(default)s"
+    )  # fmt: skip
+    parser.add_argument("--fps", type=float, help="higher frame rates are reduced to this")
+    parser.add_argument(
+        "--caption", metavar="MODEL", help="caption kept clips with a model of the server at $OPENAI_BASE_URL"
+    )
+    parser.add_argument(
+        "--workers", metavar="N", type=int, default=1, help="processes on this machine; default: %(default)s"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check footage, options and the pipeline; do nothing")
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    return load_pipeline().run(options, options.beam)
+
+
+def load_pipeline() -> ModuleType:
+    """data_pipelines.curate, imported when it is needed: Beam takes seconds."""
+    logging.disable(logging.WARNING)  # Beam tells of packages for clouds that are not here
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module("data_pipelines.curate")
+    except ImportError as error:
+        if (error.name or "").split(".")[0] in ("apache_beam", "cv2", "imagehash"):
+            raise ConfigError(f"vdit curate needs {error.name}: {install_command('curate')}") from None
+        raise
+    finally:
+        logging.disable(logging.NOTSET)
