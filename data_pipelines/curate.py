@@ -4,7 +4,7 @@
     python -m data_pipelines.curate gs://bucket/films gs://bucket/curated --runner=DataflowRunner --project=P ...
 
 Options that are not listed below are Beam's: the runner, its workers, its project. `vdit curate` is the same command,
-and takes them after `--`.
+and takes them as --beam=OPTION.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ from vdit.errors import EX_OK, EX_USAGE, ConfigError, DataError, OutputError, Vd
 from vdit.outputs import check_folder
 
 SETTINGS = "curate.json"
+# Columns of other stages than the measures.
+MORE_COLUMNS = ("duplicate", "cut_before", "damage", "sound", "codec", "pixel_format", "hdr", "rotation", "streams",
+                "claimed_duration", "claimed_frames")  # fmt: skip
 KEPT_ROWS = 5000  # of a file that hands kept rows to the second pipeline
 Kind = Literal["shards", "files", "both", "none"]
 
@@ -127,6 +130,7 @@ def curate(place: str, out: str, settings: Settings, *, options: PipelineOptions
     options = options or embedded_options()
     folder = pipeline.Folder(path=str(out).rstrip("/"))
     keep = Keep.parse(settings.keep)
+    keep.check(known_columns(settings))
     _check_out(folder, place)
     counters: dict[str, dict[str, int]] = {}
     if not look:
@@ -141,7 +145,6 @@ def curate(place: str, out: str, settings: Settings, *, options: PipelineOptions
     elif not folder.rows():
         raise DataError(f"{folder.path}: has no rows to look at: run vdit curate without --look first")
     rows = _Rows(folder)
-    _check_columns(keep, rows)
     outcome = _select(rows, keep, folder, settings)
     if settings.kinds and not look:
         outcome, more = _write(outcome, folder, settings, options, watch)
@@ -162,7 +165,7 @@ def check(place: str, out: str, settings: Settings, options: PipelineOptions) ->
     """
     folder = pipeline.Folder(path=str(out).rstrip("/"))
     _check_out(folder, place)
-    Keep.parse(settings.keep).check([*COLUMNS, "duplicate", "cut_before", "damage", "sound", "codec", "hdr", "rotation"])
+    Keep.parse(settings.keep).check(known_columns(settings))
     files = find_footage(place)
     lines = [f"footage: {len(files)} files", f"keep: {settings.keep or 'everything'}"]
     try:
@@ -183,6 +186,11 @@ def check(place: str, out: str, settings: Settings, options: PipelineOptions) ->
         settings.captions.captioner()
         lines.append("captions: the server's address is set; it was not asked")
     return [*lines, "not checked: what only the runner's cluster knows, such as rights, quota and the image of workers"]
+
+
+def known_columns(settings: Settings) -> list[str]:
+    """What a keep expression may name: columns of all stages, and of the user's scorers."""
+    return [*COLUMNS, *MORE_COLUMNS, *(scorer.name for scorer in settings.scanning.measure.scorers)]
 
 
 class _Rows:
@@ -225,26 +233,15 @@ def _measure(files: Sequence[FootageFile], folder: pipeline.Folder, settings: Se
     mark.unlink(missing_ok=True)
     for file in folder.rows():
         file.unlink(missing_ok=True)
-    with counting(watch, "measure", folder.scans, {f"{name}.json" for name in scans}):
-        with beam.Pipeline(options=options) as stages:
-            pipeline.measure_footage(stages, files, folder, settings.scanning, settings.duplicates,
-                                     seconds=settings.seconds_a_file)  # fmt: skip
+    wanted = {f"{name}.json" for name in scans}
+    with counting(watch, "measure", folder.scans, wanted), beam.Pipeline(options=options) as stages:
+        pipeline.measure_footage(stages, files, folder, settings.scanning, settings.duplicates,
+                                 seconds=settings.seconds_a_file)  # fmt: skip
     found = pipeline.counters_of(stages.result)
     # A file that could not be reached is tried again the next time: then its rows are not final.
     if sum(f"{name}.json" in set(paths.names_in(folder.scans)) for name in scans) == len(files):
         paths.write_atomic(mark, json.dumps({"key": key, "rows": [file.name for file in folder.rows()]}))
     return found
-
-
-def _check_columns(keep: Keep, rows: _Rows) -> None:
-    """The columns that any clip has: those of the first thousand that can be used."""
-    known: set[str] = set()
-    for number, row in enumerate(row for row in rows if row.clip.error is None):
-        known |= set(row.columns)
-        if number == 1000:
-            break
-    if known:
-        keep.check(known)
 
 
 def _select(rows: _Rows, keep: Keep, folder: pipeline.Folder, settings: Settings) -> Outcome:
@@ -293,10 +290,10 @@ def _write(outcome: Outcome, folder: pipeline.Folder, settings: Settings, option
     notes: list[dict[str, Any]] = []
     if kept:
         shards = max(1, -(-outcome.kept // settings.clips_per_shard))
-        with counting(watch, "write", folder.clips, None, total=outcome.kept):
-            with beam.Pipeline(options=options) as stages:
-                pipeline.write_clips(stages, kept, folder, settings.clips, kinds=settings.kinds, shards=shards,
-                                     captions=settings.captions, seconds=settings.seconds_a_file)  # fmt: skip
+        counted = counting(watch, "write", folder.clips, total=outcome.kept)
+        with counted, beam.Pipeline(options=options) as stages:
+            pipeline.write_clips(stages, kept, folder, settings.clips, kinds=settings.kinds, shards=shards,
+                                 captions=settings.captions, seconds=settings.seconds_a_file)  # fmt: skip
         found = pipeline.counters_of(stages.result)
         notes = paths.read_json(folder.notes, limit=pipeline.MOST_NOTE, error=DataError)
     if "shards" in settings.kinds:
@@ -342,7 +339,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         keep = Settings().keep if options.experiment is None else f"duration >= {split.shortest:g}"
     return Settings(
         scanning=ScanOptions(cut=CutOptions(method=options.cuts), split=split),
-        duplicates=DuplicateOptions(mirrored=options.mirrored),
+        duplicates=DuplicateOptions(mirror=options.mirrored),
         clips=ClipOptions(short_side=options.short_side or None, fps=options.fps),
         captions=None if options.caption is None else CaptionOptions(model=options.caption),
         keep=keep,

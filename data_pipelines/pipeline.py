@@ -33,7 +33,7 @@ from vdit import paths
 from vdit.errors import DataError, VditError, VideoError, reason
 
 SCANNING = 1  # of the cached records: raise it where the same options give other columns
-MOST_LEADERS = 200  # records of a bucket, all different, that each further one is compared with
+NEIGHBOURS = 50  # records of a bucket that each one is compared with
 RUN_SECONDS = 600.0  # footage of a file that stays in one shard
 MOST_NOTE = 256 * paths.MIB
 
@@ -205,9 +205,10 @@ def measure_footage(pipeline: beam.Pipeline, files: Sequence[FootageFile], folde
         rows
         | "signatures" >> beam.FlatMap(_keyed, duplicates)
         | "buckets" >> beam.GroupByKey()
-        | "compare" >> beam.FlatMap(_pairs, duplicates)
+        | "candidates" >> beam.FlatMap(_pairs)
         | "distinct" >> beam.GroupByKey()
         | "pairs" >> beam.Map(lambda pair: next(iter(pair[1])))
+        | "compare" >> beam.Filter(_same, duplicates)
         | "all pairs" >> beam.combiners.ToList()
         | "cluster" >> beam.FlatMap(_clusters)
     )
@@ -228,21 +229,23 @@ def _keyed(row: Row, options: DuplicateOptions) -> Iterator[tuple[str, ClipRecor
             yield str(key), row.clip
 
 
-def _pairs(bucket: tuple[str, Iterable[ClipRecord]], options: DuplicateOptions) -> Iterator[
-        tuple[str, tuple[ClipRecord, ClipRecord]]]:
-    """Pairs of near-duplicates of a bucket: each record with those before it that are no copies of others.
+def _pairs(bucket: tuple[str, Iterable[ClipRecord]]) -> Iterator[tuple[str, tuple[ClipRecord, ClipRecord]]]:
+    """Pairs of records of a bucket that are to be compared: each with its neighbours by id.
 
-    A bucket of thousands (black pictures) then takes thousands of comparisons, and not millions.
+    A bucket of thousands (black pictures) then gives thousands of pairs, and not millions; copies among them are still
+    one cluster, by way of each other.
     """
-    leaders: list[ClipRecord] = []
-    for record in sorted(bucket[1], key=lambda record: record.id):
-        alike = [leader for leader in leaders if compare(leader, record, options)]
-        for leader in alike:
-            yield f"{leader.id} {record.id}", (leader, record)
-        if not alike and len(leaders) < MOST_LEADERS:
-            leaders.append(record)
-        elif not alike:
-            Metrics.counter("duplicates", "crowded").inc()
+    records = sorted(bucket[1], key=lambda record: record.id)
+    if len(records) > NEIGHBOURS:
+        Metrics.counter("duplicates", "crowded").inc()
+    for place, second in enumerate(records):
+        for first in records[max(0, place - NEIGHBOURS) : place]:
+            yield f"{first.id} {second.id}", (first, second)
+
+
+def _same(pair: tuple[ClipRecord, ClipRecord], options: DuplicateOptions) -> bool:
+    Metrics.counter("duplicates", "compared").inc()
+    return compare(*pair, options)
 
 
 def _clusters(pairs: list[tuple[ClipRecord, ClipRecord]]) -> Iterator[tuple[str, tuple[str, int]]]:

@@ -193,7 +193,8 @@ class _Pictures:
         scale = SIDE / max(height, width)
         size = max(2, round(height * scale)), max(2, round(width * scale))
         try:
-            frames = read_video(paths.local_copy(clip.path), start=time, max_frames=1, size=size, on_error="keep").frames
+            file_here = paths.local_copy(clip.path)
+            frames = read_video(file_here, start=time, max_frames=1, size=size, on_error="keep").frames
         except VditError:
             return np.full((1, *size, 3), 128, np.uint8)
         out = io.BytesIO()

@@ -78,7 +78,7 @@ ONLY_IN = {
     "torch": set(),
     "tensorflow": set(),
     "experiments": set(),
-    "data_pipelines": set(),
+    "data_pipelines": {"vdit/cli/curate.py"},
     "tests": set(),
     "tools": set(),
 }

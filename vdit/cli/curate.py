@@ -8,35 +8,34 @@ import logging
 import warnings
 from types import ModuleType
 
+from vdit.cli.parser import Command
 from vdit.errors import ConfigError, install_command
 
 SUMMARY = "cut raw footage into clips, measure, filter and deduplicate them, for vdit train --data OUT"
 DESCRIPTION = """\
 Takes hours of footage: films, streams, phone videos, with cuts, black bars, stills, duplicates and broken files. Cuts
 it into scenes and clips, measures every clip (a column each: motion, blur, text_area, duration, ...), finds
-near-duplicates, and writes the clips that --keep asks for as ArrayRecord shards. OUT/report.html shows the funnel, every
-measure with its thresholds, and pictures of what was kept and dropped. Nothing is deleted: with --look another --keep
-is applied to what was measured, in seconds.
+near-duplicates, and writes the clips that --keep asks for as ArrayRecord shards. OUT/report.html shows the funnel,
+every measure with its thresholds, and pictures of what was kept and dropped. Nothing is deleted: with --look another
+--keep is applied to what was measured, in seconds.
 
 The same command goes on where it was stopped. A file that cannot be read costs itself, and is listed. Apache Beam does
-the work: in this process, in --workers of them, or on Dataflow, Flink or Spark by Beam's own options after `--`."""
+the work: in this process, in --workers of them, or on Dataflow, Flink or Spark by Beam's own options (--beam)."""
 EPILOG = """\
 examples:
   vdit curate films curated
   vdit curate films curated --look --keep "motion > 0.02 and text_area < 0.05 and duration >= 2"
   vdit curate gs://bucket/films gs://bucket/curated --caption Qwen3-VL-8B-Instruct
-  vdit curate gs://bucket/films gs://bucket/curated -- --runner=DataflowRunner --project=P --region=R
+  vdit curate gs://bucket/films gs://bucket/curated --beam=--runner=DataflowRunner --beam=--project=P
   vdit train --data curated --workdir runs/curated
 
 FOOTAGE is a folder or a .txt that lists videos, local or in a bucket. Captions beside it (docs/captions.md) are those
 of every clip of a file. Columns that --keep can name: docs/curation.md."""
-TAKES_OVERRIDES = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("footage", metavar="FOOTAGE", help="a folder of videos, or a .txt that lists them")
     parser.add_argument("out", metavar="OUT", help="the folder to write; the same command resumes")
-    parser.add_argument("beam", nargs="*", metavar="BEAM", help="after --: options of Beam, such as its runner")
     parser.add_argument(
         "--keep", metavar="RULE", help="which clips to keep, as in 'motion > 0.02 and duration >= 2'; default: "
         "duration >= 1"
@@ -66,6 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", metavar="N", type=int, default=1, help="processes on this machine; default: %(default)s"
     )
+    parser.add_argument(
+        "--beam", action="append", default=[], metavar="OPTION", help="an option of Beam, as in --beam=--runner=NAME; "
+        "may be repeated"
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="check footage, options and the pipeline; do nothing")
 
 
@@ -83,6 +86,11 @@ def load_pipeline() -> ModuleType:
     except ImportError as error:
         if (error.name or "").split(".")[0] in ("apache_beam", "cv2", "imagehash"):
             raise ConfigError(f"vdit curate needs {error.name}: {install_command('curate')}") from None
+        if error.name == "data_pipelines":  # an editable install from before there was this package
+            raise ConfigError("the package data_pipelines is missing, which comes with vdit: install vdit again") from None
         raise
     finally:
         logging.disable(logging.NOTSET)
+
+
+CURATE = Command(summary=SUMMARY, description=DESCRIPTION, epilog=EPILOG, add_arguments=add_arguments, run=run)

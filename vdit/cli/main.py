@@ -11,13 +11,26 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 import vdit
-from vdit.cli import caption, editing, encode_text, expand, public_weights, reconstruct, sample, simulate, train, verbs
+from vdit.cli import (
+    caption,
+    curate,
+    editing,
+    encode_text,
+    expand,
+    public_weights,
+    reconstruct,
+    sample,
+    simulate,
+    train,
+    verbs,
+)
 from vdit.cli.parser import Command, Parser, UsageError, nearest, refuse_unknown, take_overrides, take_plugins
 from vdit.cli.process import exit_status, heard_interrupts, outlived_output
 from vdit.errors import EX_OK, EX_USAGE, VditWarning
 
 COMMANDS: dict[str, Command] = {
     "quickstart": train.QUICKSTART,
+    "curate": curate.CURATE,
     "caption": caption.CAPTION,
     "train": train.TRAIN,
     "encode-text": encode_text.ENCODE_TEXT,
@@ -47,6 +60,7 @@ imported as a run, and exported again."""
 EPILOG = """\
 examples:
   vdit quickstart                                  # from nothing to a measured model, in minutes
+  vdit curate films curated                        # raw footage to clips, for vdit train --data curated
   vdit train --data my_videos --workdir runs/mine  # a folder of video files with captions
   vdit train experiments/clips.py --cfg.backbone.depth=4 # an experiment file, one value changed
   vdit plan experiments/dit_xl_pod.py              # what a pod needs for it, compiled without one
