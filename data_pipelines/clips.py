@@ -141,7 +141,7 @@ def _write(part: Path, row: Row, options: ClipOptions) -> None:
     size, window = _sizes(clip.size, box, options.short_side)
     frames = iter_frames(source, fps=rate, start=float(clip.start), duration=float(clip.end - clip.start), size=size,
                          fit="stretch")  # fmt: skip
-    write_video(part, _cropped(frames, window), rate)
+    write_video(part, _cropped(frames, window), rate, repeatable=True)
 
 
 def _sizes(size: tuple[int, int], box: tuple[int, ...] | None, short_side: int | None) -> tuple[

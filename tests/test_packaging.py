@@ -64,7 +64,7 @@ def test_an_experiment_is_found_by_its_name():
 
 def test_a_wheel_holds_the_experiments_and_trains_them_by_name(tmp_path):
     source = tmp_path / "source"  # building leaves folders beside the sources
-    for name in ("vdit", "experiments"):
+    for name in ("vdit", "experiments", "data_pipelines"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -82,6 +82,7 @@ def test_a_wheel_holds_the_experiments_and_trains_them_by_name(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "--cfg.name" in done.stdout
     assert "clips" in done.stdout
+    assert (tmp_path / "site" / "data_pipelines" / "curate.py").is_file()  # vdit curate imports it
 
 
 def test_every_dependency_has_one_minimum():

@@ -50,6 +50,12 @@ def test_a_clip_has_exactly_its_frames_without_the_bars(film, tmp_path):
     assert made.meta["seconds"] == pytest.approx(1.2)
 
 
+def test_the_same_clip_is_the_same_bytes(film, tmp_path):
+    """x264 gives other bytes from time to time; an index must not change with them."""
+    row = row_of(film, 0, 30)
+    assert len({encode_clip(row, ClipOptions(), tmp_path / str(k)).meta["sha256"] for k in range(4)}) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "shape"),
     [

@@ -65,6 +65,7 @@ def write_video(
     *,
     sound: Callable[[], Sequence[SoundPart]] | None = None,
     metadata: Mapping[str, str] | None = None,
+    repeatable: bool = False,
 ) -> None:
     """Writes a .mp4, .webm, .gif or lossless .mkv file. It appears, or replaces an older one, when it is complete.
 
@@ -75,6 +76,7 @@ def write_video(
         fps: frames per second.
         sound: called once all frames have come; gives the file's sound, in step with them (vdit.video.sound).
         metadata: texts in the file's own metadata: "title", "comment". A .gif has none.
+        repeatable: the same frames always give the same bytes, on one thread. Otherwise x264 gives others at times.
 
     Raises:
         OutputError: this process has read that file (read_video, ...) and did not write it: give another name.
@@ -90,7 +92,8 @@ def write_video(
         raise VideoError(f"{path}: folder {path.parent} does not exist")
     check_output(path, given=files_given())
     try:
-        write_whole(path, lambda part: _write(part, path, (kind, rate, metadata), _frames(frames), sound), replace=True)
+        form = kind, rate, metadata, repeatable
+        write_whole(path, lambda part: _write(part, path, form, _frames(frames), sound), replace=True)
     except av.FFmpegError as error:
         raise VideoError(f"{path}: cannot be encoded: {reason(error)}") from error
     note_written(path)
@@ -175,31 +178,35 @@ def _as_uint8(frame: np.ndarray, index: int) -> np.ndarray:
 
 
 def _write(
-    part: Path, path: paths.AnyPath, form: tuple[str, Fraction, Mapping[str, str] | None],
+    part: Path, path: paths.AnyPath, form: tuple[str, Fraction, Mapping[str, str] | None, bool],
     frames: Iterator[np.ndarray], sound: Callable[[], Sequence[SoundPart]] | None,
 ) -> None:  # fmt: skip
-    """Fills `part`, which will be `path`. form: kind of file, frame rate, metadata."""
-    kind, rate, metadata = form
+    """Fills `part`, which will be `path`. form: kind of file, frame rate, metadata, repeatable."""
+    kind = form[0]
     if sound is None or kind == "gif":
-        _encode(str(part), str(path), kind, frames, rate, metadata)
+        _encode(str(part), str(path), frames, form)
         return
     with tempfile.TemporaryDirectory(prefix=".vdit-", dir=part.parent) as folder:
         silent = Path(folder) / f"silent.{kind}"
-        _encode(str(silent), str(path), kind, frames, rate)
+        _encode(str(silent), str(path), frames, form)
         if not add_sound(silent, part, sound()):
             silent.replace(part)
 
 
 def _encode(
-    target: str, name: str, kind: str, frames: Iterator[np.ndarray], rate: Fraction,
-    metadata: Mapping[str, str] | None = None,
-) -> None:  # fmt: skip
+    target: str, name: str, frames: Iterator[np.ndarray], wanted: tuple[str, Fraction, Mapping[str, str] | None, bool]
+) -> None:
+    kind, rate, metadata, repeatable = wanted
     # The first frame is drawn before anything is opened, so that bad input never leaves a muxer half open.
     first = next(frames)
     form = _FORMATS[kind]
     with av.open(target, "w", format=form.container, container_options=form.container_options) as out:
-        stream = out.add_stream(form.codec, rate=rate, options=form.options)
+        # x264 chooses by threads, and its assembly for macroblock trees by what lies in memory.
+        fixed = {"x264-params": "mbtree=0"} if repeatable and form.codec == "libx264" else {}
+        stream = out.add_stream(form.codec, rate=rate, options=form.options | fixed)
         stream.height, stream.width = first.shape[:2]
+        if repeatable:
+            stream.codec_context.thread_count = 1
         if kind == "gif":
             images = _paletted(first, frames, rate)
             stream.pix_fmt = "pal8"
