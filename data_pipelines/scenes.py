@@ -328,7 +328,9 @@ def _gradual(coarse: np.ndarray, pictures: np.ndarray, rate: float) -> list[Tran
             candidates += _of_length(coarse, length)
     kept: list[Transition] = []
     for item in sorted(candidates, key=lambda t: -t.score):
-        if not any(_meet(item, other) for other in kept) and not _pans(pictures, item):
+        if any(_meet(item, other) for other in kept) or _pans(pictures, item):
+            continue
+        if item.kind != "wipe" or _has_front(coarse, item):
             kept.append(item)
     return sorted(kept, key=lambda t: t.first)
 
@@ -372,6 +374,25 @@ def _of_length(coarse: np.ndarray, length: int) -> list[Transition]:
             name = "fade" if _flat(coarse[first]) or _flat(coarse[last]) else kind
             found.append(Transition(name, first + 1, last, float(score[i])))
     return found
+
+
+_FRONT = 0.75
+
+
+def _has_front(coarse: np.ndarray, item: Transition) -> bool:
+    """Whether pixels change in the order of a line or a ring that crosses the picture, as in a wipe.
+
+    Things that come into the picture cover it as well, but in an order of their own.
+    """
+    part = coarse[item.first - 1 : item.last + 1]
+    a, b = part[0], part[-1]
+    away = ((b - a) ** 2).sum(-1)
+    differs = away > 0.25 * away.mean()
+    when = (((part - a) ** 2).sum(-1) < ((part - b) ** 2).sum(-1)).mean(0)[differs]
+    y, x = (axis[differs] - 0.5 for axis in np.meshgrid(*(np.linspace(0, 1, n) for n in away.shape), indexing="ij"))
+    terms = np.stack([np.ones_like(x), x, y, np.abs(x), np.abs(y), np.hypot(x, y)], 1)
+    left = when - terms @ np.linalg.lstsq(terms, when, rcond=None)[0]
+    return bool((left**2).sum() < (1 - _FRONT) * ((when - when.mean()) ** 2).sum())
 
 
 def _pans(pictures: np.ndarray, item: Transition) -> bool:

@@ -149,3 +149,12 @@ def test_one_frame_and_none():
 def test_options_are_checked(options):
     with pytest.raises(ConfigError):
         CutOptions(**options)
+
+
+def test_a_thing_that_fills_the_picture_is_no_wipe():
+    """A dark thing grows from several places at once until it covers most of the picture."""
+    rng = np.random.default_rng(3)
+    order = cv2.GaussianBlur(rng.normal(0, 1, A.shape[1:3]), (0, 0), 9)
+    order = np.argsort(np.argsort(order.ravel())).reshape(order.shape) / order.size
+    grown = np.stack([np.where((order < (k + 1) / 17)[..., None], B[0] // 3, A[0]) for k in range(16)])
+    assert [kind for kind, *_ in found(A, grown.astype(np.uint8), np.repeat(B[:1] // 3, 20, 0))] == []
