@@ -11,7 +11,7 @@ from data_pipelines.duplicates import DuplicateOptions, cluster, compare, group_
 from data_pipelines.measures import measure
 from data_pipelines.records import ClipRecord
 from data_pipelines.signature import Signature, gray_thumb
-from tests.data_pipelines.footage import film, shot, texture
+from tests.data_pipelines.shots import film, shot, texture
 from vdit.errors import ConfigError, DataError
 from vdit.video.write import write_video
 

@@ -8,7 +8,7 @@ from data_pipelines.frames import frames_from_array, luma_of
 from data_pipelines.measures import COLUMNS, Meter
 from data_pipelines.picture import bars, blockiness, blur, combed, text_area
 from data_pipelines.records import ClipRecord
-from tests.data_pipelines.footage import shot, texture
+from tests.data_pipelines.shots import shot, texture
 
 FPS = 24
 H, W = 180, 320

@@ -16,7 +16,7 @@ from data_pipelines.scan import ScanOptions, scan
 from data_pipelines.scenes import CutOptions, cut
 from data_pipelines.split import SplitOptions, split
 from tests.conftest import ROOT
-from tests.data_pipelines.footage import film, shot
+from tests.data_pipelines.shots import film, shot
 from vdit.errors import ConfigError, VideoError
 from vdit.video.read import read_video
 
