@@ -1,0 +1,1 @@
+"""TensorFlow Datasets of curated clips, in array_record files, without TensorFlow."""
