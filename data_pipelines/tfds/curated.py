@@ -2,8 +2,8 @@
 
     python -m data_pipelines.tfds.curated curated tensorflow_datasets --size 64x96 --fps 8
 
-vdit itself reads `curated` as it is. What is written here is read by `tfds.builder_from_directory(...).as_data_source()`
-and by `vdit train --cfg.data.source=tfds --cfg.data.source.path=FOLDER --cfg.data.source.fps_feature=fps`.
+vdit itself reads `curated` as it is. The data set is for `tfds.builder_from_directory(FOLDER).as_data_source()`;
+vdit reads it with data.source=tfds, data.source.path=FOLDER and data.source.fps_feature=fps.
 """
 
 from __future__ import annotations
