@@ -107,8 +107,8 @@ def on_paper(scan: float, encode: float) -> None:
     core_hours = HOURS / scan + HOURS / 3 / encode
     print(f"\n{HOURS:,} hours at these rates, a third kept: {core_hours:,.0f} core-hours; on 1,000 cores "
           f"{core_hours / 1000:,.1f} hours. Read: {HOURS * 3600 * 5 / 8 / 1e6:,.0f} TB of footage at 5 Mbit/s, the "
-          f"kept third twice. Written: {HOURS / 3 * 3600 * 1.5 / 8 / 1e6:,.0f} TB of clips at 1.5 Mbit/s, twice (work folder "
-          f"and shards). The price: core-hours x your price of a vCPU hour, and the bytes x your price of storage.")
+          f"kept third twice. Written: {HOURS / 3 * 3600 * 1.5 / 8 / 1e6:,.0f} TB of clips at 1.5 Mbit/s, "
+          f"twice (work folder and shards). The price: core-hours x your price of a vCPU hour, and the bytes x your price of storage.")
 
 
 def workers(folder: Path) -> None:
