@@ -108,8 +108,8 @@ def on_paper(scan: float, encode: float) -> None:
     read, written = HOURS * 3600 * 5 / 8 / 1e6, HOURS / 3 * 3600 * 1.5 / 8 / 1e6
     print(f"\n{HOURS:,} hours at these rates, a third kept: {core_hours:,.0f} core-hours; on 1,000 cores "
           f"{core_hours / 1000:,.1f} hours.")  # fmt: skip
-    print(f"Read: {read:,.0f} TB of footage at 5 Mbit/s, the kept third twice. Written: {written:,.0f} TB of clips at 1.5 "
-          "Mbit/s, twice: work folder and shards.")  # fmt: skip
+    print(f"Read: {read:,.0f} TB of footage at 5 Mbit/s, the kept third twice. Written: {written:,.0f} TB of clips "
+          "at 1.5 Mbit/s, twice: work folder and shards.")  # fmt: skip
     print("The price: core-hours x your price of a vCPU hour, and bytes x your price of storage.")
 
 
