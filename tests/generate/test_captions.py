@@ -16,8 +16,9 @@ from vdit.data.data_source import WorldsSource
 from vdit.errors import ConfigError, LanguageError
 from vdit.experiment.captioning import Captioning
 from vdit.experiment.training import OptimizerConfig
-from vdit.generate.captions import fit_frames, load_captioner
+from vdit.generate.captions import clip_row, fit_frames, load_captioner
 from vdit.language.base import Frames, GenerationOptions, Request, user
+from vdit.models.captioner import CaptionerModel
 from vdit.models.vae.config import preset as vae_preset
 from vdit.train.stages import Logging, run
 from vdit.train.workspace import Workspace
@@ -104,3 +105,22 @@ def test_a_run_of_another_model_is_refused(trained, tmp_path):
     Workspace(tmp_path).save_experiment(e)
     with pytest.raises(ConfigError, match="captioner"):
         load_captioner(tmp_path)
+
+
+def test_it_writes_what_training_scores_highest(trained):
+    """Greedy tokens, one at a time with a cache, are the likeliest ones in a packed row of training."""
+    model = load_captioner(trained)
+    frames = Frames(pixels=np.random.default_rng(0).integers(0, 255, (5, 32, 32, 3), np.uint8))
+    written = []
+    with pytest.MonkeyPatch.context() as patch:
+        decode = type(model.tokenizer).decode
+        patch.setattr(type(model.tokenizer), "decode", lambda self, ids: written.append(list(ids)) or decode(self, ids))
+        model.complete([Request(messages=(user(frames),))], OPTIONS)
+    [ids] = written
+    latent = np.asarray(model.vae.encode(fit_frames(frames.pixels, model.experiment)[None])[0])
+    text = np.asarray([[*model.tokenizer.encode(""), *ids]], np.int32)
+    words = {"text": text, "text_segment_ids": np.ones_like(text), "text_position": np.arange(text.shape[1])[None]}
+    row = dataclasses.replace(clip_row(latent, model.experiment.backbone), **words)
+    scores = CaptionerModel(model.experiment.backbone).apply({"params": model.params}, row)
+    assert len(ids) >= 1
+    assert np.argmax(scores[0], -1)[: len(ids)].tolist() == ids
