@@ -87,7 +87,7 @@ def load_pipeline() -> ModuleType:
         if (error.name or "").split(".")[0] in ("apache_beam", "cv2", "imagehash"):
             raise ConfigError(f"vdit curate needs {error.name}: {install_command('curate')}") from None
         if error.name == "data_pipelines":  # an editable install from before there was this package
-            raise ConfigError("data_pipelines, which comes with vdit, is missing: install vdit again") from None
+            raise ConfigError(f"data_pipelines is missing: {install_command('curate')}") from None
         raise
     finally:
         logging.disable(logging.NOTSET)

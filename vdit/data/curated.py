@@ -164,6 +164,6 @@ def read_curated_index(path: AnyPath) -> dict[str, Any]:
     if not whole:
         raise DataError(f"{path / INDEX} is damaged: run vdit curate again")
     if not index["count"]:
-        raise DataError(f"{path} holds no clip: nothing was kept; look at report.html there, and give vdit curate "
-                        "another --keep")  # fmt: skip
+        raise DataError(f"{path} holds no clip: nothing was kept; look at report.html there, and "
+                        "curate it with another keep expression")  # fmt: skip
     return index

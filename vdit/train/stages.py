@@ -179,8 +179,8 @@ def _check_captions(experiment: Experiment, workspace: Workspace) -> None:
     if isinstance(data.source, CuratedSource):
         if not read_curated_index(paths.path(data.source.path))["captioned"]:
             raise DataError(
-                f"none of the clips in {data.path} has a caption: run vdit curate with --caption, or train a model "
-                "without text: --cfg.backbone.text=none"
+                f"none of the clips in {data.path} has a caption: curate them with captions (docs/curation.md), or "
+                "train a model without text: --cfg.backbone.text=none"
             )
         return
     entries = read_captions(data.source.path, data.source.captions).entries
