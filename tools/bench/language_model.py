@@ -4,9 +4,10 @@
     python tools/bench/language_model.py MODEL.gguf --sides vdit --tokens 32
 
 Sides: vdit (float32, layers stacked), apart (float32, each layer a piece of the program of its own), and llama.cpp by
-the package llama-cpp-python, which computes with the quantised weights. Each side runs in a process of its own; sides
-take turns. A figure is the median over --repeats. On a busy machine compare processor seconds: they are counted over
-all threads of a process. The first token is apart, since it has to read the prompt. Compiling is not timed.
+the package llama-cpp-python, which computes with the quantised weights. Each side runs in a process of its own, one
+after the other. A figure is the median over --repeats. On a busy machine compare processor seconds, with --threads 1:
+they are counted over all threads of a process, and llama.cpp's threads wait for each other busily. The first token is
+apart, since the prompt has to be read for it. Compiling is not timed.
 """
 
 from __future__ import annotations
