@@ -6,7 +6,7 @@ The tool renders the videos once, trains this VAE once, and then trains this tra
 (a) sparse captions with errors, like the alternative texts of web pages, (b) captions that a captioner wrote, and
 (c) true captions. This file is what the three have in common; `vdit train experiments/recaption.py` trains (c) alone.
 
-Hardware: 2 CPU cores, about a minute a model. Expected: not measured yet.
+Hardware: 2 CPU cores, about a CPU minute a model. Expected: the table in docs/language.md.
 
 Clips are small (9 frames of 48x48: 27 tokens), so that nine models fit in an hour. 95% of the captions of (b) and (c)
 are detailed, the mix of DALL-E 3 (Betker et al., 2023); (a) has short ones only.

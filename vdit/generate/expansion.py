@@ -26,7 +26,7 @@ from vdit.train.workspace import Workspace
 
 FOLDER, NOTE = "expander", "expander.json"
 FORMAT = "vdit-expander-1"
-OWN_TRIES, OWN_TOKENS = 8, 256  # a small model is quick and often wrong
+OWN_TRIES, OWN_TOKENS, OWN_BATCH = 8, 256, 32  # a small model is quick and often wrong
 _TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}<|user|>{{ message['content'] }}{% endif %}"
     "{% endfor %}<|answer|>"
@@ -65,9 +65,9 @@ def open_expander(
             raise ConfigError("nothing to expand with: name a run that has an expander, lm, or endpoint")
         if prompt_file is not None:
             raise ConfigError("a prompt file is for lm and endpoint: a run's own expander reads the prompt alone")
-        return Expander(model=open_lm(_own(run)), max_tokens=OWN_TOKENS, **{"tries": OWN_TRIES} | more)
+        return Expander(model=open_lm(_own(run), batch=OWN_BATCH), max_tokens=OWN_TOKENS, **{"tries": OWN_TRIES} | more)
     if lm is not None and paths.is_file(paths.path(lm) / NOTE):
-        return Expander(model=open_lm(lm), max_tokens=OWN_TOKENS, **{"tries": OWN_TRIES} | more)
+        return Expander(model=open_lm(lm, batch=OWN_BATCH), max_tokens=OWN_TOKENS, **{"tries": OWN_TRIES} | more)
     file = PromptFile.shipped("expand.md") if prompt_file is None else PromptFile.read(prompt_file)
     prompts = ExpansionPrompts.of(file)
     model = Endpoint.from_environment(endpoint) if endpoint is not None else open_lm(lm)
