@@ -180,5 +180,5 @@ def test_luma_of_any_pixel_format(pixels):
 
 def test_an_edge_along_which_the_camera_moves_is_no_logo():
     frames = pan(3.0, 72).copy()
-    frames[:, 80:84] = 255
+    frames[:, 80:104] = 255
     assert measured(frames)["logo_area"] == pytest.approx(0, abs=0.005)

@@ -36,6 +36,7 @@ def test_scan_is_cut_split_and_measure(path):
     assert [clip.end for clip in clips][:-1] == [clip.start for clip in clips][1:]
     assert clips[-1].end == Fraction(75, 10)
     assert len(apart) == len(clips)
+    assert [clip.measures["motion"] == 0 for clip in clips] == [True, True, False, False, True, True]  # over no cut
     for clip in clips:
         assert set(COLUMNS) <= set(clip.measures)
         assert ClipRecord.from_json(clip.to_json()) == clip

@@ -95,6 +95,8 @@ def test_a_whip_pan_is_no_cut():
 def test_repeated_frames_are_no_cuts():
     """A film of 8 frames a second, played at 24."""
     assert found(np.repeat(shot(7, 20, speed=6.0), 3, 0)) == []
+    drawings = np.concatenate([shot(seed, 1) for seed in range(20, 40)])  # of which no two are alike
+    assert [kind for kind, *_ in found(np.repeat(drawings, 3, 0)) if kind == "cut"] == []
 
 
 def test_the_block_in_which_frames_come_changes_nothing(monkeypatch):
