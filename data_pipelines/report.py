@@ -85,7 +85,7 @@ def write(folder: Folder, rows: Iterable[Row], keep: Keep, outcome: Outcome) -> 
     page = Page("Curated footage", f"keep: {keep.text or 'everything'}")
     _funnel(page, outcome, keep)
     with _Pictures(folder) as pictures:
-        _histograms(page, values, keep)
+        _histograms(page, values, keep, deciding=True)
         page.videos(pictures.cards(kept.items, keep), 1.0, title=f"Kept: {len(kept.items)} of {outcome.kept}")
         for why, sample in dropped.items():
             count = outcome.dropped.get(why, (len(sample.items), 0.0))[0]
@@ -98,6 +98,7 @@ def write(folder: Folder, rows: Iterable[Row], keep: Keep, outcome: Outcome) -> 
                 title=f"Near-duplicates, cluster {name[:8]}: {len(members)} clips")  # fmt: skip
         if cuts.items:
             page.compare(pictures.cuts(cuts.items), 1.0, title="Cuts: the last frame before, the first after")
+    _histograms(page, values, keep, deciding=False)
     if errors.items:
         page.table(["file", "reason"], sorted(errors.items), title="Files that cannot be used")
     if outcome.failed:
@@ -129,13 +130,13 @@ def _funnel(page: Page, outcome: Outcome, keep: Keep) -> None:
         page.text("There is no keep expression: every clip that can be used and is no duplicate is kept.")
 
 
-def _histograms(page: Page, values: dict[str, Sample], keep: Keep) -> None:
+def _histograms(page: Page, values: dict[str, Sample], keep: Keep, *, deciding: bool) -> None:
+    """Of the columns that the keep expression names, with its thresholds; or of the others."""
     bounds: dict[str, list[float]] = {}
     for rule in keep.rules:
         for name, numbers in rule.bounds.items():
             bounds.setdefault(name, []).extend(numbers)
-    named = sorted(values, key=lambda name: (name not in bounds, name))  # those that decide come first
-    for name in named:
+    for name in sorted(name for name in values if (name in keep.columns) == deciding):
         column = np.asarray(values[name].items)
         column = column[np.isfinite(column)]
         if not len(column):
