@@ -345,7 +345,7 @@ def open_lm(
         mesh: devices to split the weights over (vdit/dist/rules.py). None: the first device.
         dtype: of the weights and products: "float32" or "bfloat16". None: float32 on a CPU, bfloat16 elsewhere.
         batch: most conversations at a time.
-        scan: layers as one stack, which compiles in seconds. False writes tokens in about two thirds of the time on a
+        scan: layers as one stack, which compiles in seconds. False writes tokens in about half of the time on a
             CPU, and compiles for about 20 seconds more.
 
     Returns:
