@@ -170,7 +170,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
                 status.wrote(space.root)
                 status.next = f'vdit sample {shlex.quote(str(space.root))} "a prompt" --out sample.mp4'
                 if experiment.backbone.embeds_text:
-                    status.next = f"vdit caption my_videos --run {shlex.quote(str(space.root))}"
+                    status.next = f"vdit caption my_videos --run={shlex.quote(str(space.root))}"
     return 0
 
 
