@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.abc
+import importlib.util
 import os
 import subprocess
 import sys
@@ -31,6 +33,23 @@ TINY = (
     "dit_train.optimizer.final_scale=0", "dit_train.optimizer.b2=0.99",
     "sample.frames=5", "sample.size=(32,32)", "sample.steps=1", "sample.sampler=euler",
 )  # fmt: skip
+
+
+class _SentencePieceFormat(importlib.abc.MetaPathFinder):
+    """Gives transformers its own description of sentencepiece's files, in the place of sentencepiece's.
+
+    That of sentencepiece 0.2.3 refuses protobuf below 7, which Apache Beam needs. (Older sentencepieces end the process
+    where a corpus is tiny.) vdit has a description of its own, and needs neither.
+    """
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "sentencepiece.sentencepiece_model_pb2" or importlib.util.find_spec("transformers") is None:
+            return None
+        (folder,) = importlib.util.find_spec("transformers").submodule_search_locations
+        return importlib.util.spec_from_file_location(name, Path(folder, "utils", "sentencepiece_model_pb2_new.py"))
+
+
+sys.meta_path.insert(0, _SentencePieceFormat())
 
 
 def pytest_configure(config) -> None:
