@@ -318,14 +318,16 @@ def _meet(a: Transition, b: Transition) -> bool:
 _LENGTHS_S = (0.16, 0.24, 0.32, 0.44, 0.6, 0.8, 1.0, 1.3, 1.6, 2.0, 2.6)
 _PLACES = (0.2, 0.35, 0.5, 0.65, 0.8)
 _MIX_RESIDUAL = 0.34
+_FLAT = 0.03
 
 
 def _gradual(coarse: np.ndarray, pictures: np.ndarray, rate: float) -> list[Transition]:
     n = len(coarse)
+    flat = coarse.std((1, 2)).max(1) < _FLAT
     candidates: list[Transition] = []
     for length in sorted({max(4, round(rate * seconds)) for seconds in _LENGTHS_S}):
         if n > length + 2:
-            candidates += _of_length(coarse, length)
+            candidates += _of_length(coarse, flat, length)
     kept: list[Transition] = []
     for item in sorted(candidates, key=lambda t: -t.score):
         if any(_meet(item, other) for other in kept) or _pans(pictures, item):
@@ -335,18 +337,36 @@ def _gradual(coarse: np.ndarray, pictures: np.ndarray, rate: float) -> list[Tran
     return sorted(kept, key=lambda t: t.first)
 
 
-def _of_length(coarse: np.ndarray, length: int) -> list[Transition]:
-    """Stretches of `length` frames in which the pictures go from the first to the last by mixing or wiping."""
+def _of_length(coarse: np.ndarray, flat: np.ndarray, length: int) -> list[Transition]:
+    """Stretches of `length` frames in which the pictures go from the first to the last by mixing or wiping.
+
+    A stretch ends in another scene than it begins with, not in the same one in other light. flat: bool [n], pictures
+    without detail, which are always another scene.
+    """
     n = len(coarse)
     a, b = coarse[: n - length], coarse[length:]
     change = (b - a).reshape(len(a), -1)
     size = np.sqrt((change**2).mean(1))
-    start = np.flatnonzero((size > 0.07) & (_changed(a, b)))
+    start = np.flatnonzero(size > 0.07)
+    if not len(start):
+        return []
+    start = start[flat[start] | flat[start + length] | (_correlation(a[start], b[start]) < 0.75)]
     if not len(start):
         return []
     a, b, change, size = a[start], b[start], change[start], size[start]
     power = np.maximum((change**2).sum(1), 1e-9)
     share = lambda x: ((x - a).reshape(len(a), -1) * change).sum(1) / power  # noqa: E731
+    k = max(2, length // 4)
+    before, after = coarse[np.maximum(start - k, 0)], coarse[np.minimum(start + length + k, n - 1)]
+    leaves, comes = share(before), share(after)
+    spread = np.maximum(
+        np.sqrt(((before - a) ** 2).mean((1, 2, 3))) / size, np.sqrt(((after - b) ** 2).mean((1, 2, 3))) / size
+    )
+    steady = (leaves > -0.12) & (leaves < 0.25) & (comes > 0.75) & (comes < 1.12) & (spread < 0.5)
+    if not steady.any():
+        return []
+    start, a, b, change, size, power, spread = (x[steady] for x in (start, a, b, change, size, power, spread))
+    differs = _distance(b, a) > 0.25 * size[:, None, None] ** 2 * a.shape[-1]
     mixes, wipes, mixed, wiped = [], [], [], []
     for place in _PLACES:
         middle = coarse[start + round(place * length)]
@@ -354,21 +374,15 @@ def _of_length(coarse: np.ndarray, length: int) -> list[Transition]:
         rest = (middle - a).reshape(len(a), -1) - alpha[:, None] * change
         mixes.append(alpha)
         mixed.append(np.sqrt((rest**2).mean(1)) / size)
-        to_a, to_b = ((middle - a) ** 2).sum(-1), ((middle - b) ** 2).sum(-1)
+        to_a, to_b = _distance(middle, a), _distance(middle, b)
         wiped.append(np.sqrt(np.minimum(to_a, to_b).mean((1, 2)) / a.shape[-1]) / size)
-        differs = ((b - a) ** 2).sum(-1) > 0.25 * size[:, None, None] ** 2 * a.shape[-1]
         wipes.append(((to_b < to_a) & differs).sum((1, 2)) / np.maximum(differs.sum((1, 2)), 1))
-    k = max(2, length // 4)
-    before, after = coarse[np.maximum(start - k, 0)], coarse[np.minimum(start + length + k, n - 1)]
-    steady = (share(before) > -0.12) & (share(after) < 1.12) & (share(before) < 0.25) & (share(after) > 0.75)
-    spread = np.sqrt(((before - a) ** 2).mean((1, 2, 3))) / size, np.sqrt(((after - b) ** 2).mean((1, 2, 3))) / size
-    steady &= (np.maximum(*spread) < 0.5)
     found = []
     for kind, shares, residuals in (("dissolve", mixes, mixed), ("wipe", wipes, wiped)):
         shares, residual = np.stack(shares, 1), np.max(residuals, 0)
         off = np.abs(shares - np.array(_PLACES)).max(1)
-        good = steady & (off < 0.22) & (residual < _MIX_RESIDUAL) & (np.diff(shares, axis=1).min(1) > 0.02)
-        score = (1 - residual) * (1 - 2 * off) * np.minimum(size / 0.15, 1.5) * (1 - np.maximum(*spread))
+        good = (off < 0.22) & (residual < _MIX_RESIDUAL) & (np.diff(shares, axis=1).min(1) > 0.02)
+        score = (1 - residual) * (1 - 2 * off) * np.minimum(size / 0.15, 1.5) * (1 - spread)
         for i in np.flatnonzero(good):
             first, last = int(start[i]), int(start[i]) + length
             name = "fade" if _flat(coarse[first]) or _flat(coarse[last]) else kind
@@ -386,9 +400,9 @@ def _has_front(coarse: np.ndarray, item: Transition) -> bool:
     """
     part = coarse[item.first - 1 : item.last + 1]
     a, b = part[0], part[-1]
-    away = ((b - a) ** 2).sum(-1)
+    away = _distance(b, a)
     differs = away > 0.25 * away.mean()
-    when = (((part - a) ** 2).sum(-1) < ((part - b) ** 2).sum(-1)).mean(0)[differs]
+    when = (_distance(part, a) < _distance(part, b)).mean(0)[differs]
     y, x = (axis[differs] - 0.5 for axis in np.meshgrid(*(np.linspace(0, 1, n) for n in away.shape), indexing="ij"))
     terms = np.stack([np.ones_like(x), x, y, np.abs(x), np.abs(y), np.hypot(x, y)], 1)
     left = when - terms @ np.linalg.lstsq(terms, when, rcond=None)[0]
@@ -406,10 +420,10 @@ def _pans(pictures: np.ndarray, item: Transition) -> bool:
 
 
 def _flat(picture: np.ndarray) -> bool:
-    return bool(picture.std((0, 1)).max() < 0.03)
+    return bool(picture.std((0, 1)).max() < _FLAT)
 
 
-def _changed(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Whether b shows another scene than a, not the same one in other light; a flat picture is another scene."""
-    flat = (a.std((1, 2)).max(1) < 0.03) | (b.std((1, 2)).max(1) < 0.03)
-    return flat | (_correlation(a, b) < 0.75)
+def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squared distance of each pixel's colours: [n h w 3] twice -> [n h w]. A sum over 3 elements is slow in numpy."""
+    x = (a - b) ** 2
+    return x[..., 0] + x[..., 1] + x[..., 2]
