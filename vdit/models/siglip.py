@@ -12,13 +12,10 @@ from PIL import Image
 
 from vdit.dist.rules import constrain
 from vdit.errors import ConfigError, ShapeError
-from vdit.models.vision import patches
-from vdit.nn.attention import attention
+from vdit.models.vision import ACTIVATION, patches, run_blocks
 from vdit.nn.layers import LayerNorm, Linear
 from vdit.reprs import short_repr
 from vdit.types import Array
-
-ACTIVATION = ("batch", "text_tokens", "embed")
 
 
 @short_repr
@@ -62,6 +59,11 @@ class SiglipConfig:
             raise ConfigError(f"siglip.shuffle={self.shuffle} must divide the {self.side} patches of a side")
         if min(self.std) <= 0:
             raise ConfigError(f"siglip.std={self.std} must be positive")
+
+    @property
+    def activation(self) -> str:
+        """Of the MLP."""
+        return "gelu_tanh"
 
     @property
     def side(self) -> int:
@@ -109,38 +111,8 @@ class Siglip(nn.Module):
         normal = nn.with_logical_partitioning(nn.initializers.normal(cfg.width**-0.5), (None, "embed"))
         place = self.param("position", normal, (cfg.side**2, cfg.width))
         x = constrain(x.astype(jnp.float32) + place[position_ids(cfg.side)], ACTIVATION)
-        if cfg.scan:
-            scanned = nn.scan(
-                Block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                length=cfg.layers,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )
-            x, _ = scanned(cfg, name="blocks")(x)
-        else:
-            for i in range(cfg.layers):
-                x, _ = Block(cfg, name=f"block_{i}")(x)
+        x = run_blocks(cfg, cfg.layers, x)
         return LayerNorm(eps=cfg.eps, name="norm")(x)
-
-
-class Block(nn.Module):
-    """Self-attention, then an MLP: `[b n d] -> ([b n d], None)`, as lax.scan wants it."""
-
-    config: SiglipConfig
-
-    @nn.compact
-    def __call__(self, x: Array) -> tuple[Array, None]:
-        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
-        y = LayerNorm(eps=cfg.eps, name="attention_norm")(x)
-        heads = (*y.shape[:2], cfg.heads, cfg.width // cfg.heads)
-        q, k, v = (Linear(cfg.width, ("embed", "heads"), dtype=dtype, name=name)(y).reshape(heads) for name in "qkv")
-        whole = jnp.ones(y.shape[:2], jnp.int32)
-        y = attention(q, k, v, whole, whole, axes=("text_tokens", "text_tokens")).reshape(x.shape)
-        x = x + Linear(cfg.width, ("heads", "embed"), dtype=dtype, name="out")(y)
-        y = LayerNorm(eps=cfg.eps, name="mlp_norm")(x)
-        y = nn.gelu(Linear(cfg.mlp, ("embed", "mlp"), dtype=dtype, name="up")(y), approximate=True)
-        return constrain(x + Linear(cfg.width, ("mlp", "embed"), dtype=dtype, name="down")(y), ACTIVATION), None
 
 
 def position_ids(side: int) -> np.ndarray:

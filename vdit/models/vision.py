@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from vdit.nn.layers import LayerNorm, Linear
 from vdit.reprs import short_repr
 from vdit.types import Array
 
-ACTIVATION = ("batch", "tokens", "embed")
+ACTIVATION = ("batch", "text_tokens", "embed")  # whole on each device, as attention takes them
 
 
 @short_repr
@@ -64,6 +64,22 @@ class CLIPVisionConfig:
         return 1 + (self.image_size // self.patch) ** 2
 
 
+class VisionConfig(Protocol):
+    """What a layer reads of an image encoder's config."""
+
+    width: int
+    heads: int
+    mlp: int
+    eps: float
+    dtype: str
+    scan: bool
+
+    @property
+    def activation(self) -> str:
+        """Of the MLP: "gelu", "gelu_tanh" or "quick_gelu"."""
+        ...
+
+
 class CLIPVision(nn.Module):
     """Images to tokens: float [b h w 3], as `clip_pixels` gives them -> float32 [b 1+patches d].
 
@@ -89,32 +105,33 @@ class CLIPVision(nn.Module):
         position = self.param("position", by_position, (cfg.tokens, cfg.width))
         x = jnp.concatenate([jnp.broadcast_to(whole, (len(x), 1, cfg.width)), x], axis=1) + position
         x = constrain(LayerNorm(eps=cfg.eps, name="norm")(x), ACTIVATION)
-        x = self._blocks(x)
+        x = run_blocks(cfg, cfg.layers - 1, x)
         if self.is_initializing():
             last, _ = Block(cfg, name="last_block")(x)
             LayerNorm(eps=cfg.eps, name="last_norm")(last)
         return x
 
-    def _blocks(self, x: Array) -> Array:
-        cfg = self.config
-        if cfg.scan:
-            scanned = nn.scan(
-                Block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                length=cfg.layers - 1,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )
-            return scanned(cfg, name="blocks")(x)[0]
-        for i in range(cfg.layers - 1):
-            x, _ = Block(cfg, name=f"block_{i}")(x)
-        return x
+
+def run_blocks(config: VisionConfig, layers: int, x: Array) -> Array:
+    """The first `layers` layers of an image encoder, within its compact call: float32 `[b n d] -> [b n d]`."""
+    if config.scan:
+        scanned = nn.scan(
+            Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        return scanned(config, name="blocks")(x)[0]
+    for i in range(layers):
+        x, _ = Block(config, name=f"block_{i}")(x)
+    return x
 
 
 class Block(nn.Module):
     """Self-attention, then an MLP: `[b n d] -> ([b n d], None)`, as lax.scan wants it."""
 
-    config: CLIPVisionConfig
+    config: VisionConfig
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, None]:
@@ -128,8 +145,9 @@ class Block(nn.Module):
 
         y = LayerNorm(eps=cfg.eps, name="mlp_norm")(x)
         y = Linear(cfg.mlp, ("embed", "mlp"), dtype=dtype, name="up")(y)
-        # "quick" is Radford et al.'s x * sigmoid(1.702 x); the other is exact, with erf.
-        y = y * jax.nn.sigmoid(1.702 * y) if cfg.activation == "quick_gelu" else nn.gelu(y, approximate=False)
+        # "quick" is Radford et al.'s x * sigmoid(1.702 x); "gelu" is exact, with erf; "gelu_tanh" approximates it.
+        quick = cfg.activation == "quick_gelu"
+        y = y * jax.nn.sigmoid(1.702 * y) if quick else nn.gelu(y, approximate=cfg.activation == "gelu_tanh")
         x = x + Linear(cfg.width, ("mlp", "embed"), dtype=dtype, name="down")(y)
         return constrain(x, ACTIVATION), None
 
