@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import tempfile
@@ -175,7 +176,8 @@ def write_shard(clips: Sequence[Encoded], folder: str | Path, number: int) -> di
 
     Returns:
         What the index says of it: file, records, bytes, sha256 (of its records), seconds, captioned, uncaptioned (the
-        places of records that have no caption).
+        places of records that have no caption), sources (the name of each file of footage, and how many records in a
+        row are of it).
     """
     clips = sorted(clips, key=lambda made: (made.row.clip.path, made.row.clip.start))
     metas = [_meta(made) for made in clips]
@@ -185,13 +187,14 @@ def write_shard(clips: Sequence[Encoded], folder: str | Path, number: int) -> di
     if paths.is_file(note_file) and paths.is_file(file):
         with contextlib.suppress(DataError, KeyError, TypeError):
             note = paths.read_json(note_file, limit=64 * paths.MIB, error=DataError)
-            if paths.file_size(file) == note["bytes"] and note["digest"] == digest:
+            if paths.file_size(file) == note["bytes"] and note["digest"] == digest and "sources" in note:
                 return note
     size = _write_records(file, metas, clips)
     bare = [place for place, meta in enumerate(metas) if not any(meta["captions"])]
     note = {"file": file.name, "records": len(clips), "bytes": size, "sha256": digest, "digest": digest,
             "number": number, "seconds": sum(meta["seconds"] for meta in metas), "captioned": len(clips) - len(bare),
-            "uncaptioned": bare}  # fmt: skip
+            "uncaptioned": bare,
+            "sources": [[name, len(list(run))] for name, run in itertools.groupby(meta["source"] for meta in metas)]}
     paths.write_atomic(note_file, json.dumps(note))
     return note
 

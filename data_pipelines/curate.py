@@ -305,7 +305,7 @@ def _write(outcome: Outcome, folder: pipeline.Folder, settings: Settings, option
 
 
 def _write_index(out: paths.AnyPath, shards: Sequence[dict[str, Any]]) -> None:
-    told = ("file", "records", "bytes", "sha256", "uncaptioned")
+    told = ("file", "records", "bytes", "sha256", "uncaptioned", "sources")
     index = {"format": FORMAT, "count": sum(shard["records"] for shard in shards),
              "captioned": sum(shard["captioned"] for shard in shards),
              "seconds": round(sum(shard["seconds"] for shard in shards), 3),

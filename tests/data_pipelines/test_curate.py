@@ -19,7 +19,7 @@ from data_pipelines.select import DUPLICATE, ERROR
 from data_pipelines.split import SplitOptions
 from tests.data_pipelines.footage import write_footage
 from vdit.cli.main import main
-from vdit.data import CuratedDataset, read_captions
+from vdit.data import CuratedDataset, CuratedSource, DataConfig, read_captions
 from vdit.errors import ConfigError, DataError, OutputError
 
 SETTINGS = Settings(keep="duration >= 1", write="both", scanning=ScanOptions(split=SplitOptions(longest=4.0)))
@@ -78,6 +78,24 @@ def test_the_page_shows_funnel_thresholds_pictures_and_reasons(curated):
         assert text in page, text
     assert len(re.findall("data:image/png", page)) >= 7
     assert not re.search(r"(src|href)=\"?https?:", page)
+
+
+def test_clips_are_held_out_by_the_name_of_their_film_and_by_their_id(curated):
+    out, data = str(curated[0]), DataConfig(pixel_budgets=(32 * 32,), frames=(1,), fps=(5.0,))
+    dataset = CuratedDataset(out)
+    every = {dataset.record(item)[0]["id"]: dataset.record(item)[0]["source"] for item in range(len(dataset))}
+    (other,) = [name for name, source in every.items() if source != "a.mp4"]
+    source = CuratedSource(path=out)
+    left, held = (opened(data, seed=0, holdout=("a.mp4",)) for opened in (source.open, source.open_held_out))
+    assert {left.name(item) for item in range(len(left))} == {other}
+    assert {held.name(item) for item in range(len(held))} == every.keys() - {other}
+    assert (left.summary.found, left.summary.used, left.summary.held_out) == (3, 1, 2)
+    assert [sample["id"] for sample in (held[0], left[0])] == [held.name(0), other]
+    assert len(source.open(data, seed=0, holdout=(other,))) == 2
+    assert source.open_held_out(data, seed=0) is None
+    for names, named in ((("a.mp5",), r"a\.mp5"), (tuple(every), "all of its 3")):
+        with pytest.raises(DataError, match=named):
+            source.open(data, seed=0, holdout=names)
 
 
 def files_of(out):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -57,31 +58,60 @@ class CuratedDataset:
 
     Args:
         path: the folder, local or in a bucket.
+        exclude: names of files of footage, as the rows have them, or ids of clips: these clips are left out.
+        only: such names: the dataset has these clips alone.
 
     Raises:
-        DataError: it is not such a folder, or its index is damaged.
+        DataError: it is not such a folder, its index is damaged, or a name is of no clip in it.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, *, exclude: Collection[str] = (), only: Collection[str] | None = None):
         self.path = paths.path(path)
         self.index = read_curated_index(self.path)
         self.broken: dict[str, str] = {}
         self._shards = [ShardReader(self.path, shard) for shard in self.index["shards"]]
         self._ends = np.cumsum([shard["records"] for shard in self.index["shards"]])
+        chosen = np.ones(self.index["count"], bool)
+        if exclude:
+            chosen &= ~self._named(exclude)
+        if only is not None:
+            chosen &= self._named(only)
+        self._items = np.flatnonzero(chosen)
+        if not len(self._items):
+            raise DataError(f"{self.path}: all of its {self.index['count']} clips are held out: hold out fewer")
 
     def __len__(self) -> int:
-        return self.index["count"]
+        return len(self._items)
 
     def name(self, item: int) -> str:
         try:
             return self.open(item).id
         except DataError:
-            return f"{self.path.name}[{item}]"
+            return f"{self.path.name}[{int(self._items[item])}]"
 
     @property
     def summary(self) -> DataSummary:
-        bare = tuple(f"{shard['file']}[{place}]" for shard in self.index["shards"] for place in shard["uncaptioned"])
-        return DataSummary(place=str(self.path), found=len(self), used=len(self), uncaptioned=bare)
+        places = [(shard["file"], place) for shard in self.index["shards"] for place in range(shard["records"])]
+        bare = {(shard["file"], place) for shard in self.index["shards"] for place in shard["uncaptioned"]}
+        used = [places[item] for item in self._items]
+        return DataSummary(
+            place=str(self.path), found=len(places), used=len(used), held_out=len(places) - len(used),
+            uncaptioned=tuple(f"{file}[{place}]" for file, place in used if (file, place) in bare),
+        )  # fmt: skip
+
+    def _named(self, names: Collection[str]) -> np.ndarray:
+        """bool [clips]: whether a clip has one of these names."""
+        sources = [name for shard in self.index["shards"] for name, count in shard["sources"] for _ in range(count)]
+        wanted, found = set(names), np.isin(np.array(sources, object), list(names))
+        wanted -= set(sources)
+        if wanted:  # ids of clips stand in the records alone
+            ids = [self._record(item)[0]["id"] for item in range(len(sources))]
+            found |= np.isin(np.array(ids, object), list(wanted))
+            wanted -= set(ids)
+        if wanted:
+            raise DataError(f"{min(wanted)!r} is held out, but {self.path} has no file of footage and no clip of this "
+                            "name: check the spelling, or nothing is held out")  # fmt: skip
+        return found
 
     def open(self, item: int, rng: np.random.Generator | None = None) -> EncodedHandle:
         meta, data = self.record(item)
@@ -96,6 +126,9 @@ class CuratedDataset:
         Raises:
             DataError: the record is damaged, or its shard is.
         """
+        return self._record(int(self._items[item]))
+
+    def _record(self, item: int) -> tuple[dict[str, Any], bytes]:
         shard = int(np.searchsorted(self._ends, item, side="right"))
         at = item - (int(self._ends[shard - 1]) if shard else 0)
         try:
@@ -159,7 +192,9 @@ def read_curated_index(path: AnyPath) -> dict[str, Any]:
         whole = whole and index["count"] == sum(shard["records"] for shard in index["shards"])
         whole = whole and index["captioned"] == index["count"] - sum(len(s["uncaptioned"]) for s in index["shards"])
         whole = whole and all(isinstance(shard["sha256"], str) for shard in index["shards"])
-    except (KeyError, TypeError):
+        whole = whole and all(isinstance(name, str) for shard in index["shards"] for name, _ in shard["sources"])
+        whole = whole and all(sum(count for _, count in s["sources"]) == s["records"] for s in index["shards"])
+    except (KeyError, TypeError, ValueError):
         whole = False
     if not whole:
         raise DataError(f"{path / INDEX} is damaged: run vdit curate again")

@@ -299,7 +299,10 @@ class WorldsSource(DataSource):
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CuratedSource(DataSource):
-    """Clips that `vdit curate` wrote. path: their folder, local or in a bucket."""
+    """Clips that `vdit curate` wrote. path: their folder, local or in a bucket.
+
+    Held out are all clips of a file of footage, by its name as the rows have it, or single clips by their ids.
+    """
 
     path: str = ""
 
@@ -307,8 +310,12 @@ class CuratedSource(DataSource):
         from vdit.data.curated import CuratedDataset
 
         _check_path(self)
-        _refuse_holdout(self, holdout)
-        return clips_of(CuratedDataset(self.path), data, seed=seed)
+        return clips_of(CuratedDataset(self.path, exclude=holdout), data, seed=seed)
+
+    def open_held_out(self, data: DataConfig, *, seed: int, holdout: Collection[str] = ()) -> Source | None:
+        from vdit.data.curated import CuratedDataset
+
+        return clips_of(CuratedDataset(self.path, only=holdout), data, seed=seed) if holdout else None
 
 
 @register("data_source", "latents")
