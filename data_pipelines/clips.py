@@ -31,7 +31,7 @@ from vdit.errors import ConfigError, DataError, VideoError, reason
 from vdit.video.read import iter_frames, probe
 from vdit.video.write import write_video
 
-ENCODING = 1  # of the files: raise it where the same options give other bytes
+ENCODING = 2  # of the files: raise it where the same options give other bytes
 LEAST_SIDE = 16  # pixels
 
 
