@@ -33,6 +33,7 @@ from vdit.reprs import short_repr
 from vdit.sampling.canvas import Grouping, Prompts, check_canvas_conditions, tokenize
 from vdit.sampling.config import SamplingConfig, known_changes, replaces_known, sampling_config
 from vdit.sampling.programs import CanvasInput, FromVideo, Parameters, Reference, SampleCanvas, TextToVideo, sample
+from vdit.sampling.stepwise import Watch, sample_stepwise
 from vdit.seeds import key_of
 from vdit.types import Array, Clip, PyTree, check_pixels
 
@@ -52,6 +53,7 @@ class Generator:
     vae: encodes and decodes videos.
     tokenizer: of prompts. mesh: the devices.
     drawn: called after each canvas that was filled, with the number of its frames that were not known before.
+    watch: called after each step of sampling (vdit.sampling.stepwise); what it raises ends the work. On one host only.
     """
 
     experiment: Experiment
@@ -60,6 +62,7 @@ class Generator:
     tokenizer: Tokenizer
     mesh: Mesh
     drawn: Callable[[int], None] | None = None
+    watch: Watch | None = None
 
     @property
     def network(self) -> Network:
@@ -134,8 +137,7 @@ class Generator:
             conditions = check_canvas_conditions(self.experiment.network, conditions, len(prompts), task.latent_shape)
             given = conditions if given is None else dataclasses.replace(given, cond={**given.cond, **conditions})
         tokens = self.tokens(prompts), self.tokens([negative] * len(prompts))
-        made = sample(task, self.mesh, self._parameters(task), tokens, key_of(seed), noise, given)
-        self._report(task, given, made)
+        made = self.run(task, tokens, key_of(seed), noise, given)
         if nonfinite_names(made):
             raise NumericsError(
                 "what was sampled holds NaN or infinity, though weights and statistics do not: compute in float32 "
@@ -152,7 +154,8 @@ class Generator:
         given: Reference | CanvasInput | None = None,
     ) -> Array:
         """What a task makes on the generator's mesh (vdit.sampling.programs.sample); prompts: (positive, negative)."""
-        made = sample(task, self.mesh, self._parameters(task), prompts, key, noise, given)
+        inputs = task, self.mesh, self._parameters(task), prompts, key, noise, given
+        made = sample(*inputs) if self.watch is None else sample_stepwise(*inputs, watch=self.watch)
         self._report(task, given, made)
         return made
 

@@ -44,6 +44,35 @@ class StatefulDenoiser:
     memory: PyTree
 
 
+@dataclasses.dataclass(kw_only=True)
+class Segment:
+    """A denoiser with which a sampler makes some of its calls only: somebody may look on between two programs.
+
+    A sampler takes it as it takes any denoiser, while it is traced. What it then returns belongs to the state after
+    the segment's calls.
+
+    denoiser: of the whole. state: that of the loop before the segment, None at the beginning. start: int32 [], calls
+    before it. count: calls of it; 0 finds the state before the first.
+    Set while tracing: state, after the segment; calls, of the whole; estimate, the data as the last call has it.
+    """
+
+    denoiser: Denoise | StatefulDenoiser
+    state: PyTree = None
+    start: Array | int = 0
+    count: int = 1
+    calls: int = 0
+    estimate: Array | None = None
+
+    def scan(self, call: Callable[[PyTree, PyTree], tuple[PyTree, Array]], first: PyTree, rows: PyTree) -> PyTree:
+        """In the place of jax.lax.scan: the state after the segment's calls, and nothing for each."""
+        self.state = first if self.state is None else self.state
+        if self.count:
+            rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, self.start, self.count), rows)
+            self.state, estimates = jax.lax.scan(call, self.state, rows)
+            self.estimate = estimates[-1]
+        return self.state
+
+
 class Sampler(Protocol):
     """A way down from noise to data. Frozen: its options are fields."""
 
@@ -164,7 +193,7 @@ def scan_steps(
     carry: Any,
     columns: dict[str, np.ndarray],
     *,
-    denoise: Denoise | StatefulDenoiser,
+    denoise: Denoise | StatefulDenoiser | Segment,
     prediction: Prediction,
     dtype: jnp.dtype,
     at: Callable[[Any], Array] = lambda carry: carry,
@@ -186,6 +215,8 @@ def scan_steps(
     Returns:
         The state after the last step.
     """
+    segment = denoise if isinstance(denoise, Segment) else None
+    denoise = denoise if segment is None else segment.denoiser
     stateful, calls = isinstance(denoise, StatefulDenoiser), len(columns["t"])
     rows = {name: jnp.asarray(column, dtype) for name, column in columns.items()}
     keys = None if key is None else jax.random.split(key, calls)
@@ -198,9 +229,12 @@ def scan_steps(
         else:
             output = denoise(x, row["t"])
         says = _estimate(output, x, row, prediction)
-        return (step(carry, says, row, step_key), memory, done + 1), None
+        return (step(carry, says, row, step_key), memory, done + 1), None if segment is None else says.x0
 
     first = carry, denoise.memory if stateful else None, jnp.int32(0)
+    if segment is not None:
+        segment.calls = calls
+        return segment.scan(call, first, (rows, keys))[0]
     return jax.lax.scan(call, first, (rows, keys))[0][0]
 
 

@@ -13,7 +13,8 @@ from vdit.diffusion import Guidance, add_noise, guide
 from vdit.dist.rules import constrain
 from vdit.models.cache import BlockCall, Residuals
 from vdit.models.network import HIGH, LOW, Network
-from vdit.samplers.base import Denoise, StatefulDenoiser
+from vdit.reprs import short_repr
+from vdit.samplers.base import Denoise, Segment, StatefulDenoiser
 from vdit.samplers.grid import resolve
 from vdit.samplers.invert import invert
 from vdit.sampling.canvas import Canvas, CanvasTokens, Prompts, canvas_tokens
@@ -38,26 +39,99 @@ def denoise(
     prompts and negative have the same shapes; negative is used only if there is guidance. noise: what to
     start from, float32 [b t h w c]; drawn from `key` if None. Traceable.
     """
+    filling = begin_filling(network, params, canvas, prompts, negative, key, method, noise=noise)
+    held, denoiser = _posed(network, params, filling, method)
+    return held.latents(_sampled(denoiser, held, filling, method))
+
+
+@jax.tree_util.register_dataclass
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Filling:
+    """A canvas that is about to be filled.
+
+    canvas: what is known. noise: tokens float32 [b n p] to start from. batch: what the network is told, its text
+    encoded. key: of the sampler.
+    """
+
+    canvas: Canvas
+    noise: Array
+    batch: GuidanceBatch
+    key: Array
+
+
+def begin_filling(
+    network: Network, params: PyTree, canvas: Canvas, prompts: Prompts, negative: Prompts, key: Array,
+    method: SamplingConfig, *, noise: Array | None = None,
+) -> Filling:  # fmt: skip
+    """All that comes before the steps of `denoise`, whose arguments these are. Traceable."""
     noise_key, sampler_key = jax.random.split(key)
     tokens = canvas_tokens(canvas, network.backbone.patch)
     if noise is None:
         noise = jax.random.normal(noise_key, tokens.values.shape, jnp.float32)
     else:
         noise = patchify(noise.astype(jnp.float32), network.backbone.patch)
-    levels = _latent_levels(canvas, tokens, network.backbone.patch)
-    held = _Known(tokens=tokens, levels=levels, noise=noise, method=method, patch=network.backbone.patch)
     batch = guidance_batch(network, params, canvas, tokens, prompts, negative, noise, method)
-    x = method.sampler.sample(
-        _denoiser(network, params, batch, method),
+    return Filling(canvas=canvas, noise=noise, batch=batch, key=sampler_key)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FilledStep:
+    """Where sampling stands after some calls of the network.
+
+    state: the sampler's, for the next call. calls: of the network, to the end. latents, estimate: float32
+    [b t h w c], as they are and as the network expects them; estimate is None before the first call.
+    """
+
+    state: PyTree
+    calls: int
+    latents: Array
+    estimate: Array | None
+
+
+def step_filling(
+    network: Network, params: PyTree, filling: Filling, method: SamplingConfig, *, state: PyTree = None,
+    start: Array | int = 0, count: int = 1,
+) -> FilledStep:  # fmt: skip
+    """Some calls of the network, of those that `denoise` makes. Traceable.
+
+    Args:
+        network, params, method: as of `denoise`.
+        filling: of `begin_filling`.
+        state: of the step before; None at the beginning.
+        start: int32 [], how many calls there were before.
+        count: how many calls are made; 0 gives the state before the first.
+    """
+    held, denoiser = _posed(network, params, filling, method)
+    segment = Segment(denoiser=denoiser, state=state, start=start, count=count)
+    x = _sampled(segment, held, filling, method)
+    estimate = None if segment.estimate is None else held.latents(segment.estimate)
+    return FilledStep(state=segment.state, calls=segment.calls, latents=held.latents(x), estimate=estimate)
+
+
+def _posed(
+    network: Network, params: PyTree, filling: Filling, method: SamplingConfig
+) -> tuple[_Known, Denoise | StatefulDenoiser]:
+    """(what is known, the denoiser) of a canvas."""
+    tokens = canvas_tokens(filling.canvas, network.backbone.patch)
+    levels = _latent_levels(filling.canvas, tokens, network.backbone.patch)
+    held = _Known(tokens=tokens, levels=levels, noise=filling.noise, method=method, patch=network.backbone.patch)
+    return held, _denoiser(network, params, filling.batch, method)
+
+
+def _sampled(
+    denoiser: Denoise | StatefulDenoiser | Segment, held: _Known, filling: Filling, method: SamplingConfig
+) -> Array:
+    """Tokens after the sampler's calls."""
+    return method.sampler.sample(
+        denoiser,
         constrain(held.start(), Row.AXES["values"]),
         schedule=method.schedule,
         prediction=method.prediction,
         grid=method.grid,
-        key=sampler_key,
+        key=filling.key,
         project=held,
     )
-    x = jnp.where(levels == 0, tokens.values, x)
-    return unpatchify(x, tokens.grid, network.backbone.patch)
 
 
 def _latent_levels(canvas: Canvas, tokens: CanvasTokens, patch: tuple[int, int, int]) -> Array:
@@ -132,6 +206,10 @@ class _Known:
         """Low frequencies of tokens [b n p]."""
         latents = unpatchify(x, self.tokens.grid, self.patch)
         return patchify(self.method.structure.low(latents), self.patch)
+
+    def latents(self, x: Array) -> Array:
+        """Latents [b t h w c] of tokens, with what is known put back."""
+        return unpatchify(jnp.where(self.levels == 0, self.tokens.values, x), self.tokens.grid, self.patch)
 
     def start(self) -> Array:
         """The noisiest level of a schedule may hold a little data; from noise alone is where sampling starts."""

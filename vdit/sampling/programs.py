@@ -142,14 +142,22 @@ def sample(
         [b ...], as the task makes them.
     """
     count = prompts[0].ids.shape[0]
-    padded = _rounded(count, num_batch_shards(mesh), task.method.rows)
+    inputs, out_sharding = inputs_on(task, mesh, prompts, noise, given)
+    with jax.set_mesh(mesh):
+        program = compiled(task, out_sharding)
+        out = program(*parameters, *inputs[:2], key, *inputs[2:])
+    return (to_host(out) if jax.process_count() > 1 else out)[:count]
+
+
+def inputs_on(
+    task: TextToVideo | SampleCanvas, mesh: Mesh, prompts: tuple[Prompts, Prompts], noise: Array | None, given: PyTree
+) -> tuple[PyTree, jax.sharding.Sharding]:
+    """((positive, negative, noise, given) on the mesh, with as many videos as its devices divide; how results lie)."""
+    padded = _rounded(prompts[0].ids.shape[0], num_batch_shards(mesh), task.method.rows)
     inputs = jax.tree.map(lambda x: _extend(x, padded), (*prompts, noise, given))
     inputs = jax.device_put(inputs, batch_shardings(mesh, inputs, strict=False))
     shape = jax.ShapeDtypeStruct((padded, *task.output_shape), jnp.float32)
-    with jax.set_mesh(mesh):
-        program = compiled(task, batch_shardings(mesh, shape, strict=False))
-        out = program(*parameters, *inputs[:2], key, *inputs[2:])
-    return (to_host(out) if jax.process_count() > 1 else out)[:count]
+    return inputs, batch_shardings(mesh, shape, strict=False)
 
 
 def _rounded(count: int, ways: int, rows: int) -> int:
@@ -311,8 +319,13 @@ class SampleCanvas:
     ) -> Array:
         """Normalised latents, float32 [b t h w c]; noise: to start from, drawn from `key` if None."""
         del vae_params, statistics
-        if given.source is not None:
-            shown = dataclasses.replace(given.canvas, latents=given.shown)
-            # Another key than that of the sampler's own noise.
-            noise = inverted_noise(self.network, params, shown, given.source, jax.random.fold_in(key, 1), self.method)
+        noise = self.start_noise(params, key, noise, given)
         return denoise(self.network, params, given.canvas, prompts, negative, key, self.method, noise=noise)
+
+    def start_noise(self, params: PyTree, key: Array, noise: Array | None, given: CanvasInput) -> Array | None:
+        """`noise`, or that from which the model would make what is shown, where there is something to invert."""
+        if given.source is None:
+            return noise
+        shown = dataclasses.replace(given.canvas, latents=given.shown)
+        # Another key than that of the sampler's own noise.
+        return inverted_noise(self.network, params, shown, given.source, jax.random.fold_in(key, 1), self.method)

@@ -1,0 +1,71 @@
+"""Sampling step by step gives the numbers of the whole program, can be watched, and can be stopped."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests import tiny
+from vdit.generate.verbs import edit, extend
+from vdit.sampling.config import Structure
+
+
+@pytest.fixture(scope="module")
+def generator():
+    return tiny.generator(slides=True)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("sampler", "calls"), [("euler", 3), ("heun", 5), ("ddpm", 3)]
+)
+def test_the_numbers_are_those_of_the_whole_program(generator, sampler, calls):
+    seen = []
+    watched = dataclasses.replace(generator, watch=seen.append)
+    asked = {"sampler": sampler, "steps": 3, "guidance": 2.0, "negative": "b", "seed": 7}
+    made = watched(["a", "bc"], **asked)
+    np.testing.assert_allclose(made, generator(["a", "bc"], **asked), atol=2e-5)
+    assert [step.done for step in seen] == list(range(1, calls + 1))
+    assert {step.calls for step in seen} == {calls}
+    latents = generator(["a", "bc"], latents=True, **asked)
+    assert seen[-1].estimate.shape == latents.shape
+    if sampler == "euler":  # its last step goes onto what the network expects
+        np.testing.assert_allclose(seen[-1].estimate, latents, atol=2e-5)
+
+
+def test_a_remembering_network_goes_on_from_step_to_step(generator):
+    asked = {"steps": 4, "reuse": 0.3, "seed": 1}
+    watched = dataclasses.replace(generator, watch=lambda step: None)
+    np.testing.assert_allclose(watched("a", **asked), generator("a", **asked), atol=2e-5)
+
+
+def test_verbs_are_watched(generator):
+    """Whatever is made by canvases, in latents and in pixels, tells its steps."""
+    video = np.random.default_rng(0).uniform(-1, 1, (17, *tiny.SIZE, 3)).astype(np.float32)
+    seen = []
+    watched = dataclasses.replace(generator, watch=seen.append)
+    for verb, asked in [
+        (extend, {"after": 24}),
+        (edit, {"strength": 0.7, "invert": True, "structure": Structure(factor=2.0)}),
+    ]:
+        seen.clear()
+        np.testing.assert_allclose(
+            verb(watched, "a", video, steps=2, **asked), verb(generator, "a", video, steps=2, **asked), atol=2e-4
+        )
+        assert len(seen) >= 2
+
+
+def test_what_the_watcher_raises_ends_the_work_between_two_steps(generator):
+    seen = []
+
+    def watch(step):
+        seen.append(step.done)
+        if step.done == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        dataclasses.replace(generator, watch=watch)("a", steps=5)
+    assert seen == [1, 2]
