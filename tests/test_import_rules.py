@@ -49,6 +49,7 @@ MAY_IMPORT = {
     "pretrained": TRAINING | {"train"},
     "generate": TRAINING | {"train", "pretrained"},
 }
+MAY_IMPORT["serve"] = MAY_IMPORT["generate"] | {"generate"}
 MAY_IMPORT["plan"] = MAY_IMPORT["generate"] - {"pretrained", "checkpoint"} | {"generate", "eval"}
 MAY_IMPORT["quickstart"] = set(MAY_IMPORT)
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
@@ -75,6 +76,12 @@ ONLY_IN = {
     "matplotlib": {"eval"},
     "tokenizers": {"models"},
     "sentencepiece": {"models"},
+    "fastapi": {"serve", "vdit/cli/serve.py"},
+    "starlette": {"serve"},
+    "pydantic": {"serve"},
+    "multipart": {"vdit/cli/serve.py"},
+    "sse_starlette": {"serve", "vdit/cli/serve.py"},
+    "uvicorn": {"serve", "vdit/cli/serve.py"},
     "torch": set(),
     "tensorflow": set(),
     "experiments": set(),

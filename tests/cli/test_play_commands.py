@@ -16,6 +16,7 @@ from vdit.cli.output import Target
 from vdit.cli.parser import UsageError
 from vdit.cli.status import Status
 from vdit.errors import DataError
+from vdit.generate.simulator import world_keys
 from vdit.video.read import probe
 
 
@@ -141,13 +142,13 @@ def test_simulate_says_what_is_wrong_in_one_line(loaded, tmp_path, capsys):
 
 
 def test_keys_of_worlds_are_their_actions():
-    steer = simulate.world_keys("steer", 2, 8.0)
+    steer = world_keys("steer", 2, 8.0)
     assert simulate.of_keys("wa sd.", steer) == [(0, -1), (-1, 0), (0, 1), (1, 0), (0, 0)]
     assert steer["q"] == (-1, -1)
-    orbit = simulate.world_keys("orbit", 1, 8.0)
+    orbit = world_keys("orbit", 1, 8.0)
     assert orbit["d"] == (30 / 8 / 10,)  # as vdit.worlds.orbit: degrees that the camera turns in a frame, / 10
     assert orbit["a"] == (-orbit["d"][0],)
-    assert list(simulate.world_keys("bounce", 3, 8.0)) == ["."]
+    assert list(world_keys("bounce", 3, 8.0)) == ["."]
 
 
 def test_actions_are_read_from_files_that_hold_numbers_alone(tmp_path):

@@ -29,21 +29,8 @@ if TYPE_CHECKING:
     from vdit.generate.simulator import Simulator
 
 Action = tuple[float, ...]
-NOTHING = "."
+NOTHING = "."  # as in vdit.generate.simulator, which is not imported here
 MOST_BYTES = 64 * paths.MIB  # of a file of actions
-# The worlds that can be played (vdit.worlds), and what their actions mean.
-_STEER = {"w": (0, -1), "a": (-1, 0), "s": (0, 1), "d": (1, 0), "q": (-1, -1), "e": (1, -1), "z": (-1, 1), "c": (1, 1)}
-_ORBIT = {"a": -30.0, "d": 30.0, "A": -45.0, "D": 45.0}  # degrees a second
-
-
-def world_keys(world: str, width: int, fps: float) -> dict[str, Action]:
-    """The keys of a world's actions of `width` numbers at `fps` frames a second; of one that has none, only NOTHING."""
-    keys: dict[str, Action] = {NOTHING: (0.0,) * width}
-    if world == "steer" and width == 2:
-        keys |= {key: tuple(map(float, way)) for key, way in _STEER.items()}
-    elif world == "orbit" and width == 1:
-        keys |= {key: (speed / fps / 10,) for key, speed in _ORBIT.items()}
-    return keys
 
 
 def read_key_map(text: str, width: int) -> dict[str, Action]:
@@ -216,7 +203,7 @@ def _what_is_done(options: argparse.Namespace, generator, fps: float) -> tuple[d
     """Actions of the keys, and of each frame; None if they are typed."""
     import jax
 
-    from vdit.generate.simulator import action_shape
+    from vdit.generate.simulator import action_shape, world_keys
 
     data, (frames, width) = generator.experiment.data, action_shape(generator)
     keys = world_keys(getattr(data.source, "world", ""), width, fps)

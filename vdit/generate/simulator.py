@@ -23,6 +23,21 @@ from vdit.sampling.kv import use_kv
 from vdit.sampling.sliding import SlidingCanvas, SlidingState, Window
 from vdit.types import Array
 
+NOTHING = "."
+# The worlds that can be played (vdit.worlds), and what their actions mean.
+_STEER = {"w": (0, -1), "a": (-1, 0), "s": (0, 1), "d": (1, 0), "q": (-1, -1), "e": (1, -1), "z": (-1, 1), "c": (1, 1)}
+_ORBIT = {"a": -30.0, "d": 30.0, "A": -45.0, "D": 45.0}  # degrees a second
+
+
+def world_keys(world: str, width: int, fps: float) -> dict[str, tuple[float, ...]]:
+    """The keys of a world's actions of `width` numbers at `fps` frames a second; of one that has none, only NOTHING."""
+    keys: dict[str, tuple[float, ...]] = {NOTHING: (0.0,) * width}
+    if world == "steer" and width == 2:
+        keys |= {key: tuple(map(float, way)) for key, way in _STEER.items()}
+    elif world == "orbit" and width == 1:
+        keys |= {key: (speed / fps / 10,) for key, speed in _ORBIT.items()}
+    return keys
+
 
 def action_shape(generator: Generator) -> tuple[int, int]:
     """(t, a): a step makes t frames, and what is done in each is a numbers. ConfigError for models not told of it."""

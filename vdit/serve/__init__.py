@@ -1,0 +1,13 @@
+"""`vdit serve`: a model behind the community's videos API, with a page to play with.
+
+    service = Service(load("runs/mine"), settings)
+    uvicorn.run(make_app(service))
+"""
+
+from vdit.lazy import exports
+
+_HOMES = {"Limits": "schema", "Service": "service", "Settings": "service", "make_app": "app"}
+
+__all__ = ["Limits", "Service", "Settings", "make_app"]
+
+__getattr__, __dir__ = exports(__name__, _HOMES)

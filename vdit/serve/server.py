@@ -1,0 +1,49 @@
+"""uvicorn, with a limit on how long a connection may take to say what it wants."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from vdit.serve.schema import Limits
+
+HEADER_SECONDS = 10.0
+MOST_HEADERS = 32 * 1024
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP/1.1 that closes connections which send no whole request head in time: they would hold a place for ever."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(HEADER_SECONDS, self._close_idle)
+
+    def _close_idle(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_timer.cancel()
+        super().connection_lost(exc)
+
+
+def make_server(app, *, limits: Limits) -> uvicorn.Server:
+    """A server that is not started yet."""
+    logging.getLogger("vdit.serve").setLevel(logging.INFO)
+    config = uvicorn.Config(
+        app, http=PatientProtocol, ws="websockets-sansio", log_level="warning", access_log=False, server_header=False,
+        date_header=True, limit_concurrency=limits.connections, timeout_keep_alive=15, timeout_graceful_shutdown=5,
+        h11_max_incomplete_event_size=MOST_HEADERS, ws_max_size=64 * 1024, ws_max_queue=8, ws_ping_interval=20,
+        ws_ping_timeout=20, proxy_headers=False, lifespan="on",
+    )  # fmt: skip
+    return uvicorn.Server(config)
+
+
+def run_server(app, listening: socket.socket, *, limits: Limits) -> None:
+    """Serves until a signal ends it."""
+    server = make_server(app, limits=limits)
+    asyncio.run(server.serve(sockets=[listening]))

@@ -1,0 +1,707 @@
+"""One owner of the devices, and the jobs that wait for them.
+
+A thread takes jobs from the queue, the next ones that go together by one call, and looks up between the steps of
+sampling: whether a job was cancelled, whether a world that is being played wants its next frames, whether the server
+ends. Everything else (requests, files, events) runs beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import logging
+import queue
+import secrets
+import shutil
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from vdit.errors import NumericsError, VditError, VditWarning, reason
+from vdit.generate.generator import Generator, noise_of, window_of
+from vdit.language.expansion import Expander
+from vdit.sampling.stepwise import SampledStep
+from vdit.seeds import key_of
+from vdit.serve import reproduce, tasks
+from vdit.serve.queue import FairQueue, Waiting
+from vdit.serve.results import Results, png_of
+from vdit.serve.schema import ApiError, JobError, Limits, VideoJob, VideoRequest
+from vdit.serve.store import Job, Store, new_id
+from vdit.serve.tasks import Given, Plan
+
+log = logging.getLogger("vdit.serve")
+T = TypeVar("T")
+PREVIEW_SECONDS = 0.3
+PREVIEW_PIXELS = 320
+MOST_STARTS = 3
+BACKLOG = 8  # results that wait to be written, beside the one that is made
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a model is served.
+
+    Attributes:
+        folder: of jobs, uploads and results.
+        name: of the model, as clients see it.
+        run: what stands for the model in the commands that clients are shown.
+        limits: what clients may ask for.
+        batch: jobs that are made by one call at most.
+        log_prompts: whether prompts are logged.
+        examples: prompts that the page proposes.
+    """
+
+    folder: Path
+    name: str
+    run: str
+    limits: Limits = Limits()
+    batch: int = 8
+    log_prompts: bool = False
+    examples: tuple[str, ...] = ()
+
+
+class Cancelled(Exception):
+    """A client does not want the job any more."""
+
+
+class Stopping(Exception):
+    """The server ends; the job goes on after its next start."""
+
+
+class Live:
+    """A job that has not ended, with what those who follow it are told.
+
+    Attributes:
+        job: what is kept of it. address: where it came from. cancelled: whether it is to be stopped.
+        step, steps: calls of the network, of the canvas at hand. preview: a PNG of what is seen so far.
+        version: grows with every change; preview_version: the version at which the preview was new.
+    """
+
+    def __init__(self, job: Job, address: str = ""):
+        self.job, self.address, self.cancelled = job, address, False
+        self.request = VideoRequest.model_validate(job.request)
+        self.step, self.steps = 0, 0
+        self.preview: bytes | None = None
+        self.version = self.preview_version = 0
+        self._listeners: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
+        self._lock = threading.Lock()
+
+    def changed(self) -> None:
+        with self._lock:
+            self.version += 1
+            listeners = list(self._listeners.items())
+        for event, loop in listeners:
+            with contextlib.suppress(RuntimeError):  # its loop has ended
+                loop.call_soon_threadsafe(event.set)
+
+    @contextlib.contextmanager
+    def followed(self):
+        """An asyncio.Event that is set at every change. For the thread of an event loop."""
+        event = asyncio.Event()
+        with self._lock:
+            self._listeners[event] = asyncio.get_running_loop()
+        try:
+            yield event
+        finally:
+            with self._lock:
+                del self._listeners[event]
+
+
+class Service:
+    """A model that is served: see the module.
+
+    Args:
+        generator: of `vdit.load`.
+        settings: how.
+        expander: of prompts; None where there is none.
+    """
+
+    def __init__(self, generator: Generator, settings: Settings, *, expander: Expander | None = None):
+        self.generator, self.settings, self.expander = generator, settings, expander
+        self.limits = settings.limits
+        self.store = Store(settings.folder)
+        self.results = Results(self.store.results)
+        self._queue, self._live = FairQueue(), {}
+        self._lock = threading.RLock()
+        self._wake, self._stopping = threading.Event(), False
+        self._urgent: queue.SimpleQueue[tuple[Callable[[], Any], Future]] = queue.SimpleQueue()
+        self._writers = ThreadPoolExecutor(1, thread_name_prefix="vdit-write")
+        self._backlog = threading.Semaphore(BACKLOG)
+        self._used = (0.0, 0)
+        self._expired = 0.0
+        self._previewed = 0.0
+        self.began = time.time()
+        self._reading, self._slots = 0, self.limits.uploads
+        for job in self.store.unended():
+            self._again(job)
+        self._worker = threading.Thread(target=self._work, name="vdit-devices", daemon=True)
+        self._worker.start()
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Stops between two steps. Jobs that have not ended go on when a service starts with this folder."""
+        self._stopping = True
+        self._wake.set()
+        self._worker.join(timeout)
+        self._writers.shutdown(wait=True, cancel_futures=True)
+        self.store.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the devices' thread runs."""
+        return self._worker.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that have not ended."""
+        return len(self._live)
+
+    def warm(self, frames: int, size: tuple[int, int]) -> None:
+        """Compiles the programs of text to video for a shape, for one video and for the largest batch.
+
+        Args:
+            frames: of a video. size: (height, width).
+        """
+        for count in sorted({1, 1 << (self.settings.batch.bit_length() - 1)}):
+            self.on_device(functools.partial(self._compile, frames, tuple(size), count)).result()
+
+    def _compile(self, frames: int, size: tuple[int, int], count: int) -> None:
+        watched = dataclasses.replace(self.generator, watch=lambda step: None)
+        task = watched.task(watched.method(), frames, size)
+        tokens = watched.tokens([""] * count), watched.tokens([""] * count)
+        noise = noise_of(watched, range(count), frames=frames, size=size)
+        jax.block_until_ready(watched.run(task, tokens, key_of(0), noise))
+
+    # What clients ask for.
+
+    def submit(
+        self, request: VideoRequest, *, client: str, address: str = "", key: tuple[str, str] | None = None
+    ) -> list[Job]:
+        """Accepts a request: its jobs are on disk when this returns.
+
+        Args:
+            request: checked by its schema.
+            client: whose it is. address: where it came from.
+            key: (Idempotency-Key, digest of the request).
+
+        Raises:
+            ApiError: 400, 404, 413 or 429; 409 where the key was used for another request.
+        """
+        if request.model not in (None, self.settings.name):
+            raise ApiError(
+                f"model {request.model!r}: this server has {self.settings.name!r}", status=404, param="model",
+                code="model_not_found",
+            )  # fmt: skip
+        if request.expand and self.expander is None:
+            raise ApiError("expand: this model has no expander; leave it out", param="expand", code="no_expander")
+        given = self._given(request, client)
+        made = tasks.plan(request, self.generator, self.limits, given)
+        with self._lock:
+            if key is not None and (known := self._repeated(client, key)) is not None:
+                return known
+            self._check_room(client, request.n)
+            first = secrets.randbelow(2**31) if request.seed is None else request.seed
+            now, ids = time.time(), [new_id("video") for _ in range(request.n)]
+            jobs = [
+                Job(
+                    id=id, client=client, request=request.model_dump(exclude_defaults=True),
+                    plan=dataclasses.asdict(made), seed=first + k, created=now, priority=request.priority,
+                    note=made.note, ids=ids if len(ids) > 1 else None,
+                )
+                for k, id in enumerate(ids)
+            ]  # fmt: skip
+            self.store.add(jobs, key)
+            for job in jobs:
+                self._enqueue(Live(job, address))
+        return jobs
+
+    def _repeated(self, client: str, key: tuple[str, str]) -> list[Job] | None:
+        known = self.store.keyed(client, key[0])
+        if known is None:
+            return None
+        digest, ids = known
+        if digest != key[1]:
+            raise ApiError(
+                "Idempotency-Key: was used for another request: give each request a key of its own", status=409,
+                code="idempotency_key_reused",
+            )  # fmt: skip
+        jobs = [job for id in ids if (job := self.job(id)) is not None]
+        return jobs or None
+
+    def _check_room(self, client: str, count: int) -> None:
+        limits, mine = self.limits, sum(live.job.client == client for live in self._live.values())
+        for name, there, most in (
+            ("waiting", len(self._live), limits.waiting), ("waiting_per_client", mine, limits.waiting_per_client)
+        ):
+            if there + count > most:
+                raise ApiError(
+                    f"{there} jobs wait ({name}), at most {most} may: try again when some have ended", status=429,
+                    code=name, headers={"Retry-After": "5"},
+                )  # fmt: skip
+        self.check_disk()
+
+    def check_disk(self, more: int = 0) -> None:
+        """ApiError 429 where uploads and results fill their room, or the disk is nearly full."""
+        now = time.monotonic()
+        if now - self._used[0] > 2.0:
+            self._used = (now, self.store.used_bytes())
+        full = self._used[1] + more > self.limits.stored_bytes
+        if full or shutil.disk_usage(self.settings.folder).free < (256 << 20) + more:
+            raise ApiError(
+                "the server's room for uploads and results is full: delete some, or try again later", status=429,
+                code="storage_full", headers={"Retry-After": "60"},
+            )  # fmt: skip
+
+    def job(self, id: str, client: str | None = None) -> Job | None:
+        """A job, as it stands; None where there is none, or it is another client's."""
+        live = self._live.get(id)
+        found = live.job if live is not None else self.store.job(id)
+        return found if found is not None and client in (None, found.client) else None
+
+    def live(self, id: str) -> Live | None:
+        """A job that has not ended."""
+        return self._live.get(id)
+
+    def view(self, job: Job) -> VideoJob:
+        """What clients are told of a job."""
+        plan, request = Plan.of(job.plan), VideoRequest.model_validate(job.request)
+        prompt = job.prompt_used if job.prompt_used is not None else request.prompt
+        given = {id: self._named(id) for id in tasks.given_ids(request)}
+        again = {"seed": job.seed, "prompt": prompt}
+        whole = lambda time: None if time is None else int(time)  # noqa: E731
+        return VideoJob(
+            id=job.id, status=job.status, progress=job.progress, created_at=int(job.created),
+            started_at=whole(job.started), completed_at=whole(job.completed), expires_at=whole(job.expires),
+            model=self.settings.name, seconds=f"{plan.frames / plan.fps:.4g}", size=f"{plan.size[1]}x{plan.size[0]}",
+            frames=plan.frames, fps=plan.fps, prompt=request.prompt, prompt_used=job.prompt_used, note=job.note,
+            seed=job.seed, task=plan.task, error=None if job.error is None else JobError(**job.error),
+            command=reproduce.command_of(self.settings.run, plan, request, given, **again),
+            python=reproduce.python_of(self.settings.run, plan, request, given, **again), ids=job.ids,
+        )  # fmt: skip
+
+    def cancel(self, id: str) -> Job | None:
+        """Stops a job, between two steps if it runs; gives it as it stands then or will."""
+        with self._lock:
+            live = self._live.get(id)
+            if live is None:
+                return self.store.job(id)
+            live.cancelled = True
+            if self._queue.remove(id):
+                self._end(live, "cancelled")
+        return live.job
+
+    def delete(self, id: str) -> bool:
+        """Forgets a job and its files; one that runs is stopped first."""
+        found = self.cancel(id) is not None
+        with self._lock:
+            live = self._live.pop(id, None)
+            self.store.delete(id)
+            if live is not None:  # it runs: what it writes goes away with its end
+                live.cancelled = True
+        return found
+
+    def expand(self, prompt: str, seed: int, task: str = "video"):
+        """vdit.language.expansion.Expansion of a prompt, on the devices."""
+        if self.expander is None:
+            raise ApiError("this model has no expander", status=404, code="no_expander")
+        return self.on_device(lambda: self.expander.expand([prompt], seed=seed % 2**63, task=task)[0])
+
+    def on_device(self, work: Callable[[], T]) -> Future[T]:
+        """Runs short work on the devices, ahead of what waits and between the steps of what runs."""
+        future: Future = Future()
+        if self._stopping:
+            raise ApiError("the server is ending: try again", status=503, headers={"Retry-After": "5"})
+        self._urgent.put((work, future))
+        self._wake.set()
+        return future
+
+    # Files.
+
+    @contextlib.asynccontextmanager
+    async def upload_slot(self):
+        """While entered, one of the few uploads that are read at a time; more wait their turn, and too many are 429."""
+        if self._reading >= 32 * self.limits.uploads:
+            raise ApiError("too many uploads wait: try again", status=429, code="uploads",
+                           headers={"Retry-After": "5"})  # fmt: skip
+        self._reading += 1
+        try:
+            while self._slots <= 0:
+                await asyncio.sleep(0.05)
+            self._slots -= 1
+            try:
+                yield
+            finally:
+                self._slots += 1
+        finally:
+            self._reading -= 1
+
+    def given(self, id: str, client: str | None = None) -> Given | None:
+        """An upload, or a finished job's result, by id."""
+        if id.startswith("video_"):
+            job = self.job(id, client)
+            if job is None or job.status != "completed":
+                return None
+            plan = Plan.of(job.plan)
+            one = plan.frames == 1
+            return Given(
+                id=id, path=self.results.master(id), kind="video", size=plan.size, frames=plan.frames,
+                fps=None if one else plan.fps,
+            )  # fmt: skip
+        found = self.store.file(id)
+        if found is None or client not in (None, found[0]):
+            return None
+        body = found[1]
+        ending = {"image": ".png", "video": ".mkv"}[body["kind"]]
+        return Given(
+            id=id, path=self.store.uploads / f"{id}{ending}", kind=body["kind"],
+            size=(body["height"], body["width"]), frames=body["frames"], fps=body["fps"],
+        )  # fmt: skip
+
+    def _named(self, id: str) -> Given:
+        """For the commands of jobs whose files may be gone."""
+        return self.given(id) or Given(id=id, path=Path(), kind="video", size=(0, 0))
+
+    def _given(self, request: VideoRequest, client: str) -> dict[str, Given]:
+        found = {}
+        for id in tasks.given_ids(request):
+            one = self.given(id, client)
+            if one is None or not one.path.is_file():
+                raise ApiError(f"{id}: there is no such file, or it has expired", status=404, param="files",
+                               code="file_not_found")  # fmt: skip
+            found[id] = one
+        return found
+
+    # The devices' thread.
+
+    def _again(self, job: Job) -> None:
+        """A job of an earlier life of the server."""
+        if job.starts >= MOST_STARTS:
+            live = Live(job)
+            self._fail(live, f"the server ended {job.starts} times while it made this video", "server_error")
+            return
+        job.status, job.progress, job.started = "queued", 0, None
+        self.store.save(job)
+        self._enqueue(Live(job))
+
+    def _enqueue(self, live: Live) -> None:
+        job, plan = live.job, Plan.of(live.job.plan)
+        try:
+            key = tasks.batch_key(plan, self.generator)
+        except VditError:
+            key = None
+        self._live[job.id] = live
+        pixels = plan.made * plan.size[0] * plan.size[1]
+        self._queue.put(
+            Waiting(
+                id=job.id, address=live.address, client=job.client, priority=job.priority, key=key,
+                work=float(pixels * plan.sampling.get("steps", self.generator.experiment.sample.steps)),
+            )
+        )  # fmt: skip
+        self._wake.set()
+
+    def _room(self, first: Waiting) -> int:
+        """How many jobs go together: a power of two, so that few programs are compiled."""
+        if first.key is None:
+            return 1
+        there = min(self._queue.together(first.key), self.settings.batch)
+        return 1 << (max(1, there).bit_length() - 1)
+
+    def _work(self) -> None:
+        while not self._stopping:
+            self._serve_urgent()
+            self._expire()
+            taken = self._queue.take(self._room)
+            if not taken:
+                self._wake.wait(0.5)
+                self._wake.clear()
+                continue
+            lives = [live for one in taken if (live := self._live.get(one.id)) is not None]
+            try:
+                self._run(lives)
+            except Stopping:
+                return
+            except BaseException:  # the thread must not end: every other job waits for it
+                log.exception("a job failed in a way that was not expected")
+                for live in lives:
+                    if not live.job.ended:
+                        self._fail(live, "the server failed to make this video", "server_error")
+
+    def _serve_urgent(self) -> None:
+        while True:
+            try:
+                work, future = self._urgent.get_nowait()
+            except queue.Empty:
+                return
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        if now - self._expired < 10.0:
+            return
+        self._expired = now
+        used = {id for live in list(self._live.values()) for id in tasks.given_ids(live.request)}
+        self.store.expire(time.time(), used)
+
+    def _run(self, lives: Sequence[Live]) -> None:
+        lives = [live for live in lives if not self._was_cancelled(live)]
+        if not lives:
+            return
+        for live in lives:
+            job = live.job
+            job.status, job.started, job.starts = "in_progress", time.time(), job.starts + 1
+            self.store.save(job)
+            live.changed()
+            if self.settings.log_prompts:
+                log.info("%s: %r", job.id, live.request.prompt)
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always", VditWarning)
+                self._make(lives)
+            del said
+        except Cancelled:
+            pass
+        except Stopping:
+            for live in lives:
+                live.job.status = "queued"
+                self.store.save(live.job)
+            raise
+        except Exception as error:
+            if len(lives) > 1:  # find out whose fault it is
+                for live in lives:
+                    self._run([live])
+                return
+            self._fail(lives[0], *_said(error))
+        for live in lives:
+            self._was_cancelled(live)
+
+    def _was_cancelled(self, live: Live) -> bool:
+        if live.cancelled and not live.job.ended:
+            self._end(live, "cancelled")
+        return live.cancelled
+
+    def _make(self, lives: Sequence[Live]) -> None:
+        plan = Plan.of(lives[0].job.plan)
+        prompts = [self._prompt(live) for live in lives]
+        watcher = _Watcher(self, lives, plan)
+        watched = dataclasses.replace(self.generator, watch=watcher, drawn=watcher.drawn)
+        if tasks.batch_key(plan, self.generator) is not None:
+            self._make_together(lives, plan, prompts, watched)
+            return
+        [live], [prompt] = lives, prompts
+        given = self._given(live.request, live.job.client)
+        made = tasks.pieces(plan, live.request, watched, given, seed=live.job.seed, prompt=prompt)
+        count = self.results.write(live.job.id, (piece[0] for piece in made), plan.fps)
+        self._finish(live, count)
+
+    def _make_together(
+        self, lives: Sequence[Live], plan: Plan, prompts: Sequence[str], generator: Generator
+    ) -> None:
+        """Videos of one compiled shape, each as its seed makes it alone."""
+        method = tasks.text_method(plan, generator)
+        task = generator.task(method, plan.frames, plan.size)
+        negative = [Plan.of(live.job.plan).sampling.get("negative", "") for live in lives]
+        tokens = generator.tokens(prompts), generator.tokens(negative)
+        seeds = [live.job.seed for live in lives]
+        noise = noise_of(generator, seeds, frames=plan.frames, size=plan.size)
+        videos = np.asarray(generator.run(task, tokens, key_of(0), noise))
+        for live, video in zip(lives, videos):
+            if live.cancelled:
+                continue
+            if not np.isfinite(video).all():
+                self._fail(live, *_said(NumericsError("what was sampled holds NaN or infinity: lower the guidance")))
+                continue
+            pixels = np.round((np.clip(video, -1, 1) + 1.0) * 127.5).astype(np.uint8)
+            self._backlog.acquire()
+            self._writers.submit(self._write, live, pixels, plan.fps)
+
+    def _write(self, live: Live, pixels: np.ndarray, fps: float) -> None:
+        """In the writers' thread: while it writes, the devices go on."""
+        try:
+            if not self._was_cancelled(live):
+                self._finish(live, self.results.write(live.job.id, iter([pixels]), fps))
+        except Exception as error:
+            self._fail(live, *_said(error))
+        finally:
+            self._backlog.release()
+
+    def _prompt(self, live: Live) -> str:
+        """The prompt that is sampled; the job is told of an expansion."""
+        job, request = live.job, live.request
+        if not request.expand or self.expander is None or not request.prompt.strip():
+            job.prompt_used = request.prompt
+        elif job.prompt_used is None:
+            task = "video" if not tasks.files_in_order(request) else "image"
+            made = self.expander.expand([request.prompt], seed=job.seed % 2**63, task=task)[0]
+            job.prompt_used = made.text
+            if made.note:
+                job.note = "; ".join(filter(None, [job.note, f"the prompt is {made.note}"]))
+        self.store.save(job)
+        live.changed()
+        return job.prompt_used
+
+    def look_up(self, lives: Sequence[Live]) -> None:
+        """Between two steps: what is urgent, who has cancelled, whether the server ends."""
+        self._serve_urgent()
+        if self._stopping:
+            raise Stopping
+        if all(live.cancelled for live in lives):
+            raise Cancelled
+
+    def preview(self, lives: Sequence[Live], step: SampledStep) -> None:
+        """A picture for those who want one: the first frame, as the network expects it."""
+        now = time.monotonic()
+        if now - self._previewed < PREVIEW_SECONDS and step.done < step.calls:
+            return
+        for number, live in enumerate(lives):
+            if not live.request.preview or live.cancelled or number >= len(step.estimate):
+                continue
+            self._previewed = now
+            with jax.set_mesh(self.generator.mesh):
+                frame = self.generator.vae.decode(step.estimate[number : number + 1, :1])
+            frame = np.asarray(frame)[0, 0]
+            if np.isfinite(frame).all():
+                live.preview = png_of(frame, longest=PREVIEW_PIXELS)
+                live.preview_version = live.version + 1
+
+    # How jobs end.
+
+    def _finish(self, live: Live, frames: int) -> None:
+        plan = Plan.of(live.job.plan)
+        if frames != plan.frames:  # a file whose head claims another length than it has
+            live.job.plan["frames"] = frames
+        self._end(live, "completed")
+
+    def _fail(self, live: Live, message: str, kind: str) -> None:
+        live.job.error = {"message": message, "type": kind, "param": None, "code": kind}
+        self._end(live, "failed")
+
+    def _end(self, live: Live, status: str) -> None:
+        job = live.job
+        with self._lock:
+            if job.ended:
+                return
+            job.status, job.completed = status, time.time()
+            job.expires = job.completed + self.limits.keep_seconds
+            job.progress = 100 if status == "completed" else job.progress
+            self.store.save(job)
+            self._live.pop(job.id, None)
+            if status != "completed" or self.store.job(job.id) is None:
+                self.results.forget(job.id)
+        live.changed()
+
+    # What is told of the model.
+
+    def info(self) -> dict[str, Any]:
+        """For /v1/info."""
+        experiment, limits = self.generator.experiment, self.limits
+        sample, multiple = experiment.sample, experiment.size_multiple
+        sizes = _sizes(experiment)
+        grouping = self.generator_grouping
+        return {
+            "model": self.settings.name,
+            "tasks": list(_tasks_of(experiment)),
+            "sizes": [f"{width}x{height}" for height, width in sizes],
+            "size_multiple": multiple,
+            "fps": sample.fps,
+            "window": window_of(self.generator),
+            "frames": {"first": grouping.first, "step": grouping.step},
+            "max_frames": limits.frames,
+            "max_size": limits.pixels,
+            "defaults": {
+                "steps": sample.steps, "guidance": sample.guidance, "seconds": sample.frames / sample.fps,
+                "frames": sample.frames, "size": f"{sample.size[1]}x{sample.size[0]}", "seed": None,
+                "strength": tasks.STRENGTH,
+            },
+            "keys": self.keys(),
+            "expand": self.expander is not None,
+            "limits": limits.public(),
+            "examples": list(self.settings.examples or sample.prompts[:8]),
+        }  # fmt: skip
+
+    @property
+    def generator_grouping(self):
+        """Frames that are made at once (vdit.sampling.canvas.Grouping)."""
+        return tasks.grouping_of(self.generator)
+
+    def keys(self) -> dict[str, list[float]] | None:
+        """Keys of the world and what each does; None for a model that is not played."""
+        from vdit.generate.simulator import world_keys
+
+        experiment = self.generator.experiment
+        if not experiment.network.action_width:
+            return None
+        world = getattr(experiment.data.source, "world", "")
+        keys = world_keys(world, experiment.data.actions, experiment.sample.fps)
+        return {key: list(action) for key, action in keys.items()}
+
+
+class _Watcher:
+    """Called after each step of the jobs at hand (vdit.sampling.stepwise)."""
+
+    def __init__(self, service: Service, lives: Sequence[Live], plan: Plan):
+        self._service, self._lives, self._plan = service, lives, plan
+        self._made = 0
+        window = plan.made if plan.task == "text" else window_of(service.generator, plan.window)
+        self._window = max(1, min(plan.made, window))
+
+    def __call__(self, step: SampledStep) -> None:
+        self._service.look_up(self._lives)
+        here = min(self._window, max(0, self._plan.made - self._made)) * step.done / step.calls
+        progress = min(99, int(100 * (self._made + here) / max(1, self._plan.made)))
+        self._service.preview(self._lives, step)
+        for live in self._lives:
+            live.job.progress = max(live.job.progress, progress)
+            live.step, live.steps = step.done, step.calls
+            live.changed()
+
+    def drawn(self, frames: int) -> None:
+        """After each canvas: so many frames that were not there before."""
+        self._made += frames
+
+
+def _said(error: Exception) -> tuple[str, str]:
+    """(message, type) of an error for the client; what it does not say of the server's inside is logged."""
+    if isinstance(error, ApiError | VditError):
+        return str(error), "invalid_request_error" if not isinstance(error, NumericsError) else "numerics_error"
+    text = str(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        return "the devices are out of memory for this video: ask for fewer frames or a smaller size", "out_of_memory"
+    log.error("a job failed: %s", reason(error), exc_info=error)
+    return "the server failed to make this video", "server_error"
+
+
+def _tasks_of(experiment) -> Mapping[str, None]:
+    """The tasks that a model can do."""
+    if experiment.network.reference_channels:  # it makes videos of images, with frames given whole
+        return dict.fromkeys(("animate", "extend", "loop", "connect"))
+    return dict.fromkeys(tasks.FILES)
+
+
+def _sizes(experiment) -> list[tuple[int, int]]:
+    """(height, width) that the model was trained on or is sampled at."""
+    from vdit.data.clips import fit_size
+
+    sizes = [tuple(experiment.sample.size)]
+    for area in experiment.data.pixel_budgets:
+        for aspect in experiment.data.aspects:
+            sizes.append(tuple(fit_size(1.0, float(aspect), area, experiment.size_multiple)))
+    return list(dict.fromkeys(sizes))
+
+
+def digest_of(request: VideoRequest) -> str:
+    """Of what a request asks, for Idempotency-Key."""
+    return hashlib.sha256(request.model_dump_json(exclude_defaults=True).encode()).hexdigest()
