@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "pretrained": TRAINING | {"train"},
     "generate": TRAINING | {"train", "pretrained"},
 }
-MAY_IMPORT["serve"] = MAY_IMPORT["generate"] | {"generate"}
+MAY_IMPORT["serve"] = MAY_IMPORT["generate"] | {"generate", "worlds"}
 MAY_IMPORT["plan"] = MAY_IMPORT["generate"] - {"pretrained", "checkpoint"} | {"generate", "eval"}
 MAY_IMPORT["quickstart"] = set(MAY_IMPORT)
 MAY_IMPORT["cli"] = set(MAY_IMPORT)

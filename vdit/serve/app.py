@@ -40,6 +40,7 @@ from vdit.serve.schema import (
 )
 from vdit.serve.service import Live, Service, digest_of
 from vdit.serve.store import Job, new_id
+from vdit.serve.world import add_world
 
 PAGE = Path(__file__).parent / "playground"
 CHUNK = 1 << 18
@@ -89,6 +90,7 @@ def make_app(
     _add_files(app, service)
     _add_videos(app, service)
     _add_events(app, service)
+    add_world(app, service)
     _add_page(app)
     app.add_middleware(Guard, limits=service.limits, token=token, hosts=hosts, frames=frames)
     _with_error_schema(app)

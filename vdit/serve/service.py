@@ -38,6 +38,7 @@ from vdit.serve.results import Results, png_of
 from vdit.serve.schema import ApiError, JobError, Limits, VideoJob, VideoRequest
 from vdit.serve.store import Job, Store, new_id
 from vdit.serve.tasks import Given, Plan
+from vdit.serve.world import can_render
 
 log = logging.getLogger("vdit.serve")
 T = TypeVar("T")
@@ -627,6 +628,7 @@ class Service:
                 "strength": tasks.STRENGTH,
             },
             "keys": self.keys(),
+            "rendered_world": can_render(self.generator),
             "expand": self.expander is not None,
             "limits": limits.public(),
             "examples": list(self.settings.examples or sample.prompts[:8]),

@@ -23,10 +23,11 @@ from vdit.generate.images import Fit, as_bytes, choose_size, read_image
 from vdit.generate.inputs import VideoInput, open_input
 from vdit.generate.known import Frame, edge_levels, grown, nearest_shown, size_of_aspect
 from vdit.generate.known import inpaint as inpaint_reference
-from vdit.generate.masks import mask_frames
+from vdit.generate.masks import BLACK, mask_frames
 from vdit.sampling.config import SamplingConfig
 from vdit.sampling.sliding import PromptSchedule
 from vdit.serve.schema import ApiError, Limits, Placed, VideoRequest
+from vdit.video.read import iter_frames
 
 FILES = {  # how many files a task takes
     "text": (0, 0), "animate": (1, 64), "extend": (1, 1), "loop": (0, 1), "connect": (2, 2), "edit": (1, 1),
@@ -164,7 +165,7 @@ class _Planner:
             raise ApiError(f"task {task} takes {wanted} files, {len(self.files)} are given", param="files")
         for name, kind, tasks in (
             ("canvas", self.request.canvas, ("canvas", "animate", "outpaint")),
-            ("mask", self.mask, ("edit", "inpaint")), ("prompts", self.request.prompts, ("rollout",)),
+            ("mask", self.mask, ("edit", "inpaint", "canvas")), ("prompts", self.request.prompts, ("rollout",)),
             ("strength", self.request.strength, ("edit", "connect")), ("blend", self.request.blend, ("connect",)),
         ):  # fmt: skip
             if kind and task not in tasks:
@@ -371,6 +372,10 @@ class _Planner:
         for placed in self.request.canvas:
             if placed.at_frame >= frames:
                 raise ApiError(f"at_frame={placed.at_frame}: the canvas has {frames} frames", param="canvas")
+        if (mask := self.mask) is not None and (mask.size != size or mask.frames not in (1, frames)):
+            shown = f"{mask.size[1]}x{mask.size[0]} with {mask.frames} frames"
+            rule = f"an image or {frames} frames, of {size[1]}x{size[0]} (width x height)"
+            raise ApiError(f"mask: is {shown}; of this canvas it must be {rule}", param="mask")
         return Plan(task="canvas", frames=frames, made=frames, size=size, fps=self.fps, amount=frames)
 
 
@@ -457,7 +462,7 @@ def pieces(
             )
             return sliding.rollout(run, asked, videos[0] if videos else None)
         case "canvas":
-            return iter([_filled(run, plan, request.canvas, given)])
+            return iter([_filled(run, plan, request, given)])
     raise ConfigError(f"task={plan.task!r} is unknown")
 
 
@@ -478,12 +483,15 @@ def _part(mask: Given, video: VideoInput, **more) -> editing.Part:
     return editing.Part(masks=masks.begin(), whole=masks.whole, **more)
 
 
-def _filled(run: sliding.Run, plan: Plan, placed: Sequence[Placed], given: Mapping[str, Given]) -> np.ndarray:
+def _filled(run: sliding.Run, plan: Plan, request: VideoRequest, given: Mapping[str, Given]) -> np.ndarray:
     """A timeline canvas, float32 [1 t h w 3]: what was placed stays bit for bit, the rest is made.
 
     An image is one frame. For the model it stands still for as many frames as are made at once, as in an animation.
     """
-    video, known, told = compose(plan, placed, given, run.grouping.index(plan.frames))
+    video, known, told = compose(plan, request.canvas, given, run.grouping.index(plan.frames))
+    if request.mask is not None:
+        painted = _painted(given[request.mask])
+        known, told = known & ~painted, told & ~painted
     mask = ~told
     if not mask.any():
         raise ShapeError("canvas: everything is known, nothing is to be made: leave something open")
@@ -501,6 +509,15 @@ def _filled(run: sliding.Run, plan: Plan, placed: Sequence[Placed], given: Mappi
         run.prompts, given=reference, frames=plan.frames, seed=run.next_seed(), **run.sampling
     )
     return keep_reference(np.asarray(made)[0], video[0], known, Blend(joins=run.joins))[None]
+
+
+def _painted(mask: Given) -> np.ndarray:
+    """bool [1 h w] of an image, [t h w] of a video: where something is made although a file lies there."""
+    if mask.kind == "image":
+        frames = read_image(mask.path, background=BLACK)[None]
+    else:
+        frames = np.stack([frame for _, frame in iter_frames(mask.path, background=BLACK)])
+    return frames.mean(-1) >= 127.5
 
 
 def compose(

@@ -381,7 +381,8 @@ class WorldSession:
         known = isinstance(error, VditError)
         status = error.status if isinstance(error, ApiError) else 400 if known else 500
         message = str(error) if known else f"the world stopped ({reason(error)})"
-        body = error_body(message, status=status, param=getattr(error, "param", None), code=getattr(error, "code", None))
+        where = {name: getattr(error, name, None) for name in ("param", "code")}
+        body = error_body(message, status=status, **where)
         with contextlib.suppress(Exception):  # the client may be gone
             await self._socket.send_text(json.dumps({"type": "error"} | body))
             await self._socket.close(1008 if known else 1011)
@@ -401,17 +402,6 @@ def packed(head: dict[str, Any], files: Sequence[bytes]) -> bytes:
     """A binary message, as the module describes."""
     text = json.dumps(head).encode()
     return b"".join([struct.pack("<I", len(text)), text, *files])
-
-
-def unpacked(message: bytes) -> tuple[dict[str, Any], list[bytes], list[bytes]]:
-    """(head, pictures of the model, pictures of the renderer) of a binary message."""
-    (length,) = struct.unpack_from("<I", message)
-    head, at, files = json.loads(message[4 : 4 + length]), 4 + length, []
-    for size in [*head["pictures"], *head["rendered"]]:
-        files.append(message[at : at + size])
-        at += size
-    count = len(head["pictures"])
-    return head, files[:count], files[count:]
 
 
 def add_world(app: FastAPI, devices: Devices) -> None:

@@ -43,7 +43,7 @@ export function mountWorld(root, app) {
   const seed = h("input", { type: "number", min: 0, max: 2 ** 32, step: 1 });
   seed.value = 0;
   const steps = slider("Steps of the sampler", { min: 1, max: Math.max(20, info.defaults.steps), value: Math.min(6, info.defaults.steps) });
-  const rendered = info.world_rendered !== false;
+  const rendered = info.rendered_world;
   const from = h("select", {}, rendered ? h("option", { value: "rendered" }, "A rendered first frame") : null, h("option", { value: "own" }, "What the model imagines"), h("option", { value: "image" }, "An image of yours"));
   const slot = new Slot("First frame", { info, accept: "image/*" });
   slot.node.hidden = true;
@@ -61,9 +61,11 @@ export function mountWorld(root, app) {
   }));
 
   root.append(h("div", { class: "world" },
-    h("div", { class: "world-main card" }, screens, h("div", { class: "buttons" }, begin, reset, other, record), status,
+    h("div", { class: "world-main card" }, screens,
+      h("div", { class: "world-controls" }, h("div", { class: "canvas-wrap" }, h("div", { class: "buttons" }, begin, reset, other, record), status,
+        h("p", { class: "hint" }, `Keyboard: ${keys.filter((key) => key !== ".").join(" ")}${grid ? " and the arrows" : ""}. The latest key wins.`)), pad),
       h("dl", { class: "stats" }, Object.values(stats).map((each) => each.node))),
-    h("div", { class: "world-side card" }, h("h2", {}, "Keys"), pad, h("p", { class: "hint" }, `Keyboard: ${keys.filter((key) => key !== ".").join(" ")}${grid ? " and the arrows" : ""}. The latest key wins.`),
+    h("div", { class: "world-side card" }, h("h2", {}, "The world"),
       field("Begins with", from), slot.node, field("Prompt", prompt), field("Seed", seed), steps.node, h("h3", {}, "Applied keys"), receipts)));
 
   const say = (message) => { if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message)); };
