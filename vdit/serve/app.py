@@ -24,7 +24,7 @@ from starlette.formparsers import MultiPartException
 import vdit
 from vdit.errors import VditError
 from vdit.serve.guard import Guard
-from vdit.serve.intake import Intake, read_upload
+from vdit.serve.intake import Intake
 from vdit.serve.reproduce import media_type
 from vdit.serve.schema import (
     FORMATS,
@@ -258,8 +258,8 @@ async def keep_upload(service: Service, file: UploadFile, client: str, address: 
             while chunk := await file.read(CHUNK):
                 await asyncio.to_thread(out.write, chunk)
         intake = Intake.of(source, store.partial / id, fps=service.generator.experiment.sample.fps, limits=limits)
-        async with service.upload_slot():
-            found = await asyncio.to_thread(read_upload, intake)
+        async with service.upload_slot() as reader:
+            found = await asyncio.to_thread(reader.read, intake)
         now = time.time()
         size = 0
         for made in store.partial.glob(f"{id}.*"):

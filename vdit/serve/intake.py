@@ -1,25 +1,28 @@
 """Uploads are opened here, in a process of its own that may use so much time, memory and disk and no more.
 
-    python -m vdit.serve.intake JOB          # one JSON object on stdin's place: see `read`
+    reader = Reader()
+    found = reader.read(Intake.of(file, target, fps=8, limits=limits))
 
 The child reads the file of a stranger by vdit's own readers and writes it again as a file of ours: a lossless video at
-the model's rate, or a PNG. The server itself opens only those. What the child says is one line of JSON: what it found,
-or why it did not.
+the model's rate, or a PNG. The server itself opens only those, and a small JSON file of what was found.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from vdit.serve.schema import ApiError, Limits
 
@@ -54,78 +57,125 @@ class Intake:
         )  # fmt: skip
 
 
-def read_upload(intake: Intake) -> dict[str, Any]:
-    """Runs the child and gives what it found: kind, width, height, frames, fps, note.
+class Reader:
+    """A process that has imported what reading takes, and starts a child of its own for each upload.
 
-    Raises:
-        ApiError: 400 where the file cannot be read, 413 where it is more than a limit allows.
+    One upload at a time. The process is started when it is first needed, and again after one that had to be killed.
     """
-    command = [sys.executable, "-m", "vdit.serve.intake"]
-    environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ}
-    environment |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), environment.get("PYTHONPATH")]))
-    child = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
-        start_new_session=True, cwd=Path(intake.target).parent,
-    )  # fmt: skip
-    try:
-        said, _ = child.communicate(json.dumps(dataclasses.asdict(intake)).encode(), timeout=3 * intake.seconds)
-    except subprocess.TimeoutExpired:
-        said = b""
-    finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.communicate()
-    answer = _answer(said[:MOST_ANSWER])
-    if answer is None:
-        took = f"{intake.seconds} s of the processor or {intake.memory >> 20} MiB of memory"
-        raise ApiError(
-            f"the file cannot be read within {took}: give a shorter or smaller one", status=413, param="file",
-            code="file_limit",
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen | None = None
+
+    def read(self, intake: Intake) -> dict[str, Any]:
+        """What was found in a file: kind, width, height, frames, fps, note.
+
+        Raises:
+            ApiError: 400 where the file cannot be read, 413 where it is more than a limit allows.
+        """
+        answer = Path(f"{intake.target}.json")
+        process = self._started()
+        try:
+            process.stdin.write(json.dumps(dataclasses.asdict(intake)).encode() + b"\n")
+            process.stdin.flush()
+            ready, _, _ = select.select([process.stdout], [], [], 3 * intake.seconds)
+            if not ready or not process.stdout.readline():
+                self.close()
+        except OSError:
+            self.close()
+        found = _answer(answer)
+        answer.unlink(missing_ok=True)
+        if found is None:
+            took = f"{intake.seconds} s of the processor or {intake.memory >> 20} MiB of memory"
+            raise ApiError(
+                f"the file cannot be read within {took}: give a shorter or smaller one", status=413, param="file",
+                code="file_limit",
+            )  # fmt: skip
+        if "error" in found:
+            raise ApiError(found["error"], status=found["status"], param="file", code=found["code"])
+        return found
+
+    def close(self) -> None:
+        """Ends the process and what it has started."""
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            process.stdin.close()
+            process.stdout.close()
+
+    def _started(self) -> subprocess.Popen:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self.close()
+        environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ}
+        environment |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), environment.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "vdit.serve.intake"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, env=environment, start_new_session=True,
         )  # fmt: skip
-    if "error" in answer:
-        raise ApiError(answer["error"], status=answer["status"], param="file", code=answer["code"])
-    return answer
+        return self._process
 
 
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-def _answer(said: bytes) -> dict[str, Any] | None:
+def _answer(file: Path) -> dict[str, Any] | None:
     try:
-        answer = json.loads(said)
-    except ValueError:
+        with file.open("rb") as data:
+            found = json.loads(data.read(MOST_ANSWER))
+    except (OSError, ValueError):
         return None
-    return answer if isinstance(answer, dict) else None
+    return found if isinstance(found, dict) else None
 
 
 def main() -> None:
-    """The child: limits first, then the imports that take time, then the file."""
-    intake = Intake(**json.loads(sys.stdin.read()))
-    for kind, most in (
-        (resource.RLIMIT_CPU, intake.seconds), (resource.RLIMIT_AS, intake.memory), (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, intake.disk), (resource.RLIMIT_NOFILE, 64),
-    ):  # fmt: skip
-        resource.setrlimit(kind, (most, most))
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit is then an error
+    """The process of a Reader: a line of JSON for each upload, and a line back when its child has ended."""
+    import vdit.generate.inputs
+    import vdit.video.write  # noqa: F401
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of forking: nothing has started a thread here
+        for line in sys.stdin:
+            child = os.fork()
+            if child == 0:
+                _child(Intake(**json.loads(line)))
+            os.waitpid(child, 0)
+            print("done", flush=True)
+
+
+def _child(intake: Intake) -> NoReturn:
+    """Reads one upload within its limits, writes what it found to target.json, and ends."""
+    try:
+        for kind, most in (
+            (resource.RLIMIT_CPU, intake.seconds), (resource.RLIMIT_AS, intake.memory), (resource.RLIMIT_CORE, 0),
+            (resource.RLIMIT_FSIZE, intake.disk), (resource.RLIMIT_NOFILE, 64),
+        ):  # fmt: skip
+            resource.setrlimit(kind, (most, most))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit is then an error
+        answer = _outcome(intake)
+        Path(f"{intake.target}.json").write_text(json.dumps(answer))
+    finally:
+        os._exit(0)  # no library's own ending, and never back into the parent's loop
+
+
+def _outcome(intake: Intake) -> dict[str, Any]:
     from vdit.errors import VditError
 
     try:
-        answer = _read(intake)
+        return _read(intake)
     except ApiError as error:
-        answer = {"error": str(error), "status": error.status, "code": error.code}
+        return {"error": str(error), "status": error.status, "code": error.code}
     except VditError as error:
         said = str(error).replace(intake.source, "the file").replace(Path(intake.source).name, "the file")
-        answer = {"error": said, "status": 400, "code": "unreadable_file"}
+        return {"error": said, "status": 400, "code": "unreadable_file"}
     except (OSError, MemoryError, RecursionError):
-        answer = {"error": "the file needs more memory or disk than a file may: give a shorter or smaller one",
-                  "status": 413, "code": "file_limit"}  # fmt: skip
+        said = "the file needs more memory or disk than a file may: give a shorter or smaller one"
+        return {"error": said, "status": 413, "code": "file_limit"}
     except Exception as error:  # of a library, by what a stranger wrote
         said = f"the file cannot be read ({type(error).__name__})"
-        answer = {"error": said, "status": 400, "code": "unreadable_file"}
-    print(json.dumps(answer))
-    sys.stdout.flush()
-    os._exit(0)  # no library's own ending
+        return {"error": said, "status": 400, "code": "unreadable_file"}
 
 
 def _read(intake: Intake) -> dict[str, Any]:

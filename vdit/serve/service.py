@@ -19,7 +19,7 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ from vdit.language.expansion import Expander
 from vdit.sampling.stepwise import SampledStep
 from vdit.seeds import key_of
 from vdit.serve import reproduce, tasks
+from vdit.serve.intake import Reader
 from vdit.serve.queue import FairQueue, Waiting
 from vdit.serve.results import Results, png_of
 from vdit.serve.schema import ApiError, JobError, Limits, VideoJob, VideoRequest
@@ -142,7 +143,8 @@ class Service:
         self._expired = 0.0
         self._previewed = 0.0
         self.began = time.time()
-        self._reading, self._slots = 0, self.limits.uploads
+        self._reading = 0
+        self._readers = [Reader() for _ in range(self.limits.uploads)]
         for job in self.store.unended():
             self._again(job)
         self._worker = threading.Thread(target=self._work, name="vdit-devices", daemon=True)
@@ -154,6 +156,8 @@ class Service:
         self._wake.set()
         self._worker.join(timeout)
         self._writers.shutdown(wait=True, cancel_futures=True)
+        for reader in self._readers:
+            reader.close()
         self.store.close()
 
     @property
@@ -328,20 +332,20 @@ class Service:
     # Files.
 
     @contextlib.asynccontextmanager
-    async def upload_slot(self):
-        """While entered, one of the few uploads that are read at a time; more wait their turn, and too many are 429."""
+    async def upload_slot(self) -> AsyncIterator[Reader]:
+        """A reader of uploads: there are few, so more uploads wait their turn, and too many are answered with 429."""
         if self._reading >= 32 * self.limits.uploads:
             raise ApiError("too many uploads wait: try again", status=429, code="uploads",
                            headers={"Retry-After": "5"})  # fmt: skip
         self._reading += 1
         try:
-            while self._slots <= 0:
+            while not self._readers:
                 await asyncio.sleep(0.05)
-            self._slots -= 1
+            reader = self._readers.pop()
             try:
-                yield
+                yield reader
             finally:
-                self._slots += 1
+                self._readers.append(reader)
         finally:
             self._reading -= 1
 
