@@ -45,9 +45,9 @@ MAY_IMPORT = {
     "data": BASE | {"video", "worlds", "models", "language"},
     "sampling": SAMPLING | {"experiment"},
     "experiment": SAMPLING,
-    "train": TRAINING,
+    "train": TRAINING | {"eval"},
     "pretrained": TRAINING | {"train"},
-    "generate": TRAINING | {"train", "pretrained"},
+    "generate": TRAINING | {"train", "pretrained", "eval", "worlds"},
 }
 MAY_IMPORT["serve"] = MAY_IMPORT["generate"] | {"generate", "worlds"}
 MAY_IMPORT["plan"] = MAY_IMPORT["generate"] - {"pretrained", "checkpoint"} | {"generate", "eval"}

@@ -22,7 +22,6 @@ from vdit.train.evaluate import (
     ReconstructionEvaluator,
     SampleEvaluator,
     evaluations,
-    frechet,
 )
 from vdit.train.logging import JsonLines, read_json_lines
 from vdit.train.loop import Evaluation, Report, start, train
@@ -172,14 +171,6 @@ def test_what_cannot_be_evaluated_is_named_before_the_first_step(space):
         evaluations(EvaluationRun(nothing, space, make_mesh()), "dit")
     with pytest.raises(ConfigError, match="'denoisin'"):
         apply_overrides(nothing, ["evaluators=denoisin"])
-
-
-def test_the_frechet_distance_is_that_of_normal_distributions():
-    rng = np.random.default_rng(0)
-    a = rng.normal(size=(4000, 3))
-    assert frechet(a, a) == pytest.approx(0, abs=1e-6)
-    assert frechet(a, a + [1.0, 2.0, 0.0]) == pytest.approx(5.0, abs=1e-6)
-    assert frechet(a, 3 * (a - a.mean(0)) + a.mean(0)) == pytest.approx(4 * np.trace(np.cov(a.T)), rel=1e-6)
 
 
 def test_samples_are_held_against_held_out_scenes():

@@ -16,6 +16,7 @@ from vdit.cli import (
     curate,
     editing,
     encode_text,
+    evaluate,
     expand,
     public_weights,
     reconstruct,
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Command] = {
     "rollout": verbs.ROLLOUT,
     "simulate": simulate.SIMULATE,
     "serve": serve.SERVE,
+    "eval": evaluate.EVAL,
     "reconstruct": reconstruct.RECONSTRUCT,
     "import": public_weights.IMPORT,
     "export": public_weights.EXPORT,
@@ -71,6 +73,7 @@ examples:
   vdit animate runs/mine dog.jpg "a dog runs"    # and vdit extend, vdit loop, vdit connect: from images and videos
   vdit rollout runs/mine "a dog runs" --seconds 60 # any length; also vdit simulate: play a world model
   vdit import Wan2.1-T2V-1.3B-Diffusers runs/wan # and vdit export runs/wan FOLDER, the way back
+  vdit eval runs/mine --given 5                  # measured: table, JSON, page
   vdit reconstruct runs/mine video.mp4 --out check
 
 `vdit COMMAND --help` says more. User errors print one line and exit with code 2. Exit code 75 means: start the same

@@ -222,6 +222,46 @@ def track(video: np.ndarray, *, least: float = LEAST) -> Track:
     )
 
 
+def track_colours(video: np.ndarray, colours: Sequence[str], *, least: float = LEAST) -> tuple[np.ndarray, np.ndarray]:
+    """Find several objects of known, different colours in each frame.
+
+    A pixel belongs to the colour that its part which is not grey is nearest to; light pixels without such a part are
+    white. Of each colour the largest connected part is the object.
+
+    Args:
+        video: [t h w 3], uint8 or float in [-1, 1].
+        colours: k names of the palette.
+        least: smallest area of a visible object, in short sides squared.
+
+    Returns:
+        (centres float64 [t k 2] (x, y) in pixels of the visible part, NaN where it is not seen; areas [t k] in pixels).
+    """
+    frames = pixel_values(video)
+    chroma, light = _parts(frames)
+    vivid = box3(np.concatenate([chroma, light[..., None]], -1))
+    strength = np.linalg.norm(vivid[..., :3], axis=-1)
+    colourful = [name for name in COLOURS if name != "white"]
+    likeness = (vivid[..., :3] @ _directions().T) / np.maximum(strength, 1e-6)[..., None]
+    nearest = np.where(likeness.max(-1) >= _SIMILAR, likeness.argmax(-1), -1)
+    white = vivid[..., 3] - _LIGHT_OF_COLOUR * strength
+    places, areas = [], []
+    for name in colours:
+        if name == "white":
+            mask, weight, cover = (white > _LIGHTER) & (strength < _COLOURFUL), white, _white_cover(frames, light)
+        else:
+            k = colourful.index(name)
+            pure = palette()[list(COLOURS).index(name)]
+            mask, weight = (nearest == k) & (strength > _COLOURFUL), strength
+            cover = chroma @ (_directions()[k] / np.linalg.norm(pure - pure.mean()))
+        mask = _largest(mask, weight)
+        cover = np.where(grow(mask), np.clip(cover, -0.25, 1.25), 0)
+        area = cover.sum((1, 2))
+        seen = mask.any((1, 2)) & (area >= least * min(frames.shape[1:3]) ** 2)
+        places.append(np.where(seen[:, None], centres(cover), np.nan))
+        areas.append(np.where(seen, area, 0.0))
+    return np.stack(places, 1), np.stack(areas, 1)
+
+
 def count_objects(frame: np.ndarray, *, least: float = LEAST_COUNTED) -> int:
     """Count coloured objects in one frame. Two objects of one colour that touch are one.
 

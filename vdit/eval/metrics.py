@@ -1,4 +1,4 @@
-"""How close one video is to another (PSNR, SSIM), how fast it moves (optical flow), and how well a loop closes.
+"""How close one video is to another (PSNR, SSIM), how it flickers and moves (optical flow), how well a loop closes.
 
 Videos are uint8 (data range 255), or float in [-1, 1] (data range 2; values beyond are clipped, as they would be on
 screen). A video given as uint8 and the same video as float score the same.
@@ -7,13 +7,17 @@ screen). A video given as uint8 and the same video as float score the same.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
+from scipy import ndimage
 
 from vdit.errors import ConfigError, ShapeError, install_command
 
 # The window and constants of Wang et al. 2004, "Image quality assessment".
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # weights of MS-SSIM, from fine to coarse
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _SMALLEST = 8  # pixels of a side
 _FLOW_WINDOW, _FLOW_LEVELS = 21, 5  # pixels of the window in which all moves alike; halvings of the frame
 _TEXTURE = 1e-2  # least eigenvalue of a window's gradients, in OpenCV's unit; noise of 2 (of 0..255) does not reach it
@@ -74,6 +78,48 @@ def frame_ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     # One frame at a time: the five filtered maps of a long video would not fit in memory.
     scores = [_ssim(x.astype(np.float64), y.astype(np.float64)) for x, y in frames]
     return np.array(scores).reshape(a.shape[:-3])
+
+
+def frame_ms_ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Multi-scale SSIM of each frame (Wang, Simoncelli and Bovik, 2003): `[... h w c] -> float64 [...]`.
+
+    Five scales, each half of the one before (means of 2x2 pixels), with the paper's weights. Structure and contrast
+    count at every scale, luminance at the coarsest. Negative terms count as 0. Frames are at least 176 x 176.
+    """
+    a, b = _unit_pair(a, b)
+    h, w = a.shape[-3:-1]
+    least = WINDOW * 2 ** (len(SCALES) - 1)
+    if min(h, w) < least:
+        raise ShapeError(f"frames of {h}x{w} are too small for MS-SSIM: it needs {least}x{least} at least")
+    scores = []
+    for x, y in zip(a.reshape(-1, *a.shape[-3:]), b.reshape(-1, *b.shape[-3:])):
+        x, y, score = x.astype(np.float64), y.astype(np.float64), 1.0
+        for scale, weight in enumerate(SCALES):
+            luminance, structure = _ssim_maps(x, y)
+            coarsest = scale == len(SCALES) - 1
+            term = luminance * structure if coarsest else structure
+            score = score * np.maximum(term.mean((0, 1)), 0) ** weight  # by channel
+            x, y = _halved(x), _halved(y)
+        scores.append(float(np.mean(score)))
+    return np.array(scores).reshape(a.shape[:-3])
+
+
+def flicker(video: np.ndarray) -> np.ndarray:
+    """Mean absolute difference from the frame before, in 0..255: [t h w 3] -> float64 [t-1].
+
+    VBench's temporal flickering is (255 - its mean) / 255.
+    """
+    frames = pixel_values(video)
+    return np.array([np.abs(b - a).mean(dtype=np.float64) for a, b in itertools.pairwise(frames)])
+
+
+def sharpness(video: np.ndarray) -> np.ndarray:
+    """Standard deviation of the Laplacian of each frame's luma (Pech-Pacheco et al., 2000): [t h w 3] -> float64 [t].
+
+    Luma spans 0..255. Blur lowers it, noise and ringing raise it, so it is read beside that of real videos.
+    """
+    luma = pixel_values(video) @ LUMA
+    return np.array([ndimage.laplace(frame, mode="nearest").std(dtype=np.float64) for frame in luma])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,7 +201,7 @@ def optical_flow(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     Raises:
         ConfigError: OpenCV is not installed.
     """
-    cv2 = _opencv()
+    cv2 = opencv()
     first, second = (np.clip(np.round(frame), 0, 255).astype(np.uint8) for frame in (a, b))
     height, width = first.shape[:2]
     rows, columns = np.indices((height, width), np.float32)
@@ -186,6 +232,12 @@ def pixel_values(video: np.ndarray) -> np.ndarray:
 
 def _ssim(a: np.ndarray, b: np.ndarray) -> float:
     """float64 [h w c] in [0, 1], twice."""
+    luminance, structure = _ssim_maps(a, b)
+    return float(np.mean(luminance * structure))
+
+
+def _ssim_maps(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The two factors of SSIM at each place where the window fits."""
     mean_a, mean_b = _smooth(a), _smooth(b)
     var_a = _smooth(a * a) - mean_a**2
     var_b = _smooth(b * b) - mean_b**2
@@ -193,7 +245,13 @@ def _ssim(a: np.ndarray, b: np.ndarray) -> float:
     c1, c2 = K1**2, K2**2
     luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
     structure = (2 * covariance + c2) / (var_a + var_b + c2)
-    return float(np.mean(luminance * structure))
+    return luminance, structure
+
+
+def _halved(x: np.ndarray) -> np.ndarray:
+    """Means of 2x2 pixels of x [h w c]; an odd last row or column is left out."""
+    h, w = (side // 2 * 2 for side in x.shape[:2])
+    return x[:h, :w].reshape(h // 2, 2, w // 2, 2, -1).mean((1, 3))
 
 
 def _smooth(x: np.ndarray) -> np.ndarray:
@@ -228,13 +286,13 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 def _edges(frame: np.ndarray) -> np.ndarray:
     """How much edge is around each pixel of frame [h w 3] (0..1): squared gradients, float32 [h w]."""
-    cv2 = _opencv()
+    cv2 = opencv()
     smooth = cv2.GaussianBlur(frame, (0, 0), 0.7)
     along = [cv2.Sobel(smooth, cv2.CV_32F, dx, 1 - dx, ksize=1) / 2 for dx in (0, 1)]
     return cv2.GaussianBlur(sum((g**2).sum(-1) for g in along), (0, 0), 3.0)
 
 
-def _opencv():
+def opencv():
     """The module cv2, imported when it is used: it takes a third of a second, and only evaluation needs it."""
     try:
         import cv2

@@ -34,6 +34,7 @@ from vdit.data.pipeline import TokenSpec, row_iterator
 from vdit.data.texts import CachedTokenizer, TextsInMemory
 from vdit.dist.rules import batch_shardings
 from vdit.errors import ConfigError
+from vdit.eval.statistics import frechet
 from vdit.experiment.canvases import CanvasConfig
 from vdit.experiment.evaluator import Evaluator, Measure
 from vdit.experiment.experiment import Experiment
@@ -337,18 +338,6 @@ def _motion(videos: np.ndarray) -> float:
 
 def _relative(measure, made: np.ndarray, real: np.ndarray) -> float:
     return float(measure(made)) / max(float(measure(real)), 1e-8)
-
-
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Squared Frechet distance between normal distributions fitted to two sets of vectors, float [n c] each.
-
-    |mean_a - mean_b|^2 + trace(C_a + C_b - 2 (C_a C_b)^(1/2)); 0 for equal sets.
-    """
-    a, b = (np.asarray(x, np.float64) for x in (a, b))
-    cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
-    # The eigenvalues of the product of two covariances are real and not negative, up to rounding.
-    root = np.sqrt(np.clip(np.linalg.eigvals(cov_a @ cov_b).real, 0, None)).sum()
-    return float(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * root)
 
 
 def evaluations(run: EvaluationRun, stage: str) -> list[Evaluation]:
