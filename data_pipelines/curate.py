@@ -18,7 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -42,6 +42,9 @@ from vdit.data.latents import INDEX
 from vdit.errors import EX_OK, EX_USAGE, ConfigError, DataError, OutputError, VditError
 from vdit.outputs import check_folder
 
+if TYPE_CHECKING:
+    from data_pipelines.encoded import EncodeOptions
+
 SETTINGS = "curate.json"
 # Columns of other stages than the measures.
 MORE_COLUMNS = ("duplicate", "cut_before", "damage", "sound", "codec", "pixel_format", "hdr", "rotation", "streams",
@@ -59,6 +62,7 @@ class Settings:
         duplicates: how near-duplicates are found.
         clips: how clips are written.
         captions: how kept clips are captioned; None leaves the captions that came with the footage.
+        encoding: how kept clips are encoded; None leaves that to the training.
         keep: the keep expression (keep.py); "" keeps every clip that can be used and is no duplicate.
         write: "shards" (ArrayRecord), "files" (videos/ and captions.jsonl), "both", or "none": rows and the page.
         clips_per_shard: about how many clips a shard has.
@@ -69,6 +73,7 @@ class Settings:
     duplicates: DuplicateOptions = DuplicateOptions()
     clips: ClipOptions = ClipOptions()
     captions: CaptionOptions | None = None
+    encoding: EncodeOptions | None = None
     keep: str = "duration >= 1"
     write: Kind = "shards"
     clips_per_shard: int = 512
@@ -80,6 +85,8 @@ class Settings:
         if self.clips_per_shard < 1 or not self.seconds_a_file > 0:
             raise ConfigError(f"clips_per_shard={self.clips_per_shard}, seconds_a_file={self.seconds_a_file}: must be "
                               "above 0")  # fmt: skip
+        if self.encoding is not None and "shards" not in self.kinds:
+            raise ConfigError(f"write={self.write!r}: latents are made of shards: give shards or both with --vae")
         Keep.parse(self.keep)
 
     @property
@@ -95,6 +102,7 @@ class Outcome:
         rows: all clips. seconds: of all clips that can be used. dropped: reason -> (clips, seconds).
         kept: clips. kept_seconds: their length. written: clips that were written. failed: id -> why not.
         counters: stage -> what Beam counted in this run.
+        latents: how many latents there are. texts: how many captions are encoded. None: it was not asked for.
     """
 
     rows: int
@@ -105,6 +113,8 @@ class Outcome:
     written: int = 0
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
     counters: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    latents: int | None = None
+    texts: int | None = None
 
 
 def curate(place: str, out: str, settings: Settings, *, options: PipelineOptions | None = None,
@@ -133,6 +143,8 @@ def curate(place: str, out: str, settings: Settings, *, options: PipelineOptions
     keep.check(known_columns(settings))
     _check_out(folder, place)
     counters: dict[str, dict[str, int]] = {}
+    if settings.encoding is not None and not look:
+        settings.encoding.chosen()  # a run that is not there is told now
     if not look:
         files = find_footage(place)
         there = sum(file.version is not None for file in files)
@@ -149,6 +161,11 @@ def curate(place: str, out: str, settings: Settings, *, options: PipelineOptions
     if settings.kinds and not look:
         outcome, more = _write(outcome, folder, settings, options, watch)
         counters |= more
+    if settings.encoding is not None and not look and outcome.written:
+        from data_pipelines.encoded import encode_curated  # with jax, for which nothing else here waits
+
+        made = encode_curated(folder.path, settings.encoding, options=options, watch=watch)
+        outcome = dataclasses.replace(outcome, latents=made["latents"], texts=made["captions"])
     outcome = dataclasses.replace(outcome, counters=counters)
     report.write(folder, rows, keep, outcome)
     return outcome
@@ -185,6 +202,10 @@ def check(place: str, out: str, settings: Settings, options: PipelineOptions) ->
     if settings.captions is not None:
         settings.captions.captioner()
         lines.append("captions: the server's address is set; it was not asked")
+    if settings.encoding is not None:
+        chosen = settings.encoding.chosen()
+        lines.append(f"latents: clips of {', '.join(map(str, chosen.data.frames))} frames by the VAE of "
+                     f"{settings.encoding.run}; its weights were not read")  # fmt: skip
     return [*lines, "not checked: what only the runner's cluster knows, such as rights, quota and the image of workers"]
 
 
@@ -342,9 +363,22 @@ def settings_of(options: argparse.Namespace) -> Settings:
         duplicates=DuplicateOptions(mirror=options.mirrored),
         clips=ClipOptions(short_side=options.short_side or None, fps=options.fps),
         captions=None if options.caption is None else CaptionOptions(model=options.caption),
+        encoding=_encoding_of(options),
         keep=keep,
         write=options.write,
     )
+
+
+def _encoding_of(options: argparse.Namespace) -> EncodeOptions | None:
+    if options.vae is None:
+        unused = next((name for name in ("latents", "text") if getattr(options, name)), None)
+        if unused is not None:
+            raise ConfigError(f"--{unused} has no effect without --vae: add it, or leave --{unused} out")
+        return None
+    from data_pipelines.encoded import EncodeOptions
+
+    return EncodeOptions(run=options.vae, experiment=options.experiment, samples=options.latents or 0,
+                         text=options.text)  # fmt: skip
 
 
 def split_for(name: str) -> SplitOptions:
@@ -388,7 +422,10 @@ def run(options: argparse.Namespace, more: Sequence[str]) -> int:
                      watch=watch, look=options.look)  # fmt: skip
     for label, words in told(outcome, time.monotonic() - begun):
         watch.tell(label, words)
-    watch.tell("wrote", f"{options.out}/report.html" + (f" and {outcome.written} clips" if outcome.written else ""))
+    made = [f"{outcome.written} clips"] if outcome.written else []
+    made += [] if outcome.latents is None else [f"{outcome.latents} latents"]
+    made += [] if outcome.texts is None else [f"{outcome.texts} encoded captions"]
+    watch.tell("wrote", ", ".join([f"{options.out}/report.html", *made]))
     if outcome.written:
         watch.tell("next", f"vdit train --data {shlex.quote(options.out)} --workdir runs/curated")
     return EX_OK

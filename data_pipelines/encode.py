@@ -18,7 +18,8 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -34,13 +35,15 @@ from vdit.data.config import DataConfig
 from vdit.data.data_source import Source
 from vdit.data.encode import EncodeSpec, encode_part
 from vdit.data.latents import LatentParts
+from vdit.dist.mesh import make_mesh
 from vdit.errors import EX_OK, EX_USAGE, ConfigError, VditError, one_line
 from vdit.experiment.experiment import Experiment
 from vdit.experiment.upgrade import upgrade_overrides
 from vdit.generate import load_vae
 from vdit.models.vae.video import VideoVAE
+from vdit.pretrained.model import open_model
 from vdit.train.encoding import vae_identity
-from vdit.train.workspace import Workspace
+from vdit.train.workspace import EXPERIMENT, Workspace
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,13 +51,14 @@ class LatentsJob:
     """What is encoded, and where to. A worker opens everything by it.
 
     Args:
-        run: folder of the run that trained the VAE.
+        run: folder of the run that trained the VAE, or of public weights.
         out: folder of the latents.
         data: the source, and how clips are cut from it.
         seed: of the choice of clips. holdout: ids of videos that stay out.
         samples: number of latents; 0: each video once.
         dtype: of the latents on disk.
         key: changes with the videos, their captions and the settings.
+        replaces: latents that are in `out` are replaced when all are written; False: they are an error.
     """
 
     run: str
@@ -65,6 +69,7 @@ class LatentsJob:
     samples: int = 0
     dtype: str = "float16"
     key: str = ""
+    replaces: bool = False
 
     def source(self) -> Source:
         """The clips."""
@@ -72,8 +77,9 @@ class LatentsJob:
 
     def parts(self, vae: VideoVAE, count: int) -> LatentParts:
         """The parts of the folder. count: number of videos of the source."""
+        replaces = self.replaces and paths.exists(self.out)
         return LatentParts(self.out, samples=self.samples or count, vae=vae_identity(vae.params), dtype=self.dtype,
-                           key=[self.key, count])  # fmt: skip
+                           key=[self.key, count], replaces=replaces)  # fmt: skip
 
 
 class EncodePart(beam.DoFn):
@@ -94,20 +100,35 @@ class EncodePart(beam.DoFn):
 
 
 def load(run: str) -> tuple[VideoVAE, Experiment]:
-    """(VAE that gives latents as they are, experiment) of a run."""
-    vae, experiment = load_vae(run), Workspace(run).experiment()
+    """(VAE that gives latents as they are, experiment) of a run or of public weights."""
+    experiment = experiment_of(run)
     channels = experiment.vae.latent_channels
     plain = {"mean": np.zeros(channels, np.float32), "std": np.ones(channels, np.float32)}
-    return dataclasses.replace(vae, statistics=plain), experiment
+    if is_run(run):
+        return dataclasses.replace(load_vae(run), statistics=plain), experiment
+    model, mesh = open_model(run), make_mesh()
+    return VideoVAE(config=experiment.vae, params=model.load_vae(mesh), statistics=plain), experiment
 
 
-def encode_latents(job: LatentsJob, *, options: PipelineOptions | None = None, watch: Watch | None = None) -> dict:
+def is_run(path: str) -> bool:
+    """Whether a folder is a run, or else of public weights."""
+    return paths.is_file(paths.path(path) / EXPERIMENT) or not paths.exists(path)
+
+
+def experiment_of(run: str) -> Experiment:
+    """The experiment of a run or of public weights; no weights are read."""
+    return Workspace(run).experiment() if is_run(run) else open_model(run).experiment
+
+
+def encode_latents(job: LatentsJob, *, options: PipelineOptions | None = None, watch: Watch | None = None,
+                   beside: Mapping[str, Any] | None = None) -> dict:  # fmt: skip
     """Encodes clips with the VAE of a run.
 
     Args:
         job: what, and where to.
         options: of Beam; None: this process alone.
         watch: is told how far it is.
+        beside: names of files to write beside the index, and what they hold (JSON).
 
     Returns:
         The index of the latents.
@@ -138,7 +159,8 @@ def encode_latents(job: LatentsJob, *, options: PipelineOptions | None = None, w
                 | "reports" >> beam.combiners.ToList()
             )
             reports | "write" >> beam.Map(_write_reports, f"{parts.work}/skipped.json")
-    index = parts.finish(None, {} if record is None else {RECORD: record | {"videos": len(source)}})
+    more = {} if record is None else {RECORD: record | {"videos": len(source)}}
+    index = parts.finish(None, more | dict(beside or {}))
     told = paths.path(job.out) / "skipped.json"
     if paths.is_file(told):
         skipped = dict(paths.read_json(told, limit=64 * paths.MIB)) | skipped
@@ -158,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m data_pipelines.encode", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("run", help="folder of the run that trained the VAE")
+    parser.add_argument("run", help="folder of the run that trained the VAE, or of public weights")
     parser.add_argument("out", help="new folder for the latents, local or in a bucket")
     parser.add_argument("--samples", type=int, default=0, help="clips to encode; 0: each video once")
     parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"])

@@ -237,6 +237,25 @@ def make_base(root: Path) -> Experiment:
     return experiment
 
 
+def make_vae(root: Path, experiment: Experiment) -> None:
+    """Writes the VAE of a run's folder, with lively random weights."""
+    video = jnp.zeros((1, 1 + experiment.vae.temporal_stride, *SIZE, 3))
+    params = random_params(lambda key: VAE(experiment.vae).init(key, video)["params"])
+    with Checkpointer(Workspace(root).vae, meta={"stage": "vae", "config": to_dict(experiment)}) as checkpointer:
+        checkpointer.save(1, {"params": {"vae": params}})
+
+
+def make_whole_base(root: Path) -> Experiment:
+    """`make_base` with a VAE, and with settings of clips of 32x32 pixels. Returns its experiment."""
+    experiment = make_base(root)
+    data = dataclasses.replace(experiment.data, pixel_budgets=(32 * 32,), frames=(1, 5), fps=(5.0,), frame_multiple=4)
+    sample = dataclasses.replace(experiment.sample, fps=5.0, frames=5, size=(32, 32))
+    experiment = dataclasses.replace(experiment, data=data, sample=sample)
+    make_vae(root, experiment)
+    Workspace(root).save_experiment(experiment)
+    return experiment
+
+
 def make_latents(root: Path) -> None:
     """Latents of the run in `root`: clips of one frame and of three that their captions tell apart."""
     rng = np.random.default_rng(0)

@@ -2,17 +2,14 @@
 
 import dataclasses
 import os
-import shutil
-import subprocess
-import sys
 import types
 
 import numpy as np
 import pytest
 
 from data_pipelines import encode
-from tests.conftest import ROOT
 from tests.data.test_folder import write_film
+from tests.tiny import make_whole_base
 from vdit.data import DataConfig, FolderSource, LatentStore, open_source
 from vdit.data.changes import Changes, find_changes, look_at_videos, read_record
 from vdit.errors import DataError
@@ -41,19 +38,22 @@ def job(tmp_path, monkeypatch):
     return encode.LatentsJob(run="run", out=str(tmp_path / "out"), data=data, holdout=("a.mp4",), samples=40)
 
 
-def test_the_command_encodes_with_the_vae_and_the_settings_of_a_run(tiny_run, compile_cache, tmp_path):
-    run, out = tmp_path / "run", tmp_path / "out"
-    shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("dit", "latents", "logs"))
-    command = [sys.executable, "-m", "data_pipelines.encode", run, out, "--samples=4", "--data.frames=9,"]
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(compile_cache)}
-    done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
-                          check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs") / "run"
+    make_whole_base(root)
+    return root
+
+
+def test_the_command_encodes_with_the_vae_and_the_settings_of_a_run(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["--samples=4", "--data.frames=9,", "--data.aspects=1.0,"]
+    assert encode.main([str(run), str(out), *words]) == 0, capsys.readouterr().err
     store, space = LatentStore(out), Workspace(run)
     assert len(store) == 4
     config = space.experiment().vae
     assert {store[i]["latent"].shape for i in range(4)} == {(3, 4, 4, config.latent_channels)}
-    data = dataclasses.replace(space.experiment().data, frames=(9,))
+    data = dataclasses.replace(space.experiment().data, frames=(9,), aspects=(1.0,))
     source, vae = open_source(data, seed=space.experiment().seed), load_vae(run)
     # What is stored is what the VAE gives before it is normalised by the run's statistics.
     expected = denormalise(vae.encode(source[3]["video"][None]), vae.statistics)[0]
@@ -98,7 +98,7 @@ def test_a_stopped_pipeline_makes_only_what_is_missing_and_the_same_latents(job,
 @pytest.mark.parametrize(
     ("options", "named"), [(["--frames=9"], "--frames"), (["--data.framez=9"], "framez"), (["--data.frames"], "frames")]
 )
-def test_what_is_not_known_is_refused(tiny_run, tmp_path, capsys, options, named):
-    assert encode.main([str(tiny_run), str(tmp_path / "out"), *options]) == 2
+def test_what_is_not_known_is_refused(run, tmp_path, capsys, options, named):
+    assert encode.main([str(run), str(tmp_path / "out"), *options]) == 2
     assert named in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

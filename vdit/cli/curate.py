@@ -8,7 +8,7 @@ import logging
 import warnings
 from types import ModuleType
 
-from vdit.cli.parser import Command
+from vdit.cli.parser import Command, at_least
 from vdit.errors import ConfigError, install_command
 
 SUMMARY = "cut raw footage into clips, measure, filter and deduplicate them, for vdit train --data OUT"
@@ -27,6 +27,7 @@ examples:
   vdit curate films curated --look --keep "motion > 0.02 and text_area < 0.05 and duration >= 2"
   vdit curate gs://bucket/films gs://bucket/curated --caption Qwen3-VL-8B-Instruct
   vdit curate gs://bucket/films gs://bucket/curated --beam=--runner=DataflowRunner --beam=--project=P
+  vdit curate films curated --vae runs/clips --workers 2
   vdit train --data curated --workdir runs/curated
 
 FOOTAGE is a folder or a .txt that lists videos, local or in a bucket. Captions beside it (docs/captions.md) are those
@@ -61,6 +62,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fps", type=float, help="higher frame rates are reduced to this")
     parser.add_argument(
         "--caption", metavar="MODEL", help="caption kept clips with a model of the server at $OPENAI_BASE_URL"
+    )
+    parser.add_argument(
+        "--vae", metavar="RUN", help="also encode the clips with the VAE of this run or folder of public weights: "
+        "vdit train --data OUT then trains on latents at once"
+    )  # fmt: skip
+    parser.add_argument(
+        "--latents", metavar="N", type=at_least(1), help="cuts of clips to encode; default: whole passes, 2000 at least"
+    )
+    parser.add_argument(
+        "--text", action="store_true", help="also encode the captions, for a training that starts from the run of --vae"
     )
     parser.add_argument(
         "--workers", metavar="N", type=int, default=1, help="processes on this machine; default: %(default)s"

@@ -51,7 +51,7 @@ def folder_experiment(path: str | Path) -> Experiment:
     from vdit.models.vae.config import preset
 
     videos = _count_videos(path)
-    return Experiment(
+    experiment = Experiment(
         name=(paths.path(path).name if paths.is_remote(path) else Path(path).resolve().name) or "folder",
         data=DataConfig(
             source=_source(path),
@@ -74,6 +74,25 @@ def folder_experiment(path: str | Path) -> Experiment:
         dit_train=TrainConfig(steps=5000, batch_size=8, optimizer=_warmed_up(5e-4)),
         sample=SampleConfig(frames=17, size=(96, 96), fps=8.0, steps=25, guidance=3.0),
     )
+    encoding = _encoding(path)
+    if encoding is None:
+        return experiment
+    # Clips that are encoded already: what they are, and the VAE that made them, are settled.
+    theirs = encoding.experiment
+    data = dataclasses.replace(theirs.data, source=experiment.data.source, max_text_per_row=max(
+        theirs.data.max_text_per_row, experiment.text.max_length))  # fmt: skip
+    backbone = dataclasses.replace(experiment.backbone, in_channels=theirs.vae.latent_channels)
+    sample = dataclasses.replace(theirs.sample, fps=data.fps[0])
+    return dataclasses.replace(experiment, data=data, vae=theirs.vae, backbone=backbone, sample=sample,
+                               latents=LatentsConfig())  # fmt: skip
+
+
+def _encoding(path: str | Path):
+    """What `vdit curate --vae` says of the latents in a folder; None where there are none."""
+    from vdit.data.curated import is_curated
+    from vdit.train.encoded import find_encoding
+
+    return find_encoding(str(path)) if is_curated(path) else None
 
 
 def on_folder(experiment: Experiment, path: str | Path, *, begun: bool = False) -> Experiment:
@@ -179,6 +198,7 @@ def _tell_stages(experiment, space, stages, status) -> None:
     import jax
 
     from vdit.checkpoint.files import steps_in
+    from vdit.train.encoded import encoding_of, refusal
 
     e, devices = experiment, jax.devices()
     height, width = e.vae_clips.size
@@ -190,6 +210,14 @@ def _tell_stages(experiment, space, stages, status) -> None:
         "dit": f"{dit.steps} steps of {dit.batch_size} rows of {e.data.row_tokens} tokens, "
         f"{e.backbone.width} wide and {e.backbone.depth} deep",
     }
+    encoding = encoding_of(e)
+    if encoding is not None and not paths.exists(space.vae) and e.start_from is None:
+        why = refusal(e, encoding)
+        if why is None:
+            words["vae"] = f"that of {encoding.folder}/vae, as it is"
+            words["latents"] = f"{e.latents.samples or encoding.count} of {encoding.folder}/latents, encoded already"
+        else:
+            words["latents"] += f"; those in {encoding.folder}/latents are of no use: {why}"
     status.tell("makes", f'{space.root}: "{e.name}" on {len(devices)} x {devices[0].device_kind}')
     for stage in stages:
         folder = {"vae": space.vae, "dit": space.dit}.get(stage)

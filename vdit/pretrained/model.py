@@ -121,6 +121,13 @@ class PublicModel:
         vae = trees.pop(VAE_TREE)
         return trees, vae
 
+    def load_vae(self, mesh: Mesh) -> PyTree:
+        """Load the VAE's parameters alone; see `load`."""
+        (part,) = [part for part in self.components if part.tree == VAE_TREE]
+        abstract = abstract_vae(self.experiment.vae, mesh)
+        check(part.rules, part.files, abstract, ignore=part.ignore)
+        return load(part.rules, part.files, abstract, ignore=part.ignore)
+
 
 def open_model(path: str | Path, parts: Sequence[str | Path] = ()) -> PublicModel:
     """Read what public weights are, without reading their tensors.

@@ -25,6 +25,7 @@ from vdit.experiment.experiment import Experiment
 from vdit.models.vae.statistics import MIN_STD, constant_channels
 from vdit.models.vae.video import VideoVAE
 from vdit.registry import name_of
+from vdit.train.encoded import EncodedClips, encoded_clips
 from vdit.train.logging import Logging, TrainingVideos
 from vdit.train.pretrained import provides
 from vdit.train.progress import make_display
@@ -44,7 +45,7 @@ def encode_latents(experiment: Experiment, workspace: Workspace, logging: Loggin
     if look.changes is not None:
         _encode_changes(experiment, workspace, params, look, logging, videos)
     elif not (workspace.latents / "index.json").exists():
-        _encode(experiment, workspace, params, look, logging, videos)
+        _encode(experiment, workspace, params, look, logging, videos, _taken(experiment, params, logging))
     elif isinstance(experiment.data.source, FolderSource) and look.digest is None:
         logging.say(f"latents: {experiment.data.path} is not there any more; its latents are used as they are")
     index = LatentStore(workspace.latents).index
@@ -111,8 +112,8 @@ def _encode_changes(
     # `vdit train --data` may draw another number of other videos: that is no other data config.
     known = [experiment, dataclasses.replace(experiment, latents=samples)]
     _check_identity(store.index, workspace, [_fingerprint(params, each) for each in known])
-    step = last_step(workspace.dit)
-    count = experiment.latents.samples or len(videos.open())
+    step, taken = last_step(workspace.dit), _taken(experiment, params, logging)
+    count = experiment.latents.samples or len(taken or videos.open())
     if step is not None and count != len(store):
         raise DataError(
             f"{experiment.data.path} has changed since it was encoded: {look.changes}. The transformer was trained on "
@@ -120,7 +121,7 @@ def _encode_changes(
         )
     logging.say(f"latents: videos have changed since they were encoded: {look.changes}; encoding what changed again")
     former = Former(store=store, videos=look.videos, changed=look.changes.names)
-    _encode(experiment, workspace, params, look, logging, videos, former)
+    _encode(experiment, workspace, params, look, logging, videos, taken or former)
     if step is not None:
         logging.say(
             f"latents: the transformer's {step} steps were trained on the videos as they were; more steps "
@@ -139,6 +140,14 @@ def _check_identity(index: dict[str, Any], workspace: Workspace, identities: lis
         )
 
 
+def _taken(experiment: Experiment, params: PyTree, logging: Logging) -> EncodedClips | None:
+    """The latents that `vdit curate --vae` has made of the clips, where the run can take them."""
+    taken = encoded_clips(experiment, vae_identity(params), logging.say)
+    if taken is not None:
+        logging.say(f"latents: takes {len(taken)} that are encoded already, in {experiment.data.path}/latents")
+    return taken
+
+
 def _encode(
     experiment: Experiment,
     workspace: Workspace,
@@ -146,9 +155,11 @@ def _encode(
     look: _Look,
     logging: Logging,
     videos: TrainingVideos,
-    former: Former | None = None,
+    known: Former | EncodedClips | None = None,
 ) -> None:
-    source = videos.open()
+    """known: latents of the videos as they were, or all latents that there will be."""
+    former, taken = (known, None) if isinstance(known, Former) else (None, known)
+    source = videos.open() if taken is None else taken
     channels = experiment.vae.latent_channels
     plain = {"mean": np.zeros(channels, np.float32), "std": np.ones(channels, np.float32)}
     vae = VideoVAE(config=experiment.vae, params=params, statistics=plain)
@@ -169,7 +180,7 @@ def _encode(
                 vae=_fingerprint(params, experiment),
                 dtype=experiment.latents.dtype,
                 key=look.digest,
-                record=look.record,
+                record=None if taken is not None else look.record,
                 conditions=experiment.conditions,
                 threads=experiment.data.threads,
             ),
@@ -181,7 +192,10 @@ def _encode(
     finally:
         if display is not None:
             display.close()
-    videos.report_skipped()
+    if taken is None:
+        videos.report_skipped()
+    elif look.record is not None:  # none of them is of a video by its number, as a Former takes them
+        write_json(workspace.latents / RECORD, look.record | {"videos": 0})
 
 
 def vae_identity(params: PyTree, more: Any = None) -> str:

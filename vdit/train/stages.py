@@ -6,7 +6,8 @@
     train_dit         latents and captions -> dit/
 
 A stage that is complete is skipped, one that was interrupted goes on where its last checkpoint stands. A run that
-starts from another model (`start_from`) has its VAE, the statistics of its latents and its tokenizer.
+starts from another model (`start_from`) has its VAE, the statistics of its latents and its tokenizer. A run on clips
+that `vdit curate --vae` has encoded takes their VAE and their latents (vdit.train.encoded).
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from vdit.models.text import fit_vocabulary, make_tokenizer
 from vdit.models.text import train_tokenizer as train_pieces
 from vdit.models.text.tokenizer import NoText
 from vdit.seeds import key_of
+from vdit.train.encoded import copy_encoded_vae, has_encoded_vae
 from vdit.train.encoding import encode_latents
 from vdit.train.evaluate import EvaluationRun, evaluations, sample_hook
 from vdit.train.logging import Logging, TrainingVideos, check_strict, make_writers, report_cut_captions
@@ -95,6 +97,7 @@ def run(
             inside.callback(workspace.remote_logs.flush)
         on_primary_host(lambda: _begin_folder(experiment, workspace), "experiment.json")
         copy_pretrained(experiment, workspace)
+        copy_encoded_vae(experiment, workspace)
         wait_for_all("start_from")
         videos = TrainingVideos(experiment, logging, strict=strict)
         for stage in STAGES:
@@ -133,7 +136,7 @@ def check_run(
         check_strict(experiment, Logging().say)
     if "tokenizer" in stages and not provides(experiment, "tokenizer.model"):
         _check_captions(experiment, workspace)
-    if "vae" in stages and not provides(experiment, "vae"):
+    if "vae" in stages and not provides(experiment, "vae") and not has_encoded_vae(workspace):
         is_complete(workspace.vae, experiment.vae_train, experiment)
     if "dit" in stages and workspace.tokenizer.exists():
         is_complete(workspace.dit, experiment.dit_train, with_tokenizer(experiment, workspace))
@@ -205,9 +208,9 @@ def peak_memory() -> int:
 def train_vae(
     experiment: Experiment, workspace: Workspace, logging: Logging, videos: TrainingVideos
 ) -> TrainResult | None:
-    """Train the VAE on windows of the videos. Returns None if it is trained already, or the base's."""
+    """Train the VAE on windows of the videos. Returns None if it is trained already, or the base's, or the clips'."""
     config, clips = experiment.vae_train, experiment.vae_clips
-    if provides(experiment, "vae") or is_complete(workspace.vae, config, experiment):
+    if provides(experiment, "vae") or has_encoded_vae(workspace) or is_complete(workspace.vae, config, experiment):
         return None
     source = videos.open()
     mesh = make_mesh(experiment.mesh)

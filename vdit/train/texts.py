@@ -19,6 +19,7 @@ from vdit.errors import DataError
 from vdit.experiment.experiment import Experiment
 from vdit.models.text import Tokenizer
 from vdit.models.text.encoder import make_encoder
+from vdit.train.encoded import encoded_texts
 from vdit.train.logging import Logging
 from vdit.train.pretrained import pretrained_identity, trained_params
 from vdit.train.progress import make_display
@@ -94,6 +95,11 @@ def encode_texts(experiment: Experiment, workspace: Workspace, logging: Logging)
         logging.say(f"texts: {missing} of {len(captions)} captions are new: encoding them")
     elif former is not None:
         logging.say("texts: the text encoder, or the type on disk, is another one: encoding all captions again")
+    beside = encoded_texts(experiment)
+    if beside is not None and beside.identity == identity and beside.dtype == dtype:
+        known = sum(caption in beside for caption in captions)
+        logging.say(f"texts: takes {known} of {len(captions)} captions that are encoded already, in {beside.path}")
+        former = beside
     display = make_display("texts", len(captions) + 1, 0, console=logging.console) if is_primary_host() else None
 
     def show(done: int, total: int) -> None:
