@@ -143,8 +143,11 @@ def curate(place: str, out: str, settings: Settings, *, options: PipelineOptions
     keep.check(known_columns(settings))
     _check_out(folder, place)
     counters: dict[str, dict[str, int]] = {}
-    if settings.encoding is not None and not look:
-        settings.encoding.chosen()  # a run that is not there is told now
+    if not look:  # a run or a server that is not there is told now
+        if settings.encoding is not None:
+            settings.encoding.chosen()
+        if settings.captions is not None:
+            settings.captions.check()
     if not look:
         files = find_footage(place)
         there = sum(file.version is not None for file in files)
@@ -200,8 +203,7 @@ def check(place: str, out: str, settings: Settings, options: PipelineOptions) ->
     except (ValueError, ImportError) as error:  # Beam's validation of options, and runners that are not installed
         raise ConfigError(f"Beam refuses these options: {' '.join(str(error).split())}") from error
     if settings.captions is not None:
-        settings.captions.captioner()
-        lines.append("captions: the server's address is set; it was not asked")
+        lines.append(f"captions: {settings.captions.check()}")
     if settings.encoding is not None:
         chosen = settings.encoding.chosen()
         lines.append(f"latents: clips of {', '.join(map(str, chosen.data.frames))} frames by the VAE of "
@@ -362,11 +364,19 @@ def settings_of(options: argparse.Namespace) -> Settings:
         scanning=ScanOptions(cut=CutOptions(method=options.cuts), split=split),
         duplicates=DuplicateOptions(mirror=options.mirrored),
         clips=ClipOptions(short_side=options.short_side or None, fps=options.fps),
-        captions=None if options.caption is None else CaptionOptions(model=options.caption),
+        captions=_captions_of(options),
         encoding=_encoding_of(options),
         keep=keep,
         write=options.write,
     )
+
+
+def _captions_of(options: argparse.Namespace) -> CaptionOptions | None:
+    given = {"endpoint": options.caption, "lm": options.caption_lm, "run": options.caption_run}
+    given = {by: model for by, model in given.items() if model is not None}
+    if len(given) > 1:
+        raise ConfigError("--caption, --caption-lm and --caption-run: give one of them")
+    return next((CaptionOptions(model=model, by=by) for by, model in given.items()), None)
 
 
 def _encoding_of(options: argparse.Namespace) -> EncodeOptions | None:

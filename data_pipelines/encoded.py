@@ -1,4 +1,4 @@
-"""The last stages of `vdit curate --vae`: clips to latents, captions to features, for `vdit train --data OUT` to take.
+"""The last stages of curation with --vae: clips to latents, captions to features, for a training on them.
 
     OUT/latents/      by python -m data_pipelines.encode's means: parts of 16 clips or more, on any number of workers
     OUT/vae/          the VAE that made them, so that a run has it

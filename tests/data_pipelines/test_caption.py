@@ -9,8 +9,12 @@ from data_pipelines.clips import ClipOptions, Encoded, encode_clip
 from data_pipelines.records import ClipRecord
 from data_pipelines.select import Row
 from tests.data_pipelines.footage import RATE, scene
-from vdit.errors import ConfigError
+from tests.tiny import base_experiment
+from vdit.errors import ConfigError, VditError
+from vdit.language.base import Completion, Frames
 from vdit.language.captioning import Caption
+from vdit.language.prompts import CaptionPrompts
+from vdit.train.workspace import Workspace
 from vdit.video.write import write_video
 
 
@@ -58,6 +62,56 @@ def test_answers_are_captions_and_are_paid_for_once(clips, tmp_path, monkeypatch
     stage.setup()
     assert len(list(stage.process(clips))) == 3
     assert model.asked == 6  # of another model
+
+
+@pytest.mark.parametrize("by", ["lm", "run"])
+def test_weights_that_are_here_caption_too(clips, tmp_path, monkeypatch, by):
+    """A model's own frames; answers of other weights at the same place are asked for again."""
+    weights, shown = tmp_path / "weights", []
+    weights.mkdir()
+    (weights / "config.json").write_text("{}")
+
+    class Answers:
+        name, frames, max_tokens = "own", 3, 99
+        prompts = CaptionPrompts(name="own", questions={"short": "What is this?"})
+
+        def complete(self, requests, options):
+            shown.extend(part.pixels.shape[0] for request in requests for message in request.messages
+                         for part in message["content"] if isinstance(part, Frames))  # fmt: skip
+            return [Completion(text=f"Waves move over sand number {len(shown)}.", finish_reason="stop", tokens_in=1,
+                               tokens_out=1) for _ in requests]  # fmt: skip
+
+    monkeypatch.setattr("vdit.pretrained.lm.open_lm", lambda path: Answers())
+    monkeypatch.setattr("vdit.generate.captions.load_captioner", lambda run: Answers())
+    step = {"step": 1}
+    monkeypatch.setattr("vdit.train.pretrained.step_identity", lambda folder: dict(step))
+    options = CaptionOptions(model=str(weights), by=by)
+    asked = []
+    for _ in range(3):
+        stage = CaptionClips(options, str(tmp_path / "answers"))
+        stage.setup()
+        made = list(stage.process(clips))
+        assert all(one.row.captions[0].startswith("Waves move over sand") for one in made)
+        asked.append(len(shown))
+        if len(asked) == 2:  # other weights
+            step["step"] = 2
+            (weights / "config.json").write_text("{ }")
+    assert set(shown) == {8 if by == "lm" else 3}
+    assert asked[0] == asked[1] > 0
+    assert asked[2] == 2 * asked[0]
+
+
+def test_weights_that_are_not_there_are_told_before_anything_is_read(tmp_path):
+    for by in ("lm", "run"):
+        with pytest.raises(VditError, match="no-such"):
+            CaptionOptions(model=str(tmp_path / "no-such"), by=by).check()
+    base = tmp_path / "base"
+    Workspace(base).save_experiment(base_experiment())
+    with pytest.raises(ConfigError, match="no captioner"):
+        CaptionOptions(model=str(base), by="run").check()
+    for wrong in ({"by": "hand"}, {"frames": 0}):
+        with pytest.raises(ConfigError, match=str(next(iter(wrong.values())))):
+            CaptionOptions(model="m", **wrong)
 
 
 def test_a_model_needs_its_server(monkeypatch):

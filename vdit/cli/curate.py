@@ -64,8 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--caption", metavar="MODEL", help="caption kept clips with a model of the server at $OPENAI_BASE_URL"
     )
     parser.add_argument(
+        "--caption-lm", metavar="WEIGHTS", help="caption with public weights on the workers: a SmolVLM2 folder"
+    )
+    parser.add_argument("--caption-run", metavar="RUN", help="caption with a captioner that vdit train has trained")
+    parser.add_argument(
         "--vae", metavar="RUN", help="also encode the clips with the VAE of this run or folder of public weights: "
-        "vdit train --data OUT then trains on latents at once"
+        "a training on OUT then begins with latents"
     )  # fmt: skip
     parser.add_argument(
         "--latents", metavar="N", type=at_least(1), help="cuts of clips to encode; default: whole passes, 2000 at least"

@@ -88,7 +88,7 @@ def folder_experiment(path: str | Path) -> Experiment:
 
 
 def _encoding(path: str | Path):
-    """What `vdit curate --vae` says of the latents in a folder; None where there are none."""
+    """What `vdit curate`, with --vae, says of the latents in a folder; None where there are none."""
     from vdit.data.curated import is_curated
     from vdit.train.encoded import find_encoding
 

@@ -1,4 +1,4 @@
-"""Latents and features that `vdit curate --vae` has made beside its clips: a run on these clips takes them as they are.
+"""Latents and features that curation has made beside its clips (--vae): a run on these clips takes them as they are.
 
     OUT/latents/      LatentStore, with encoding.json: by which VAE, of which clips, with which data config
     OUT/vae/          the VAE, as a run has it
@@ -33,7 +33,7 @@ from vdit.train.workspace import Workspace
 ENCODING = "encoding.json"  # beside the latents
 VAE_FROM = "vae_from.json"  # in a run: where its VAE was taken from
 _FORMAT = "vdit-encoded-1"
-_FIX = "run vdit curate --vae again"
+_FIX = "run vdit curate again, with --vae"
 _CHOSEN = ("size_multiple", "frame_multiple", "frames", "fps", "aspects", "hflip", "pixel_budgets")  # of clips
 
 
@@ -110,7 +110,7 @@ def refusal(experiment: Experiment, encoding: Encoding) -> str | None:
     if experiment.latents.samples > encoding.count:
         return f"latents.samples is {experiment.latents.samples}, there are {encoding.count}; 0 takes all"
     if clips_digest(encoding.folder) != encoding.clips:
-        return "the clips have changed since; vdit curate --vae encodes them again"
+        return "the clips have changed since; curating again, with --vae, encodes them again"
     return None
 
 

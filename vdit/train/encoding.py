@@ -141,7 +141,7 @@ def _check_identity(index: dict[str, Any], workspace: Workspace, identities: lis
 
 
 def _taken(experiment: Experiment, params: PyTree, logging: Logging) -> EncodedClips | None:
-    """The latents that `vdit curate --vae` has made of the clips, where the run can take them."""
+    """The latents that `vdit curate`, with --vae, has made of the clips, where the run can take them."""
     taken = encoded_clips(experiment, vae_identity(params), logging.say)
     if taken is not None:
         logging.say(f"latents: takes {len(taken)} that are encoded already, in {experiment.data.path}/latents")

@@ -7,7 +7,7 @@
 
 A stage that is complete is skipped, one that was interrupted goes on where its last checkpoint stands. A run that
 starts from another model (`start_from`) has its VAE, the statistics of its latents and its tokenizer. A run on clips
-that `vdit curate --vae` has encoded takes their VAE and their latents (vdit.train.encoded).
+that `vdit curate`, with --vae, has encoded takes their VAE and their latents (vdit.train.encoded).
 """
 
 from __future__ import annotations
