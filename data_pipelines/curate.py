@@ -67,6 +67,8 @@ class Settings:
         write: "shards" (ArrayRecord), "files" (videos/ and captions.jsonl), "both", or "none": rows and the page.
         clips_per_shard: about how many clips a shard has.
         seconds_a_file: a file of footage may take so long; then it is given up, with that reason.
+        range_seconds: a film of twice as many seconds is scanned in ranges of so many, by several workers; the rows
+            are the same.
     """
 
     scanning: ScanOptions = ScanOptions()
@@ -78,6 +80,7 @@ class Settings:
     write: Kind = "shards"
     clips_per_shard: int = 512
     seconds_a_file: float = 4 * 3600.0
+    range_seconds: float = 600.0
 
     def __post_init__(self) -> None:
         if self.write not in ("shards", "files", "both", "none"):
@@ -85,6 +88,8 @@ class Settings:
         if self.clips_per_shard < 1 or not self.seconds_a_file > 0:
             raise ConfigError(f"clips_per_shard={self.clips_per_shard}, seconds_a_file={self.seconds_a_file}: must be "
                               "above 0")  # fmt: skip
+        if not self.range_seconds >= 1:
+            raise ConfigError(f"range_seconds={self.range_seconds}: give 1 second or more")
         if self.encoding is not None and "shards" not in self.kinds:
             raise ConfigError(f"write={self.write!r}: latents are made of shards: give shards or both with --vae")
         Keep.parse(self.keep)
@@ -191,7 +196,7 @@ def check(place: str, out: str, settings: Settings, options: PipelineOptions) ->
     try:
         stages = beam.Pipeline(options=options)
         pipeline.measure_footage(stages, files, folder, settings.scanning, settings.duplicates,
-                                 seconds=settings.seconds_a_file)  # fmt: skip
+                                 seconds=settings.seconds_a_file, long=settings.range_seconds)  # fmt: skip
         stages.to_runner_api()
         lines.append(f"first pipeline: {len(stages.to_runner_api().components.transforms)} transforms, for "
                      f"{type(stages.runner).__name__}")  # fmt: skip
@@ -259,7 +264,7 @@ def _measure(files: Sequence[FootageFile], folder: pipeline.Folder, settings: Se
     wanted = {f"{name}.json" for name in scans}
     with counting(watch, "measure", folder.scans, wanted), beam.Pipeline(options=options) as stages:
         pipeline.measure_footage(stages, files, folder, settings.scanning, settings.duplicates,
-                                 seconds=settings.seconds_a_file)  # fmt: skip
+                                 seconds=settings.seconds_a_file, long=settings.range_seconds)  # fmt: skip
     found = pipeline.counters_of(stages.result)
     # A file that could not be reached is tried again the next time: then its rows are not final.
     if sum(f"{name}.json" in set(paths.names_in(folder.scans)) for name in scans) == len(files):
@@ -364,6 +369,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         scanning=ScanOptions(cut=CutOptions(method=options.cuts), split=split),
         duplicates=DuplicateOptions(mirror=options.mirrored),
         clips=ClipOptions(short_side=options.short_side or None, fps=options.fps),
+        range_seconds=options.range_seconds,
         captions=_captions_of(options),
         encoding=_encoding_of(options),
         keep=keep,

@@ -126,29 +126,43 @@ _DETAIL = ("top", "bottom", "left", "right", "blur", "blocks", "combed", "text")
 _MOTION = ("moved", "camera", "object", "camera_x", "camera_y", "over", "pair")
 
 
-class Meter:
-    """Numbers of each frame of a file, and summaries of stretches of them.
+PER_FRAME = (*_PER_FRAME, *_DETAIL, *_MOTION)
 
-    Memory: about 100 bytes a frame and 15 kB a second; `forget` lets go of frames whose clips are done.
+
+@dataclasses.dataclass(frozen=True)
+class FrameNumbers:
+    """What is measured of one frame. columns: of PER_FRAME, NaN where it was not its turn. thumb: uint8 [45 80], four
+    times a second, else None."""
+
+    time: Fraction
+    columns: tuple[float, ...]
+    digest: bytes
+    thumb: np.ndarray | None
+
+
+class FrameMeter:
+    """Measures frames, which come in order: some numbers are of a frame and of those before it.
+
+    A meter that begins in the middle of a file gives what one from its beginning would, once it is `settled`.
     """
 
     def __init__(self, options: MeasureOptions | None = None):
         self.options = options or MeasureOptions()
-        self.count = 0
-        self._base = 0  # index of the first frame that is held
-        self._columns = {name: array.array("f") for name in (*_PER_FRAME, *_DETAIL, *_MOTION)}
-        self._times: list[Fraction] = []
-        self._digests: list[bytes] = []
-        self._thumbs: list[tuple[int, np.ndarray]] = []
+        self._last: Fraction | None = None
         self._previous: np.ndarray | None = None  # grey
         self._anchor: tuple[int, float, np.ndarray] | None = None  # of motion: index, time, grey
         self._bars = (0.0, 0.0, 0.0, 0.0)
         self._flow = picture.Flow()
+        self._turns = {"bars": 0, "motion": 0}
 
-    def push(self, frame: AnalysisFrame) -> None:
-        """Takes the next frame of the file."""
-        row = dict.fromkeys(self._columns, math.nan)
-        time, last = frame.time, self._times[-1] if self._times else None
+    @property
+    def settled(self) -> bool:
+        """Whether bars and motion are known from frames whose turn it was: the first one's always is."""
+        return min(self._turns.values()) > 1
+
+    def __call__(self, frame: AnalysisFrame) -> FrameNumbers:
+        row = dict.fromkeys(PER_FRAME, math.nan)
+        time, last, thumb = frame.time, self._last, None
         due = lambda rate: last is None or math.floor(time * rate) != math.floor(last * rate)  # noqa: E731
         gray = cv2.cvtColor(frame.image, cv2.COLOR_RGB2GRAY)
         digest = hashlib.blake2b(frame.image, digest_size=16)
@@ -157,6 +171,7 @@ class Meter:
             digest.update(np.ascontiguousarray(luma))
             row |= picture.detail(luma, frame.raw, text=self.options.text)
             if gray.mean() > 10:  # a black frame has no bars to go by
+                self._turns["bars"] += 1 if self._turns["bars"] or last is None else 2
                 self._bars = tuple(row[side] for side in ("top", "bottom", "left", "right"))
         box = picture.inner_box(gray.shape, self._bars)
         row |= picture.of_frame(frame.image[box], gray[box])
@@ -168,13 +183,40 @@ class Meter:
                 row |= self._flow(earlier[box], gray[box], float(time) - before)
                 row["pair"] = frame.index - index
             self._anchor = (frame.index, float(time), gray)
+            self._turns["motion"] += 1
         if due(THUMB_RATE):
-            self._thumbs.append((self.count, gray_thumb(gray)))
-        self._previous = gray
-        for name, value in row.items():
-            self._columns[name].append(value)
-        self._times.append(time)
-        self._digests.append(digest.digest())
+            thumb = gray_thumb(gray)
+        self._previous, self._last = gray, time
+        return FrameNumbers(time, tuple(row.values()), digest.digest(), thumb)
+
+
+class Meter:
+    """Numbers of each frame of a file, and summaries of stretches of them.
+
+    Memory: about 100 bytes a frame and 15 kB a second; `forget` lets go of frames whose clips are done.
+    """
+
+    def __init__(self, options: MeasureOptions | None = None):
+        self.count = 0
+        self._measure = FrameMeter(options)
+        self._base = 0  # index of the first frame that is held
+        self._columns = {name: array.array("f") for name in PER_FRAME}
+        self._times: list[Fraction] = []
+        self._digests: list[bytes] = []
+        self._thumbs: list[tuple[int, np.ndarray]] = []
+
+    def push(self, frame: AnalysisFrame) -> None:
+        """Takes the next frame of the file."""
+        self.add(self._measure(frame))
+
+    def add(self, numbers: FrameNumbers) -> None:
+        """Takes the numbers of the next frame of the file."""
+        for column, value in zip(self._columns.values(), numbers.columns):
+            column.append(value)
+        self._times.append(numbers.time)
+        self._digests.append(numbers.digest)
+        if numbers.thumb is not None:
+            self._thumbs.append((self.count, numbers.thumb))
         self.count += 1
 
     def time(self, index: int) -> Fraction:

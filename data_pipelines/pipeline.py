@@ -1,6 +1,7 @@
 """The two Beam pipelines of `vdit curate`: footage to measured rows, and kept rows to shards.
 
-    measure_footage     files -> scan (cut, split, measure; one decoding) -> near-duplicates -> rows-*.jsonl
+    measure_footage     files -> scan (cut, split, measure; one decoding; long films by ranges of time, in several
+                        workers) -> near-duplicates -> rows-*.jsonl
     write_clips         kept rows -> caption, encode -> clips-*.arrayrecord
 
 Between them stands the keep expression (select.py), so that another threshold reads no video again. Every result is a
@@ -26,6 +27,7 @@ from data_pipelines.duplicates import DuplicateOptions, cluster, compare, keys
 from data_pipelines.footage import FootageFile
 from data_pipelines.isolate import Isolated
 from data_pipelines.probe import probe
+from data_pipelines.ranges import TimeRange, can_seek, join_ranges, measure_range, read_parts, time_ranges
 from data_pipelines.records import ClipRecord
 from data_pipelines.scan import ScanOptions, scan
 from data_pipelines.select import Row
@@ -51,6 +53,11 @@ class Folder:
     @property
     def scans(self) -> str:
         return f"{self.path}/work/scans"
+
+    @property
+    def ranges(self) -> str:
+        """Numbers of ranges of long films, until the film's scan is there."""
+        return f"{self.path}/work/ranges"
 
     @property
     def notes(self) -> str:
@@ -149,6 +156,98 @@ def scan_file(record: ClipRecord, options: ScanOptions) -> list[ClipRecord]:
     return scan(probe(record), options)
 
 
+class PlanRanges(Counted):
+    """Files to what is scanned at once: (file, None), or (file, (number, count, range)) for each range of a long one.
+
+    A file whose scan is there, or which cannot be opened, stays whole.
+
+    Args:
+        folder: the curated folder. options: of the scan. seconds: that a file may take. long: seconds of a range.
+    """
+
+    stage = "plan"
+
+    def __init__(self, folder: Folder, options: ScanOptions, seconds: float, long: float):
+        super().__init__(seconds)
+        self.folder, self.options, self.long = folder, options, long
+
+    def process(self, file: FootageFile) -> Iterator[tuple[FootageFile, tuple[int, int, TimeRange] | None]]:
+        key, ranges = scan_key(file, self.options), [None]
+        if file.version is not None and not paths.is_file(paths.path(self.folder.scans) / f"{key}.json"):
+            ranges = self.attempt(ranges_of, ClipRecord(path=file.path), self.long)[0] or ranges
+        for number, each in enumerate(ranges):
+            yield file, None if each is None else (number, len(ranges), each)
+
+
+def ranges_of(record: ClipRecord, seconds: float) -> list[TimeRange] | None:
+    """The ranges of a long file; None for one that is scanned at once."""
+    record = probe(record)
+    ranges = time_ranges(record, seconds)
+    return ranges if len(ranges) > 1 and can_seek(record) else None
+
+
+class ScanRange(Counted):
+    """A range of a long film to its numbers, in a file; gives the film. One that fails leaves no file."""
+
+    stage = "ranges"
+
+    def __init__(self, folder: Folder, options: ScanOptions, seconds: float):
+        super().__init__(seconds)
+        self.folder, self.options = folder, options
+
+    def process(self, item: tuple[FootageFile, tuple[int, int, TimeRange]]) -> Iterator[tuple[str, Any]]:
+        file, (number, count, part) = item
+        place = _range_files(self.folder, file, self.options, count)[number]
+        if paths.is_file(place):
+            self.count("cached")
+        else:
+            data, why, _ = self.attempt(measure_file_range, ClipRecord(path=file.path), self.options, part)
+            if why is None:
+                paths.write_atomic(place, data)
+        self.count("done")
+        yield file.path, (file, count)
+
+
+def measure_file_range(record: ClipRecord, options: ScanOptions, part: TimeRange) -> bytes:
+    """A range of a file to its numbers."""
+    return measure_range(probe(record), options, part).to_bytes()
+
+
+def _range_files(folder: Folder, file: FootageFile, options: ScanOptions, count: int) -> list[paths.AnyPath]:
+    key = scan_key(file, options)
+    return [paths.path(folder.ranges) / f"{key}-{number:05d}-of-{count:05d}.npz" for number in range(count)]
+
+
+class JoinRanges(ScanFile):
+    """A long film whose ranges are there to its clips; whole, where its ranges do not fit together."""
+
+    stage = "join"
+
+    def process(self, group: tuple[str, Iterable[tuple[FootageFile, int]]]) -> Iterator[Row]:
+        file, self._count = next(iter(group[1]))
+        yield from super().process(file)
+
+    def _scan(self, file: FootageFile, place: paths.AnyPath) -> list[ClipRecord]:
+        parts = _range_files(self.folder, file, self.options, self._count)
+        records = None
+        if all(map(paths.is_file, parts)):
+            names = [str(part) for part in parts]
+            records = self.attempt(join_file, ClipRecord(path=file.path), self.options, names)[0]
+        if records is None:
+            Metrics.counter(self.stage, "whole").inc()
+            records = super()._scan(file, place)
+        else:
+            paths.write_atomic(place, json.dumps([each.to_json() for each in records]))
+        for part in parts:
+            part.unlink(missing_ok=True)
+        return records
+
+
+def join_file(record: ClipRecord, options: ScanOptions, parts: Sequence[str]) -> list[ClipRecord] | None:
+    """The clips of a film whose ranges are in files."""
+    return join_ranges(probe(record), options, read_parts(parts))
+
+
 def scan_key(file: FootageFile, options: ScanOptions) -> str:
     """Names the scan of a file: of its path, its version and the options."""
     said = json.dumps([SCANNING, file.path, file.version, dataclasses.asdict(options)], default=str)
@@ -183,7 +282,7 @@ def rows_file(folder: Folder, number: int, count: int) -> paths.AnyPath:
 
 
 def measure_footage(pipeline: beam.Pipeline, files: Sequence[FootageFile], folder: Folder, scanning: ScanOptions,
-                    duplicates: DuplicateOptions, *, seconds: float) -> None:  # fmt: skip
+                    duplicates: DuplicateOptions, *, seconds: float, long: float) -> None:  # fmt: skip
     """The first pipeline: files to rows on disk.
 
     Args:
@@ -193,14 +292,29 @@ def measure_footage(pipeline: beam.Pipeline, files: Sequence[FootageFile], folde
         scanning: how files are cut and measured.
         duplicates: how near-duplicates are found.
         seconds: that one file may take.
+        long: films of twice as many seconds are scanned in ranges of so many, by workers each.
     """
     count = max(1, -(-len(files) // 1000))
-    rows = (
+    planned = (
         pipeline
         | "files" >> beam.Create(list(files))
         | "spread files" >> beam.Reshuffle()
+        | "plan" >> beam.ParDo(PlanRanges(folder, scanning, seconds, long))
+        | "spread ranges" >> beam.Reshuffle()
+    )
+    whole = (
+        planned
+        | "whole files" >> beam.FlatMap(lambda item: [item[0]] if item[1] is None else [])
         | "scan" >> beam.ParDo(ScanFile(folder, scanning, seconds))
     )
+    joined = (
+        planned
+        | "ranges" >> beam.Filter(lambda item: item[1] is not None)
+        | "measure ranges" >> beam.ParDo(ScanRange(folder, scanning, seconds))
+        | "by film" >> beam.GroupByKey()
+        | "join ranges" >> beam.ParDo(JoinRanges(folder, scanning, seconds))
+    )
+    rows = (whole, joined) | "rows" >> beam.Flatten()
     clusters = (
         rows
         | "signatures" >> beam.FlatMap(_keyed, duplicates)

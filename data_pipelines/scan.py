@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from data_pipelines.frames import AnalysisFrame, read_frames
-from data_pipelines.measures import MeasureOptions, Meter, scored
+from data_pipelines.measures import FrameNumbers, MeasureOptions, Meter, scored
 from data_pipelines.records import ClipRecord
 from data_pipelines.scenes import CutOptions, Transition, merge
 from data_pipelines.split import SplitOptions, split
@@ -40,18 +40,17 @@ def scan(record: ClipRecord, options: ScanOptions | None = None) -> list[ClipRec
         VideoError: nothing of the file can be decoded (or not all, without keep_damaged).
     """
     options = options or ScanOptions()
-    cutter, end, damage = _Cutter(record, options), None, None
+    cutter, end, damage = Cutter(record, options), None, None
     for frame in _frames(record, options):
         if isinstance(frame, VideoError):
             damage = str(frame)
             break
         cutter.push(frame)
         end = frame.end
-    clips = [clip.with_measures(damage=damage) for clip in cutter.finish(end)]
-    return [scored(clip, options.measure) for clip in clips]
+    return cutter.finish(end, damage)
 
 
-class _Cutter:
+class Cutter:
     """Frames to clips. A scene is measured as soon as the transition after it is certain, and its frames are let go
     of: memory is that of the longest scene, and of a block of the detector."""
 
@@ -64,19 +63,28 @@ class _Cutter:
 
     def push(self, frame: AnalysisFrame) -> None:
         self._meter.push(frame)
+        self._cut(frame)
+
+    def add(self, numbers: FrameNumbers, frame: AnalysisFrame) -> None:
+        """A frame that was measured elsewhere. frame: what the detector needs of it."""
+        self._meter.add(numbers)
+        self._cut(frame)
+
+    def _cut(self, frame: AnalysisFrame) -> None:
         if found := self._new(self._detector.push(frame)):
             self._waiting = merge([*self._waiting, *found], self._meter.time, self._options.cut.shortest)
             while len(self._waiting) > 1:
                 self._close(self._waiting.pop(0))
 
-    def finish(self, end: Fraction) -> list[ClipRecord]:
-        """After the last frame, which ends at `end`: all clips, in order."""
+    def finish(self, end: Fraction, damage: str | None = None) -> list[ClipRecord]:
+        """After the last frame, which ends at `end`: all clips, in order. damage: why there are no more frames."""
         found = [*self._waiting, *self._new(self._detector.finish())]
         for item in merge(found, self._meter.time, self._options.cut.shortest):
             self._close(item)
         if self._start < self._meter.count:
             self._scene(self._meter.count, end)
-        return self._clips
+        clips = [clip.with_measures(damage=damage) for clip in self._clips]
+        return [scored(clip, self._options.measure) for clip in clips]
 
     def _new(self, found: list[Transition]) -> list[Transition]:
         """Without what lies before the scene that has begun: its frames are gone."""

@@ -81,6 +81,15 @@ class CutOptions:
         if not 0 <= self.shortest < math.inf:
             raise ConfigError(f"shortest is {self.shortest}, must be 0 seconds or more")
 
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(h, w) of the pictures that the detector looks at: it reduces larger ones, by INTER_AREA."""
+        if self.method == "transnet":
+            from data_pipelines import transnet
+
+            return transnet.INPUT
+        return THUMB
+
     def detector(self) -> CutDetector:
         """A new detector for one video."""
         if self.method == "transnet":

@@ -81,6 +81,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", metavar="N", type=int, default=1, help="processes on this machine; default: %(default)s"
     )
     parser.add_argument(
+        "--range-seconds", metavar="SECONDS", type=at_least(1, float), default=600.0, help="films of twice as many are "
+        "scanned in ranges of so many, by all workers; default: %(default)g"
+    )  # fmt: skip
+    parser.add_argument(
         "--beam", action="append", default=[], metavar="OPTION", help="an option of Beam, as in --beam=--runner=NAME; "
         "may be repeated"
     )  # fmt: skip

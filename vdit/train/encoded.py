@@ -33,7 +33,7 @@ from vdit.train.workspace import Workspace
 ENCODING = "encoding.json"  # beside the latents
 VAE_FROM = "vae_from.json"  # in a run: where its VAE was taken from
 _FORMAT = "vdit-encoded-1"
-_FIX = "run vdit curate again, with --vae"
+_FIX = "run vdit curate again"
 _CHOSEN = ("size_multiple", "frame_multiple", "frames", "fps", "aspects", "hflip", "pixel_budgets")  # of clips
 
 
@@ -110,7 +110,7 @@ def refusal(experiment: Experiment, encoding: Encoding) -> str | None:
     if experiment.latents.samples > encoding.count:
         return f"latents.samples is {experiment.latents.samples}, there are {encoding.count}; 0 takes all"
     if clips_digest(encoding.folder) != encoding.clips:
-        return "the clips have changed since; curating again, with --vae, encodes them again"
+        return "the clips have changed since: curating with --vae encodes them again"
     return None
 
 
