@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from data_pipelines import pipeline, report
 from data_pipelines.caption import CaptionOptions
@@ -30,7 +30,15 @@ from data_pipelines.duplicates import DuplicateOptions
 from data_pipelines.footage import FootageFile, find_footage
 from data_pipelines.keep import Keep
 from data_pipelines.measures import COLUMNS
-from data_pipelines.progress import Printed, Watch, counting, embedded_options, quiet
+from data_pipelines.progress import (
+    Printed,
+    Watch,
+    check_dataflow,
+    counting,
+    embedded_options,
+    is_dataflow,
+    quiet,
+)
 from data_pipelines.scan import ScanOptions
 from data_pipelines.scenes import CutOptions
 from data_pipelines.select import DUPLICATE, ERROR, Row, judge
@@ -39,7 +47,7 @@ from vdit import paths
 from vdit.cli import curate as command
 from vdit.data.curated import FORMAT
 from vdit.data.latents import INDEX
-from vdit.errors import EX_OK, EX_USAGE, ConfigError, DataError, OutputError, VditError
+from vdit.errors import EX_OK, EX_USAGE, ConfigError, DataError, OutputError, VditError, one_line
 from vdit.outputs import check_folder
 
 if TYPE_CHECKING:
@@ -193,13 +201,19 @@ def check(place: str, out: str, settings: Settings, options: PipelineOptions) ->
     Keep.parse(settings.keep).check(known_columns(settings))
     files = find_footage(place)
     lines = [f"footage: {len(files)} files", f"keep: {settings.keep or 'everything'}"]
+    runner = options.view_as(StandardOptions).runner or "DirectRunner"
+    if is_dataflow(options):  # its own check would ask Google: the stages are made for the runner here
+        wrong = check_dataflow(options, [place, folder.path])
+        if wrong:
+            raise ConfigError(f"Dataflow cannot run with these options: {one_line('; '.join(wrong))}")
+        lines.append("Dataflow: its options are complete, and buckets are given")
+        options = embedded_options()
     try:
         stages = beam.Pipeline(options=options)
         pipeline.measure_footage(stages, files, folder, settings.scanning, settings.duplicates,
                                  seconds=settings.seconds_a_file, long=settings.range_seconds)  # fmt: skip
         stages.to_runner_api()
-        lines.append(f"first pipeline: {len(stages.to_runner_api().components.transforms)} transforms, for "
-                     f"{type(stages.runner).__name__}")  # fmt: skip
+        lines.append(f"first pipeline: {len(stages.to_runner_api().components.transforms)} transforms, for {runner}")
         stages = beam.Pipeline(options=options)
         pipeline.write_clips(stages, [f"{folder.path}/work/kept-00000.jsonl"], folder, settings.clips,
                              kinds=settings.kinds or ("shards",), shards=1, captions=settings.captions,

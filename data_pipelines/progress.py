@@ -10,7 +10,18 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 
-from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
+from apache_beam.options.pipeline_options import (
+    DebugOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    PortableOptions,
+    SetupOptions,
+    StandardOptions,
+    TypeOptions,
+    WorkerOptions,
+)
+from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
+from apache_beam.runners import create_runner
 
 from vdit import paths
 from vdit.errors import ConfigError, VditError
@@ -101,6 +112,35 @@ def embedded_options(workers: int = 1, more: Sequence[str] = ()) -> PipelineOpti
     options = PipelineOptions([*own, *more])
     options.view_as(SetupOptions).save_main_session = False
     return options
+
+
+def check_dataflow(options: PipelineOptions, places: Collection[str]) -> list[str]:
+    """What is wrong with options of Dataflow, as far as it can be known without asking Google; [] for nothing.
+
+    Args:
+        options: of Beam, with the DataflowRunner.
+        places: what the workers read and write.
+    """
+    validator = PipelineOptionsValidator(options, create_runner("DataflowRunner"))
+    cloud = options.view_as(GoogleCloudOptions)
+    wrong = [str(error) for error in validator.validate_cloud_options(cloud)]
+    # Not GoogleCloudOptions.validate: it asks for the buckets' policies, and makes a bucket where none is named.
+    for name in ("temp_location", "staging_location"):
+        if name == "temp_location" or cloud.staging_location is not None:
+            wrong += [str(error) for error in validator.validate_gcs_path(cloud, name)]
+    for kind in (WorkerOptions, SetupOptions, DebugOptions, TypeOptions, PortableOptions):
+        view = options.view_as(kind)
+        wrong += [str(error) for error in view.validate(validator)] if hasattr(view, "validate") else []
+    if not options.view_as(WorkerOptions).sdk_container_image:
+        wrong.append("--sdk_container_image is missing: workers need an image that holds vdit with its extra curate")
+    wrong += [f"{place}: the workers do not have this machine's disk: give a bucket, gs://..." for place in places
+              if not paths.is_remote(place)]  # fmt: skip
+    return list(dict.fromkeys(wrong))
+
+
+def is_dataflow(options: PipelineOptions) -> bool:
+    """Whether the options name Google's runner."""
+    return (options.view_as(StandardOptions).runner or "").rpartition(".")[2].lower() in ("dataflowrunner", "dataflow")
 
 
 def _beam_parser() -> argparse.ArgumentParser:

@@ -1,6 +1,6 @@
 """Three long films to a trained model, by `vdit curate` and `vdit train`, as a user starts them.
 
-    python tools/curate_run.py films FOLDER            # three films of the real clips: bars, titles, duplicates, a stub
+    python tools/curate_run.py films FOLDER            # three films of all real clips: bars, titles, duplicates, a stub
     python tools/curate_run.py train FOLDER            # curates them, then trains 20 steps, in a bucket on loopback
     python tools/curate_run.py runners FOLDER          # one process, two, and PortableRunner: the same index
     python tools/curate_run.py kills FOLDER --kills 20 # SIGKILL at random, workers included: the same index
@@ -12,6 +12,7 @@ a command fails.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,35 +35,48 @@ KEEP = "duration >= 1 and motion > 0.001 and black < 0.5"
 NAME = "vdit-test"
 
 
-def make_films(folder: Path, seconds: float) -> None:
-    """Writes three films, a duplicate of a part of one, and a file that is cut short."""
+def make_films(folder: Path, seconds: float | None) -> None:
+    """Writes three films of all clips, a duplicate of a part of one, and a file that is cut short.
+
+    seconds: of each clip, at most; None for all of it.
+    """
     from tests.data_paths import DATA
-    from vdit import read_video, write_video
-    from vdit.errors import VditError
+    from vdit import write_video
 
     folder.mkdir(parents=True)
     clips = [path for path in sorted((DATA / "clips").iterdir()) if path.suffix in (".mp4", ".webm")]
-    films: list[list[np.ndarray]] = [[], [], []]
-    for number, path in enumerate(clips):
-        film = films[number % 3]
-        inner = (SIZE[0] - 48, SIZE[1]) if number % 3 == 1 else SIZE  # the second film has bars
-        try:
-            frames = read_video(path, fps=RATE, duration=seconds, size=inner).frames
-        except VditError as error:
-            print(f"left out: {error}")
-            continue
-        pad = SIZE[0] - inner[0]
-        film.append(np.pad(frames, ((0, 0), (pad // 2, pad // 2), (0, 0), (0, 0))))
-        if number % 9 < 3:
-            film.append(np.repeat(_title(path.stem), round(2 * RATE), 0))
-    for number, film in enumerate(films):
-        write_video(folder / f"film{number}.mp4", np.concatenate(film), fps=RATE)
-    write_video(folder / "copy.webm", np.concatenate(films[0][:2])[:, ::2, ::2], fps=RATE)
+    total = 0.0
+    for number in range(3):
+        counted = [0]
+        write_video(folder / f"film{number}.mp4", _film(clips[number::3], number, seconds, counted), fps=RATE)
+        total += counted[0] / RATE
+        print(f"film{number}.mp4: {counted[0] / RATE:.0f} s", flush=True)
+    copied = (frame[::2, ::2] for frame in _film(clips[0:4:3], 0, seconds, [0]))
+    write_video(folder / "copy.mp4", copied, fps=RATE)
     data = (folder / "film2.mp4").read_bytes()
     (folder / "short.mp4").write_bytes(data[: len(data) // 3])
     lines = [{"file": f"film{number}.mp4", "caption": f"a scene of film {number}"} for number in range(3)]
     (folder / "captions.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    print(f"{folder}: {sum(len(np.concatenate(film)) for film in films) / RATE:.0f} s in three films")
+    print(f"{folder}: {total:.0f} s in three films of {len(clips)} clips")
+
+
+def _film(clips: list[Path], number: int, seconds: float | None, counted: list[int]) -> Iterator[np.ndarray]:
+    """Frames of clips one after the other, the second film's with bars, each third one with a title after it."""
+    from vdit.errors import VditError
+    from vdit.video.read import iter_frames
+
+    inner = (SIZE[0] - 48, SIZE[1]) if number == 1 else SIZE
+    pad = (SIZE[0] - inner[0]) // 2
+    for place, path in enumerate(clips):
+        try:
+            for _, frame in iter_frames(path, fps=RATE, duration=seconds, size=inner):
+                counted[0] += 1
+                yield np.pad(frame, ((pad, pad), (0, 0), (0, 0)))
+        except VditError as error:
+            print(f"left out, from frame {counted[0]} on: {error}")
+        if place % 3 == 0:
+            counted[0] += round(2 * RATE)
+            yield from np.repeat(_title(path.stem), round(2 * RATE), 0)
 
 
 def _title(text: str) -> np.ndarray:
@@ -111,44 +126,53 @@ def runners(folder: Path) -> None:
 
 
 def kills(folder: Path, count: int, seed: int) -> None:
-    """Kills the whole process group, or one process of it, again and again."""
+    """Kills the whole process group, or one process of it, again and again, at moments within what a run has left."""
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as place:
-        began = time.monotonic()
         words = ["--keep", KEEP, "--workers", "2"]
-        call(command("curate", folder, f"{place}/whole", *words))
-        whole, seconds = result(Path(place) / "whole"), time.monotonic() - began
+        seconds = []
+        for _ in range(2):  # from nothing, and when all is there
+            began = time.monotonic()
+            call(command("curate", folder, f"{place}/whole", *words))
+            seconds.append(time.monotonic() - began)
+        whole, (full, idle) = result(Path(place) / "whole"), seconds
+        print(f"{full:.0f} s from nothing, {idle:.0f} s when all is there", flush=True)
         killed = rounds = 0
         while killed < count:
             rounds += 1
-            out = Path(place) / f"out{rounds}"
+            out, left = Path(place) / f"out{rounds}", max(full - idle, 1.0)
             while killed < count:
                 process = subprocess.Popen(command("curate", folder, out, *words), env=environment(),
                                            start_new_session=True, stdout=subprocess.DEVNULL,
                                            stderr=subprocess.DEVNULL)  # fmt: skip
+                moment = rng.uniform(0.1, 0.95) * (idle + left)
                 try:
-                    process.wait(rng.uniform(0.2, 0.7) * seconds)
+                    process.wait(moment)
+                    idle = min(idle, moment)  # the machine is quicker than it was: kill sooner
                     break
                 except subprocess.TimeoutExpired:
-                    members = _members(process.pid)
-                    alone = rng.random() < 0.5 and len(members) > 1
-                    if alone:  # a worker or a decoder: the command may go on, or fail
-                        os.kill(rng.choice(members[1:]), signal.SIGKILL)
-                        with_end = rng.uniform(0.1, 0.3) * seconds
-                        try:
-                            process.wait(with_end)
-                        except subprocess.TimeoutExpired:
-                            os.killpg(process.pid, signal.SIGKILL)
-                    else:
-                        os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-                    _end(process.pid)
-                    killed += 1
-                    print(f"kill {killed}: {'one of ' if alone else ''}{len(members)} processes", flush=True)
+                    told = _kill(process, rng, 0.1 * idle)
+                killed += 1
+                left = max(left - max(moment - idle, 0.0), 0.0)
+                print(f"kill {killed}, after {moment:.0f} s: {told}", flush=True)
             call(command("curate", folder, out, *words))
             if result(out) != whole:
                 raise SystemExit(f"after {killed} kills the output differs from a run that was never stopped")
+            print(f"round {rounds}: the same bytes", flush=True)
         print(f"{killed} kills in {rounds} runs: each ended with the same bytes")
+
+
+def _kill(process: subprocess.Popen, rng: random.Random, seconds: float) -> str:
+    """Kills all processes of a command, or one and after some seconds the others; which, in words."""
+    members = _members(process.pid)
+    alone = rng.random() < 0.5 and len(members) > 1
+    if alone:  # a worker or a decoder: the command may go on, or fail
+        os.kill(rng.choice(members[1:]), signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+    _end(process.pid)
+    process.wait()
+    return f"one of {len(members)} processes, then all" if alone else f"{len(members)} processes"
 
 
 def _members(group: int) -> list[int]:
@@ -198,7 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["films", "train", "runners", "kills"])
     parser.add_argument("folder", type=Path, help="of the films")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each clip in a film")
+    parser.add_argument("--seconds", type=float, help="of each clip in a film, at most; default: all")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

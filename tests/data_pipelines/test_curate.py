@@ -13,7 +13,7 @@ from data_pipelines.curate import Settings, check, curate, embedded_options, spl
 from data_pipelines.footage import find_footage
 from data_pipelines.isolate import Isolated
 from data_pipelines.pipeline import Folder
-from data_pipelines.progress import Watch
+from data_pipelines.progress import Watch, check_dataflow
 from data_pipelines.scan import ScanOptions
 from data_pipelines.select import DUPLICATE, ERROR
 from data_pipelines.split import SplitOptions
@@ -207,10 +207,30 @@ def test_options_and_pipelines_are_checked_without_a_run(films, tmp_path):
     lines = check(str(films), str(tmp_path / "out"), SETTINGS, embedded_options())
     assert lines[0] == "footage: 4 files"
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ConfigError, match="project"):
-        check(str(films), str(tmp_path / "out"), SETTINGS, embedded_options(1, ["--runner=DataflowRunner"]))
     with pytest.raises(ConfigError, match="runer"):
         embedded_options(1, ["--runer=DataflowRunner"])
+
+
+DATAFLOW = ["--runner=DataflowRunner", "--project=p-12345", "--region=europe-west4", "--temp_location=gs://bucket/temp",
+            "--sdk_container_image=europe-docker.pkg.dev/p/r/vdit:1", "--max_num_workers=1000", "--disk_size_gb=200",
+            "--machine_type=n2-standard-4", "--job_name=curate-1"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [("--project", "project"), ("--temp_location", "temp_location"),
+     ("--sdk_container_image", "sdk_container_image"), ("--temp_location=/tmp/x", "temp_location"),
+     ("--job_name=No Name", "job_name"), ("--num_workers=2000", "2000"), ("--project=P_1", "project"), (None, None)],
+)  # fmt: skip
+def test_options_of_dataflow_are_checked_without_asking_google(films, option, named):
+    key = (option or "").partition("=")[0]
+    words = [word for word in DATAFLOW if word.partition("=")[0] != key]
+    words += [option] if "=" in (option or "") else []
+    wrong = check_dataflow(embedded_options(1, words), ["gs://bucket/films"])
+    assert ([named in text for text in wrong] == [True]) if named else wrong == []
+    if named is None:
+        with pytest.raises(ConfigError, match=str(films)):  # which is no bucket
+            check(str(films), "gs://bucket/out", SETTINGS, embedded_options(1, words))
 
 
 def test_the_command(films, tmp_path, capsys):

@@ -10,7 +10,16 @@ import pytest
 from data_pipelines import scenes
 from data_pipelines.frames import AnalysisFrame, read_frames
 from data_pipelines.records import ClipRecord
-from data_pipelines.scenes import CutOptions, MixDetector, Transition, cut, find, merge
+from data_pipelines.scenes import (
+    CutOptions,
+    MixDetector,
+    Transition,
+    cut,
+    find,
+    merge,
+    same_scene,
+    shifted_likeness,
+)
 from tests.data_pipelines.shots import shot
 from vdit.errors import ConfigError, VideoError
 
@@ -80,6 +89,29 @@ def test_a_pan_is_no_cut(speed):
 def test_more_light_is_no_cut():
     darker = (A * 0.5).astype(np.uint8)
     assert found(A, darker, A) == []
+
+
+WIDE = shot(8, 1, size=(90, 400))[0]
+
+
+def test_what_is_the_same_scene():
+    """Other light, however faint the picture; the same things elsewhere. Not another picture."""
+    a, b = (part.astype(np.float32)[0] / 255 for part in (thumbs(WIDE[None, :, :160]), thumbs(WIDE[None, :, 60:220])))
+    other = thumbs(A)[0].astype(np.float32) / 255
+    faint = 0.5 + 0.02 * (a - a.mean()) / a.std()
+    assert shifted_likeness(faint, 0.25 + 0.5 * faint) == 0  # too faint to be looked for elsewhere
+    assert same_scene(faint, 0.25 + 0.5 * faint)
+    assert np.corrcoef(a.ravel(), b.ravel())[0, 1] < 0.5
+    assert same_scene(a, b)
+    assert same_scene(b, a)
+    assert not same_scene(a, other)
+
+
+def test_a_camera_that_jumps_is_no_cut():
+    """It would be one, if what is before and after were not the same scene."""
+    here, there = (np.repeat(WIDE[None, :, x : x + 160], 20, 0) for x in (0, 60))
+    assert found(here, there) == []
+    assert found(here, B) == [("cut", 20, 20)]
 
 
 def test_a_whip_pan_is_no_cut():
