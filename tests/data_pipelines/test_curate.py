@@ -222,7 +222,7 @@ DATAFLOW = ["--runner=DataflowRunner", "--project=p-12345", "--region=europe-wes
      ("--sdk_container_image", "sdk_container_image"), ("--temp_location=/tmp/x", "temp_location"),
      ("--job_name=No Name", "job_name"), ("--num_workers=2000", "2000"), ("--project=P_1", "project"), (None, None)],
 )  # fmt: skip
-def test_options_of_dataflow_are_checked_without_asking_google(films, option, named):
+def test_options_of_dataflow_are_checked_without_asking_google(films, tmp_path, option, named):
     key = (option or "").partition("=")[0]
     words = [word for word in DATAFLOW if word.partition("=")[0] != key]
     words += [option] if "=" in (option or "") else []
@@ -230,7 +230,7 @@ def test_options_of_dataflow_are_checked_without_asking_google(films, option, na
     assert ([named in text for text in wrong] == [True]) if named else wrong == []
     if named is None:
         with pytest.raises(ConfigError, match=str(films)):  # which is no bucket
-            check(str(films), "gs://bucket/out", SETTINGS, embedded_options(1, words))
+            check(str(films), str(tmp_path / "out"), SETTINGS, embedded_options(1, words))
 
 
 def test_the_command(films, tmp_path, capsys):
