@@ -24,10 +24,10 @@ def config() -> Experiment:
     return Experiment(
         name="worlds_captioner",
         data=DataConfig(
-            source=WorldsSource(world="moving+bounce+orbit", count=3000, options=("sizes=(0.2,0.3)",)),
-            pixel_budgets=(32 * 32,),
-            frames=(17,),
-            row_tokens=160,
+            source=WorldsSource(world="moving+bounce+orbit", count=6000, options=("sizes=(0.2,0.3)",)),
+            pixel_budgets=(48 * 48,),
+            frames=(9, 17, 17),
+            row_tokens=360,
             max_text_per_row=640,
             max_frames_per_row=40,
             max_clips_per_row=8,
@@ -35,16 +35,16 @@ def config() -> Experiment:
         ),
         vae=vae_preset("tiny", latent_channels=12),
         vae_loss=VAELossConfig(reconstruction="mse", kl_weight=1e-4),
-        vae_clips=VAETrainConfig(frames=5, size=(32, 32)),
+        vae_clips=VAETrainConfig(frames=5, size=(48, 48)),
         vae_train=TrainConfig(
-            steps=800,
+            steps=3000,
             batch_size=4,
             ema_decay=0.99,
             optimizer=OptimizerConfig(
                 learning_rate=1.5e-3, warmup_steps=50, schedule="cosine", final_scale=0.02, b2=0.95, clip_norm=0.3
             ),
         ),
-        latents=LatentsConfig(samples=3000),
+        latents=LatentsConfig(samples=6000),
         text=TextConfig(width=128, depth=0, heads=4, max_length=128, vocab_size=512),
         backbone=Captioner(
             in_channels=12,

@@ -12,7 +12,7 @@ import pytest
 from tests import tiny
 from vdit.config import apply_overrides, from_dict, to_dict
 from vdit.errors import ConfigError
-from vdit.experiment.optimizer import Optimizer, decayed
+from vdit.experiment.optimizer import Muon, Optimizer, decayed
 from vdit.experiment.training import OptimizerConfig, TrainConfig
 from vdit.registry import register
 from vdit.train.loop import PrefetchToDevice
@@ -239,3 +239,59 @@ def test_a_registered_optimizer_is_named_by_the_config():
     state, _ = make_train_step(tiny.quiet_loss_fn, plan)(state, batch)
     moved = np.abs(np.asarray(state.params["up"]["kernel"]) - before)
     np.testing.assert_allclose(moved[moved > 0], 0.01, rtol=1e-2)  # Lion steps by the sign alone
+
+
+MUON = Muon(learning_rate=0.01, weight_decay=0.1, warmup_steps=0, clip_norm=None)
+
+
+def updates_of(optimizer, grads, params, axes=None, steps=2):
+    made = optimizer.make(10, axes)
+    state, out = made.init(params), None
+    for _ in range(steps):
+        out, state = made.update(grads, state, params)
+    return jax.tree.map(np.asarray, out)
+
+
+def test_muon_turns_a_matrix_of_gradients_into_an_orthogonal_one():
+    """All singular values of an update are alike, and it is as large as one of AdamW's (0.2 times the rate)."""
+    rng = np.random.default_rng(0)
+    grads = {"w": jnp.asarray(rng.normal(size=(24, 64)) * np.logspace(0, -2, 24)[:, None], jnp.float32)}
+    update = updates_of(dataclasses.replace(MUON, weight_decay=0.0), grads, jax.tree.map(jnp.zeros_like, grads))["w"]
+    of_gradient, of_update = (np.linalg.svd(m, compute_uv=False) for m in (np.asarray(grads["w"]), update))
+    assert of_gradient.max() / of_gradient.min() > 50
+    assert of_update.max() / of_update.min() < 2.5
+    np.testing.assert_allclose(np.sqrt(np.mean(update**2)), 0.2 * 0.01 * np.sqrt(24 / 24), rtol=0.25)
+    assert np.sum(update * np.asarray(grads["w"])) < 0  # it descends
+
+
+def test_muon_leaves_what_is_no_matrix_inside_the_network_to_adamw():
+    rng = np.random.default_rng(1)
+    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32)
+              for name, shape in {"bias": (8,), "table": (16, 8), "patches": (12, 8), "scales": (3, 8)}.items()}  # fmt: skip
+    axes = {"bias": ("embed",), "table": ("vocab", "embed"), "patches": ("patch", "embed"), "scales": ("layers", None)}
+    grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+    adamw = optax.adamw(0.01, b1=MUON.b1, b2=MUON.b2, eps=MUON.eps, weight_decay=0.1, nesterov=True,
+                        mask=lambda params: decayed(params, axes))  # fmt: skip
+    state = adamw.init(params)
+    for _ in range(2):
+        updates, state = adamw.update(grads, state, params)
+    got = updates_of(MUON, grads, params, axes)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8), got, updates)
+
+
+def test_muon_sees_each_layer_of_a_stack_as_a_matrix_of_its_own():
+    rng = np.random.default_rng(2)
+    layers = [{"w": jnp.asarray(rng.normal(size=(8, 16)), jnp.float32)} for _ in range(3)]
+    grads = [{"w": jnp.asarray(rng.normal(size=(8, 16)), jnp.float32)} for _ in range(3)]
+    stack = lambda trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)  # noqa: E731
+    whole = updates_of(MUON, stack(grads), stack(layers), {"w": ("layers", "embed", "mlp")})["w"]
+    apart = [updates_of(MUON, g, p, {"w": ("embed", "mlp")})["w"] for g, p in zip(grads, layers)]
+    np.testing.assert_allclose(whole, np.stack(apart), rtol=1e-4, atol=1e-7)
+
+
+def test_muon_is_chosen_by_the_config_and_learns():
+    config = apply_overrides(tiny.train_config(ema_decay=None), ["optimizer=muon", "optimizer.learning_rate=0.02"])
+    assert from_dict(TrainConfig, to_dict(config)) == config
+    step = make_train_step(tiny.quiet_loss_fn, plan_state(tiny.init_params, config))
+    _, metrics = steps_of(step, [tiny.batch_of(8)] * 24)
+    assert metrics[-1]["loss"] < 0.7 * metrics[0]["loss"]

@@ -12,6 +12,7 @@ _HOMES = {
     "LatentsConfig": "experiment",
     "LoRAConfig": "training",
     "LossFn": "objectives",
+    "Muon": "optimizer",
     "Objective": "objectives",
     "Optimizer": "optimizer",
     "OptimizerConfig": "optimizer",

@@ -141,6 +141,79 @@ class OptimizerConfig(Optimizer):
         return group_norms(self, grads)
 
 
+@register("optimizer", "muon")
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Muon(OptimizerConfig):
+    """Muon on the matrices inside a network, AdamW on all else; schedules and clipping are those of AdamW.
+
+    The update of a matrix is its momentum, made orthogonal (Jordan, 2024), with the root mean square that updates of
+    AdamW have (Liu et al., 2025): a learning rate of AdamW is a fair first choice. Where a network meets its data
+    (pixels, patches, vocabulary) and where a parameter has fewer than two dimensions in one layer, AdamW with
+    Nesterov's momentum does the work.
+
+    momentum: decay of the gradient's mean. newton_steps: iterations that make it orthogonal.
+    """
+
+    momentum: float = 0.95
+    newton_steps: int = 5
+
+    def __post_init__(self):
+        super().__post_init__()
+        require("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
+        require("newton_steps", self.newton_steps, self.newton_steps >= 1, "at least 1")
+
+    def make(self, steps: int, axes: PyTree | None = None) -> optax.GradientTransformation:
+        import optax
+        from optax.contrib import muon
+
+        direction = muon(
+            1.0,
+            ns_steps=self.newton_steps,
+            beta=self.momentum,
+            eps=self.eps,
+            adam_b1=self.b1,
+            adam_b2=self.b2,
+            muon_weight_dimension_numbers=lambda params: matrix_axes(params, axes),
+            consistent_rms=0.2,
+        )
+        return optax.chain(
+            optax.identity() if self.clip_norm is None else _clip_groups(self),
+            direction,
+            optax.scale(-1.0),  # muon's updates descend already; decay and rate come after
+            optax.add_decayed_weights(self.weight_decay, mask=lambda params: decayed(params, axes)),
+            optax.scale_by_learning_rate(self.learning_rate_at(steps)),
+            _scale_groups(self),
+        )
+
+
+def matrix_axes(params: PyTree, names: PyTree | None = None) -> PyTree:
+    """Which dimensions of each array are a matrix inside the network, for Muon; None for an array that is none.
+
+    Args:
+        params: tree of arrays; the last dimension of an array is its output.
+        names: tree of tuples of logical axes (vdit/dist/rules.py), where they are known: "layers" is a stack of
+            matrices, "patch" and "vocab" are where the network meets its data.
+
+    Returns:
+        Tree of optax's MuonDimensionNumbers or None; optax's MaskedNode stays where it is.
+    """
+    from optax import MaskedNode
+    from optax.contrib import MuonDimensionNumbers
+
+    def axes_of(leaf, axes=None):
+        if isinstance(leaf, MaskedNode):  # optax asks again about the matrices alone
+            return leaf
+        axes = axes or ()
+        inside = [i for i in range(leaf.ndim) if i >= len(axes) or axes[i] != "layers"]
+        if len(inside) < 2 or {"patch", "vocab"} & set(axes):
+            return None
+        return MuonDimensionNumbers(reduction_axis=tuple(inside[:-1]), output_axis=inside[-1])
+
+    trees = (params,) if names is None else (params, names)
+    return jax.tree.map(axes_of, *trees, is_leaf=lambda leaf: isinstance(leaf, MaskedNode))
+
+
 def decayed(params: PyTree, names: PyTree | None = None) -> PyTree:
     """True for each array that weight decay applies to: those of two dimensions or more in one layer."""
     if names is None:
