@@ -6,17 +6,18 @@ The tool renders the videos once, trains this VAE once, and then trains this tra
 (a) sparse captions with errors, like the alternative texts of web pages, (b) captions that a captioner wrote, and
 (c) true captions. This file is what the three have in common; `vdit train experiments/recaption.py` trains (c) alone.
 
-Hardware: 2 CPU cores, about a CPU minute a model. Expected: the table in docs/language.md.
+Hardware: 2 CPU cores, about five CPU minutes a model. Expected: the table in docs/language.md.
 
-Clips are small (9 frames of 48x48: 27 tokens), so that nine models fit in an hour. 95% of the captions of (b) and (c)
-are detailed, the mix of DALL-E 3 (Betker et al., 2023); (a) has short ones only.
+Clips are small (9 frames of 48x48: 27 tokens), so that nine models fit in an hour of both cores. 95% of the captions of
+(b) and (c) are detailed, the mix of DALL-E 3 (Betker et al., 2023); (a) has short ones only.
 """
 
 from vdit.data.config import DataConfig
 from vdit.data.data_source import WorldsSource
 from vdit.diffusion.config import DiffusionConfig
 from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
-from vdit.experiment.training import OptimizerConfig, TrainConfig
+from vdit.experiment.optimizer import Muon, OptimizerConfig
+from vdit.experiment.training import TrainConfig
 from vdit.models.dit.config import DiTConfig
 from vdit.models.text.config import TextConfig
 from vdit.models.vae.config import VAELossConfig
@@ -50,17 +51,15 @@ def config() -> Experiment:
         ),
         latents=LatentsConfig(samples=1536),
         text=TextConfig(width=96, depth=0, heads=4, max_length=48, vocab_size=400),
-        backbone=DiTConfig(in_channels=8, width=96, depth=3, heads=3, position="both", scan=False),
+        backbone=DiTConfig(in_channels=8, width=128, depth=4, heads=4, position="both", scan=False),
         diffusion=DiffusionConfig(stratified=True),
         dit_train=TrainConfig(
-            steps=1000,
+            steps=2500,
             batch_size=1,
             ema_decay=0.995,
-            save_every=1000,
+            save_every=2500,
             log_every=50,
-            optimizer=OptimizerConfig(
-                learning_rate=2e-3, warmup_steps=100, schedule="cosine", final_scale=0.05, b2=0.95
-            ),
+            optimizer=Muon(learning_rate=4e-3, warmup_steps=100, schedule="cosine", final_scale=0.05, b2=0.95),
         ),
         sample=SampleConfig(
             prompts=("a red circle moves to the left", "a blue cross moves up"),

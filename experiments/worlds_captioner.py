@@ -4,15 +4,16 @@
     vdit caption my_worlds --run runs/worlds_captioner
     python -m tools.captioner_report runs/worlds_captioner
 
-Hardware: two CPU cores. Expected: see docs/captioning.md. The language model first learns the captions alone, then what
-sees learns to speak to it, then all is trained.
+Hardware: two CPU cores, about 20 minutes of a free machine. Expected: see docs/captioning.md. The language model first
+learns the captions alone, then what sees learns to speak to it, then all is trained.
 """
 
 from vdit.data.config import DataConfig
 from vdit.data.data_source import WorldsSource
 from vdit.experiment.captioning import Captioning
 from vdit.experiment.experiment import Experiment, LatentsConfig, VAETrainConfig
-from vdit.experiment.training import OptimizerConfig, TrainConfig
+from vdit.experiment.optimizer import Muon, OptimizerConfig
+from vdit.experiment.training import TrainConfig
 from vdit.models.captioner import Captioner
 from vdit.models.lm import LMConfig
 from vdit.models.text.config import TextConfig
@@ -27,10 +28,10 @@ def config() -> Experiment:
             source=WorldsSource(world="moving+bounce+orbit", count=6000, options=("sizes=(0.2,0.3)",)),
             pixel_budgets=(48 * 48,),
             frames=(9, 17, 17),
-            row_tokens=360,
-            max_text_per_row=640,
-            max_frames_per_row=40,
-            max_clips_per_row=8,
+            row_tokens=180,
+            max_text_per_row=320,
+            max_frames_per_row=20,
+            max_clips_per_row=4,
             threads=2,
         ),
         vae=vae_preset("tiny", latent_channels=12),
@@ -56,12 +57,10 @@ def config() -> Experiment:
         ),
         objective=Captioning(text_steps=100, connector_steps=100),
         dit_train=TrainConfig(
-            steps=1200,
-            batch_size=4,
+            steps=1500,
+            batch_size=8,
             ema_decay=0.99,
-            save_every=200,
-            optimizer=OptimizerConfig(
-                learning_rate=2e-3, warmup_steps=50, schedule="cosine", final_scale=0.05, b2=0.95
-            ),
+            save_every=250,
+            optimizer=Muon(learning_rate=5e-3, warmup_steps=50, schedule="cosine", final_scale=0.05, b2=0.95),
         ),
     )

@@ -260,14 +260,14 @@ def test_muon_turns_a_matrix_of_gradients_into_an_orthogonal_one():
     of_gradient, of_update = (np.linalg.svd(m, compute_uv=False) for m in (np.asarray(grads["w"]), update))
     assert of_gradient.max() / of_gradient.min() > 50
     assert of_update.max() / of_update.min() < 2.5
-    np.testing.assert_allclose(np.sqrt(np.mean(update**2)), 0.2 * 0.01 * np.sqrt(24 / 24), rtol=0.25)
+    np.testing.assert_allclose(np.sqrt(np.mean(update**2)), 0.2 * 0.01, rtol=0.25)
     assert np.sum(update * np.asarray(grads["w"])) < 0  # it descends
 
 
 def test_muon_leaves_what_is_no_matrix_inside_the_network_to_adamw():
     rng = np.random.default_rng(1)
-    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32)
-              for name, shape in {"bias": (8,), "table": (16, 8), "patches": (12, 8), "scales": (3, 8)}.items()}  # fmt: skip
+    shapes = {"bias": (8,), "table": (16, 8), "patches": (12, 8), "scales": (3, 8)}
+    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
     axes = {"bias": ("embed",), "table": ("vocab", "embed"), "patches": ("patch", "embed"), "scales": ("layers", None)}
     grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
     adamw = optax.adamw(0.01, b1=MUON.b1, b2=MUON.b2, eps=MUON.eps, weight_decay=0.1, nesterov=True,
