@@ -35,6 +35,7 @@ _OWN_MODULES: dict[str, tuple[str, ...]] = {
     "conditioner": ("vdit.models.conditions",),
     "data_source": ("vdit.data.data_source",),
     "evaluator": ("vdit.train.evaluate",),
+    "features": ("vdit.pretrained.features",),
     "metric": ("vdit.eval.video_metrics", "vdit.eval.set_metrics", "vdit.eval.world_metrics"),
     "objective": ("vdit.experiment.objectives", "vdit.experiment.distill", "vdit.experiment.captioning"),
     "optimizer": ("vdit.experiment.optimizer",),

@@ -5,7 +5,7 @@ import pytest
 from scipy import linalg
 
 from vdit.errors import ShapeError
-from vdit.eval.statistics import frechet, frechet_infinite, mean_interval, mmd, precision_recall, set_interval
+from vdit.eval.statistics import frechet, frechet_infinite, mean_interval, mmd, precision_recall, set_intervals
 
 
 def features(n, d=6, seed=0):
@@ -74,7 +74,8 @@ def test_an_interval_of_two_sets_shrinks_with_their_size():
     width = {}
     for n in (20, 320):
         a, b = rng.normal(size=(n, 3)), rng.normal(0.5, 1, (n, 3))
-        found = set_interval(lambda i, j: frechet(a[i], b[j]), (n, n), resamples=40)  # noqa: B023 - called at once
+        measure = lambda i, j, a=a, b=b: {"frechet": frechet(a[i], b[j])}  # noqa: E731
+        found = set_intervals(measure, (n, n), resamples=40)["frechet"]
         assert found.low <= found.value <= found.high
         width[n] = found.high - found.low
     assert width[320] < width[20] / 2

@@ -28,6 +28,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--real", metavar="FOLDER", help="real videos; for a run the default is its held-out data")
     parser.add_argument("--out", default="evaluation", metavar="DIR", help="default: %(default)s")
     parser.add_argument("--metrics", type=_names, metavar="A,B,...", help="default: all that can be measured")
+    parser.add_argument(
+        "--features", metavar="NET",
+        help="a folder of public weights (CLIP, SigLIP, V-JEPA 2, VideoMAE); worlds (the default), the small net that "
+        "ships; or none",
+    )  # fmt: skip
     parser.add_argument("--videos", type=at_least(1), metavar="N", help="the first N; default: all, of a run 16")
     parser.add_argument("--frames", type=at_least(1), metavar="N", help="of each; default: the run's own, else 49")
     parser.add_argument("--size", type=size, metavar="HxW", help="default: a run's own; of files at most 256 a side")
@@ -38,6 +43,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=at_least(1), default=8, metavar="N", help="of a run: videos at once")
     parser.add_argument("--steps", type=at_least(1), metavar="N", help="of a run: sampler steps")
     parser.add_argument("--guidance", type=at_least(0, float), metavar="SCALE", help="of a run; 1: off")
+    parser.add_argument(
+        "--vbench", metavar="PROMPTS.txt", help="of a run: make videos of these prompts, named as VBench wants them"
+    )
+    parser.add_argument(
+        "--vbench-results", action="append", default=[], metavar="FILE",
+        help="VBench's _eval_results.json of each set, in their order: its scores join the table",
+    )  # fmt: skip
     parser.add_argument(
         "--physics-iq", metavar="DIR", help="the folder of that benchmark: score folders of videos for its scenes"
     )
@@ -54,6 +66,11 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     for name, run in zip(options.sets, runs):
         if not run and not paths.is_dir(name):
             raise UsageError(f"{name}: is no folder; give a run of vdit train, or a folder of videos")
+    if len(options.vbench_results) not in (0, len(options.sets)):
+        count = len(options.vbench_results)
+        raise UsageError(f"--vbench-results: {count} files for {len(options.sets)} sets: give one for each, in order")
+    if options.vbench and (not all(runs) or options.given or options.real):
+        raise UsageError("--vbench: makes videos of prompts alone, by runs: leave folders, --given and --real out")
     if options.physics_iq is not None and (any(runs) or options.real):
         raise UsageError("--physics-iq: scores folders of videos against its own real ones: leave runs and --real out")
     if not any(runs):
@@ -68,7 +85,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     from vdit.cli.status import Status
 
     keep_compiled()
-    with Status("eval", devices=any(runs)) as status:
+    with Status("eval") as status:
         _evaluate(options, runs, out, status)
     return 0
 
@@ -80,10 +97,14 @@ def _is_run(name: str) -> bool:
 def _evaluate(options: argparse.Namespace, runs: Sequence[bool], out: Path, status: Status) -> None:
     from vdit.cli.status import counted
     from vdit.eval.evaluate import embed, evaluate, metrics_of
+    from vdit.eval.vbench import read_results, video_name
     from vdit.eval.video_metrics import score_figure
+    from vdit.pretrained.features import SHIPPED, open_features
+    from vdit.video.read import write_video
 
+    of_vbench = [read_results(file) for file in options.vbench_results] or [[] for _ in options.sets]
     sets, real, known = _sets(options, runs, status)
-    net = None
+    net = None if options.features == "none" else open_features(options.features or SHIPPED)
     if net is not None:
         known = [*known, "features", *(["texts"] if net.reads_text and "caption" in known else [])]
         status.tell("features", net.name)
@@ -101,6 +122,11 @@ def _evaluate(options: argparse.Namespace, runs: Sequence[bool], out: Path, stat
                 nonlocal done
                 done += 1
                 shown.see(name, case)
+                if options.vbench and name != "real":
+                    prompt, _, number = case.name.rpartition("-")
+                    file = out / "vbench" / name / video_name(prompt, int(number) - options.seed)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    write_whole(file, lambda part: write_video(part, case.video, fps=case.fps), replace=True)
                 display.update(done, {})
 
             return seen
@@ -111,10 +137,10 @@ def _evaluate(options: argparse.Namespace, runs: Sequence[bool], out: Path, stat
             alone = [metric for metric in metrics if hasattr(metric, "measure") and "truth" not in metric.needs]
             reference = evaluate(real, alone, seed=options.seed, progress=watch(real.name))
             truth = None if net is None else embed(real, net)
-        for one in sets:
+        for one, results in zip(sets, of_vbench):
             measured = evaluate(one, metrics, net=net, real=truth, seed=options.seed, progress=watch(one.name))
             score = score_figure(measured, seed=options.seed)
-            figures = measured.figures if score is None else (score, *measured.figures)
+            figures = (*([] if score is None else [score]), *results, *measured.figures)
             found.append(dataclasses.replace(measured, figures=figures))
     _write(options, [*found, *([] if reference is None else [reference])], shown, net, out, status)
 
@@ -146,9 +172,9 @@ def _sets(
         if run:
             made, tasks = _of_run(options, name, place, reading, status)
             sets.append(made)
-            if real is None:
+            if real is None and not options.vbench:
                 real = true_videos(tasks, given=options.given)
-            known |= {"real", "caption"} | ({"truth"} if options.given else set())
+            known |= {"caption"} | (set() if options.vbench else {"real"}) | ({"truth"} if options.given else set())
             known |= {"scene"} if any(task.scene is not None for task in tasks) else set()
             known |= {"group"} if options.seeds > 1 else set()
             continue
@@ -169,12 +195,14 @@ def _of_run(
     """A run's videos, and what it was asked for."""
     from vdit.cli.status import shown_model
     from vdit.generate import open_generator
-    from vdit.generate.evaluation import folder_tasks, held_out_tasks, sampled_videos
+    from vdit.generate.evaluation import folder_tasks, held_out_tasks, prompt_tasks, sampled_videos
 
     generator = open_generator(place, loading=status.loading)
     sample = generator.experiment.sample
     count, frames, size_ = options.videos or USUAL_VIDEOS, options.frames or sample.frames, options.size or sample.size
-    if options.real is None:
+    if options.vbench:
+        tasks = prompt_tasks(options.vbench, generator, options.videos, frames=frames, size=size_)
+    elif options.real is None:
         tasks = held_out_tasks(generator, count, frames=frames, size=size_)
     else:
         own = dataclasses.replace(reading, frames=frames, size=size_, videos=count)
@@ -186,7 +214,10 @@ def _of_run(
         key: value for key, value in (("steps", options.steps), ("guidance", options.guidance)) if value is not None
     }
     seeds = [options.seed + k for k in range(options.seeds)]
-    made = sampled_videos(name, generator, tasks, given=options.given, seeds=seeds, batch=options.batch, **sampling)
+    made = sampled_videos(
+        name, generator, tasks, given=options.given, seeds=seeds, batch=options.batch, numbered=bool(options.vbench),
+        **sampling,
+    )  # fmt: skip
     return made, tasks
 
 
@@ -244,9 +275,10 @@ def _write(
 def _command(options: argparse.Namespace) -> list[str]:
     """The command again, with the options that were given."""
     words = ["eval", *options.sets]
+    words += [f"--vbench-results={file}" for file in options.vbench_results]
     usual = {"out": "evaluation", "given": 0, "seeds": 1, "seed": 0, "batch": 8, "show": 8}
-    for name in ("real", "out", "metrics", "videos", "frames", "size", "fps", "given", "seeds", "seed",
-                 "batch", "steps", "guidance", "physics-iq", "show"):  # fmt: skip
+    for name in ("real", "out", "metrics", "features", "videos", "frames", "size", "fps", "given", "seeds", "seed",
+                 "batch", "steps", "guidance", "vbench", "physics-iq", "show"):  # fmt: skip
         value = getattr(options, name.replace("-", "_"))
         if value is None or value == usual.get(name):
             continue
@@ -272,8 +304,10 @@ what each is.""",
 examples:
   vdit eval runs/quickstart                              # 16 held-out prompts
   vdit eval runs/a runs/b --videos 64 --given 5          # two runs continue the same 64 videos
-  vdit eval samples --real clips
+  vdit eval samples --real clips --features clip-vit-base-patch32
   vdit eval reencoded --real clips --metrics psnr,ssim,ms_ssim --frames 120
+  vdit eval runs/mine --vbench vbench_all_dimension.txt --seeds 5 --features none    # for VBench's own scripts
+  vdit eval out/vbench/mine --vbench-results mine_eval_results.json
   vdit eval generated_videos --physics-iq physics-IQ-benchmark --fps 24""",
     add_arguments=_add_arguments,
     run=_run,

@@ -25,7 +25,7 @@ import numpy as np
 
 from vdit.errors import ConfigError, ShapeError, VditError, VditWarning
 from vdit.eval.motion import Flow
-from vdit.eval.statistics import Interval, mean_interval, set_interval
+from vdit.eval.statistics import Interval, mean_interval, set_intervals
 from vdit.registry import get, name_of, names
 from vdit.reprs import short_repr
 
@@ -471,27 +471,19 @@ def _compare(
     if lacks:
         notes[_name(metric)] = f"needs {', '.join(map(_NEEDS.get, lacks))}"
         return []
+
+    def measure(of_made: np.ndarray, of_real: np.ndarray) -> Mapping[str, float]:
+        return metric.compare(made.take(of_made), None if real is None else real.take(of_real))
+
     try:
-        whole = metric.compare(made, real)
+        found = set_intervals(measure, (len(made), len(made) if real is None else len(real)), seed=seed)
     except ShapeError as error:
         notes[_name(metric)] = str(error)
         return []
-
-    def interval(name: str) -> Interval:
-        def measure(of_made: np.ndarray, of_real: np.ndarray) -> float:
-            part = None if real is None else real.take(of_real)
-            return float(metric.compare(made.take(of_made), part)[name])
-
-        try:
-            return set_interval(measure, (len(made), len(made) if real is None else len(real)), seed=seed)
-        except ShapeError:  # half of the videos are too few for it
-            count = len(made) if real is None else min(len(made), len(real))
-            return Interval(value=float(whole[name]), low=float("nan"), high=float("nan"), n=count)
-
     return [
-        Figure(metric=_name(metric), name=name, interval=interval(name), better=_better(metric, name))
-        for name in whole
-    ]  # fmt: skip
+        Figure(metric=_name(metric), name=name, interval=interval, better=_better(metric, name))
+        for name, interval in found.items()
+    ]
 
 
 def _figure_json(figure: Figure) -> dict[str, Any]:

@@ -6,7 +6,7 @@ All of it is float64. Features are [n d], one row a video.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -164,28 +164,47 @@ def mean_interval(values: np.ndarray, *, resamples: int = 1000, seed: int = 0) -
     return Interval(value=float(values.mean()), low=float(low), high=float(high), n=len(values))
 
 
-def set_interval(
-    measure: Callable[[np.ndarray, np.ndarray], float], counts: tuple[int, int], *, resamples: int = 50, seed: int = 0
-) -> Interval:
-    """A figure of two sets, with an interval from subsamples of half of each.
+def set_intervals(
+    measure: Callable[[np.ndarray, np.ndarray], Mapping[str, float]],
+    counts: tuple[int, int],
+    *,
+    resamples: int | None = None,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Figures of two sets, with intervals from subsamples of half of each.
 
     Distances between sets grow where videos occur twice, as in a plain bootstrap. So each resample takes half of each
     set without repetition. The spread of such halves around their mean is that of the whole sets times about
     sqrt(1/0.5 - 1) = 1 (a delete-half jackknife; Shao and Tu, 1995), and is put around the figure.
 
     Args:
-        measure: (int indices of the first set, of the second) -> figure.
+        measure: (int indices of the first set, of the second) -> name -> figure. It may raise ShapeError for halves
+            that are too few, or leave a figure out; then that figure has no interval (NaN).
         counts: rows of the sets.
-        resamples: how many.
+        resamples: how many. None: 50, or 10 of sets of more than 300 rows.
         seed: of the subsets.
+
+    Raises:
+        ShapeError: the whole sets are too small.
     """
-    random = np.random.default_rng(seed)
-    value = measure(np.arange(counts[0]), np.arange(counts[1]))
-    if min(counts) < 8:
-        return Interval(value=value, low=float("nan"), high=float("nan"), n=min(counts))
-    halves = [measure(*(random.permutation(count)[: count // 2] for count in counts)) for _ in range(resamples)]
-    low, high = np.percentile(halves, (2.5, 97.5)) - np.mean(halves)
-    return Interval(value=value, low=value + float(low), high=value + float(high), n=min(counts))
+    random, n = np.random.default_rng(seed), min(counts)
+    resamples = resamples or (50 if max(counts) <= 300 else 10)
+    whole = measure(np.arange(counts[0]), np.arange(counts[1]))
+    halves: dict[str, list[float]] = {name: [] for name in whole}
+    for _ in range(resamples if n >= 4 else 0):
+        try:
+            found = measure(*(random.permutation(count)[: count // 2] for count in counts))
+        except ShapeError:
+            break
+        for name in halves.keys() & found.keys():
+            halves[name].append(found[name])
+    intervals = {}
+    for name, value in whole.items():
+        low = high = float("nan")
+        if len(halves[name]) == resamples:
+            low, high = np.percentile(halves[name], (2.5, 97.5)) - np.mean(halves[name]) + value
+        intervals[name] = Interval(value=float(value), low=float(low), high=float(high), n=n)
+    return intervals
 
 
 def _pair(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

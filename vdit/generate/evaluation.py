@@ -22,8 +22,10 @@ from vdit.data.data_source import WorldsSource
 from vdit.errors import ConfigError, DataError, ShapeError
 from vdit.eval.evaluate import Case, VideoSet
 from vdit.eval.physics_iq import SECONDS, Scene, read_benchmark
+from vdit.eval.vbench import video_name
 from vdit.generate import verbs
 from vdit.generate.generator import Generator, Sampling, noise_of
+from vdit.paths import MIB, read_bytes
 from vdit.reprs import short_repr
 from vdit.seeds import child_seed
 from vdit.types import Clip
@@ -169,6 +171,25 @@ def folder_tasks(folder: str | Path, generator: Generator, reading: FolderReadin
     return tasks
 
 
+def prompt_tasks(
+    file: str | Path, generator: Generator, count: int | None, *, frames: int, size: tuple[int, int]
+) -> list[Task]:
+    """Tasks from a file of prompts, one a line, as VBench has them; there is no true video, so that of a task is grey.
+
+    Raises:
+        DataError: a prompt cannot be the name of a file, or there is none.
+    """
+    data = read_bytes(file, limit=MIB, error=DataError, fix="give a file of prompts, one a line")
+    lines = map(str.strip, data.decode("utf-8", "replace").splitlines())
+    prompts = list(dict.fromkeys(filter(None, lines)))[:count]
+    if not prompts:
+        raise DataError(f"{file}: holds no prompt: write one a line")
+    for prompt in prompts:
+        video_name(prompt, 0)
+    grey = np.full((frames, *size, 3), 128, np.uint8)
+    return [Task(name=prompt, caption=prompt, truth=grey, fps=generator.experiment.sample.fps) for prompt in prompts]
+
+
 def held_out_tasks(
     generator: Generator, count: int, *, frames: int | None = None, size: tuple[int, int] | None = None
 ) -> list[Task]:
@@ -240,6 +261,7 @@ def sampled_videos(
     given: int = 0,
     seeds: Sequence[int] = (0,),
     batch: int = 8,
+    numbered: bool = False,
     **sampling: Unpack[Sampling],
 ) -> VideoSet:
     """Videos that a model makes of tasks, sampled when they are measured.
@@ -252,6 +274,7 @@ def sampled_videos(
             truth what the video should be, frame by frame.
         seeds: of each task; several make groups.
         batch: videos of prompts alone that are sampled at once.
+        numbered: whether names end in the seed even where each task has one seed only.
         **sampling: options of sampling (steps, guidance, ...).
     """
     if not tasks or not seeds:
@@ -262,7 +285,7 @@ def sampled_videos(
         task, seed = maker.wanted[i]
         several = len(seeds) > 1
         return Case(
-            name=f"{task.name}-{seed}" if several else task.name, video=maker.video(i), fps=task.fps,
+            name=f"{task.name}-{seed}" if several or numbered else task.name, video=maker.video(i), fps=task.fps,
             caption=task.caption, truth=task.truth if given else None, given=given, scene=task.scene,
             group=task.name if several else None,
         )  # fmt: skip

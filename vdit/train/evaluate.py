@@ -34,6 +34,7 @@ from vdit.data.pipeline import TokenSpec, row_iterator
 from vdit.data.texts import CachedTokenizer, TextsInMemory
 from vdit.dist.rules import batch_shardings
 from vdit.errors import ConfigError
+from vdit.eval.evaluate import Case, VideoSet, embed, evaluate, metrics_of
 from vdit.eval.statistics import frechet
 from vdit.experiment.canvases import CanvasConfig
 from vdit.experiment.evaluator import Evaluator, Measure
@@ -42,7 +43,7 @@ from vdit.experiment.objectives import DiffusionModel, corrupt, denoising_loss, 
 from vdit.models.text.tokenizer import NoText
 from vdit.models.vae.video import VideoVAE
 from vdit.nn.lora import join
-from vdit.registry import name_of, register
+from vdit.registry import get, name_of, register
 from vdit.reprs import short_repr
 from vdit.sampling import programs
 from vdit.sampling.canvas import tokenize
@@ -324,6 +325,67 @@ class SampleEvaluator(Evaluator):
             return {"frechet": frechet(found, known["latents"]), "motion": motion, "contrast": contrast}
 
         return evaluate
+
+
+@register("evaluator", "metrics")
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetricsEvaluator(Evaluator):
+    """Measures sampled videos by the metrics of vdit.eval, beside held-out videos of the same captions.
+
+    Of a metric that is best where it is as of real videos, the figure is its value over that of the held-out ones.
+
+    every: steps between two measurements. videos: how many are sampled, with the same noise every time. metrics: names
+    (registered of kind "metric"); those that need the true video of each sample cannot be measured. features: the net
+    of metrics that compare sets: "worlds", which ships, or a folder (vdit.pretrained.features); "" for none.
+    """
+
+    every: int = 2000
+    videos: int = 8
+    metrics: tuple[str, ...] = ("sharpness", "flicker", "motion_smoothness", "frechet", "mmd")
+    features: str = "worlds"
+
+    def __post_init__(self) -> None:
+        if self.videos < 1:
+            raise ConfigError(f"videos={self.videos}: must be 1 or more")
+        if not self.metrics:
+            raise ConfigError("metrics=(): name at least one metric")
+
+    def prepare(self, run: EvaluationRun) -> Measure:
+        real = self._held_out(run)
+        net = get("features", "folder")(path=self.features).open() if self.features else None
+        known = ["real", "caption", *(["features"] if net is not None else [])]
+        known += ["texts"] if net is not None and net.reads_text else []
+        known += ["scene"] if real[0].scene is not None else []
+        metrics = metrics_of(self.metrics, known)
+        sampler = run.sampler([case.caption or "" for case in real])
+        truth = VideoSet(name="real", cases=[lambda case=case: case for case in real])
+        alone = [metric for metric in metrics if hasattr(metric, "measure")]
+        usual = {figure.name: figure.interval.value for figure in evaluate(truth, alone).figures} if alone else {}
+        features = None if net is None else embed(truth, net)
+
+        def measure(params: PyTree) -> dict[str, float]:
+            made = np.round((np.clip(np.asarray(sampler(params)), -1, 1) + 1) * 127.5).astype(np.uint8)
+            cases = [dataclasses.replace(case, video=video) for case, video in zip(real, made)]
+            videos = VideoSet(name="made", cases=[lambda case=case: case for case in cases])
+            found = evaluate(videos, metrics, net=net, real=features)
+            relative = lambda f: f.interval.value / max(usual[f.name], 1e-8)  # noqa: E731
+            return {f.name: relative(f) if f.better == "real" else f.interval.value for f in found.figures}
+
+        return measure
+
+    def _held_out(self, run: EvaluationRun) -> list[Case]:
+        """Held-out videos of the size that is sampled; of worlds, whole scenes with all that is true of them."""
+        sample = run.experiment.sample
+        world = getattr(getattr(run.source, "library", None), "world", None)
+        if world is not None:
+            scenes = [world.render(i, size=sample.size, frames=sample.frames, fps=sample.fps)
+                      for i in range(self.videos)]  # fmt: skip
+            return [Case(name=str(i), video=scene.video, fps=scene.fps, caption=scene.caption, scene=scene.meta)
+                    for i, scene in enumerate(scenes)]  # fmt: skip
+        crops = run.source.crops(size=sample.size, frames=sample.frames)
+        return [Case(name=str(i), video=clip["video"], fps=sample.fps, caption=(clip["captions"] or [None])[0])
+                for i, clip in enumerate(crops[i] for i in range(self.videos))]  # fmt: skip
 
 
 def _latents(vae: VideoVAE, videos: np.ndarray) -> np.ndarray:
