@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
 
 from vdit.errors import ConfigError, WeightsError
 from vdit.models.encoders import (
@@ -41,6 +40,7 @@ from vdit.train.state import abstract_params
 from vdit.types import Array, PyTree
 
 FAMILIES = ("vjepa2", "videomae", "clip", "siglip")
+Tower = VideoTower | ImageTower | TextTower
 SHIPPED = "worlds"
 FRAMES = 8  # of a video that image nets look at
 _TOKENIZER = "tokenizer.json"
@@ -109,7 +109,7 @@ class PairNet:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def apply(module: nn.Module, params: PyTree, x: Array) -> Array:
+def apply(module: Tower, params: PyTree, x: Array) -> Array:
     """A tower, compiled."""
     return module.apply({"params": params}, x)
 
@@ -168,7 +168,7 @@ def open_features(name: str | Path) -> VideoNet | PairNet:
 
 
 def _load(
-    tower: nn.Module, example: np.ndarray, rules: list[Rule], tensors: TensorFiles, ignore: tuple[str, ...]
+    tower: Tower, example: np.ndarray, rules: list[Rule], tensors: TensorFiles, ignore: tuple[str, ...]
 ) -> PyTree:
     abstract = abstract_params(lambda key: tower.init(key, example)["params"], one_device())
     return load(rules, tensors, abstract, dtype="float32", ignore=ignore)
