@@ -32,6 +32,7 @@ _LAZY = {
     "LoRAFile": "vdit.pretrained.lora",
     "load": "vdit.generate",
     "open_expander": "vdit.generate.expansion",
+    "playground": "vdit.serve.notebook",
     "read_video": "vdit.video.read",
     "write_video": "vdit.video.read",
 }

@@ -6,8 +6,11 @@
 
 from vdit.lazy import exports
 
-_HOMES = {"Limits": "schema", "Service": "service", "Settings": "service", "make_app": "app"}
+_HOMES = {
+    "Limits": "schema", "Playground": "notebook", "Service": "service", "Settings": "service", "make_app": "app",
+    "playground": "notebook",
+}  # fmt: skip
 
-__all__ = ["Limits", "Service", "Settings", "make_app"]
+__all__ = ["Limits", "Playground", "Service", "Settings", "make_app", "playground"]
 
 __getattr__, __dir__ = exports(__name__, _HOMES)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -25,6 +26,10 @@ class PatientProtocol(H11Protocol):
     def _close_idle(self) -> None:
         if self.cycle is None and not self.transport.is_closing():
             self.transport.close()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        self._head_timer.cancel()  # a websocket's head has come, and another protocol goes on with its connection
+        super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_timer.cancel()
