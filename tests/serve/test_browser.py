@@ -56,12 +56,12 @@ def steered(**options):
 
 def moving(plan, request, generator, given, *, seed, prompt):
     """In the place of vdit.serve.tasks.pieces: three steps with previews, then a bar that moves."""
-    del request, given, prompt
+    del request, given
     height, width = plan.size
-    for done in range(1, 4):
+    for done in range(1, 1000 if "cancelled" in prompt else 4):
         time.sleep(0.05)
         shape = generator.experiment.vae.latent_shape(1, height, width)
-        generator.watch(SampledStep(done=done, calls=3, estimate=np.zeros((1, *shape), np.float32)))
+        generator.watch(SampledStep(done=min(done, 3), calls=3, estimate=np.zeros((1, *shape), np.float32)))
     video = np.full((plan.frames, height, width, 3), -0.5, np.float32)
     for k in range(plan.frames):
         video[k, :, (k + seed) % width] = 1.0
@@ -214,10 +214,10 @@ def test_a_prompt_becomes_videos(quick, browse):
     picture(page, "result")
     shown = panel(page).locator(".frame-count")
     panel(page).get_by_role("button", name="Pause").click()
-    page.get_by_role("slider", name="Frame of the video").fill("3")
-    api.expect(shown).to_have_text(re.compile(r"^4 / \d+$"))
+    page.get_by_role("slider", name="Frame of the video").fill("1")
+    api.expect(shown).to_have_text("2 / 3")
     panel(page).get_by_role("button", name="Next frame").click()
-    api.expect(shown).to_have_text(re.compile(r"^5 / \d+$"))
+    api.expect(shown).to_have_text("3 / 3")
     for name, start in (("mp4", b"ftyp"), ("webm", b"\x1a\x45\xdf\xa3"), ("gif", b"GIF8")):
         with page.expect_download() as download:
             page.get_by_role("link", name=f"Download {name}").click()
@@ -419,9 +419,7 @@ def test_the_world_is_played(quick, browse):
 def test_a_job_is_cancelled_and_deleted(quick, browse):
     page = browse(quick)
     panel(page).get_by_label("Prompt", exact=True).fill("to be cancelled")
-    panel(page).get_by_role("group", name="How many videos").get_by_role("button", name="More").click(click_count=4)
     page.click("#panel-create button.go")
-    page.locator(".result[data-status=queued]", has_text="to be cancelled").first.click()
     page.get_by_role("button", name="Cancel", exact=True).click()
     page.get_by_text("This one was cancelled.").wait_for()
     page.get_by_label("Search the history").fill("to be cancelled")
