@@ -143,7 +143,7 @@ def _hash_keys(pictures: np.ndarray, options: DuplicateOptions) -> set[str]:
 
     A still clip has few; then keys with an unsure bit the other way are added.
     """
-    steady = pictures.reshape(len(pictures), -1).std(1) > 4  # of a blank picture the signs are noise
+    steady = pictures.std((1, 2)) > 4  # of a blank picture the signs are noise
     spectra = [cv2.dct(picture.astype(np.float32)).ravel() for picture in pictures[steady]]
     found: set[str] = set()
     for band, places in enumerate(_places()):
