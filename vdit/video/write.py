@@ -80,8 +80,8 @@ def write_video(
         sound: called once all frames have come; gives the file's sound, in step with them (vdit.video.sound).
         metadata: texts in the file's own metadata: "title", "comment". A .gif has none.
         repeatable: the same frames always give the same bytes, on one thread; an .mp4 is then encoded with x264's
-            quick settings at a finer step: the same quality in less than half the time, in a larger file. Otherwise
-            x264 gives other bytes at times.
+            quick settings at a finer step: about the same quality in half the time, in a larger file. Otherwise x264
+            gives other bytes at times.
 
     Raises:
         OutputError: this process has read that file (read_video, ...) and did not write it: give another name.
