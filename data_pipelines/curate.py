@@ -166,7 +166,8 @@ def curate(place: str, out: str, settings: Settings, *, options: PipelineOptions
         there = sum(file.version is not None for file in files)
         watch.tell("found", f"{there} files of footage in {place}" + (f", and {len(files) - there} that are missing"
                                                                        if there < len(files) else ""))  # fmt: skip
-        watch.tell("makes", f"{folder.path}: {', '.join(settings.kinds) or 'rows alone'}, and report.html")
+        by = "" if settings.encoding is None else f", latents by the VAE of {settings.encoding.run}"
+        watch.tell("makes", f"{folder.path}: {', '.join(settings.kinds) or 'rows alone'}{by}, and report.html")
         watch.tell("keeps", settings.keep or "every clip that can be used and is no duplicate")
         _save_settings(folder, place, settings)
         counters |= _measure(files, folder, settings, options, watch)
