@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from vdit.data.patches import token_grid
+from vdit.generate.generator import noise_of
 from vdit.generate.verbs import edit, extend
 from vdit.sampling.config import Structure
+from vdit.sampling.packed import RowSize, sample_packed
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +72,34 @@ def test_what_the_watcher_raises_ends_the_work_between_two_steps(generator):
     with pytest.raises(Stopped):
         dataclasses.replace(generator, watch=watch)("a", steps=5)
     assert seen == [1, 2]
+
+
+def test_clips_of_several_sizes_side_by_side_are_those_that_are_made_alone(generator):
+    """One compiled step for every mix; heun, so that the sampler's state lies in rows too."""
+    method = generator.method(steps=2, guidance=2.0, sampler="heun")
+    shapes = [(9, (16, 16)), (5, (16, 24))]
+    texts, negative = ["a", "bcd"], ["gh", ""]
+    tasks = [generator.task(method, frames, size) for frames, size in shapes]
+    noise = [noise_of(generator, [k], frames=f, size=s)[0] for k, (f, s) in enumerate(shapes)]
+    size = RowSize(tokens=48, frames=8, clips=3, text=generator.experiment.text.max_length)
+    assert len(size.rows([token_grid((1, *task.latent_shape), (1, 2, 2)) for task in tasks])) == 1
+    seen = []
+    made = sample_packed(
+        tasks, generator.mesh, generator._parameters(tasks[0]),
+        (generator.tokens(texts), generator.tokens(negative)), noise, size=size, watch=seen.append,
+    )  # fmt: skip
+    assert [step.done for step in seen] == [1, 2, 3]
+    for k, (frames, shape) in enumerate(shapes):
+        alone = generator(
+            texts[k], frames=frames, size=shape, steps=2, guidance=2.0, sampler="heun", negative=negative[k],
+            noise=noise[k][None],
+        )  # fmt: skip
+        np.testing.assert_allclose(made[k], alone[0], atol=5e-5)
+        assert seen[-1].estimate[k].shape == tasks[k].latent_shape
+
+
+def test_a_clip_too_large_for_a_row_is_not_packed():
+    size = RowSize(tokens=10, frames=4, clips=2, text=4)
+    assert size.rows([(2, 2, 2), (1, 1, 2), (1, 1, 1)]) == [[0, 1], [2]]
+    assert size.rows([(3, 2, 2)]) is None
+    assert size.rows([(5, 1, 1)]) is None

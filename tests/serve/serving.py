@@ -19,6 +19,7 @@ import numpy as np
 
 from tests import tiny
 from vdit.generate.generator import Generator
+from vdit.sampling.canvas import Prompts
 from vdit.sampling.stepwise import SampledStep
 from vdit.serve import Limits, Service, Settings, make_app
 from vdit.serve.server import make_server
@@ -30,6 +31,7 @@ class Quick(Generator):
 
     pause: float = 0.0
     asked: list = dataclasses.field(default_factory=list)
+    packed: list = dataclasses.field(default_factory=list)
 
     def run(self, task, prompts, key, noise=None, given=None):
         count, calls = len(prompts[0].ids), task.method.grid.steps
@@ -42,6 +44,11 @@ class Quick(Generator):
         made = np.random.default_rng(0).uniform(-1, 1, (count, *task.output_shape)).astype(np.float32)
         self._report(task, given, made)
         return made
+
+    def run_packed(self, tasks, prompts, noise, size):
+        self.packed.append(len(tasks))
+        one = tuple(Prompts(ids=p.ids[:1], length=p.length[:1]) for p in prompts)
+        return [self.run(task, one, None)[0] for task in tasks]
 
 
 _tiny = functools.cache(tiny.generator)

@@ -191,6 +191,19 @@ def test_jobs_of_one_shape_go_together_and_each_is_its_own(tmp_path):
         client.ended(blocking)
     counts = [count for task, count in generator.asked if task.frames == 9]
     assert counts == [4]
+    assert generator.packed == []
+
+
+def test_jobs_of_several_shapes_go_side_by_side(tmp_path):
+    generator = quick(pause=0.1)
+    with serving(make_service(tmp_path, generator)) as client:
+        blocking = client.post("/v1/videos", {"task": "loop", "num_inference_steps": 4}).json["id"]
+        shapes = [(9, f"{W}x{H}"), (13, f"{W}x{H}"), (9, f"{W + 8}x{H}"), (1, "8x8")]
+        jobs = [client.post("/v1/videos", {"num_frames": f, "size": size}).json["id"] for f, size in shapes]
+        done = [client.ended(id) for id in jobs]
+        assert [(job["status"], job["frames"], job["size"]) for job in done] == [("completed", *one) for one in shapes]
+        client.ended(blocking)
+    assert generator.packed == [4]
 
 
 def test_cancel_stops_what_runs_between_steps_and_what_waits_at_once(tmp_path):

@@ -32,6 +32,7 @@ from vdit.models.vision import clip_pixels
 from vdit.reprs import short_repr
 from vdit.sampling.canvas import Grouping, Prompts, check_canvas_conditions, tokenize
 from vdit.sampling.config import SamplingConfig, known_changes, replaces_known, sampling_config
+from vdit.sampling.packed import RowSize, sample_packed
 from vdit.sampling.programs import CanvasInput, FromVideo, Parameters, Reference, SampleCanvas, TextToVideo, sample
 from vdit.sampling.stepwise import Watch, sample_stepwise
 from vdit.seeds import key_of
@@ -158,6 +159,14 @@ class Generator:
         made = sample(*inputs) if self.watch is None else sample_stepwise(*inputs, watch=self.watch)
         self._report(task, given, made)
         return made
+
+    def run_packed(
+        self, tasks: Sequence[TextToVideo], prompts: tuple[Prompts, Prompts], noise: Sequence[Array], size: RowSize
+    ) -> list[np.ndarray]:
+        """Videos of several sizes, side by side (vdit.sampling.packed); watched, as `run` is."""
+        watch = (lambda step: None) if self.watch is None else self.watch
+        parameters = self._parameters(tasks[0])
+        return sample_packed(tasks, self.mesh, parameters, prompts, noise, size=size, watch=watch)
 
     def _parameters(self, task: TextToVideo | SampleCanvas) -> Parameters:
         if isinstance(task, SampleCanvas):

@@ -116,7 +116,7 @@ def _posed(
     tokens = canvas_tokens(filling.canvas, network.backbone.patch)
     levels = _latent_levels(filling.canvas, tokens, network.backbone.patch)
     held = _Known(tokens=tokens, levels=levels, noise=filling.noise, method=method, patch=network.backbone.patch)
-    return held, _denoiser(network, params, filling.batch, method)
+    return held, make_denoiser(network, params, filling.batch, method)
 
 
 def _sampled(
@@ -158,7 +158,7 @@ def inverted_noise(
     batch = guidance_batch(network, params, canvas, tokens, prompts, prompts, tokens.values, method)
     known = (tokens.level == 0)[..., None] if method.conditioning == "clean" else jnp.zeros((), bool)
     x = invert(
-        _denoiser(network, params, batch, method),
+        make_denoiser(network, params, batch, method),
         constrain(tokens.values, Row.AXES["values"]),
         schedule=method.schedule,
         prediction=method.prediction,
@@ -216,7 +216,7 @@ class _Known:
         return self(self.noise, float(resolve(self.method.grid, self.method.schedule)[0]))
 
 
-def _denoiser(
+def make_denoiser(
     network: Network, params: PyTree, batch: GuidanceBatch, method: SamplingConfig
 ) -> Denoise | StatefulDenoiser:
     """denoise(x [b n p], t []): guided, by the transformer that is responsible for the level."""

@@ -476,7 +476,7 @@ class Service:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always", VditWarning)
                 self._make(lives)
-            del said
+            self._remark(lives, said)
         except Cancelled:
             pass
         except Stopping:
@@ -493,18 +493,26 @@ class Service:
         for live in lives:
             self._was_cancelled(live)
 
+    def _remark(self, lives: Sequence[Live], said: Sequence[warnings.WarningMessage]) -> None:
+        """What vdit warned of while a job was made alone is told to its client."""
+        texts = dict.fromkeys(str(one.message) for one in said if issubclass(one.category, VditWarning))
+        if texts and len(lives) == 1:
+            [live] = lives
+            live.job.note = "; ".join(filter(None, [live.job.note, *texts]))[:2000]
+            self.store.save(live.job)
+
     def _was_cancelled(self, live: Live) -> bool:
         if live.cancelled and not live.job.ended:
             self._end(live, "cancelled")
         return live.cancelled
 
     def _make(self, lives: Sequence[Live]) -> None:
-        plan = Plan.of(lives[0].job.plan)
-        prompts = [self._prompt(live) for live in lives]
+        plans = [Plan.of(live.job.plan) for live in lives]
+        prompts, plan = [self._prompt(live) for live in lives], plans[0]
         watcher = _Watcher(self, lives, plan)
         watched = dataclasses.replace(self.generator, watch=watcher, drawn=watcher.drawn)
         if tasks.batch_key(plan, self.generator) is not None:
-            self._make_together(lives, plan, prompts, watched)
+            self._make_together(lives, plans, prompts, watched)
             return
         [live], [prompt] = lives, prompts
         given = self._given(live.request, live.job.client)
@@ -513,17 +521,22 @@ class Service:
         self._finish(live, count)
 
     def _make_together(
-        self, lives: Sequence[Live], plan: Plan, prompts: Sequence[str], generator: Generator
+        self, lives: Sequence[Live], plans: Sequence[Plan], prompts: Sequence[str], generator: Generator
     ) -> None:
-        """Videos of one compiled shape, each as its seed makes it alone."""
-        method = tasks.text_method(plan, generator)
-        task = generator.task(method, plan.frames, plan.size)
-        negative = [Plan.of(live.job.plan).sampling.get("negative", "") for live in lives]
+        """Videos of one method, each as its seed makes it alone: of one shape as a batch, of several in packed rows."""
+        method = tasks.text_method(plans[0], generator)
+        made = [generator.task(method, plan.frames, plan.size) for plan in plans]
+        negative = [plan.sampling.get("negative", "") for plan in plans]
         tokens = generator.tokens(prompts), generator.tokens(negative)
-        seeds = [live.job.seed for live in lives]
-        noise = noise_of(generator, seeds, frames=plan.frames, size=plan.size)
-        videos = np.asarray(generator.run(task, tokens, key_of(0), noise))
-        for live, video in zip(lives, videos):
+        noise = [
+            noise_of(generator, [live.job.seed], frames=plan.frames, size=plan.size)[0]
+            for live, plan in zip(lives, plans)
+        ]
+        if len(set(made)) == 1:
+            videos = np.asarray(generator.run(made[0], tokens, key_of(0), np.stack(noise)))
+        else:
+            videos = generator.run_packed(made, tokens, noise, tasks.row_size(generator))
+        for live, plan, video in zip(lives, plans, videos):
             if live.cancelled:
                 continue
             if not np.isfinite(video).all():
@@ -576,7 +589,7 @@ class Service:
                 continue
             self._previewed = now
             with jax.set_mesh(self.generator.mesh):
-                frame = self.generator.vae.decode(step.estimate[number : number + 1, :1])
+                frame = self.generator.vae.decode(step.estimate[number][None, :1])
             frame = np.asarray(frame)[0, 0]
             if np.isfinite(frame).all():
                 live.preview = png_of(frame, longest=PREVIEW_PIXELS)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from vdit.data.patches import token_grid
 from vdit.errors import ConfigError, ShapeError, VditError
 from vdit.generate import editing, sliding
 from vdit.generate.blend import Blend, keep_reference
@@ -25,6 +26,7 @@ from vdit.generate.known import Frame, edge_levels, grown, nearest_shown, size_o
 from vdit.generate.known import inpaint as inpaint_reference
 from vdit.generate.masks import BLACK, mask_frames
 from vdit.sampling.config import SamplingConfig
+from vdit.sampling.packed import RowSize, packs
 from vdit.sampling.sliding import PromptSchedule
 from vdit.serve.schema import ApiError, Limits, Placed, VideoRequest
 from vdit.video.read import iter_frames
@@ -120,13 +122,34 @@ def files_in_order(request: VideoRequest) -> list[str]:
 
 
 def batch_key(plan: Plan, generator: Generator) -> tuple | None:
-    """Jobs with equal keys are made by one call; None for a job that is made alone."""
+    """Jobs with equal keys are made by one call; None for a job that is made alone.
+
+    Of one frames and size; or of any, where they go side by side into rows of tokens (vdit.sampling.packed).
+    """
     if plan.task != "text" or generator.experiment.network.reference_channels:
         return None
     method = text_method(plan, generator)
     if type(method.sampler).__name__.lower() in _ALONE:
         return None
+    if packs(generator.experiment.network, method, generator.mesh):
+        size = row_size(generator)
+        if size.rows([grid_of(plan, generator)]) is not None:
+            return "packed", method
     return plan.frames, plan.size, method
+
+
+def row_size(generator: Generator) -> RowSize:
+    """Rows as the model was trained on: what its attention is quick at."""
+    data = generator.experiment.data
+    clips = min(data.max_clips_per_row, max(1, data.row_tokens // 32), 8)
+    frames = min(data.max_frames_per_row, data.row_tokens)
+    return RowSize(tokens=data.row_tokens, frames=frames, clips=clips, text=generator.experiment.text.max_length)
+
+
+def grid_of(plan: Plan, generator: Generator) -> tuple[int, int, int]:
+    """Tokens of a text-to-video job along t, h, w."""
+    task = generator.task(text_method(plan, generator), plan.frames, plan.size)
+    return token_grid((1, *task.latent_shape), generator.experiment.backbone.patch)
 
 
 def text_method(plan: Plan, generator: Generator) -> SamplingConfig:

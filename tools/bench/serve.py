@@ -1,0 +1,402 @@
+"""`vdit serve` under load, killed, and started again.
+
+    python -m tools.bench.serve load             # 200 jobs of 4 shapes from 20 clients, some cancelled: --batch 8 and 1
+    python -m tools.bench.serve kill             # SIGKILL in the middle, start again: does every accepted job end?
+    python -m tools.bench.serve first            # first answer after a start: no compiled programs, kept ones, warmed
+    python -m tools.bench.serve together         # videos of one shape: 8 by one call, and one at a time
+    python -m tools.bench.serve packing          # jobs of several sizes: one after the other, and in one packed row
+
+Without --run the model has the quickstart's shapes and random weights: what it makes is noise, and takes as long. Each
+line says what was measured, in seconds of the clock and of the processor (`cpu`): on a shared machine only the second
+can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import dataclasses
+import http.client
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+SHAPES = ("48x48", "64x48", "48x64", "32x32")  # width x height
+ENDED = ("completed", "failed", "cancelled")
+
+
+def random_experiment():
+    """The quickstart's, with fewer steps so that a load takes minutes."""
+    from vdit.quickstart import config
+    from vdit.samplers import Euler
+
+    own = config.experiment()
+    return dataclasses.replace(own, sample=dataclasses.replace(own.sample, sampler=Euler(), steps=8))
+
+
+def random_params(init):
+    """Parameters of the shapes of `init`, drawn without compiling anything."""
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+
+    rng = np.random.default_rng(0)
+    shapes = nn.meta.unbox(jax.eval_shape(init, jax.random.key(0)))
+    return jax.tree.map(lambda x: jnp.asarray(0.05 * rng.standard_normal(x.shape), x.dtype), shapes)
+
+
+def make_run(folder: Path) -> Path:
+    """A run of random weights, as `vdit train` lays one out."""
+    import jax.numpy as jnp
+
+    from vdit.checkpoint import Checkpointer
+    from vdit.config import to_dict
+    from vdit.models.text import train_tokenizer
+    from vdit.models.vae.model import VAE
+    from vdit.train.stages import with_tokenizer
+    from vdit.train.workspace import Workspace
+
+    space = Workspace(folder)
+    words = ("a red circle moves to the left", "two blue crosses collide", "a green ball falls and bounces")
+    train_tokenizer(words * 20, space.tokenizer, vocab_size=300)
+    experiment = with_tokenizer(random_experiment(), space)
+    space.save_experiment(experiment)
+    channels = experiment.vae.latent_channels
+    space.save_statistics([0.0] * channels, [1.0] * channels)
+    video = jnp.zeros((1, 1 + experiment.vae.temporal_stride, 32, 32, 3))
+    vae = random_params(lambda key: VAE(experiment.vae).init(key, video)["params"])
+    for place, stage, params in (
+        (space.vae, "vae", {"vae": vae}), (space.dit, "dit", random_params(experiment.network.init))
+    ):
+        with Checkpointer(place, meta={"stage": stage, "config": to_dict(experiment)}) as checkpointer:
+            checkpointer.save(1, {"params": params})
+    return folder
+
+
+@dataclasses.dataclass
+class Server:
+    """A `vdit serve` of its own. peak: the most memory it was seen to take, MiB, by second."""
+
+    run: Path
+    data: Path
+    options: tuple[str, ...] = ()
+    cache: Path | None = None
+    process: subprocess.Popen | None = None
+    port: int = 0
+    memory: list[tuple[float, int]] = dataclasses.field(default_factory=list)
+
+    def __enter__(self) -> Server:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        if self.cache is not None:
+            environment["JAX_COMPILATION_CACHE_DIR"] = str(self.cache)
+            environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.02"
+        limits = ("--max-waiting", "1000", "--max-waiting-client", "1000")
+        command = [sys.executable, "-m", "vdit.cli.main", "serve", str(self.run), "--port", "0"]
+        command += ["--data", str(self.data), *limits, *self.options]
+        self.log = (self.data.parent / "serve.log").open("ab")
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, env=environment)
+        line = self.process.stdout.readline().decode()
+        found = re.search(r":(\d+)/", line)
+        if found is None:
+            raise SystemExit(f"the server did not start: see {self.log.name}")
+        self.port = int(found[1])
+        self._watching = True
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._watching = False
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.log.close()
+
+    def kill(self) -> None:
+        self._watching = False
+        self.process.kill()
+        self.process.wait()
+
+    def _watch(self) -> None:
+        began = time.monotonic()
+        while self._watching:
+            with contextlib.suppress(OSError, IndexError):
+                pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+                self.memory.append((time.monotonic() - began, pages * os.sysconf("SC_PAGE_SIZE") >> 20))
+            time.sleep(1.0)
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of the processor so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def call(self, method: str, path: str, body=None, *, client: str = "one", timeout: float = 120) -> tuple[int, dict]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            headers = {"X-Client-Id": client} | ({} if body is None else {"Content-Type": "application/json"})
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read() or b"{}")
+        finally:
+            connection.close()
+
+
+@dataclasses.dataclass
+class Told:
+    """What became of a job. seconds: from asking to its end."""
+
+    id: str
+    status: str
+    seconds: float
+
+
+def one_client(server: Server, name: str, count: int, seed: int, cancels: float) -> list[Told]:
+    """Asks for `count` videos of mixed shapes, cancels some, and waits for all."""
+    rng, jobs, told = random.Random(seed), {}, []
+    for _ in range(count):
+        asked = {"prompt": "a red circle", "size": rng.choice(SHAPES), "num_frames": 17, "seed": rng.randrange(10**6)}
+        status, job = server.call("POST", "/v1/videos", asked, client=name)
+        if status != 200:
+            raise SystemExit(f"{status}: {job}")
+        jobs[job["id"]] = time.monotonic()
+        if rng.random() < cancels:
+            server.call("POST", f"/v1/videos/{job['id']}/cancel", client=name)
+        time.sleep(rng.random() * 0.2)
+    while jobs:
+        for id in list(jobs):
+            _, job = server.call("GET", f"/v1/videos/{id}", client=name)
+            if job["status"] in ENDED:
+                told.append(Told(id, job["status"], time.monotonic() - jobs.pop(id)))
+        time.sleep(0.5)
+    return told
+
+
+def all_clients(server: Server, jobs: int, clients: int, cancels: float) -> list[Told]:
+    each = jobs // clients
+    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+        parts = [pool.submit(one_client, server, f"c{k}", each, k, cancels) for k in range(clients)]
+        return [one for part in parts for one in part.result()]
+
+
+def warm(server: Server) -> None:
+    """Every shape in every size of batch, so that no program is compiled while it is measured."""
+    for shape in SHAPES:
+        for count in (1, 2, 4, 8):
+            asked = {"prompt": "a", "size": shape, "num_frames": 17, "n": count}
+            _, job = server.call("POST", "/v1/videos", asked)
+            for id in job["ids"] or [job["id"]]:
+                while server.call("GET", f"/v1/videos/{id}")[1]["status"] not in ENDED:
+                    time.sleep(0.1)
+
+
+def load(options: argparse.Namespace, folder: Path) -> None:
+    """Throughput with jobs made together and one at a time, latency, memory."""
+    rates = {}
+    for batch in (8, 1):
+        how = ("--batch", str(batch), "--max-videos", "8")
+        with Server(options.run, folder / f"data{batch}", how, folder / "cache") as server:
+            warm(server)
+            server.memory.clear()
+            began, cpu = time.monotonic(), server.cpu
+            told = all_clients(server, options.jobs, options.clients, options.cancels)
+            wall, cpu = time.monotonic() - began, server.cpu - cpu
+            made = sum(one.status == "completed" for one in told)
+            waits = np.array([one.seconds for one in told if one.status == "completed"])
+            memory = np.array([size for _, size in server.memory])
+            third = max(1, len(memory) // 3)
+            rates[batch] = made / wall, made / cpu
+            p50, p95, p99 = np.percentile(waits, (50, 95, 99))
+            print(
+                f"batch {batch}: {len(told)} of {options.jobs} answered, {dict(Counter(one.status for one in told))}; "
+                f"{wall:.1f} s, {cpu:.1f} cpu s, {made / wall:.2f} videos/s, {made / cpu:.2f} videos/cpu s; latency "
+                f"p50 {p50:.1f} p95 {p95:.1f} p99 {p99:.1f} s; memory {memory[:third].max()} MiB in the first third, "
+                f"{memory[-third:].max()} in the last",
+                flush=True,
+            )
+    wall, cpu = (rates[8][k] / rates[1][k] for k in range(2))
+    print(f"together against one at a time: {wall:.2f} times the videos a second, {cpu:.2f} a cpu second")
+
+
+def kill(options: argparse.Namespace, folder: Path) -> None:
+    """SIGKILL in the middle of the load, three times; every accepted job must end."""
+    data, ids = folder / "data", []
+    for turn in range(3):
+        with Server(options.run, data, (), folder / "cache") as server:
+            for k in range(options.jobs // 3):
+                asked = {"prompt": "a", "size": SHAPES[k % len(SHAPES)], "num_frames": 17, "seed": k}
+                ids.append(server.call("POST", "/v1/videos", asked)[1]["id"])
+            until = time.monotonic() + 60
+            while time.monotonic() < until:
+                done = [server.call("GET", f"/v1/videos/{id}")[1]["status"] in ENDED for id in ids]
+                if sum(done) > len(ids) * (turn + 1) // 5:
+                    break
+                time.sleep(0.2)
+            server.kill()
+            print(f"killed with {sum(done)} of {len(ids)} ended", flush=True)
+    with Server(options.run, data, (), folder / "cache") as server:
+        until = time.monotonic() + 600
+        while time.monotonic() < until:
+            states = Counter(server.call("GET", f"/v1/videos/{id}")[1].get("status", "lost") for id in ids)
+            if all(state in (*ENDED, "lost") for state in states):
+                break
+            time.sleep(1.0)
+        left = list((data / "partial").iterdir())
+    print(f"after the last start: {dict(states)} of {len(ids)}; {len(left)} partial files left")
+
+
+def first(options: argparse.Namespace, folder: Path) -> None:
+    """Seconds from the start of the process, and from the server's being there, to the first video."""
+    for name, how, cache in (
+        ("no compiled programs", (), "cache"), ("programs kept on disk", (), "cache"),
+        ("programs kept, and --warm", ("--warm", "17@48x48"), "cache"),
+    ):  # fmt: skip
+        began = time.monotonic()
+        with Server(options.run, folder / name.replace(" ", ""), how, folder / cache) as server:
+            there = time.monotonic()
+            _, job = server.call("POST", "/v1/videos", {"prompt": "a", "size": "48x48", "num_frames": 17})
+            while server.call("GET", f"/v1/videos/{job['id']}")[1]["status"] not in ENDED:
+                time.sleep(0.05)
+            now = time.monotonic()
+            print(f"{name}: {now - there:.1f} s to the first video, {there - began:.1f} s to start; "
+                  f"{server.cpu:.1f} cpu s in all", flush=True)  # fmt: skip
+
+
+def together(options: argparse.Namespace, folder: Path) -> None:
+    """The devices' part of a job, without HTTP and files: the same 8 videos one at a time, and by one call."""
+    import jax
+
+    import vdit
+    from vdit.generate.generator import noise_of
+    from vdit.seeds import key_of
+
+    del folder
+    generator = dataclasses.replace(vdit.load(options.run), watch=lambda step: None)
+    shape = {"frames": 17, "size": (48, 48)}
+    task, costs = generator.task(generator.method(), *shape.values()), {}
+
+    def make(count: int) -> None:
+        tokens = generator.tokens(["a red circle"] * count), generator.tokens([""] * count)
+        noise = noise_of(generator, range(count), **shape)
+        jax.block_until_ready(generator.run(task, tokens, key_of(0), noise))
+
+    for count in (1, 2, 4, 8):
+        make(count)
+        best = float("inf"), float("inf")
+        for _ in range(3):
+            wall, cpu = time.monotonic(), time.process_time()
+            for _ in range(8 // count):
+                make(count)
+            best = min(best, ((time.process_time() - cpu) / 8, (time.monotonic() - wall) / 8))
+        costs[count] = best
+        print(f"{count} by one call: {best[0]:.3f} cpu s a video ({best[1]:.3f} s), "
+              f"{costs[1][0] / best[0]:.2f} times one at a time ({costs[1][1] / best[1]:.2f} by the clock)", flush=True)
+
+
+def packing(options: argparse.Namespace, folder: Path) -> None:
+    """One step of the network: clips of several sizes one after the other, and beside each other in one row."""
+    import jax
+    import jax.numpy as jnp
+
+    from vdit.data.patches import grid_position, token_grid
+    from vdit.dist.mesh import make_mesh
+    from vdit.models.text import train_tokenizer
+    from vdit.types import Row
+
+    del folder, train_tokenizer
+    experiment = random_experiment()
+    network, mesh = experiment.network, make_mesh()
+    params = random_params(network.init)
+    text = experiment.text.max_length
+
+    def row_of(shapes: list[tuple[int, int]]) -> Row:
+        """A row of clips of 17 frames, each a segment."""
+        parts: dict[str, list] = {name: [] for name in ("values", "position", "segment", "index", "frames", "text")}
+        at = 0
+        for number, (height, width) in enumerate(shapes, 1):
+            latent = experiment.vae.latent_shape(17, height, width)
+            grid = token_grid((1, *latent), network.backbone.patch)
+            position = np.asarray(grid_position(grid))
+            count = len(position)
+            parts["values"].append(np.zeros((count, latent[-1] * int(np.prod(network.backbone.patch))), np.float32))
+            parts["position"].append(position)
+            parts["segment"].append(np.full(count, number))
+            parts["index"].append(position[:, 0] + at)
+            parts["frames"].append(np.full(grid[0], number))
+            parts["text"].append(np.full(text, number))
+            at += grid[0]
+        one = {name: np.concatenate(value)[None] for name, value in parts.items()}
+        return Row(
+            values=one["values"], position=one["position"].astype(np.int32),
+            segment_ids=one["segment"].astype(np.int32), frame_index=one["index"].astype(np.int32),
+            frame_segment_ids=one["frames"].astype(np.int32), text=np.ones_like(one["text"], np.int32),
+            text_segment_ids=one["text"].astype(np.int32),
+            text_position=np.tile(np.arange(text, dtype=np.int32), len(shapes))[None],
+        )  # fmt: skip
+
+    @jax.jit
+    def step(params, row, time):
+        encoded = network.encode_text(params, row)
+        return network.apply(params, row, time, encoded, expert="dit").prediction
+
+    def clock(rows: list[Row], repeat: int = 10) -> tuple[float, float]:
+        times = [jnp.full(row.frame_segment_ids.shape, 500.0) for row in rows]
+        with jax.set_mesh(mesh):
+            best = float("inf"), float("inf")
+            for _ in range(4):
+                wall, cpu = time.monotonic(), time.process_time()
+                for _ in range(repeat):
+                    jax.block_until_ready([step(params, row, at) for row, at in zip(rows, times)])
+                best = min(best, ((time.process_time() - cpu) / repeat, (time.monotonic() - wall) / repeat))
+        return best
+
+    for shapes in ([(48, 48), (64, 48), (48, 64), (32, 32)], [(32, 32), (16, 16), (16, 32), (32, 16)]):
+        apart, packed = clock([row_of([shape]) for shape in shapes]), clock([row_of(shapes)])
+        print(
+            f"{shapes}: apart {1e3 * apart[0]:.1f} cpu ms ({1e3 * apart[1]:.1f} ms), in one row {1e3 * packed[0]:.1f} "
+            f"cpu ms ({1e3 * packed[1]:.1f} ms): {apart[0] / packed[0]:.2f} times",
+            flush=True,
+        )
+
+
+@contextlib.contextmanager
+def working_folder(options: argparse.Namespace) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="vdit-serve-", dir=options.tmp) as name:
+        folder = Path(name)
+        if options.run is None and options.what != "packing":
+            options.run = make_run(folder / "run")
+        yield folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = {"load": load, "kill": kill, "first": first, "together": together, "packing": packing}
+    parser.add_argument("what", choices=what)
+    parser.add_argument("--run", type=Path, help="a model of 8 pixels a token, or any that makes the bench's sizes")
+    parser.add_argument("--jobs", type=int, default=200)
+    parser.add_argument("--clients", type=int, default=20)
+    parser.add_argument("--cancels", type=float, default=0.1, help="share of the jobs that are cancelled")
+    parser.add_argument("--tmp", help="folder for what it writes; default: the system's")
+    options = parser.parse_args()
+    with working_folder(options) as folder:
+        what[options.what](options, folder)
+
+
+if __name__ == "__main__":
+    main()
