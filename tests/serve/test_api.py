@@ -1,7 +1,9 @@
 """The routes, as a client calls them: a real server on loopback, and a generator that makes noise at once."""
 
+import http.client
 import io
 import json
+import re
 import shlex
 import time
 
@@ -80,7 +82,13 @@ def test_what_is_served_is_told(client):
     assert client.get("/v1/models").json["data"][0]["id"] == "tiny"
     assert client.get("/v1/models/tiny").json["object"] == "model"
     assert client.get("/health").json["status"] == "ok"
-    assert "/v1/videos" in client.get("/openapi.json").json["paths"]
+    document = client.get("/openapi.json")
+    assert "/v1/videos" in document.json["paths"]
+    named = set(re.findall(r"#/components/schemas/(\w+)", document.data.decode()))
+    assert named <= set(document.json["components"]["schemas"])
+    page = client.get("/docs").data.decode()
+    assert "num_inference_steps" in page
+    assert "<script" not in page
     assert client.post("/v1/expand", {"prompt": "a dog"}).error["code"] == "no_expander"
 
 
@@ -173,6 +181,25 @@ def test_events_tell_steps_and_pictures_and_then_end(tmp_path):
         assert any(one["event"] == "preview" and "png" in json.loads(one["data"]) for one in events)
         done = client.get(f"/v1/videos/{job['id']}/events")
         assert b"completed" in done.data
+
+
+def test_a_rollout_is_played_while_it_is_made(tmp_path):
+    generator = quick(pause=0.1)
+    with serving(make_service(tmp_path, generator)) as client:
+        job = client.post("/v1/videos", {"task": "rollout", "num_frames": 41, "num_inference_steps": 3}).json
+        connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
+        connection.request("GET", f"/v1/videos/{job['id']}/stream", headers={"X-Client-Id": client.name})
+        answer = connection.getresponse()
+        head = answer.read(64)
+        assert b"ftyp" in head
+        assert client.get(f"/v1/videos/{job['id']}").json["status"] == "in_progress"
+        whole = head + answer.read()
+        connection.close()
+        assert len(read_video(whole, on_error="keep").frames) == 41
+        client.ended(job["id"])
+        assert client.get(f"/v1/videos/{job['id']}/stream").headers["content-type"] == "video/mp4"
+        other = client.post("/v1/videos", {"num_inference_steps": 8}).json["id"]
+        assert client.get(f"/v1/videos/{other}/stream").status in (200, 409)
 
 
 def test_sync_answers_with_the_bytes(client):

@@ -9,6 +9,7 @@ import os
 import secrets
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -173,8 +174,8 @@ def _with_defaults(experiment: Experiment, options: argparse.Namespace, wanted: 
 
 
 def _limits(options: argparse.Namespace, experiment: Experiment, most: tuple[int, int] | None) -> Limits:
+    from vdit.serve.planning import largest_area
     from vdit.serve.schema import Limits
-    from vdit.serve.tasks import largest_area
 
     changes = {LIMITS[name]: getattr(options, name) for name in LIMITS if getattr(options, name) is not None}
     changes["pixels"] = most[0] * most[1] if most is not None else 4 * largest_area(experiment)
@@ -187,13 +188,16 @@ def _limits(options: argparse.Namespace, experiment: Experiment, most: tuple[int
 
 def _service(options: argparse.Namespace, folder: str, generator, limits: Limits, data: Path) -> Service:
     from vdit.generate.expansion import FOLDER, open_expander
-    from vdit.serve.service import Service, Settings
+    from vdit.serve.live import Settings
+    from vdit.serve.service import Service
 
     expander = None
     if options.lm is not None or paths.is_dir(paths.path(folder) / FOLDER):
         expander = open_expander(folder, lm=options.lm)
     name = options.name or Path(folder).name or "model"
     run = folder if is_loopback(options.host) else name  # what other machines see names no folder of this one
+    data.mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = str(data.absolute())  # forms lie there while they come, not in the system's folder
     settings = Settings(
         folder=data, name=name, run=run, limits=limits, batch=options.batch, log_prompts=options.log_prompts
     )

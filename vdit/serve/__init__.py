@@ -7,7 +7,7 @@
 from vdit.lazy import exports
 
 _HOMES = {
-    "Limits": "schema", "Playground": "notebook", "Service": "service", "Settings": "service", "make_app": "app",
+    "Limits": "schema", "Playground": "notebook", "Service": "service", "Settings": "live", "make_app": "app",
     "playground": "notebook",
 }  # fmt: skip
 

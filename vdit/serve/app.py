@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import ValidationError
 from sse_starlette.sse import EventSourceResponse, ServerSentEvent
@@ -25,6 +25,8 @@ import vdit
 from vdit.errors import VditError
 from vdit.serve.guard import Guard
 from vdit.serve.intake import Intake
+from vdit.serve.live import Live
+from vdit.serve.reference import reference_page
 from vdit.serve.reproduce import media_type
 from vdit.serve.schema import (
     FORMATS,
@@ -38,7 +40,7 @@ from vdit.serve.schema import (
     VideoRequest,
     error_body,
 )
-from vdit.serve.service import Live, Service, digest_of
+from vdit.serve.service import Service, digest_of
 from vdit.serve.store import Job, new_id
 from vdit.serve.world import add_world
 
@@ -90,6 +92,7 @@ def make_app(
     _add_files(app, service)
     _add_videos(app, service)
     _add_events(app, service)
+    _add_stream(app, service)
     add_world(app, service)
     _add_page(app)
     app.add_middleware(Guard, limits=service.limits, token=token, hosts=hosts, frames=frames)
@@ -142,6 +145,8 @@ def _with_error_schema(app: FastAPI) -> None:
         inner = {"message": {"type": "string"}, "type": {"type": "string"}, "param": text, "code": text}
         error = {"type": "object", "required": list(inner), "properties": inner}
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+        asked = VideoRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= asked.pop("$defs", {}) | {"VideoRequest": asked}
         schemas["Error"] = {"type": "object", "required": ["error"], "properties": {"error": error}}
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
@@ -282,9 +287,11 @@ async def _form_of(request: Request, service: Service):
     """A multipart form, its files on disk while they come."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise ApiError("give a form: multipart/form-data", status=400, code="not_a_form")
+    claimed = request.headers.get("content-length", "")
     try:
-        async with request.form(max_files=2, max_fields=64, max_part_size=service.limits.json_bytes) as form:
-            yield form
+        with service.receiving(int(claimed) if claimed.isascii() and claimed.isdigit() else 0):
+            async with request.form(max_files=2, max_fields=64, max_part_size=service.limits.json_bytes) as form:
+                yield form
     except (MultiPartException, HTTPException) as error:
         said = error.message if isinstance(error, MultiPartException) else error.detail
         raise ApiError(f"the form cannot be read: {said}", code="malformed_form") from None
@@ -433,6 +440,43 @@ def _add_videos(app: FastAPI, service: Service) -> None:
         return await _content(service, known(request, id), variant, format)
 
 
+def _add_stream(app: FastAPI, service: Service) -> None:
+    @app.get(
+        "/v1/videos/{id}/stream", tags=["videos"], response_class=StreamingResponse,
+        responses={200: {"content": {"video/mp4": {}}, "description": "an MP4 that grows while the video is made"}},
+    )  # fmt: skip
+    async def stream(request: Request, id: str) -> Response:
+        """A rollout while it is made, frame by frame; of a video that is finished, its bytes."""
+        job = service.job(id, client_of(request)[0])
+        if job is None:
+            raise ApiError(f"{id[:40]}: there is no such video, or it has expired", status=404, code="video_not_found")
+        live = service.live(id)
+        if live is None:
+            return await _content(service, job, "video", "mp4")
+        if job.plan["task"] != "rollout":
+            raise ApiError("only a rollout can be watched while it is made: see /events", status=409,
+                           code="not_completed")  # fmt: skip
+        return StreamingResponse(_growing(service, live, app.state.ending), media_type="video/mp4")
+
+
+async def _growing(service: Service, live: Live, ending: asyncio.Event) -> AsyncIterator[bytes]:
+    """The bytes of a file as it grows, until the job ends."""
+    path, file = service.results.stream(live.job.id), None
+    try:
+        while True:
+            last = live.job.ended or ending.is_set()
+            if file is None and path.is_file():
+                file = path.open("rb")
+            while file is not None and (chunk := await asyncio.to_thread(file.read, CHUNK)):
+                yield chunk
+            if last:
+                return
+            await asyncio.sleep(0.1)
+    finally:
+        if file is not None:
+            file.close()
+
+
 async def _content(service: Service, job: Job, variant: str, format: str) -> FileResponse:
     if job.status != "completed":
         raise ApiError(f"the video is {job.status}", status=409, code="not_completed")
@@ -501,6 +545,11 @@ def _add_page(app: FastAPI) -> None:
         if not file.is_file():
             return HTMLResponse("<!doctype html><title>vdit</title><p>The API is at /v1/videos: see /openapi.json.")
         return FileResponse(file, media_type="text/html")
+
+    @app.get("/docs", include_in_schema=False)
+    async def reference() -> HTMLResponse:
+        """The API in words, for people."""
+        return HTMLResponse(reference_page(app.openapi()))
 
     if PAGE.is_dir():
         app.mount("/static", StaticFiles(directory=PAGE), name="static")

@@ -6,6 +6,7 @@ Plain ASGI, so that bodies and streams pass without being held.
 from __future__ import annotations
 
 import asyncio
+import collections
 import hashlib
 import hmac
 import ipaddress
@@ -35,7 +36,6 @@ HEADERS = {
         "frame-ancestors 'none'"
     ),
 }
-# The documentation page's scripts are its own (see vdit.serve.app): nothing comes from another host.
 OPEN = ("/health",)
 
 
@@ -64,6 +64,7 @@ class Guard:
         frames: bool = False,
     ):  # fmt: skip
         self._app, self._limits, self._token, self._hosts = app, limits, token, hosts
+        self._busy: collections.Counter[str] = collections.Counter()  # requests by address
         headers = dict(HEADERS)
         if frames:
             del headers["x-frame-options"]
@@ -84,9 +85,24 @@ class Guard:
             await _redirect(send, login)
             return
         scope["vdit.client"] = _client(scope, headers)
-        if scope["type"] == "websocket":
-            await self._app(scope, receive, send)
+        address = scope["vdit.client"][1]
+        if self._busy[address] >= self._limits.requests:
+            said = f"{self._limits.requests} requests of one address are being answered: end some, or try again"
+            await _refuse(scope, receive, send, 429, said, "requests")
             return
+        self._busy[address] += 1
+        try:
+            if scope["type"] == "websocket":
+                await self._app(scope, receive, send)
+            else:
+                await self._answered(scope, receive, send, headers)
+        finally:
+            self._busy[address] -= 1
+            if not self._busy[address]:
+                del self._busy[address]
+
+    async def _answered(self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str]) -> None:
+        """A request, its body bounded, its answer with the headers for browsers."""
         bounded = _Bounded(receive, scope, headers, self._limits)
         started = False
 

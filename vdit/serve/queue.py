@@ -91,11 +91,6 @@ class FairQueue:
         """How many jobs of this key wait."""
         return sum(w.key == key for w in list(self._waiting.values()))
 
-    def place(self, id: str) -> int | None:
-        """How many jobs came before it and still wait."""
-        one = self._waiting.get(id)
-        return None if one is None else sum(w.number < one.number for w in list(self._waiting.values()))
-
     def _next(self, jobs) -> Waiting | None:
         given = self._given
         return min(

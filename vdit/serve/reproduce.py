@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
+from vdit.serve.planning import Given, Plan, corner, files_in_order
 from vdit.serve.schema import FORMATS, VideoRequest
-from vdit.serve.tasks import Given, Plan, corner, files_in_order
 
 FILE = {"image": ".png", "video": ".mkv"}
 

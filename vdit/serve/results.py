@@ -14,7 +14,7 @@ from vdit.errors import VideoError
 from vdit.outputs import write_whole
 from vdit.serve.schema import FORMATS
 from vdit.video.read import iter_frames
-from vdit.video.write import write_image, write_video
+from vdit.video.write import write_growing, write_image, write_video
 
 THUMBNAIL = 320  # pixels of the longer side at most
 GIF_FPS = 50
@@ -40,8 +40,15 @@ class Results:
     def master(self, id: str) -> Path:
         return self.folder / f"{id}.mkv"
 
-    def write(self, id: str, pieces: Iterable[np.ndarray], fps: float) -> int:
-        """Writes a job's files of float32 [t h w 3] pieces, as they come; gives the number of frames."""
+    def stream(self, id: str) -> Path:
+        """What is there of a video that is being made, to be played while it grows."""
+        return self.folder / f"{id}.growing.mp4"
+
+    def write_master(self, id: str, pieces: Iterable[np.ndarray], fps: float, *, grows: bool = False) -> int:
+        """Writes pieces [t h w 3] as they come, without loss; gives the number of frames.
+
+        grows: whether they can be played meanwhile (`stream`).
+        """
         count = 0
 
         def counted() -> Iterator[np.ndarray]:
@@ -50,13 +57,18 @@ class Results:
                 count += len(piece)
                 yield piece
 
-        write_video(self.master(id), counted(), fps=fps)
+        frames = write_growing(self.stream(id), counted(), fps) if grows else counted()
+        write_video(self.master(id), frames, fps=fps)
+        return count
+
+    def publish(self, id: str, fps: float) -> None:
+        """Makes of the master what browsers show."""
         self._convert(id, "mp4", fps)
         first = next(iter(frame for _, frame in iter_frames(self.master(id))))
         image = Image.fromarray(first)
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         write_image(self.folder / f"{id}.png", np.asarray(image))
-        return count
+        self.stream(id).unlink(missing_ok=True)  # those who read it go on to its end
 
     def get(self, id: str, format: str, fps: float) -> Path:
         """A finished job's file in a format, which is made when it is first asked for. One at a time."""

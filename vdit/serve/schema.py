@@ -60,11 +60,13 @@ class Limits:
         waiting: jobs of all clients that have not ended.
         waiting_per_client: of one client.
         connections: that are open at a time.
+        requests: of one address that are answered at a time, streams of events among them.
+        expansions: of prompts, that wait for the devices.
         json_bytes: of a request without files.
         upload_bytes: of a file that is uploaded.
         upload_frames: of a video that is uploaded, at the model's rate.
         upload_pixels: of its frames; larger ones are scaled down.
-        uploads: files that are read at a time.
+        uploads: files that are read at a time; four times as many may be on their way.
         stored_bytes: of all uploads and results.
         stored_files: uploads that are kept at a time.
         read_seconds: for the processor to read an upload; the clock allows three times as much.
@@ -81,6 +83,8 @@ class Limits:
     waiting: int = 256
     waiting_per_client: int = 64
     connections: int = 512
+    requests: int = 128
+    expansions: int = 4
     json_bytes: int = 256 * KIB
     upload_bytes: int = 256 * MIB
     upload_frames: int = 2048

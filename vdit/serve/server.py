@@ -19,21 +19,40 @@ MOST_HEADERS = 32 * 1024
 class PatientProtocol(H11Protocol):
     """HTTP/1.1 that closes connections which send no whole request head in time: they would hold a place for ever."""
 
+    _timer: asyncio.TimerHandle | None = None
+
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self._head_timer = self.loop.call_later(HEADER_SECONDS, self._close_idle)
+        self._wait_for_head()
 
-    def _close_idle(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:  # a part of a head
+            self._wait_for_head()
+        else:
+            self._stop_waiting()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         self._head_timer.cancel()  # a websocket's head has come, and another protocol goes on with its connection
         super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_timer.cancel()
+        self._stop_waiting()
         super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(HEADER_SECONDS, self._close_slow)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _close_slow(self) -> None:
+        self._timer = None
+        if not self.transport.is_closing():
+            self.transport.close()
 
 
 def make_server(app, *, limits: Limits) -> uvicorn.Server:

@@ -19,7 +19,7 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,17 +29,17 @@ import numpy as np
 
 from vdit.errors import NumericsError, VditError, VditWarning, reason
 from vdit.generate.generator import Generator, noise_of, window_of
-from vdit.language.expansion import Expander
+from vdit.language.expansion import Expander, Expansion
 from vdit.sampling.stepwise import SampledStep
 from vdit.seeds import key_of
-from vdit.serve import reproduce, tasks
+from vdit.serve import planning, reproduce, tasks
 from vdit.serve.intake import Reader
+from vdit.serve.live import Cancelled, Live, Settings, Stopping
+from vdit.serve.planning import Given, Plan
 from vdit.serve.queue import FairQueue, Waiting
 from vdit.serve.results import Results, png_of
-from vdit.serve.schema import ApiError, JobError, Limits, VideoJob, VideoRequest
+from vdit.serve.schema import ApiError, JobError, VideoJob, VideoRequest
 from vdit.serve.store import Job, Store, new_id
-from vdit.serve.tasks import Given, Plan
-from vdit.serve.world import can_render
 
 log = logging.getLogger("vdit.serve")
 T = TypeVar("T")
@@ -47,76 +47,6 @@ PREVIEW_SECONDS = 0.3
 PREVIEW_PIXELS = 320
 MOST_STARTS = 3
 BACKLOG = 8  # results that wait to be written, beside the one that is made
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a model is served.
-
-    Attributes:
-        folder: of jobs, uploads and results.
-        name: of the model, as clients see it.
-        run: what stands for the model in the commands that clients are shown.
-        limits: what clients may ask for.
-        batch: jobs that are made by one call at most.
-        log_prompts: whether prompts are logged.
-        examples: prompts that the page proposes.
-    """
-
-    folder: Path
-    name: str
-    run: str
-    limits: Limits = Limits()
-    batch: int = 8
-    log_prompts: bool = False
-    examples: tuple[str, ...] = ()
-
-
-class Cancelled(Exception):
-    """A client does not want the job any more."""
-
-
-class Stopping(Exception):
-    """The server ends; the job goes on after its next start."""
-
-
-class Live:
-    """A job that has not ended, with what those who follow it are told.
-
-    Attributes:
-        job: what is kept of it. address: where it came from. cancelled: whether it is to be stopped.
-        step, steps: calls of the network, of the canvas at hand. preview: a PNG of what is seen so far.
-        version: grows with every change; preview_version: the version at which the preview was new.
-    """
-
-    def __init__(self, job: Job, address: str = ""):
-        self.job, self.address, self.cancelled = job, address, False
-        self.request = VideoRequest.model_validate(job.request)
-        self.step, self.steps = 0, 0
-        self.preview: bytes | None = None
-        self.version = self.preview_version = 0
-        self._listeners: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
-        self._lock = threading.Lock()
-
-    def changed(self) -> None:
-        with self._lock:
-            self.version += 1
-            listeners = list(self._listeners.items())
-        for event, loop in listeners:
-            with contextlib.suppress(RuntimeError):  # its loop has ended
-                loop.call_soon_threadsafe(event.set)
-
-    @contextlib.contextmanager
-    def followed(self):
-        """An asyncio.Event that is set at every change. For the thread of an event loop."""
-        event = asyncio.Event()
-        with self._lock:
-            self._listeners[event] = asyncio.get_running_loop()
-        try:
-            yield event
-        finally:
-            with self._lock:
-                del self._listeners[event]
 
 
 class Service:
@@ -143,7 +73,7 @@ class Service:
         self._expired = 0.0
         self._previewed = 0.0
         self.began = time.time()
-        self._reading = 0
+        self._reading = self._receiving = self._expanding = 0
         self._readers = [Reader() for _ in range(self.limits.uploads)]
         for job in self.store.unended():
             self._again(job)
@@ -209,7 +139,7 @@ class Service:
         if request.expand and self.expander is None:
             raise ApiError("expand: this model has no expander; leave it out", param="expand", code="no_expander")
         given = self._given(request, client)
-        made = tasks.plan(request, self.generator, self.limits, given)
+        made = planning.plan(request, self.generator, self.limits, given)
         with self._lock:
             if key is not None and (known := self._repeated(client, key)) is not None:
                 return known
@@ -280,7 +210,7 @@ class Service:
         """What clients are told of a job."""
         plan, request = Plan.of(job.plan), VideoRequest.model_validate(job.request)
         prompt = job.prompt_used if job.prompt_used is not None else request.prompt
-        given = {id: self._named(id) for id in tasks.given_ids(request)}
+        given = {id: self._named(id) for id in planning.given_ids(request)}
         again = {"seed": job.seed, "prompt": prompt}
         whole = lambda time: None if time is None else int(time)  # noqa: E731
         return VideoJob(
@@ -314,11 +244,23 @@ class Service:
                 live.cancelled = True
         return found
 
-    def expand(self, prompt: str, seed: int, task: str = "video"):
+    def expand(self, prompt: str, seed: int, task: str = "video") -> Future[Expansion]:
         """vdit.language.expansion.Expansion of a prompt, on the devices."""
         if self.expander is None:
             raise ApiError("this model has no expander", status=404, code="no_expander")
-        return self.on_device(lambda: self.expander.expand([prompt], seed=seed % 2**63, task=task)[0])
+        with self._lock:
+            if self._expanding >= self.limits.expansions:
+                raise ApiError("too many prompts wait to be expanded: try again", status=429, code="expansions",
+                               headers={"Retry-After": "2"})  # fmt: skip
+            self._expanding += 1
+
+        def done(future: Future) -> None:
+            with self._lock:
+                self._expanding -= 1
+
+        made = self.on_device(lambda: self.expander.expand([prompt], seed=seed % 2**63, task=task)[0])
+        made.add_done_callback(done)
+        return made
 
     def on_device(self, work: Callable[[], T]) -> Future[T]:
         """Runs short work on the devices, ahead of what waits and between the steps of what runs."""
@@ -330,6 +272,19 @@ class Service:
         return future
 
     # Files.
+
+    @contextlib.contextmanager
+    def receiving(self, claimed: int) -> Iterator[None]:
+        """Around a form that comes: few at a time, and only where there is room for what it claims to have."""
+        self.check_disk(claimed)
+        if self._receiving >= 4 * self.limits.uploads:
+            raise ApiError("too many uploads come at a time: try again", status=429, code="uploads",
+                           headers={"Retry-After": "5"})  # fmt: skip
+        self._receiving += 1
+        try:
+            yield
+        finally:
+            self._receiving -= 1
 
     @contextlib.asynccontextmanager
     async def upload_slot(self) -> AsyncIterator[Reader]:
@@ -377,7 +332,7 @@ class Service:
 
     def _given(self, request: VideoRequest, client: str) -> dict[str, Given]:
         found = {}
-        for id in tasks.given_ids(request):
+        for id in planning.given_ids(request):
             one = self.given(id, client)
             if one is None or not one.path.is_file():
                 raise ApiError(f"{id}: there is no such file, or it has expired", status=404, param="files",
@@ -400,7 +355,7 @@ class Service:
     def _enqueue(self, live: Live) -> None:
         job, plan = live.job, Plan.of(live.job.plan)
         try:
-            key = tasks.batch_key(plan, self.generator)
+            key = planning.batch_key(plan, self.generator)
         except VditError:
             key = None
         self._live[job.id] = live
@@ -458,7 +413,7 @@ class Service:
         if now - self._expired < 10.0:
             return
         self._expired = now
-        used = {id for live in list(self._live.values()) for id in tasks.given_ids(live.request)}
+        used = {id for live in list(self._live.values()) for id in planning.given_ids(live.request)}
         self.store.expire(time.time(), used)
 
     def _run(self, lives: Sequence[Live]) -> None:
@@ -511,20 +466,21 @@ class Service:
         prompts, plan = [self._prompt(live) for live in lives], plans[0]
         watcher = _Watcher(self, lives, plan)
         watched = dataclasses.replace(self.generator, watch=watcher, drawn=watcher.drawn)
-        if tasks.batch_key(plan, self.generator) is not None:
+        if planning.batch_key(plan, self.generator) is not None:
             self._make_together(lives, plans, prompts, watched)
             return
         [live], [prompt] = lives, prompts
         given = self._given(live.request, live.job.client)
         made = tasks.pieces(plan, live.request, watched, given, seed=live.job.seed, prompt=prompt)
-        count = self.results.write(live.job.id, (piece[0] for piece in made), plan.fps)
-        self._finish(live, count)
+        pieces = (piece[0] for piece in made)
+        count = self.results.write_master(live.job.id, pieces, plan.fps, grows=plan.task == "rollout")
+        self._publish(live, count, plan.fps)
 
     def _make_together(
         self, lives: Sequence[Live], plans: Sequence[Plan], prompts: Sequence[str], generator: Generator
     ) -> None:
         """Videos of one method, each as its seed makes it alone: of one shape as a batch, of several in packed rows."""
-        method = tasks.text_method(plans[0], generator)
+        method = planning.text_method(plans[0], generator)
         made = [generator.task(method, plan.frames, plan.size) for plan in plans]
         negative = [plan.sampling.get("negative", "") for plan in plans]
         tokens = generator.tokens(prompts), generator.tokens(negative)
@@ -535,7 +491,7 @@ class Service:
         if len(set(made)) == 1:
             videos = np.asarray(generator.run(made[0], tokens, key_of(0), np.stack(noise)))
         else:
-            videos = generator.run_packed(made, tokens, noise, tasks.row_size(generator))
+            videos = generator.run_packed(made, tokens, noise, planning.row_size(generator))
         for live, plan, video in zip(lives, plans, videos):
             if live.cancelled:
                 continue
@@ -543,14 +499,20 @@ class Service:
                 self._fail(live, *_said(NumericsError("what was sampled holds NaN or infinity: lower the guidance")))
                 continue
             pixels = np.round((np.clip(video, -1, 1) + 1.0) * 127.5).astype(np.uint8)
-            self._backlog.acquire()
-            self._writers.submit(self._write, live, pixels, plan.fps)
+            self._publish(live, pixels, plan.fps)
 
-    def _write(self, live: Live, pixels: np.ndarray, fps: float) -> None:
-        """In the writers' thread: while it writes, the devices go on."""
+    def _publish(self, live: Live, made: np.ndarray | int, fps: float) -> None:
+        """Has a result's files written while the devices go on. made: uint8 [t h w 3], or frames of a master."""
+        self._backlog.acquire()
+        self._writers.submit(self._write, live, made, fps)
+
+    def _write(self, live: Live, made: np.ndarray | int, fps: float) -> None:
         try:
             if not self._was_cancelled(live):
-                self._finish(live, self.results.write(live.job.id, iter([pixels]), fps))
+                id = live.job.id
+                count = made if isinstance(made, int) else self.results.write_master(id, iter([made]), fps)
+                self.results.publish(id, fps)
+                self._finish(live, count)
         except Exception as error:
             self._fail(live, *_said(error))
         finally:
@@ -562,7 +524,7 @@ class Service:
         if not request.expand or self.expander is None or not request.prompt.strip():
             job.prompt_used = request.prompt
         elif job.prompt_used is None:
-            task = "video" if not tasks.files_in_order(request) else "image"
+            task = "video" if not planning.files_in_order(request) else "image"
             made = self.expander.expand([request.prompt], seed=job.seed % 2**63, task=task)[0]
             job.prompt_used = made.text
             if made.note:
@@ -613,7 +575,8 @@ class Service:
             if job.ended:
                 return
             job.status, job.completed = status, time.time()
-            job.expires = job.completed + self.limits.keep_seconds
+            kept = self.limits.keep_seconds if status == "completed" else min(3600.0, self.limits.keep_seconds)
+            job.expires = job.completed + kept
             job.progress = 100 if status == "completed" else job.progress
             self.store.save(job)
             self._live.pop(job.id, None)
@@ -621,51 +584,10 @@ class Service:
                 self.results.forget(job.id)
         live.changed()
 
-    # What is told of the model.
-
     def info(self) -> dict[str, Any]:
         """For /v1/info."""
-        experiment, limits = self.generator.experiment, self.limits
-        sample, multiple = experiment.sample, experiment.size_multiple
-        sizes = _sizes(experiment)
-        grouping = self.generator_grouping
-        return {
-            "model": self.settings.name,
-            "tasks": list(_tasks_of(experiment)),
-            "sizes": [f"{width}x{height}" for height, width in sizes],
-            "size_multiple": multiple,
-            "fps": sample.fps,
-            "window": window_of(self.generator),
-            "frames": {"first": grouping.first, "step": grouping.step},
-            "max_frames": limits.frames,
-            "max_size": limits.pixels,
-            "defaults": {
-                "steps": sample.steps, "guidance": sample.guidance, "seconds": sample.frames / sample.fps,
-                "frames": sample.frames, "size": f"{sample.size[1]}x{sample.size[0]}", "seed": None,
-                "strength": tasks.STRENGTH,
-            },
-            "keys": self.keys(),
-            "rendered_world": can_render(self.generator),
-            "expand": self.expander is not None,
-            "limits": limits.public(),
-            "examples": list(self.settings.examples or sample.prompts[:8]),
-        }  # fmt: skip
-
-    @property
-    def generator_grouping(self):
-        """Frames that are made at once (vdit.sampling.canvas.Grouping)."""
-        return tasks.grouping_of(self.generator)
-
-    def keys(self) -> dict[str, list[float]] | None:
-        """Keys of the world and what each does; None for a model that is not played."""
-        from vdit.generate.simulator import world_keys
-
-        experiment = self.generator.experiment
-        if not experiment.network.action_width:
-            return None
-        world = getattr(experiment.data.source, "world", "")
-        keys = world_keys(world, experiment.data.actions, experiment.sample.fps)
-        return {key: list(action) for key, action in keys.items()}
+        how = {"name": self.settings.name, "examples": self.settings.examples, "expander": self.expander}
+        return planning.info(self.generator, self.limits, **how)
 
 
 class _Watcher:
@@ -701,24 +623,6 @@ def _said(error: Exception) -> tuple[str, str]:
         return "the devices are out of memory for this video: ask for fewer frames or a smaller size", "out_of_memory"
     log.error("a job failed: %s", reason(error), exc_info=error)
     return "the server failed to make this video", "server_error"
-
-
-def _tasks_of(experiment) -> Mapping[str, None]:
-    """The tasks that a model can do."""
-    if experiment.network.reference_channels:  # it makes videos of images, with frames given whole
-        return dict.fromkeys(("animate", "extend", "loop", "connect"))
-    return dict.fromkeys(tasks.FILES)
-
-
-def _sizes(experiment) -> list[tuple[int, int]]:
-    """(height, width) that the model was trained on or is sampled at."""
-    from vdit.data.clips import fit_size
-
-    sizes = [tuple(experiment.sample.size)]
-    for area in experiment.data.pixel_budgets:
-        for aspect in experiment.data.aspects:
-            sizes.append(tuple(fit_size(1.0, float(aspect), area, experiment.size_multiple)))
-    return list(dict.fromkeys(sizes))
 
 
 def digest_of(request: VideoRequest) -> str:

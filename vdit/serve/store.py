@@ -27,6 +27,7 @@ create table if not exists jobs (
     number integer primary key autoincrement, id text unique not null, client text not null, status text not null,
     expires real, body text not null);
 create index if not exists jobs_status on jobs (status);
+create index if not exists jobs_client on jobs (client, number);
 create table if not exists files (
     id text primary key, client text not null, expires real not null, bytes integer not null, body text not null);
 create table if not exists keys (
@@ -195,9 +196,9 @@ class Store:
         return self._rows("select count(*) from files where ?1 is null or client = ?1", client)[0][0]
 
     def used_bytes(self) -> int:
-        """Of uploads and results."""
+        """Of uploads and results, and of what is kept of jobs."""
         total = 0
-        for folder in (self.results, self.uploads, self.partial):
+        for folder in (self.folder, self.results, self.uploads, self.partial):
             for file in folder.iterdir():
                 with contextlib.suppress(OSError):
                     total += file.stat().st_size

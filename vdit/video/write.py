@@ -134,6 +134,47 @@ def encode_bytes(
         return path.read_bytes()
 
 
+def write_growing(
+    path: str | Path, frames: Iterable[np.ndarray], fps: float | Fraction = 24
+) -> Iterator[np.ndarray]:
+    """Gives frames on, and writes them meanwhile to an .mp4 that can be played while it grows.
+
+    A fragment follows every frame. The file is there from the first frame on, and whole once all have been taken.
+
+    Args:
+        path: the file; its folder must exist.
+        frames: float32 in [-1, 1] or uint8, [t h w 3], some frames at a time; all of one size.
+        fps: frames per second.
+
+    Returns:
+        The same pieces.
+
+    Raises:
+        VideoError: the frames cannot be encoded.
+    """
+    rate, form = _checked_rate(fps, "mp4"), _FORMATS["mp4"]
+    flags = {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flush_packets": "1"}
+    count, swscale, stream = 0, VideoReformatter(), None
+    with av.open(str(path), "w", format="mp4", container_options=flags) as out:
+        for piece in frames:
+            for frame in _frames(piece):
+                if stream is None:
+                    options = {"crf": "20", "preset": "veryfast", "tune": "zerolatency"}
+                    stream = out.add_stream(form.codec, rate=rate, options=options)
+                    stream.height, stream.width = frame.shape[:2]
+                    odd = stream.height % 2 or stream.width % 2
+                    stream.pix_fmt = "yuv444p" if odd else "yuv420p"
+                    stream.codec_context.time_base = 1 / rate
+                    _tag_bt709(stream.codec_context)
+                image = _in_yuv(swscale, frame, stream.pix_fmt)
+                image.pts, image.time_base = count, 1 / rate
+                out.mux(stream.encode(image))
+                count += 1
+            yield piece
+        if stream is not None:
+            out.mux(stream.encode(None))
+
+
 def _kind(kind: str, name: str) -> str:
     if kind not in _FORMATS:
         raise VideoError(f"{name}: format {kind!r} is not written, only {', '.join(_FORMATS)}")
@@ -245,18 +286,22 @@ def _tag_bt709(context: av.VideoCodecContext) -> None:
 def _yuv(first: np.ndarray, rest: Iterator[np.ndarray], pixels: str) -> Iterator[av.VideoFrame]:
     swscale = VideoReformatter()
     for frame in _chain(first, rest):
-        image = swscale.reformat(
-            av.VideoFrame.from_ndarray(frame, format="rgb24"),
-            format=pixels,
-            src_color_range=_FULL,
-            dst_colorspace=_BT709,
-            dst_color_range=_LIMITED,
-            interpolation=_EXACT,
-            threads=1,
-        )
-        image.colorspace, image.color_range = _BT709, _LIMITED
-        image.color_primaries, image.color_trc = _BT709, _BT709
-        yield image
+        yield _in_yuv(swscale, frame, pixels)
+
+
+def _in_yuv(swscale: VideoReformatter, frame: np.ndarray, pixels: str) -> av.VideoFrame:
+    image = swscale.reformat(
+        av.VideoFrame.from_ndarray(frame, format="rgb24"),
+        format=pixels,
+        src_color_range=_FULL,
+        dst_colorspace=_BT709,
+        dst_color_range=_LIMITED,
+        interpolation=_EXACT,
+        threads=1,
+    )
+    image.colorspace, image.color_range = _BT709, _LIMITED
+    image.color_primaries, image.color_trc = _BT709, _BT709
+    return image
 
 
 def _rgb(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[av.VideoFrame]:
