@@ -8,6 +8,7 @@ from tests.data_paths import shared_data
 from vdit.errors import VideoError
 from vdit.video import read as video_read
 from vdit.video.read import Window, frame_numbers, read_tail, read_video, write_video
+from vdit.video.write import write_growing
 
 COUNT, RATE = 60, 10
 
@@ -71,3 +72,18 @@ def test_numbers_are_those_of_the_frames_read(video, asked):
     numbers, total = frame_numbers(video, Window(**asked))
     assert total == COUNT
     np.testing.assert_array_equal(whole[numbers], part)
+
+
+def test_a_file_that_grows_can_be_read_before_its_end(tmp_path):
+    """And the pieces are given on as they came."""
+    path = tmp_path / "grows.mp4"
+    pieces = [np.full((4, 16, 24, 3), 40 * k, np.uint8) for k in range(4)]
+    counts = []
+    for piece, given in zip(write_growing(path, iter(pieces), 8), pieces):
+        np.testing.assert_array_equal(piece, given)
+        if path.stat().st_size:
+            counts.append(len(read_video(path, on_error="keep").frames))
+    assert counts == sorted(counts)
+    assert 4 < counts[-1] <= 16
+    whole = read_video(path)
+    assert (len(whole.frames), whole.fps) == (16, 8)
