@@ -107,7 +107,7 @@ class Client:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def call(self, method: str, path: str, body=None, *, headers=None, timeout: float = 60) -> Answer:
+    def call(self, method: str, path: str, body=None, *, headers=None, timeout: float = 300) -> Answer:
         """body: bytes as they are, anything else as JSON."""
         headers = {"X-Client-Id": self.name} | (headers or {})
         if body is not None and not isinstance(body, bytes):
@@ -137,7 +137,7 @@ class Client:
         headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
         return self.call("POST", path, b"".join(parts) + f"--{boundary}--\r\n".encode(), headers=headers, **more)
 
-    def ended(self, id: str, timeout: float = 60) -> dict:
+    def ended(self, id: str, timeout: float = 300) -> dict:
         """A job, once it has ended."""
         until = time.monotonic() + timeout
         while time.monotonic() < until:
