@@ -22,10 +22,11 @@ from vdit.errors import ConfigError
 from vdit.generate.generator import Generator
 from vdit.language.expansion import Expander
 from vdit.serve.app import make_app
+from vdit.serve.live import Settings
+from vdit.serve.planning import largest_area
 from vdit.serve.schema import Limits
 from vdit.serve.server import make_server
-from vdit.serve.service import Service, Settings
-from vdit.serve.tasks import largest_area
+from vdit.serve.service import Service
 
 START_SECONDS = 30.0
 

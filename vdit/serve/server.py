@@ -33,7 +33,7 @@ class PatientProtocol(H11Protocol):
             self._stop_waiting()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        self._head_timer.cancel()  # a websocket's head has come, and another protocol goes on with its connection
+        self._stop_waiting()  # a websocket's head has come, and another protocol goes on with its connection
         super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
