@@ -19,6 +19,7 @@ from vdit.errors import CheckpointError, ConfigError
 from vdit.train.evaluate import (
     DenoisingEvaluator,
     EvaluationRun,
+    MetricsEvaluator,
     ReconstructionEvaluator,
     SampleEvaluator,
     evaluations,
@@ -188,6 +189,28 @@ def test_samples_are_held_against_held_out_scenes():
     assert dict(evaluation.measure(generator.params)) == figures
     other = jax.tree.map(lambda x: 1.5 * x, generator.params)
     assert dict(evaluation.measure(other)) != figures
+
+
+def test_metrics_of_videos_are_measured_while_training():
+    """Those without weights relative to held-out scenes, exact ones of worlds, and distances by the shipped net."""
+    generator = tiny.generator()
+    names = ("sharpness", "attributes", "frechet")
+    evaluator = MetricsEvaluator(every=1, videos=3, metrics=names)
+    data = dataclasses.replace(generator.experiment.data, source=WorldsSource(world="moving", count=8))
+    experiment = dataclasses.replace(generator.experiment, data=data, evaluators=(evaluator,))
+    stats = {name: np.asarray(value) for name, value in generator.vae.statistics.items()}
+    space = types.SimpleNamespace(open_tokenizer=lambda experiment: tiny.Letters(), statistics=lambda: stats)
+    run = EvaluationRun(experiment, space, make_mesh())
+    run.vae = generator.vae
+    (evaluation,) = evaluations(run, "dit")
+    figures = dict(evaluation.measure(generator.params))
+    assert set(figures) == {"sharpness", "colour", "shape", "direction", "attributes", "frechet"}
+    assert figures["attributes"] == 0  # the network is random
+    assert figures["frechet"] > 0
+    assert figures["sharpness"] > 0
+    assert dict(evaluation.measure(generator.params)) == figures
+    with pytest.raises(ConfigError, match=r"'psnr'.*true video"):
+        dataclasses.replace(evaluator, metrics=("psnr",)).prepare(run)
 
 
 @pytest.mark.parametrize("metric", ["eval/tay/score", "loss", "eval/toy"])
