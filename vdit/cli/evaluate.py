@@ -236,9 +236,9 @@ class _Shown:
 
     def see(self, name: str, case: Case) -> None:
         """Keeps a video, if it is one of the first, or belongs to one that is kept."""
-        wanted = case.name in self.cases or len([1 for kept in self.cases.values() if name in kept]) < self.most
-        if wanted:
-            self.cases.setdefault(case.name, {})[name] = case
+        task = case.group or case.name  # of several videos of one prompt the first
+        if task in self.cases or sum(name in kept for kept in self.cases.values()) < self.most:
+            self.cases.setdefault(task, {}).setdefault(name, case)
 
 
 def _write(
