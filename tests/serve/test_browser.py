@@ -31,7 +31,7 @@ if CHROMIUM is None:
 
 from vdit.language.expansion import Expansion  # noqa: E402
 from vdit.sampling.stepwise import SampledStep  # noqa: E402
-from vdit.serve import tasks, world  # noqa: E402
+from vdit.serve import planning, tasks, world  # noqa: E402
 from vdit.serve.notebook import playground  # noqa: E402
 
 DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
@@ -95,7 +95,7 @@ def quick():
     """A page whose model takes no time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tasks, "pieces", moving)
-        patch.setattr(tasks, "batch_key", lambda *_: None)
+        patch.setattr(planning, "batch_key", lambda *_: None)
         patch.setattr(world, "Simulator", Toy)
         with playground(steered(), run="runs/steer", expander=Parrot(), show=False) as page:
             yield page
