@@ -14,14 +14,14 @@ import numpy as np
 from scipy import ndimage
 
 import vdit
-import vdit.worlds
 from vdit.eval.detectors import Detection, count_objects, detect, is_permanent, position_error, track
 from vdit.eval.metrics import psnr, seam
+from vdit.generate.evaluation import held_out_scenes
 from vdit.generate.generator import Generator
 from vdit.sampling.config import replaces_known
 from vdit.worlds import COLOURS, WorldSample
 
-SEED = 7  # of the scenes: training draws its own from the experiment's seed
+SEED = 7  # of the masks
 FRAMES = 33  # of a scene; what is given of it and what is made add up to this
 SHARE = ", share"
 COLOUR = "model, joins=colour"
@@ -49,13 +49,7 @@ class Measure:
 
 def scenes(generator: Generator, world: str, count: int, frames: int = FRAMES) -> list[WorldSample]:
     """Scenes of one of the worlds that the model was trained on, under its options, from a seed of its own."""
-    data, sample = generator.experiment.data, generator.experiment.sample
-    prefix = "" if data.source.world == world else world + "."
-    options = {k.removeprefix(prefix): v for k, v in data.source.arguments().items() if k.startswith(prefix)}
-    if options.get("subset") == "train":
-        options["subset"] = "held_out"
-    source = vdit.worlds.make(world, seed=SEED, count=count, size=sample.size, frames=frames, fps=sample.fps, **options)
-    return [source[i] for i in range(count)]
+    return held_out_scenes(generator, world, count, frames=frames)
 
 
 def animate(generator: Generator, count: int) -> Measure:

@@ -27,7 +27,6 @@ from vdit.generate import verbs
 from vdit.generate.generator import Generator, Sampling, noise_of
 from vdit.paths import MIB, read_bytes
 from vdit.reprs import short_repr
-from vdit.seeds import child_seed
 from vdit.types import Clip
 from vdit.video.read import probe, read_video
 from vdit.worlds import World, WorldSample, make
@@ -247,7 +246,7 @@ def held_out_scenes(
     if options.get("subset") == "train":
         options["subset"] = "held_out"
     made: World = make(
-        world, seed=child_seed(SUITE_SEED, 0), count=max(count, 1), size=size or sample.size, frames=frames,
+        world, seed=SUITE_SEED, count=max(count, 1), size=size or sample.size, frames=frames,
         fps=sample.fps, **options,
     )  # fmt: skip
     return [made[i] for i in range(count)]
