@@ -444,8 +444,10 @@ def test_by_keyboard_alone(quick, browse):
     assert made.value.json()["prompt"] == "typed"
 
 
-@pytest.mark.parametrize("scheme", ["dark", "light"])
-@pytest.mark.parametrize(("name", "size"), [("desk", DESK), ("phone", PHONE)])
+@pytest.mark.parametrize(("name", "size", "scheme"), [
+    ("desk", DESK, "dark"), ("phone", PHONE, "light"), pytest.param("desk", DESK, "light", marks=pytest.mark.slow),
+    pytest.param("phone", PHONE, "dark", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_every_view_is_accessible_and_fits(quick, browse, media, name, size, scheme):
     """axe-core finds nothing serious; nothing is wider than the screen."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=NEEDS)
