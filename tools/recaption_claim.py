@@ -314,8 +314,9 @@ def plot(path: Path, rows: Sequence[tuple]) -> None:
         panel.set_title(titles[kind], fontsize=10)
         panel.set_ylim(0, 1)
     panels[0][0].set_ylabel("share of videos that are right")
-    panels[0][0].legend(fontsize=8)
-    figure.tight_layout()
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=9, frameon=False)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(path, dpi=120)
 
 

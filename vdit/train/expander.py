@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from vdit.errors import DataError
-from vdit.experiment.optimizer import OptimizerConfig
+from vdit.experiment.optimizer import Muon
 from vdit.experiment.training import TrainConfig
 from vdit.language.words import important_words
 from vdit.models.lm.config import LMConfig
@@ -121,7 +121,7 @@ def train_expander(
     model = LanguageModel(config.model(tokenizer.vocab_size))
     one = np.ones((1, 1), np.int32)
     warmup = min(20, config.steps // 2)
-    optimizer = OptimizerConfig(
+    optimizer = Muon(
         learning_rate=config.learning_rate, warmup_steps=warmup, schedule="cosine", final_scale=0.05, b2=0.98
     )
     settings = TrainConfig(steps=config.steps, batch_size=_ROWS, ema_decay=None, optimizer=optimizer)
