@@ -139,7 +139,7 @@ def uploads() -> dict[str, bytes]:
     return {
         "empty.mp4": b"", "text.mp4": b"not a video", "cut.mp4": film[: len(film) // 2], "head.mp4": film[:64],
         "flipped.mp4": bytes(255 - b if 40 < i < 400 else b for i, b in enumerate(film)),
-        "wide.png": bomb(100_000, 10), "bomb.png": bomb(20_000, 3), "cut.png": bomb(100, 100)[:200],
+        "wide.png": bomb(100_000, 10), "bomb.png": bomb(20_000, 3), "cut.png": bomb(100, 100)[:-40],
         "many.gif": many.getvalue(), "zip.mp4": b"PK\x03\x04" + bytes(5000), "page.html": b"<script>alert(1)</script>",
         "list.m3u8": b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n",
         "concat.txt": b"ffconcat version 1.0\nfile /etc/passwd\n",
@@ -251,10 +251,10 @@ def test_a_token_is_asked_for_everywhere(tmp_path):
 
 
 def test_a_client_cannot_fill_the_disk(tmp_path):
-    with serving(make_service(tmp_path, stored_files=2, stored_bytes=50_000)) as client:
+    with serving(make_service(tmp_path, stored_files=2, stored_bytes=2_000_000)) as client:
         sent = [client.form("/v1/files", {"file": ("a.png", _png())}) for _ in range(3)]
         assert [one.status for one in sent] == [200, 200, 429]
-        (tmp_path / "results" / "filler.mkv").write_bytes(bytes(60_000))
+        (tmp_path / "results" / "filler.mkv").write_bytes(bytes(2_100_000))
         time.sleep(2.1)  # how long the count of bytes is kept
         refused = client.post("/v1/videos", {"prompt": "a"})
         assert (refused.status, refused.error["code"]) == (429, "storage_full")
