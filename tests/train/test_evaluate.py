@@ -174,15 +174,21 @@ def test_what_cannot_be_evaluated_is_named_before_the_first_step(space):
         apply_overrides(nothing, ["evaluators=denoisin"])
 
 
-def test_samples_are_held_against_held_out_scenes():
-    """The figures of the same weights are the same every time, and finite; of other weights they differ."""
-    generator = tiny.generator()
-    experiment = dataclasses.replace(generator.experiment, evaluators=(SampleEvaluator(every=1, videos=2),))
+def evaluation_of(generator, experiment):
+    """(run, the one evaluation) of a DiT's experiment, with a generator's VAE."""
     stats = {name: np.asarray(value) for name, value in generator.vae.statistics.items()}
     space = types.SimpleNamespace(open_tokenizer=lambda experiment: tiny.Letters(), statistics=lambda: stats)
     run = EvaluationRun(experiment, space, make_mesh())
     run.vae = generator.vae
     (evaluation,) = evaluations(run, "dit")
+    return run, evaluation
+
+
+def test_samples_are_held_against_held_out_scenes():
+    """The figures of the same weights are the same every time, and finite; of other weights they differ."""
+    generator = tiny.generator()
+    experiment = dataclasses.replace(generator.experiment, evaluators=(SampleEvaluator(every=1, videos=2),))
+    _, evaluation = evaluation_of(generator, experiment)
     figures = dict(evaluation.measure(generator.params))
     assert set(figures) == {"frechet", "motion", "contrast"}
     assert all(np.isfinite(value) and value >= 0 for value in figures.values())
@@ -198,11 +204,7 @@ def test_metrics_of_videos_are_measured_while_training():
     evaluator = MetricsEvaluator(every=1, videos=3, metrics=names)
     data = dataclasses.replace(generator.experiment.data, source=WorldsSource(world="moving", count=8))
     experiment = dataclasses.replace(generator.experiment, data=data, evaluators=(evaluator,))
-    stats = {name: np.asarray(value) for name, value in generator.vae.statistics.items()}
-    space = types.SimpleNamespace(open_tokenizer=lambda experiment: tiny.Letters(), statistics=lambda: stats)
-    run = EvaluationRun(experiment, space, make_mesh())
-    run.vae = generator.vae
-    (evaluation,) = evaluations(run, "dit")
+    run, evaluation = evaluation_of(generator, experiment)
     figures = dict(evaluation.measure(generator.params))
     assert set(figures) == {"sharpness", "colour", "shape", "direction", "attributes", "frechet"}
     assert figures["attributes"] == 0  # the network is random

@@ -7,11 +7,11 @@ words in front, and takes one vector of what comes out.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.resources
 from pathlib import Path
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
@@ -19,13 +19,13 @@ from flax import linen as nn
 from PIL import Image
 
 from vdit.errors import ConfigError, ShapeError, TextError, reason
+from vdit.models.vision import ATTENTION, Block, attend, feed_forward, middle, patches
 from vdit.nn.attention import attention
 from vdit.nn.layers import LayerNorm, Linear
 from vdit.paths import MIB, read_bytes
 from vdit.reprs import short_repr
 from vdit.types import Array, PyTree
 
-_AXES = ("text_tokens", "text_tokens")  # whole on each device
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -55,6 +55,11 @@ class LayersConfig:
                 raise ConfigError(f"encoder.{name}={getattr(self, name)} must be at least 1")
         if self.width % self.heads:
             raise ConfigError(f"encoder.width={self.width} must be a multiple of encoder.heads={self.heads}")
+
+    @property
+    def dtype(self) -> str:
+        """Of the matrix products: figures are those of the public implementations."""
+        return "float32"
 
 
 @short_repr
@@ -180,12 +185,10 @@ class ImageTower(nn.Module):
     def __call__(self, image: Array) -> Array:
         cfg, width = self.config, self.config.image.width
         by_class, eps = cfg.pool == "class", cfg.image.eps
-        b, h, w, _ = image.shape
-        if (h, w) != (cfg.size, cfg.size):
+        if image.shape[1:] != (cfg.size, cfg.size, 3):
             raise ShapeError(f"images of shape {image.shape} must be [b {cfg.size} {cfg.size} 3]")
-        n, p = cfg.size // cfg.patch, cfg.patch
-        x = image[:, : n * p, : n * p].reshape(b, n, p, n, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(b, n * n, -1)
-        x = Linear(width, ("patch", "embed"), use_bias=not by_class, name="patch_embed")(x)
+        b = len(image)
+        x = Linear(width, ("patch", "embed"), use_bias=not by_class, name="patch_embed")(patches(image, cfg.patch))
         if by_class:
             whole = self.param("class_token", _normal(("embed",)), (width,))
             x = jnp.concatenate([jnp.broadcast_to(whole, (b, 1, width)), x], axis=1)
@@ -198,9 +201,10 @@ class ImageTower(nn.Module):
             return Linear(cfg.features, ("embed", None), use_bias=False, name="projection")(pooled)
         x = LayerNorm(eps=eps, name="last_norm")(x)
         probe = jnp.broadcast_to(self.param("probe", _normal((None, "embed")), (1, width)), (b, 1, width))
-        parts = [Linear(width, ("embed", "heads"), name=name)(y) for name, y in (("q", probe), ("k", x), ("v", x))]
-        pooled = Linear(width, ("heads", "embed"), name="out")(_attend(*parts, cfg.image.heads))
-        more = _mlp(cfg.image, LayerNorm(eps=eps, name="pool_norm")(pooled))
+        q, k, v = (Linear(width, ("embed", "heads"), name=name)(y).reshape(*y.shape[:2], cfg.image.heads, -1)
+                   for name, y in (("q", probe), ("k", x), ("v", x)))  # fmt: skip
+        pooled = Linear(width, ("heads", "embed"), name="out")(attend(q, k, v).reshape(b, 1, width))
+        more = feed_forward(cfg.image, LayerNorm(eps=eps, name="pool_norm")(pooled))
         return (pooled + more)[:, 0]
 
 
@@ -230,56 +234,31 @@ class Layers(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        for i in range(self.config.layers):
-            x = _Layer(self.config, name=f"layer_{i}")(x)
+        cfg = self.config
+        for i in range(cfg.layers):
+            x, _ = Block(cfg, cfg.key_bias, functools.partial(_attend, cfg), name=f"layer_{i}")(x)
         return x
 
 
-class _Layer(nn.Module):
-    config: LayersConfig
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        cfg = self.config
-        y = LayerNorm(eps=cfg.eps, name="attention_norm")(x)
-        bias = {"q": True, "k": cfg.key_bias, "v": True}
-        q, k, v = (Linear(cfg.width, ("embed", "heads"), use_bias=bias[name], name=name)(y) for name in "qkv")
-        if cfg.grid is not None:
-            q, k = (_turned(part, cfg) for part in (q, k))
-        y = _attend(q, k, v, cfg.heads, causal=cfg.causal)
-        x = x + Linear(cfg.width, ("heads", "embed"), name="out")(y)
-        return x + _mlp(cfg, LayerNorm(eps=cfg.eps, name="mlp_norm")(x))
+def _attend(cfg: LayersConfig, q: Array, k: Array, v: Array) -> Array:
+    """Attention within an encoder: q, k, v [b n h d] -> [b n h d]."""
+    if cfg.grid is not None:
+        q, k = (_turned(part, cfg.grid) for part in (q, k))
+    if not cfg.causal:
+        return attend(q, k, v)
+    ids = jnp.ones(q.shape[:2], jnp.int32)
+    time = jnp.broadcast_to(jnp.arange(q.shape[1], dtype=jnp.int32), q.shape[:2])
+    return attention(q, k, v, ids, ids, axes=ATTENTION, q_time=time, k_time=time)
 
 
-def _mlp(cfg: LayersConfig, y: Array) -> Array:
-    """The MLP of a layer, within its compact call."""
-    y = Linear(cfg.mlp, ("embed", "mlp"), name="up")(y)
-    quick = cfg.activation == "quick_gelu"
-    y = y * jax.nn.sigmoid(1.702 * y) if quick else nn.gelu(y, approximate=cfg.activation == "gelu_tanh")
-    return Linear(cfg.width, ("mlp", "embed"), name="down")(y)
-
-
-def _attend(q: Array, k: Array, v: Array, heads: int, *, causal: bool = False) -> Array:
-    """Attention of q [b n d] to k and v [b m d] in heads: [b n d]."""
-    split = lambda x: x.reshape(*x.shape[:2], heads, -1)  # noqa: E731
-    ids = [jnp.ones(x.shape[:2], jnp.int32) for x in (q, k)]
-    times = {}
-    if causal:
-        times = {name: jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
-                 for name, x in (("q_time", q), ("k_time", k))}  # fmt: skip
-    return attention(split(q), split(k), split(v), *ids, axes=_AXES, **times).reshape(q.shape)
-
-
-def _turned(x: Array, cfg: LayersConfig) -> Array:
-    """Queries or keys [b n d], turned by their places: a third of each head by the frame, row and column.
+def _turned(x: Array, grid: tuple[int, int, int]) -> Array:
+    """Queries or keys [b n h d], turned by their places: a third of each head by the frame, row and column.
 
     As V-JEPA 2's own code does it: neighbouring channels are pairs, and the angles are laid out twice in a row.
     """
-    heads, size = cfg.heads, cfg.width // cfg.heads
-    part = 2 * (size // 3 // 2)
-    places = np.stack(np.meshgrid(*map(np.arange, cfg.grid), indexing="ij"), -1).reshape(-1, 3)
+    part = 2 * (x.shape[-1] // 3 // 2)
+    places = np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), -1).reshape(-1, 3)
     omega = 1.0 / 10000 ** (np.arange(part // 2, dtype=np.float32) / np.float32(part / 2.0))
-    x = x.reshape(*x.shape[:2], heads, size)
     pieces = []
     for axis in range(3):
         y = x[..., axis * part : (axis + 1) * part]
@@ -288,7 +267,7 @@ def _turned(x: Array, cfg: LayersConfig) -> Array:
         pairs = y.reshape(*y.shape[:-1], part // 2, 2)
         swapped = jnp.stack([-pairs[..., 1], pairs[..., 0]], -1).reshape(y.shape)
         pieces.append(y * cos + swapped * sin)
-    return jnp.concatenate([*pieces, x[..., 3 * part :]], -1).reshape(*x.shape[:2], heads * size)
+    return jnp.concatenate([*pieces, x[..., 3 * part :]], -1)
 
 
 def _tubelets(video: Array, cfg: VideoTowerConfig) -> Array:
@@ -321,14 +300,8 @@ def square_frames(
     video = np.asarray(video)
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not video.size:
         raise ShapeError(f"frames of {video.dtype} {list(video.shape)} must be uint8 [t h w 3]")
-    h, w = video.shape[1:3]
-    height, width = (size, size) if not crop else (size, size * w // h) if h < w else (size * h // w, size)
-    top, left = (height - size) // 2, (width - size) // 2
-    small = [
-        np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
-        [top : top + size, left : left + size]
-        for frame in video
-    ]  # fmt: skip
+    whole = lambda frame: np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC))  # noqa: E731
+    small = [middle(frame, size) if crop else whole(frame) for frame in video]
     return (np.stack(small) * np.float32(1 / 255) - np.float32(mean)) / np.float32(std)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import jax
@@ -19,6 +20,7 @@ from vdit.reprs import short_repr
 from vdit.types import Array
 
 ACTIVATION = ("batch", "text_tokens", "embed")  # whole on each device, as attention takes them
+ATTENTION = ("text_tokens", "text_tokens")
 
 
 @short_repr
@@ -64,20 +66,29 @@ class CLIPVisionConfig:
         return 1 + (self.image_size // self.patch) ** 2
 
 
-class VisionConfig(Protocol):
-    """What a layer reads of an image encoder's config."""
+class LayerConfig(Protocol):
+    """What a layer reads of an encoder's config."""
 
     width: int
     heads: int
     mlp: int
     eps: float
-    dtype: str
-    scan: bool
+
+    @property
+    def dtype(self) -> str:
+        """Of the matrix products."""
+        ...
 
     @property
     def activation(self) -> str:
         """Of the MLP: "gelu", "gelu_tanh" or "quick_gelu"."""
         ...
+
+
+class VisionConfig(LayerConfig, Protocol):
+    """What `run_blocks` reads of an image encoder's config."""
+
+    scan: bool
 
 
 class CLIPVision(nn.Module):
@@ -128,28 +139,45 @@ def run_blocks(config: VisionConfig, layers: int, x: Array) -> Array:
     return x
 
 
-class Block(nn.Module):
-    """Self-attention, then an MLP: `[b n d] -> ([b n d], None)`, as lax.scan wants it."""
+def attend(q: Array, k: Array, v: Array) -> Array:
+    """Attention to all tokens: q [b n h d], k and v [b m h d] -> [b n h d]."""
+    ids = [jnp.ones(x.shape[:2], jnp.int32) for x in (q, k)]
+    return attention(q, k, v, *ids, axes=ATTENTION)
 
-    config: VisionConfig
+
+class Block(nn.Module):
+    """Self-attention, then an MLP, each after a norm: `[b n d] -> ([b n d], None)`, as lax.scan wants it.
+
+    key_bias: whether keys have a bias. attention: what queries, keys and values [b n h d] become.
+    """
+
+    config: LayerConfig
+    key_bias: bool = True
+    attention: Callable[[Array, Array, Array], Array] = attend
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, None]:
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         y = LayerNorm(eps=cfg.eps, name="attention_norm")(x)
         heads = (*y.shape[:2], cfg.heads, cfg.width // cfg.heads)
-        q, k, v = (Linear(cfg.width, ("embed", "heads"), dtype=dtype, name=name)(y).reshape(heads) for name in "qkv")
-        clip = jnp.ones(y.shape[:2], jnp.int32)
-        y = attention(q, k, v, clip, clip, axes=("text_tokens", "text_tokens")).reshape(x.shape)
+        q, k, v = (
+            Linear(cfg.width, ("embed", "heads"), use_bias=name != "k" or self.key_bias, dtype=dtype, name=name)(y)
+            for name in "qkv"
+        )
+        y = self.attention(*(part.reshape(heads) for part in (q, k, v))).reshape(x.shape)
         x = x + Linear(cfg.width, ("heads", "embed"), dtype=dtype, name="out")(y)
-
-        y = LayerNorm(eps=cfg.eps, name="mlp_norm")(x)
-        y = Linear(cfg.mlp, ("embed", "mlp"), dtype=dtype, name="up")(y)
-        # "quick" is Radford et al.'s x * sigmoid(1.702 x); "gelu" is exact, with erf; "gelu_tanh" approximates it.
-        quick = cfg.activation == "quick_gelu"
-        y = y * jax.nn.sigmoid(1.702 * y) if quick else nn.gelu(y, approximate=cfg.activation == "gelu_tanh")
-        x = x + Linear(cfg.width, ("mlp", "embed"), dtype=dtype, name="down")(y)
+        x = x + feed_forward(cfg, LayerNorm(eps=cfg.eps, name="mlp_norm")(x))
         return constrain(x, ACTIVATION), None
+
+
+def feed_forward(config: LayerConfig, x: Array) -> Array:
+    """The MLP of a layer, within its compact call: [b n d] -> [b n d]."""
+    dtype = jnp.dtype(config.dtype)
+    x = Linear(config.mlp, ("embed", "mlp"), dtype=dtype, name="up")(x)
+    # "quick" is Radford et al.'s x * sigmoid(1.702 x); "gelu" is exact, with erf; "gelu_tanh" approximates it.
+    quick = config.activation == "quick_gelu"
+    x = x * jax.nn.sigmoid(1.702 * x) if quick else nn.gelu(x, approximate=config.activation == "gelu_tanh")
+    return Linear(config.width, ("mlp", "embed"), dtype=dtype, name="down")(x)
 
 
 def clip_pixels(image: np.ndarray, config: CLIPVisionConfig) -> np.ndarray:
@@ -171,13 +199,20 @@ def clip_pixels(image: np.ndarray, config: CLIPVisionConfig) -> np.ndarray:
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ShapeError(f"an image of {image.dtype} {list(image.shape)} must be uint8 [h w 3]")
-    (h, w), size = image.shape[:2], config.image_size
-    # Of the long side the fraction of a pixel is dropped, as CLIP's own code does.
+    pixels = (middle(image, config.image_size) * (1 / 255)).astype(np.float32)
+    return (pixels - np.float32(config.mean)) / np.float32(config.std)
+
+
+def middle(image: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [h w 3] -> uint8 [size size 3]: the short side becomes `size`, and the middle is cut out.
+
+    Of the long side the fraction of a pixel is dropped, as CLIP's own code does.
+    """
+    h, w = image.shape[:2]
     height, width = (size, size * w // h) if h < w else (size * h // w, size)
     resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
     top, left = (height - size) // 2, (width - size) // 2
-    pixels = (resized[top : top + size, left : left + size] * (1 / 255)).astype(np.float32)
-    return (pixels - np.float32(config.mean)) / np.float32(config.std)
+    return resized[top : top + size, left : left + size]
 
 
 def patches(image: Array, patch: int) -> Array:

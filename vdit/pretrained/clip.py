@@ -20,7 +20,7 @@ from vdit.pretrained.options import (
     whole,
     words,
 )
-from vdit.pretrained.weights import LINEAR, SAME, Layout, Part, Rule, linear, reshaped, rule
+from vdit.pretrained.weights import LINEAR, SAME, Layout, Part, Rule, linear, norm, reshaped, rule
 
 # What the encoder has, by the names of CLIPVisionConfig and of the public config.json.
 _NAMES = {
@@ -138,8 +138,8 @@ def diffusers_rules(config: CLIPVisionConfig, names: Collection[str] | None = No
         rule(f"{prefix}embeddings.class_embedding", "class_token"),
         rule(f"{prefix}embeddings.patch_embedding.weight", "patch_embed/kernel", patch_layout(config.patch)),
         rule(f"{prefix}embeddings.position_embedding.weight", "position"),
-        *_norm(f"{prefix}pre_layrnorm", "norm"),
-        *_norm(f"{prefix}post_layernorm", "last_norm"),
+        *norm(f"{prefix}pre_layrnorm", "norm"),
+        *norm(f"{prefix}post_layernorm", "last_norm"),
     ]
     linears = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "out": "self_attn.out_proj"}
     linears |= {"up": "mlp.fc1", "down": "mlp.fc2"}
@@ -148,8 +148,8 @@ def diffusers_rules(config: CLIPVisionConfig, names: Collection[str] | None = No
         theirs = f"{prefix}encoder.layers.{i}"
         for ours, name in linears.items():
             rules += linear(f"{theirs}.{name}", f"{block}/{ours}", layer=layer)
-        rules += _norm(f"{theirs}.layer_norm1", f"{block}/attention_norm", layer)
-        rules += _norm(f"{theirs}.layer_norm2", f"{block}/mlp_norm", layer)
+        rules += norm(f"{theirs}.layer_norm1", f"{block}/attention_norm", layer=layer)
+        rules += norm(f"{theirs}.layer_norm2", f"{block}/mlp_norm", layer=layer)
     return rules
 
 
@@ -169,8 +169,8 @@ def original_rules(config: CLIPVisionConfig) -> list[Rule]:
         rule("visual.cls_embedding", "class_token", reshaped((1, 1, d), (d,))),
         rule("visual.patch_embedding.weight", "patch_embed/kernel", patch_layout(config.patch)),
         rule("visual.pos_embedding", "position", reshaped((1, n, d), (n, d))),
-        *_norm("visual.pre_norm", "norm"),
-        *_norm("visual.post_norm", "last_norm"),
+        *norm("visual.pre_norm", "norm"),
+        *norm("visual.post_norm", "last_norm"),
     ]
     for i in range(config.layers):
         block, layer = _place(config, i)
@@ -180,8 +180,8 @@ def original_rules(config: CLIPVisionConfig) -> list[Rule]:
             rules.append(Rule(name=f"{theirs}.attn.to_qkv.{kind}", parts=parts, layout=layout))
         for ours, name in (("out", "attn.proj"), ("up", "mlp.0"), ("down", "mlp.2")):
             rules += linear(f"{theirs}.{name}", f"{block}/{ours}", layer=layer)
-        rules += _norm(f"{theirs}.norm1", f"{block}/attention_norm", layer)
-        rules += _norm(f"{theirs}.norm2", f"{block}/mlp_norm", layer)
+        rules += norm(f"{theirs}.norm1", f"{block}/attention_norm", layer=layer)
+        rules += norm(f"{theirs}.norm2", f"{block}/mlp_norm", layer=layer)
     return rules
 
 
@@ -190,13 +190,6 @@ def _place(config: CLIPVisionConfig, i: int) -> tuple[str, int | None]:
     if i == config.layers - 1:
         return "last_block", None
     return ("blocks", i) if config.scan else (f"block_{i}", None)
-
-
-def _norm(name: str, path: str, layer: int | None = None) -> list[Rule]:
-    return [
-        rule(f"{name}.weight", f"{path}/scale", layer=layer),
-        rule(f"{name}.bias", f"{path}/bias", layer=layer),
-    ]
 
 
 def patch_layout(p: int) -> Layout:

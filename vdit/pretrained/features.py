@@ -33,7 +33,7 @@ from vdit.models.encoders import (
 from vdit.pretrained.model import one_device
 from vdit.pretrained.open import open_tensors
 from vdit.pretrained.tensors import TensorFiles, read_json
-from vdit.pretrained.weights import LINEAR, Layout, Part, Rule, linear, load, rule
+from vdit.pretrained.weights import LINEAR, Layout, Part, Rule, linear, load, norm, rule
 from vdit.registry import register
 from vdit.reprs import short_repr
 from vdit.train.state import abstract_params
@@ -253,8 +253,8 @@ def _video(json: Mapping[str, Any], folder: Path, tensors: TensorFiles) -> tuple
         return config, jepa_rules(config), ("predictor.", "pooler.", "classifier.")
     layers = _layers(json, {"width": 768, "layers": 12, "heads": 12, "mlp": 3072, "act": "gelu", "eps": 1e-12},
                      key_bias=False)  # fmt: skip
-    norm = f"{prefix}layernorm.weight" in tensors.info
-    config = VideoTowerConfig(layers=layers, final_norm=norm, **place, **_pixels(folder, usual))
+    final = f"{prefix}layernorm.weight" in tensors.info
+    config = VideoTowerConfig(layers=layers, final_norm=final, **place, **_pixels(folder, usual))
     rest = ("decoder.", "encoder_to_decoder.", "mask_token", "classifier.", "fc_norm.")
     return config, mae_rules(config, prefix, set(tensors.info)), rest
 
@@ -268,15 +268,11 @@ def _conv3d(config: VideoTowerConfig) -> Layout:
     )
 
 
-def _norm(name: str, path: str) -> list[Rule]:
-    return [rule(f"{name}.weight", f"{path}/scale"), rule(f"{name}.bias", f"{path}/bias")]
-
-
 def _layer_rules(theirs: str, names: Mapping[str, str], i: int) -> list[Rule]:
     """Rules of one layer. names: ours -> theirs, behind the layer's own name."""
     ours, rules = f"layers/layer_{i}", []
     for part, name in names.items():
-        rules += (_norm if part.endswith("norm") else linear)(f"{theirs}.{name}", f"{ours}/{part}")
+        rules += (norm if part.endswith("norm") else linear)(f"{theirs}.{name}", f"{ours}/{part}")
     return rules
 
 
@@ -288,7 +284,7 @@ def jepa_rules(config: VideoTowerConfig) -> list[Rule]:
     rules = [rule(f"{stem}.weight", "patch_embed/kernel", _conv3d(config)), rule(f"{stem}.bias", "patch_embed/bias")]
     for i in range(config.layers.layers):
         rules += _layer_rules(f"encoder.layer.{i}", names, i)
-    return rules + _norm("encoder.layernorm", "norm")
+    return rules + norm("encoder.layernorm", "norm")
 
 
 def mae_rules(config: VideoTowerConfig, prefix: str = "", found: set[str] = frozenset()) -> list[Rule]:
@@ -312,7 +308,7 @@ def mae_rules(config: VideoTowerConfig, prefix: str = "", found: set[str] = froz
             if part != "k":
                 old = f"{attention}.{part}_bias"
                 rules.append(rule(old if old in found else f"{attention}.{name}.bias", f"{path}/bias"))
-    return rules + (_norm(f"{prefix}layernorm", "norm") if config.final_norm else [])
+    return rules + (norm(f"{prefix}layernorm", "norm") if config.final_norm else [])
 
 
 def _pair(json: Mapping[str, Any], folder: Path) -> PairConfig:
@@ -358,13 +354,13 @@ def image_rules(config: PairConfig) -> list[Rule]:
     rules = [
         rule(f"{theirs}embeddings.patch_embedding.weight", "patch_embed/kernel", conv),
         rule(f"{theirs}embeddings.position_embedding.weight", "position"),
-        *_norm(f"{theirs}post_layernorm", "last_norm"),
+        *norm(f"{theirs}post_layernorm", "last_norm"),
     ]
     for i in range(config.image.layers):
         rules += _layer_rules(f"{theirs}encoder.layers.{i}", _PAIR_NAMES, i)
     if config.pool == "class":
         rules.append(rule(f"{theirs}embeddings.class_embedding", "class_token"))
-        rules += _norm(f"{theirs}pre_layrnorm", "norm")
+        rules += norm(f"{theirs}pre_layrnorm", "norm")
         return [*rules, rule("visual_projection.weight", "projection/kernel", LINEAR)]
     head, parts = f"{theirs}head", lambda kind: tuple(Part(path=f"{name}/{kind}") for name in "qkv")
     width = config.image.width
@@ -376,7 +372,7 @@ def image_rules(config: PairConfig) -> list[Rule]:
         Rule(name=f"{head}.attention.in_proj_weight", parts=parts("kernel"), layout=LINEAR),
         Rule(name=f"{head}.attention.in_proj_bias", parts=parts("bias")),
         *linear(f"{head}.attention.out_proj", "out"),
-        *_norm(f"{head}.layernorm", "pool_norm"),
+        *norm(f"{head}.layernorm", "pool_norm"),
         *linear(f"{head}.mlp.fc1", "up"),
         *linear(f"{head}.mlp.fc2", "down"),
     ]
@@ -388,7 +384,7 @@ def text_rules(config: PairConfig) -> list[Rule]:
     rules = [
         rule(f"{theirs}embeddings.token_embedding.weight", "tokens"),
         rule(f"{theirs}embeddings.position_embedding.weight", "position"),
-        *_norm(f"{theirs}final_layer_norm", "last_norm"),
+        *norm(f"{theirs}final_layer_norm", "last_norm"),
     ]
     for i in range(config.text.layers):
         rules += _layer_rules(f"{theirs}encoder.layers.{i}", _PAIR_NAMES, i)

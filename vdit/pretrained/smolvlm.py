@@ -44,7 +44,7 @@ from vdit.pretrained.options import (
     words,
 )
 from vdit.pretrained.tensors import read_json
-from vdit.pretrained.weights import LINEAR, Rule, linear, load, rule
+from vdit.pretrained.weights import LINEAR, Rule, linear, load, norm, rule
 from vdit.train.state import abstract_params
 from vdit.types import Array, PyTree
 
@@ -144,7 +144,7 @@ def vision_rules(config: SiglipConfig) -> list[Rule]:
         rule(f"{theirs}embeddings.patch_embedding.weight", "tower/patch_embed/kernel", patch_layout(config.patch)),
         rule(f"{theirs}embeddings.patch_embedding.bias", "tower/patch_embed/bias"),
         rule(f"{theirs}embeddings.position_embedding.weight", "tower/position"),
-        *_norm(f"{theirs}post_layernorm", "tower/norm"),
+        *norm(f"{theirs}post_layernorm", "tower/norm"),
         rule(f"{VISION[1]}modality_projection.proj.weight", "projection/kernel", LINEAR),
     ]
     linears = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "out": "self_attn.out_proj"}
@@ -153,14 +153,9 @@ def vision_rules(config: SiglipConfig) -> list[Rule]:
         block, layer = ("tower/blocks", i) if config.scan else (f"tower/block_{i}", None)
         for ours, name in linears.items():
             rules += linear(f"{theirs}encoder.layers.{i}.{name}", f"{block}/{ours}", layer=layer)
-        rules += _norm(f"{theirs}encoder.layers.{i}.layer_norm1", f"{block}/attention_norm", layer)
-        rules += _norm(f"{theirs}encoder.layers.{i}.layer_norm2", f"{block}/mlp_norm", layer)
+        rules += norm(f"{theirs}encoder.layers.{i}.layer_norm1", f"{block}/attention_norm", layer=layer)
+        rules += norm(f"{theirs}encoder.layers.{i}.layer_norm2", f"{block}/mlp_norm", layer=layer)
     return rules
-
-
-def _norm(name: str, path: str, layer: int | None = None) -> list[Rule]:
-    return [rule(f"{name}.{theirs}", f"{path}/{ours}", layer=layer) for theirs, ours in
-            (("weight", "scale"), ("bias", "bias"))]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

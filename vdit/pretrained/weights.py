@@ -146,6 +146,11 @@ def linear(name: str, path: str, *, layer: int | None = None, bias: bool = True)
     return rules + ([rule(f"{name}.bias", f"{path}/bias", layer=layer)] if bias else [])
 
 
+def norm(name: str, path: str, *, layer: int | None = None) -> list[Rule]:
+    """Rules of torch's LayerNorm `name` (.weight, .bias), which is our LayerNorm `path` (/scale, /bias)."""
+    return [rule(f"{name}.weight", f"{path}/scale", layer=layer), rule(f"{name}.bias", f"{path}/bias", layer=layer)]
+
+
 def _equal_pieces(tensor: Array, count: int) -> list[Array]:
     size = tensor.shape[0] // count
     return [tensor[i * size : (i + 1) * size] for i in range(count)]

@@ -354,12 +354,6 @@ def _add_videos(app: FastAPI, service: Service) -> None:
         pair = None if key is None else (key, digest_of(asked))
         return await asyncio.to_thread(service.submit, asked, client=client, address=address, key=pair)
 
-    def known(request: Request, id: str) -> Job:
-        job = service.job(id, client_of(request)[0])
-        if job is None:
-            raise ApiError(f"{id[:40]}: there is no such video, or it has expired", status=404, code="video_not_found")
-        return job
-
     @app.post("/v1/videos", tags=["videos"], openapi_extra=_video_body())
     async def create(
         request: Request, idempotency_key: Annotated[str | None, Header(max_length=255)] = None
@@ -413,21 +407,21 @@ def _add_videos(app: FastAPI, service: Service) -> None:
     @app.get("/v1/videos/{id}", tags=["videos"])
     async def retrieve(request: Request, id: str) -> VideoJob:
         """A job, as it stands."""
-        return service.view(known(request, id))
+        return service.view(_known(service, request, id))
 
     @app.delete("/v1/videos/{id}", tags=["videos"])
     async def delete(request: Request, id: str) -> Deleted:
         """Forgets a job and its video; one that is made is stopped."""
-        known(request, id)
+        _known(service, request, id)
         await asyncio.to_thread(service.delete, id)
         return Deleted(id=id, object="video.deleted")
 
     @app.post("/v1/videos/{id}/cancel", tags=["videos"])
     async def cancel(request: Request, id: str) -> VideoJob:
         """Stops a job, between two steps if it is being made. One that has ended stays as it is."""
-        known(request, id)
+        _known(service, request, id)
         await asyncio.to_thread(service.cancel, id)
-        return service.view(known(request, id))
+        return service.view(_known(service, request, id))
 
     @app.get("/v1/videos/{id}/content", tags=["videos"], response_class=FileResponse)
     async def content(
@@ -437,7 +431,15 @@ def _add_videos(app: FastAPI, service: Service) -> None:
         format: Annotated[Literal["mp4", "webm", "gif", "mkv"], Query()] = "mp4",
     ) -> Response:
         """The video's bytes, or a picture of it. mkv is lossless."""
-        return await _content(service, known(request, id), variant, format)
+        return await _content(service, _known(service, request, id), variant, format)
+
+
+def _known(service: Service, request: Request, id: str) -> Job:
+    """A job of the client that asks; ApiError 404 where there is none."""
+    job = service.job(id, client_of(request)[0])
+    if job is None:
+        raise ApiError(f"{id[:40]}: there is no such video, or it has expired", status=404, code="video_not_found")
+    return job
 
 
 def _add_stream(app: FastAPI, service: Service) -> None:
@@ -447,9 +449,7 @@ def _add_stream(app: FastAPI, service: Service) -> None:
     )  # fmt: skip
     async def stream(request: Request, id: str) -> Response:
         """A rollout while it is made, frame by frame; of a video that is finished, its bytes."""
-        job = service.job(id, client_of(request)[0])
-        if job is None:
-            raise ApiError(f"{id[:40]}: there is no such video, or it has expired", status=404, code="video_not_found")
+        job = _known(service, request, id)
         live = service.live(id)
         if live is None:
             return await _content(service, job, "video", "mp4")
@@ -498,9 +498,7 @@ def _add_events(app: FastAPI, service: Service) -> None:
     )  # fmt: skip
     async def events(request: Request, id: str) -> EventSourceResponse:
         """Progress by step, and pictures where the job asked for them, until it ends."""
-        job = service.job(id, client_of(request)[0])
-        if job is None:
-            raise ApiError(f"{id[:40]}: there is no such video, or it has expired", status=404, code="video_not_found")
+        job = _known(service, request, id)
         stream = _events(service, job, service.live(id), app.state.ending)
         return EventSourceResponse(stream, ping=KEEPALIVE, send_timeout=30)
 
