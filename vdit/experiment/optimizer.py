@@ -148,9 +148,9 @@ class Muon(OptimizerConfig):
     """Muon on the matrices inside a network, AdamW on all else; schedules and clipping are those of AdamW.
 
     The update of a matrix is its momentum, made orthogonal (Jordan, 2024), with the root mean square that updates of
-    AdamW have (Liu et al., 2025). So a learning rate of AdamW is safe; the experiments here learn soonest at two to
-    five times as much. Where a network meets its data (pixels, patches, vocabulary) and where a parameter has fewer
-    than two dimensions in one layer, AdamW with Nesterov's momentum does the work.
+    AdamW have (Liu et al., 2025), so learning rates are of AdamW's order. Where a network meets its data (pixels,
+    patches, vocabulary) and where a parameter has fewer than two dimensions in one layer, AdamW with Nesterov's
+    momentum does the work.
 
     momentum: decay of the gradient's mean. newton_steps: iterations that make it orthogonal.
     """
