@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--lm", help="a public language model instead of one that is trained")
     parser.add_argument("--count", type=int, default=500, help="held-out prompts; default: %(default)s")
     parser.add_argument("--steps", type=int, default=400, help="of training; default: %(default)s")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-2, help="the largest; default: %(default)s")
     parser.add_argument("--width", type=int, default=128, help="of the language model; default: %(default)s")
     parser.add_argument("--tries", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
@@ -44,7 +45,10 @@ def main() -> None:
     prompts = [short for short in shorts if short in held]
     folder = options.out / FOLDER
     if options.lm is None and not folder.exists():
-        config = ExpanderConfig(width=options.width, vocab_size=2048, steps=options.steps, seed=options.seed)
+        config = ExpanderConfig(
+            width=options.width, vocab_size=2048, steps=options.steps, learning_rate=options.learning_rate,
+            seed=options.seed,
+        )  # fmt: skip
         rest = [pair for pair in pairs if pair[0] not in held]
         show = lambda done, loss: print(f"{done} of {config.steps}, loss {loss:.3f}", file=sys.stderr, flush=True)  # noqa: E731
         save_expander(folder, train_expander(rest, config, progress=show), pairs=len(rest))

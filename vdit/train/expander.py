@@ -48,7 +48,7 @@ class ExpanderConfig:
     layers: int = 3
     vocab_size: int = 512
     steps: int = 250
-    learning_rate: float = 1.5e-2
+    learning_rate: float = 3e-3
     seed: int = 0
 
     def model(self, vocab_size: int) -> LMConfig:
