@@ -167,16 +167,17 @@ class Told:
     seconds: float
 
 
-def one_client(server: Server, name: str, count: int, seed: int, cancels: float) -> list[Told]:
-    """Asks for `count` videos of mixed shapes, cancels some, and waits for all."""
+def one_client(server: Server, name: str, seed: int, asks: Asks) -> list[Told]:
+    """Asks for its share of videos of mixed shapes, cancels some, and waits for all."""
     rng, jobs, told = random.Random(seed), {}, []
-    for _ in range(count):
-        asked = {"prompt": "a red circle", "size": rng.choice(SHAPES), "num_frames": 17, "seed": rng.randrange(10**6)}
+    for _ in range(asks.jobs // asks.clients):
+        size = rng.choice(asks.sizes)
+        asked = {"prompt": "a red circle", "size": size, "num_frames": 17, "seed": rng.randrange(10**6)}
         status, job = server.call("POST", "/v1/videos", asked, client=name)
         if status != 200:
             raise SystemExit(f"{status}: {job}")
         jobs[job["id"]] = time.monotonic()
-        if rng.random() < cancels:
+        if rng.random() < asks.cancels:
             server.call("POST", f"/v1/videos/{job['id']}/cancel", client=name)
         time.sleep(rng.random() * 0.2)
     while jobs:
@@ -188,34 +189,44 @@ def one_client(server: Server, name: str, count: int, seed: int, cancels: float)
     return told
 
 
-def all_clients(server: Server, jobs: int, clients: int, cancels: float) -> list[Told]:
-    each = jobs // clients
-    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
-        parts = [pool.submit(one_client, server, f"c{k}", each, k, cancels) for k in range(clients)]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asks:
+    """What the clients ask for in all. cancels: the share that they cancel."""
+
+    jobs: int
+    clients: int
+    cancels: float
+    sizes: tuple[str, ...]
+
+
+def all_clients(server: Server, asks: Asks) -> list[Told]:
+    with concurrent.futures.ThreadPoolExecutor(asks.clients) as pool:
+        parts = [pool.submit(one_client, server, f"c{k}", k, asks) for k in range(asks.clients)]
         return [one for part in parts for one in part.result()]
 
 
-def warm(server: Server) -> None:
-    """Every shape in every size of batch, so that no program is compiled while it is measured."""
-    for shape in SHAPES:
-        for count in (1, 2, 4, 8):
-            asked = {"prompt": "a", "size": shape, "num_frames": 17, "n": count}
-            _, job = server.call("POST", "/v1/videos", asked)
-            for id in job["ids"] or [job["id"]]:
-                while server.call("GET", f"/v1/videos/{id}")[1]["status"] not in ENDED:
-                    time.sleep(0.1)
+def warm(server: Server, sizes: tuple[str, ...], batch: int) -> None:
+    """Every shape in every size of batch, and mixes, so that no program is compiled while it is measured."""
+    counts = [1 << k for k in range(batch.bit_length())]
+    for shapes in [*((size,) * count for size in sizes for count in counts), *(sizes[:n] * 2 for n in range(2, 5))]:
+        asked = [{"prompt": "a", "size": shape, "num_frames": 17} for shape in shapes]
+        ids = [server.call("POST", "/v1/videos", one)[1]["id"] for one in asked]
+        for id in ids:
+            while server.call("GET", f"/v1/videos/{id}")[1]["status"] not in ENDED:
+                time.sleep(0.1)
 
 
 def load(options: argparse.Namespace, folder: Path) -> None:
     """Throughput with jobs made together and one at a time, latency, memory."""
+    asks = Asks(jobs=options.jobs, clients=options.clients, cancels=options.cancels, sizes=options.sizes)
     rates = {}
     for batch in (8, 1):
         how = ("--batch", str(batch), "--max-videos", "8")
         with Server(options.run, folder / f"data{batch}", how, folder / "cache") as server:
-            warm(server)
+            warm(server, asks.sizes, batch)
             server.memory.clear()
             began, cpu = time.monotonic(), server.cpu
-            told = all_clients(server, options.jobs, options.clients, options.cancels)
+            told = all_clients(server, asks)
             wall, cpu = time.monotonic() - began, server.cpu - cpu
             made = sum(one.status == "completed" for one in told)
             waits = np.array([one.seconds for one in told if one.status == "completed"])
@@ -391,9 +402,11 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="a model of 8 pixels a token, or any that makes the bench's sizes")
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--clients", type=int, default=20)
+    parser.add_argument("--sizes", nargs="+", default=SHAPES, metavar="WxH", help="of the load; default: %(default)s")
     parser.add_argument("--cancels", type=float, default=0.1, help="share of the jobs that are cancelled")
     parser.add_argument("--tmp", help="folder for what it writes; default: the system's")
     options = parser.parse_args()
+    options.sizes = tuple(options.sizes)
     with working_folder(options) as folder:
         what[options.what](options, folder)
 

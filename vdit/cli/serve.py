@@ -215,6 +215,7 @@ def _listen(options: argparse.Namespace, service: Service, token: str | None) ->
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((options.host, options.port))
+        listening.listen(128)  # who is told of the address may ask at once, and waits until the server is ready
     except OSError as error:
         service.close()
         raise ConfigError(f"--host {options.host} --port {options.port}: {error.strerror}: give another") from None
