@@ -1,5 +1,6 @@
 """The routes, as a client calls them: a real server on loopback, and a generator that makes noise at once."""
 
+import contextlib
 import http.client
 import io
 import json
@@ -13,6 +14,7 @@ from PIL import Image
 
 pytest.importorskip("fastapi")
 
+import vdit
 from tests import tiny
 from tests.serve.serving import Client, make_service, quick, serving
 from vdit.cli.main import parse
@@ -107,6 +109,8 @@ def test_what_is_served_is_told(client):
         ({"task": "edit", "num_frames": 5}, ["video"], 5),
         ({"task": "inpaint", "mask": "mask"}, ["video"], 9),
         ({"task": "outpaint", "size": f"{2 * W}x{H}"}, ["video"], 9),
+        ({"task": "inpaint", "mask": "mask"}, ["image"], 1),
+        ({"task": "outpaint", "size": f"{2 * W}x{H}"}, ["image"], 1),
         ({"task": "rollout", "num_frames": 33, "prompts": [{"seconds": 2, "prompt": "b"}]}, [], 33),
         ({"task": "rollout", "num_frames": 21}, ["image"], 21),
         ({"canvas": [{"file": "video"}, {"file": "image", "at_frame": 13, "x": 8, "width": 8, "height": 8}],
@@ -141,13 +145,39 @@ def test_every_task_makes_its_frames(client, video, image, asked, files, frames)
     if job["task"] == "animate":
         assert (made[0] == 200).all()
     if job["task"] == "inpaint":
-        assert (made[:, :, W // 2 :] == 90).all()
+        assert (made[:, :, W // 2 :] == (90 if files == ["video"] else 200)).all()
     if job["task"] == "canvas":
         assert (made[13, :8, 8:16] == 200).all()
         assert (made[12, :8, 8:16] != 200).any()  # an image is one frame
     options, _ = parse(shlex.split(job["command"])[1:])  # the parser takes what clients are shown
     assert options.seed == 1
     compile(job["python"], "call", "exec")
+
+
+@pytest.mark.parametrize("make", [quick, pytest.param(lambda: tiny.generator(slides=True), marks=pytest.mark.slow)])
+def test_the_files_of_a_canvas_make_it_again(tmp_path, make):
+    """Those that its command and its Python call name."""
+    generator = make()
+    with serving(make_service(tmp_path / "data", generator)) as client:
+        given = client.form("/v1/files", {"file": ("a.mkv", clip(5))}).json["id"]
+        asked = {"canvas": [{"file": given, "at_frame": 2, "x": 8}], "num_frames": 9, "seed": 3, "prompt": "a"}
+        job = client.ended(client.post("/v1/videos", asked).json["id"])
+        assert job["status"] == "completed", job["error"]
+        for name in ("composed", "mask"):
+            answer = client.get(f"/v1/videos/{job['id']}/content?variant={name}")
+            (tmp_path / f"{job['id']}.{name}.mkv").write_bytes(answer.data)
+            assert f"{job['id']}.{name}.mkv" in job["command"]
+        made = read_video(client.get(f"/v1/videos/{job['id']}/content?format=mkv").data).frames
+        with contextlib.chdir(tmp_path), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(vdit, "load", lambda run: generator, raising=False)
+            patch.setattr(vdit, "write_video", lambda path, video, fps: np.save("out.npy", video), raising=False)
+            exec(job["python"], {})
+        again = np.round((np.clip(np.load(tmp_path / "out.npy"), -1, 1) + 1) * 127.5)
+        np.testing.assert_array_equal(again, made)
+        other = client.ended(client.post("/v1/videos", {"num_frames": 1, "num_inference_steps": 1}).json["id"])
+        assert client.get(f"/v1/videos/{other['id']}/content?variant=mask").error["param"] == "variant"
+        assert client.call("DELETE", f"/v1/videos/{job['id']}").status == 200
+    assert list((tmp_path / "data" / "results").glob(f"{job['id']}*")) == []
 
 
 def test_a_result_is_given_to_the_next_job(client, video):
@@ -298,6 +328,8 @@ def test_clients_see_their_own(client, video):
         ({"num_inference_steps": 1000}, 413, "num_inference_steps"),
         ({"n": 20}, 413, "n"),
         ({"expand": True}, 400, "expand"),
+        ({"task": "rollout", "num_frames": 33, "window": 5}, 400, "window"),
+        ({"task": "loop", "window": 5}, 400, "window"),
     ],
 )
 def test_what_cannot_be_made_is_said_at_once(client, body, status, param):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from vdit import paths
 from vdit.cli import output
-from vdit.cli.parser import Command, UsageError, at_least, size
+from vdit.cli.parser import Command, Duration, UsageError, at_least, length, size
 from vdit.errors import ConfigError, install_command
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=at_least(1), default=8, metavar="N", help="videos made at once; default: 8")
     parser.add_argument(
         "--warm", action="append", default=[], metavar="TIME@HxW",
-        help="compile this shape before the first request, as in 17@48x64 or 2s@48x64; may be repeated",
+        help="compile these shapes before the first request, as in 17@48x64,2s@96x96; 17@48x64*1*4: for one video "
+             "and for four by one call (default: for one, and for --batch); may be repeated",
     )  # fmt: skip
     parser.add_argument("--log-prompts", action="store_true", help="write prompts to the log")
     output.add_model(parser)
@@ -70,7 +71,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     token = _token(options)
     wanted_size = None if options.size is None else size(options.size)
     most_size = None if options.max_size is None else size(options.max_size)
-    warm = [_shape(text) for text in options.warm]
+    warm = [_warmed(text, options.batch) for part in options.warm for text in part.split(",")]
     from vdit.cli.process import keep_compiled
     from vdit.cli.status import Status, shown_model
 
@@ -90,9 +91,10 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         status.tell("limits", f"{limits.frames} frames, {limits.pixels} pixels a frame, {limits.waiting} jobs waiting")
         generator = dataclasses.replace(opened.loaded, experiment=experiment)
         service = _service(options, folder, generator, limits, data)
-        for frames, shape in warm:
-            with status.loading(f"programs for {frames.frames(experiment.sample.fps)} frames of {shape[0]}x{shape[1]}"):
-                service.warm(frames.frames(experiment.sample.fps), shape)
+        for one in warm:
+            count = one.time.frames(experiment.sample.fps)
+            with status.loading(f"programs for {count} frames of {one.size[0]}x{one.size[1]}"):
+                service.warm(count, one.size, batches=one.batches)
         status.begin()
         _listen(options, service, token)
         status.next = shlex.join(["vdit", "serve", *options.words])
@@ -146,17 +148,29 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _shape(text: str):
-    """(Duration, (height, width)) of "17@48x64"."""
-    from vdit.cli.parser import length
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Warmed:
+    """A shape of --warm. time: its length. size: (height, width). batches: videos by one call; none: the usual."""
 
-    time, at, shape = text.partition("@")
+    time: Duration
+    size: tuple[int, int]
+    batches: tuple[int, ...]
+
+
+def _warmed(text: str, most: int) -> Warmed:
+    """Of "17@48x64" or "17@48x64*1*4"; most: videos by one call."""
+    time, at, rest = text.partition("@")
+    shape, *counts = rest.split("*")
     if not at:
-        raise UsageError(f"--warm {text}: write TIME@HEIGHTxWIDTH, as in 17@48x64 or 2s@48x64")
+        raise UsageError(f"--warm {text}: write TIME@HEIGHTxWIDTH, as in 17@48x64, 2s@48x64 or 17@48x64*1*4")
     try:
-        return length(time), size(shape)
+        made = Warmed(time=length(time), size=size(shape), batches=tuple(at_least(1)(count) for count in counts))
     except argparse.ArgumentTypeError as error:
         raise UsageError(f"--warm {text}: {error}") from None
+    for count in made.batches:
+        if count > most or count & (count - 1):
+            raise UsageError(f"--warm {text}: {count} videos by one call: give powers of two up to --batch {most}")
+    return made
 
 
 def _with_defaults(experiment: Experiment, options: argparse.Namespace, wanted: tuple[int, int] | None) -> Experiment:

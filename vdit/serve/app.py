@@ -29,6 +29,7 @@ from vdit.serve.live import Live
 from vdit.serve.reference import reference_page
 from vdit.serve.reproduce import media_type
 from vdit.serve.schema import (
+    CANVAS_FILES,
     FORMATS,
     ApiError,
     Deleted,
@@ -427,10 +428,14 @@ def _add_videos(app: FastAPI, service: Service) -> None:
     async def content(
         request: Request,
         id: str,
-        variant: Annotated[Literal["video", "thumbnail"], Query()] = "video",
+        variant: Annotated[Literal["video", "thumbnail", "composed", "mask"], Query()] = "video",
         format: Annotated[Literal["mp4", "webm", "gif", "mkv"], Query()] = "mp4",
     ) -> Response:
-        """The video's bytes, or a picture of it. mkv is lossless."""
+        """The video's bytes, or a picture of it. mkv is lossless.
+
+        Of a timeline canvas also what is known of it (composed) and where something is made (mask), in mkv: the files
+        that the job's command names.
+        """
         return await _content(service, _known(service, request, id), variant, format)
 
 
@@ -482,6 +487,10 @@ async def _content(service: Service, job: Job, variant: str, format: str) -> Fil
         raise ApiError(f"the video is {job.status}", status=409, code="not_completed")
     if variant == "thumbnail":
         path, kind = service.results.thumbnail(job.id), "image/png"
+    elif variant in CANVAS_FILES:
+        if job.plan["task"] != "canvas":
+            raise ApiError(f"variant {variant}: only a canvas has it", status=404, param="variant")
+        path, kind = service.results.part(job.id, variant), FORMATS["mkv"]
     else:
         service.check_disk()
         path = await asyncio.to_thread(service.results.get, job.id, format, job.plan["fps"])

@@ -8,16 +8,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from vdit.data.clips import fit_size
 from vdit.data.patches import token_grid
-from vdit.errors import VditError
+from vdit.errors import VditError, VditWarning
+from vdit.generate import editing, known, sliding
 from vdit.generate.generator import Generator, grouping_of, usual_passage, window_of
 from vdit.generate.images import choose_size
-from vdit.generate.known import Frame, size_of_aspect
 from vdit.generate.simulator import world_keys
 from vdit.language.expansion import Expander
 from vdit.sampling.config import SamplingConfig
@@ -187,7 +188,7 @@ class _Planner:
         ):  # fmt: skip
             if kind and task not in tasks:
                 raise ApiError(f"{name} has no effect on task {task}: leave it out", param=name)
-        if task in ("extend", "connect", "edit", "inpaint", "outpaint") and any(f.kind != "video" for f in self.files):
+        if task in ("extend", "connect", "edit") and any(f.kind != "video" for f in self.files):
             raise ApiError(f"task {task} takes videos, and an image is given", param="files")
         made = getattr(self, f"_{task}")()
         window = None if self.request.window is None else window_of(self.generator, self.request.window)
@@ -350,7 +351,7 @@ class _Planner:
             aspect = 16 / 9 if own[1] <= own[0] else 9 / 16
             ratio = aspect * own[0] / own[1]
             inner = choose_size(*own, multiple=multiple, area=max(multiple**2, int(area * min(ratio, 1 / ratio))))
-            outer = size_of_aspect(inner, aspect, multiple)
+            outer = known.size_of_aspect(inner, aspect, multiple)
         elif self.request.canvas:
             placed = self.request.canvas[0]
             if placed.width is not None and placed.height is not None:
@@ -369,7 +370,7 @@ class _Planner:
         return Plan(task="edit", frames=frames, made=frames, size=size, fps=self.fps, amount=frames)
 
     def _frame(self, made: Plan) -> None:
-        Frame.around(made.inner, made.size, corner(self.request), self.experiment.vae.spatial_stride)
+        known.Frame.around(made.inner, made.size, corner(self.request), self.experiment.vae.spatial_stride)
 
     def _rollout(self) -> Plan:
         has = self._count(self.files[0]) if self.files else 0
@@ -411,7 +412,47 @@ def _checked(made: Plan, request: VideoRequest, generator: Generator, limits: Li
     if request.seed is not None and request.seed + request.n - 1 > 2**64 - 1:
         raise ApiError("seed: with n, the last seed is above 2**64 - 1", param="seed")
     generator.method(**{name: value for name, value in made.sampling.items() if name != "negative"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VditWarning)  # the job itself tells of them
+        _check_windows(made, request, generator)
     return made
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Unread:
+    """In the place of a video of which only the shape matters."""
+
+    size: tuple[int, int]
+    count: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+
+def _check_windows(made: Plan, request: VideoRequest, generator: Generator) -> None:
+    """What the functions that make the video would raise once they begin (vdit.serve.tasks)."""
+    has = made.frames - made.made
+    run = sliding.Run.of(generator, request.prompt, window=made.window, **made.sampling)
+    match made.task:
+        case "rollout":
+            script = [(0.0, request.prompt), *sorted((change.seconds, change.prompt) for change in request.prompts)]
+            video = None if not files_in_order(request) else _Unread(size=made.size, count=has)
+            size = made.size if video is None else None
+            prompts = PromptSchedule.of(script)
+            sliding.rollout(run, sliding.Rollout(prompts=prompts, frames=made.frames, fps=made.fps, size=size), video)
+        case "edit" | "inpaint" | "outpaint" | "canvas":
+            editing.edit_window(run, made.frames, None)
+        case "extend":
+            ways = {"forward": [known.forward_windows], "backward": [known.backward_windows]}
+            for windows in ways.get(request.direction, [known.forward_windows, known.backward_windows]):
+                windows(made.amount, has=min(has, run.window), window=run.window, grouping=run.grouping)
+        case "loop" | "connect":
+            usual = usual_passage(generator, run.window)
+            passage = min(made.amount if files_in_order(request) else usual, usual)
+            if known.contexts(passage, has=(run.window, run.window), window=run.window, grouping=run.grouping) is None:
+                least = run.grouping.first + 2 * run.grouping.step
+                raise ApiError(f"window={run.window} holds no passage between known ends: give {least} or more",
+                               param="window", code="invalid_value")  # fmt: skip
 
 
 def largest_area(experiment) -> int:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from vdit.serve.planning import Given, Plan, corner, files_in_order
-from vdit.serve.schema import FORMATS, VideoRequest
+from vdit.serve.schema import CANVAS_FILES, FORMATS, VideoRequest
 
 FILE = {"image": ".png", "video": ".mkv"}
 
@@ -16,10 +16,17 @@ def file_name(given: Given) -> str:
     return f"{given.id}{FILE[given.kind]}"
 
 
+def canvas_names(id: str) -> tuple[str, str]:
+    """What the files of a canvas' job are called: of what is known, and of the mask."""
+    composed, mask = CANVAS_FILES
+    return f"{id}.{composed}.mkv", f"{id}.{mask}.mkv"
+
+
 def command_of(
-    run: str, plan: Plan, request: VideoRequest, given: Mapping[str, Given], *, seed: int, prompt: str
-) -> str:
-    """The line to type. run: the model, as `vdit` takes it."""
+    run: str, plan: Plan, request: VideoRequest, given: Mapping[str, Given], *, seed: int, prompt: str,
+    id: str,
+) -> str:  # fmt: skip
+    """The line to type. run: the model, as `vdit` takes it. id: of the job."""
     names = [file_name(given[id]) for id in files_in_order(request)]
     height, width = plan.size
     options: list[str] = []
@@ -39,7 +46,7 @@ def command_of(
         options += ["--strength", f"{request.strength:g}"]
     if plan.task == "connect" and request.blend:
         options += ["--blend", *(["--strength", f"{request.strength:g}"] if request.strength is not None else [])]
-    if request.mask is not None:
+    if request.mask is not None and plan.task != "canvas":
         options += ["--mask", file_name(given[request.mask])]
     for change in sorted(request.prompts, key=lambda change: change.seconds):
         options += ["--prompt-at", f"{change.seconds:g}s", change.prompt]
@@ -58,8 +65,9 @@ def command_of(
     for name, value in plan.sampling.items():
         options += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
     name = {"text": "sample", "outpaint": "inpaint", "canvas": "inpaint"}.get(plan.task, plan.task)
-    if plan.task == "canvas":  # the composed video and its mask are files of the job
-        names, options = ["composed.mkv"], ["--mask", "mask.mkv", *options]
+    if plan.task == "canvas":  # both are files of the job
+        composed, mask = canvas_names(id)
+        names, options = [composed], ["--mask", mask, *options]
     # What begins with a dash is a prompt all the same.
     words = ["vdit", name, run, *names, *options, "--seed", str(seed), "--out", "out.mp4"]
     at = 3 + len(names)
@@ -67,9 +75,10 @@ def command_of(
 
 
 def python_of(
-    run: str, plan: Plan, request: VideoRequest, given: Mapping[str, Given], *, seed: int, prompt: str
-) -> str:
-    """Lines of Python."""
+    run: str, plan: Plan, request: VideoRequest, given: Mapping[str, Given], *, seed: int, prompt: str,
+    id: str,
+) -> str:  # fmt: skip
+    """Lines of Python. The arguments are command_of's."""
     files = [given[id] for id in files_in_order(request)]
     inner = plan.size if plan.inner is None else plan.inner
     lines = ["import vdit", "", f"generator = vdit.load({run!r})"]
@@ -81,9 +90,13 @@ def python_of(
     if plan.window is not None and plan.task != "text":
         more.append(f"window={plan.window}")
     size, frames = f"size={plan.size}", f"frames={plan.amount}"
-    if request.mask is not None:
+    if request.mask is not None and plan.task != "canvas":
         lines.append(_read("mask", given[request.mask], inner, plan))
         lines.append("mask = (mask if mask.ndim == 3 else mask.frames).mean(-1) >= 127.5")
+    if plan.task == "canvas":
+        composed, mask = canvas_names(id)
+        lines.append(f"composed = vdit.read_video({composed!r}).frames")
+        lines.append(f"mask = vdit.read_video({mask!r}).frames.mean(-1) >= 127.5")
     call = {
         "text": ("generator", [], [frames, size]),
         "animate": ("vdit.animate", [_listed(names)], [f"times={list(plan.times)}", frames, size]),

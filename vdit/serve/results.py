@@ -40,6 +40,10 @@ class Results:
     def master(self, id: str) -> Path:
         return self.folder / f"{id}.mkv"
 
+    def part(self, id: str, name: str) -> Path:
+        """A lossless video beside the result: "composed" or "mask" of a timeline canvas."""
+        return self.folder / f"{id}.{name}.mkv"
+
     def stream(self, id: str) -> Path:
         """What is there of a video that is being made, to be played while it grows."""
         return self.folder / f"{id}.growing.mp4"

@@ -17,6 +17,7 @@ TASKS: tuple[str, ...] = get_args(Task)
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 ENDED = ("completed", "failed", "cancelled")
 FORMATS = {"mp4": "video/mp4", "webm": "video/webm", "gif": "image/gif", "mkv": "video/x-matroska"}
+CANVAS_FILES = ("composed", "mask")  # what is known of a timeline canvas, and where something is made
 MOST_SEED = 2**64 - 1
 
 

@@ -38,8 +38,9 @@ from vdit.serve.live import Cancelled, Live, Settings, Stopping
 from vdit.serve.planning import Given, Plan
 from vdit.serve.queue import FairQueue, Waiting
 from vdit.serve.results import Results, png_of
-from vdit.serve.schema import ApiError, JobError, VideoJob, VideoRequest
+from vdit.serve.schema import CANVAS_FILES, ApiError, JobError, VideoJob, VideoRequest
 from vdit.serve.store import Job, Store, new_id
+from vdit.video.write import write_video
 
 log = logging.getLogger("vdit.serve")
 T = TypeVar("T")
@@ -100,13 +101,14 @@ class Service:
         """Jobs that have not ended."""
         return len(self._live)
 
-    def warm(self, frames: int, size: tuple[int, int]) -> None:
-        """Compiles the programs of text to video for a shape, for one video and for the largest batch.
+    def warm(self, frames: int, size: tuple[int, int], *, batches: Sequence[int] = ()) -> None:
+        """Compiles the programs of text to video for a shape.
 
         Args:
             frames: of a video. size: (height, width).
+            batches: how many videos by one call, powers of two; none: one, and the largest batch of the settings.
         """
-        for count in sorted({1, 1 << (self.settings.batch.bit_length() - 1)}):
+        for count in batches or sorted({1, 1 << (self.settings.batch.bit_length() - 1)}):
             self.on_device(functools.partial(self._compile, frames, tuple(size), count)).result()
 
     def _compile(self, frames: int, size: tuple[int, int], count: int) -> None:
@@ -211,7 +213,7 @@ class Service:
         plan, request = Plan.of(job.plan), VideoRequest.model_validate(job.request)
         prompt = job.prompt_used if job.prompt_used is not None else request.prompt
         given = {id: self._named(id) for id in planning.given_ids(request)}
-        again = {"seed": job.seed, "prompt": prompt}
+        again = {"seed": job.seed, "prompt": prompt, "id": job.id}
         whole = lambda time: None if time is None else int(time)  # noqa: E731
         return VideoJob(
             id=job.id, status=job.status, progress=job.progress, created_at=int(job.created),
@@ -474,6 +476,10 @@ class Service:
         made = tasks.pieces(plan, live.request, watched, given, seed=live.job.seed, prompt=prompt)
         pieces = (piece[0] for piece in made)
         count = self.results.write_master(live.job.id, pieces, plan.fps, grows=plan.task == "rollout")
+        if plan.task == "canvas":
+            parts = tasks.files_of_canvas(plan, live.request, self.generator, given)
+            for name, frames in zip(CANVAS_FILES, parts):
+                write_video(self.results.part(live.job.id, name), frames, fps=plan.fps)
         self._publish(live, count, plan.fps)
 
     def _make_together(

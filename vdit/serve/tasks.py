@@ -4,14 +4,14 @@ seed gives the same video.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from vdit.errors import ConfigError, ShapeError
 from vdit.generate import editing, sliding
 from vdit.generate.blend import Blend, keep_reference
-from vdit.generate.generator import Generator, frames_of
+from vdit.generate.generator import Generator, frames_of, grouping_of
 from vdit.generate.images import Fit, as_bytes, read_image
 from vdit.generate.inputs import VideoInput, open_input
 from vdit.generate.known import Frame, edge_levels, grown, nearest_shown
@@ -19,7 +19,7 @@ from vdit.generate.known import inpaint as inpaint_reference
 from vdit.generate.masks import BLACK, mask_frames
 from vdit.sampling.sliding import PromptSchedule
 from vdit.serve.planning import STRENGTH, Given, Plan, corner, files_in_order
-from vdit.serve.schema import Placed, VideoRequest
+from vdit.serve.schema import VideoRequest
 from vdit.video.read import iter_frames
 
 BLEND = 0.8  # strength of a connection that blends
@@ -105,16 +105,13 @@ def _filled(run: sliding.Run, plan: Plan, request: VideoRequest, given: Mapping[
 
     An image is one frame. For the model it stands still for as many frames as are made at once, as in an animation.
     """
-    video, known, told = compose(plan, request.canvas, given, run.grouping.index(plan.frames))
-    if request.mask is not None:
-        painted = _painted(given[request.mask])
-        known, told = known & ~painted, told & ~painted
+    video, known, told = compose(plan, request, given, run.grouping.index(plan.frames))
     mask = ~told
     if not mask.any():
         raise ShapeError("canvas: everything is known, nothing is to be made: leave something open")
     if mask.all():
         raise ShapeError("canvas: nothing of what is placed lies in the frame: move it into the frame")
-    if plan.frames > run.window:
+    if plan.frames > run.window or (known == told).all():  # what `vdit inpaint` does with files_of_canvas
         asked = editing.Edit(part=editing.Part.of_array(~known, edge=editing.EDGE))
         return sliding.joined(*editing.edit(run, sliding.ArrayFrames(video), asked))
     near, vae = nearest_shown(mask), run.generator.experiment.vae
@@ -137,14 +134,27 @@ def _painted(mask: Given) -> np.ndarray:
     return frames.mean(-1) >= 127.5
 
 
+def files_of_canvas(
+    plan: Plan, request: VideoRequest, generator: Generator, given: Mapping[str, Given]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `vdit inpaint` takes in the place of a timeline canvas.
+
+    Returns:
+        uint8 [t h w 3], what is known, black elsewhere; and the mask uint8 [t h w 3], white where something is made.
+    """
+    video, known, _ = compose(plan, request, given, grouping_of(generator).index(plan.frames))
+    shown = np.where(known[..., None], as_bytes(video[0]), np.uint8(0))
+    return shown, np.repeat(np.where(known, np.uint8(0), np.uint8(255))[..., None], 3, axis=-1)
+
+
 def compose(
-    plan: Plan, placed: Sequence[Placed], given: Mapping[str, Given], group: np.ndarray
+    plan: Plan, request: VideoRequest, given: Mapping[str, Given], group: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What is known of a timeline canvas.
 
     Args:
         plan: its size, frames and rate.
-        placed: what lies where; later ones cover earlier ones.
+        request: its canvas says what lies where, later ones cover earlier ones; its mask, what of that is made again.
         given: the files.
         group: int [t], which frames are made at once.
 
@@ -154,7 +164,7 @@ def compose(
     height, width = plan.size
     video = np.zeros((1, plan.frames, height, width, 3), np.float32)
     known, told = (np.zeros((plan.frames, height, width), bool) for _ in range(2))
-    for one in placed:
+    for one in request.canvas:
         file = given[one.file]
         box = (one.height or height, one.width or width)
         top, left = max(0, one.y), max(0, one.x)
@@ -180,4 +190,7 @@ def compose(
             video[(0, *where)] = piece[(0, slice(0, count), *of_box)]
             known[where] = told[where] = True
             at += count
+    if request.mask is not None:
+        painted = _painted(given[request.mask])
+        known, told = known & ~painted, told & ~painted
     return video, known, told

@@ -18,8 +18,8 @@ export const TASKS = {
   loop: { label: "Loop", icon: "loop", inputs: ["Video?"], length: "Frames of the passage", about: "A passage from the end back to the start: it plays without a seam." },
   connect: { label: "Connect", icon: "connect", inputs: ["First video", "Second video"], length: "Frames of the passage", about: "A passage from one video to another." },
   edit: { label: "Edit", icon: "edit", inputs: ["Video"], length: null, about: "A video is changed as the prompt says." },
-  inpaint: { label: "Inpaint", icon: "brush", inputs: ["Video"], length: null, about: "What you paint is made again, the rest stays." },
-  outpaint: { label: "Outpaint", icon: "outpaint", inputs: ["Video"], length: null, about: "The picture grows beyond its frame." },
+  inpaint: { label: "Inpaint", icon: "brush", inputs: ["Video or image"], length: null, about: "What you paint is made again, the rest stays." },
+  outpaint: { label: "Outpaint", icon: "outpaint", inputs: ["Video or image"], length: null, about: "The picture grows beyond its frame." },
   rollout: { label: "Long", icon: "rollout", inputs: [], length: "Length", about: "A long video, window by window." },
 };
 
@@ -64,7 +64,7 @@ export function mountCreate(root, app) {
     about.textContent = TASKS[name].about;
     slots = TASKS[name].inputs.map((text, k) => {
       const optional = text.endsWith("?"), label = text.replace("?", "");
-      const slot = new Slot(label, { info, optional, accept: label.includes("frame") ? "image/*" : "video/*", change: () => changed() });
+      const slot = new Slot(label, { info, optional, accept: label.includes("frame") ? "image/*" : label.includes("image") ? "video/*,image/*" : "video/*", change: () => changed() });
       if (files[k]) slot.file = files[k];
       slot.draw();
       return slot;
@@ -118,7 +118,7 @@ export function mountCreate(root, app) {
     go.disabled = true;
     await attempt(async () => {
       if (editor instanceof MaskEditor && !editor.mask.empty) {
-        const mask = await send(await editor.mask.file(slots[0].file.fps), info);
+        const mask = await send(await editor.mask.file(slots[0].file.fps ?? info.fps), info);
         if (!mask) return;
         body.mask = mask.id;
       }

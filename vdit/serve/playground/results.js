@@ -22,8 +22,12 @@ export function downloads(job) {
 }
 
 export function how(job) {
+  const files = job.task === "canvas" && job.status === "completed" ? ["composed", "mask"].map((name) => h("a", {
+    class: "button small", href: `${api.videoUrl(job.id, "mkv")}&variant=${name}`, download: `${job.id}.${name}.mkv`,
+  }, icon("download"), h("span", {}, `${name}.mkv`))) : [];
   const parts = [["Command", job.command], ["Python", job.python], ...(job.task === "text" ? [["HTTP", curl(job)]] : [])];
   dialog("Make it again", [h("p", { class: "hint" }, "The same model, command and seed give the same video."),
+    ...(files.length ? [h("div", { class: "buttons", role: "group", "aria-label": "Files that the command reads" }, files)] : []),
     ...parts.filter(([, text]) => text).map(([name, text]) => snippet(name, text))], { wide: true });
 }
 
