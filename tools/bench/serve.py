@@ -4,6 +4,7 @@
     python -m tools.bench.serve kill             # SIGKILL in the middle, start again: does every accepted job end?
     python -m tools.bench.serve first            # first answer after a start: no compiled programs, kept ones, warmed
     python -m tools.bench.serve together         # videos of one shape: 8 by one call, and one at a time
+    python -m tools.bench.serve world --run RUN  # a world model that is played: frames a second, from key to frame
     python -m tools.bench.serve packing          # jobs of several sizes: one after the other, and in one packed row
 
 Without --run the model has the quickstart's shapes and random weights: what it makes is noise, and takes as long. Each
@@ -320,6 +321,79 @@ def together(options: argparse.Namespace, folder: Path) -> None:
               f"{costs[1][0] / best[0]:.2f} times one at a time ({costs[1][1] / best[1]:.2f} by the clock)", flush=True)
 
 
+def heads(socket, until: float) -> Iterator[tuple[float, dict]]:
+    """(when it came, head) of the messages of a world (vdit.serve.world), each marked as seen."""
+    while (left := until - time.monotonic()) > 0:
+        try:
+            message = socket.recv(timeout=left)
+        except TimeoutError:
+            return
+        now = time.monotonic()
+        if isinstance(message, str):
+            raise SystemExit(message)
+        length = int.from_bytes(message[:4], "little")
+        head = json.loads(message[4 : 4 + length])
+        socket.send(json.dumps({"type": "seen", "number": head["number"]}))
+        yield now, head
+
+
+def play(server: Server, seconds: float) -> tuple[list[float], list[float], int, float]:
+    """(seconds from key to frame, those of the steps, frames, seconds in all) of keys at random moments."""
+    from websockets.sync.client import connect
+
+    rng, pressed, waits, steps, frames = random.Random(0), {}, [], [], 0
+    with connect(f"ws://127.0.0.1:{server.port}/v1/world", max_size=None) as socket:
+        socket.send(json.dumps({"type": "begin", "start": "rendered"}))
+        coming = heads(socket, time.monotonic() + 600)
+        ready = next(coming)[1]
+        shape = f"{ready['width']}x{ready['height']}"
+        print(f"{shape}, {ready['frames_per_step']} frames a step, of {ready['fps']:g} a second", flush=True)
+        for _ in range(5):  # the first steps may compile
+            next(coming)
+        ending = threading.Event()
+
+        def press() -> None:
+            for id in range(1, 1 << 20):
+                if ending.wait(0.3 + 0.6 * rng.random()):
+                    return
+                key = rng.choice(ready["keys"])
+                pressed[id] = time.monotonic()
+                socket.send(json.dumps({"type": "key", "key": key, "id": id}))
+                socket.send(json.dumps({"type": "key", "key": key, "id": id, "down": False}))
+
+        began = time.monotonic()
+        presser = threading.Thread(target=press)
+        presser.start()
+        for now, head in heads(socket, began + seconds):
+            frames += len(head["pictures"])
+            steps.append(head["step_ms"] / 1000)
+            if head["id"] is not None:
+                waits.append(now - pressed[head["id"]])
+        ending.set()
+        presser.join()
+        return waits, steps, frames, time.monotonic() - began
+
+
+def world(options: argparse.Namespace, folder: Path) -> None:
+    """Keys at random moments for a while, with nothing else to do and beside videos that are made."""
+    with Server(options.run, folder / "data", (), folder / "cache") as server:
+        for beside in (False, True):
+            ids = []
+            if beside:
+                ids = server.call("POST", "/v1/videos", {"task": "rollout", "num_frames": 800, "n": 4})[1]["ids"]
+            cpu = server.cpu
+            waits, steps, frames, wall = play(server, options.seconds)
+            for id in ids:
+                server.call("POST", f"/v1/videos/{id}/cancel")
+            (p50, p95), (s50, s95) = (np.percentile(1000 * np.array(one), (50, 95)) for one in (waits, steps))
+            print(
+                f"{'beside videos' if beside else 'alone'}: {frames / wall:.1f} frames a second; from key to frame p50 "
+                f"{p50:.0f} p95 {p95:.0f} ms of {len(waits)} keys; a step p50 {s50:.0f} p95 {s95:.0f} ms; "
+                f"{1000 * (server.cpu - cpu) / len(steps):.0f} cpu ms a step of all that the server did",
+                flush=True,
+            )
+
+
 def packing(options: argparse.Namespace, folder: Path) -> None:
     """One step of the network: clips of several sizes one after the other, and beside each other in one row."""
     import jax
@@ -397,13 +471,15 @@ def working_folder(options: argparse.Namespace) -> Iterator[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = {"load": load, "kill": kill, "first": first, "together": together, "packing": packing}
+    what = {"load": load, "kill": kill, "first": first, "together": together, "world": world,
+            "packing": packing}
     parser.add_argument("what", choices=what)
     parser.add_argument("--run", type=Path, help="a model of 8 pixels a token, or any that makes the bench's sizes")
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--sizes", nargs="+", default=SHAPES, metavar="WxH", help="of the load; default: %(default)s")
     parser.add_argument("--cancels", type=float, default=0.1, help="share of the jobs that are cancelled")
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long a world is played; default: %(default)s")
     parser.add_argument("--tmp", help="folder for what it writes; default: the system's")
     options = parser.parse_args()
     options.sizes = tuple(options.sizes)

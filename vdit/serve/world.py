@@ -297,8 +297,8 @@ class WorldSession:
             changed = {} if message.seed is None else {"seed": message.seed}
             message = self._begin.model_copy(update=changed)
         self._latest.clear()
-        self._pressed = time.monotonic()
         first = await self._on_device(lambda: self._opened(message))
+        self._pressed = time.monotonic()  # only now can it be played: opening may have taken long
         self._begin, self._number, self._seen = message, 0, 0
         simulator = self._simulator
         await self._send_frames(
