@@ -1,4 +1,4 @@
-"""`vdit import` and `vdit export`: public weights to a folder like a run's, and a model as a diffusers folder."""
+"""`vdit import` and `vdit export`: public weights to a folder like a run's, and a model as a folder to publish."""
 
 from __future__ import annotations
 
@@ -50,6 +50,10 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: each weight's own")
     parser.add_argument("--max-shard", type=at_least(1e-6, float), default=5.0, metavar="GB", help="default: 5")
     parser.add_argument("--step", type=_step, metavar="STEP", help="a checkpoint, or best; default: the last one")
+    parser.add_argument(
+        "--layout", choices=("diffusers", "vdit"),
+        help="whose folders to write; default: diffusers for a Wan or a DiT, vdit for other models",
+    )  # fmt: skip
 
 
 def _export(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -59,7 +63,9 @@ def _export(options: argparse.Namespace, overrides: list[str]) -> int:
     from vdit import hub, paths
     from vdit.cli.status import Status
     from vdit.generate import open_generator
-    from vdit.pretrained.export import check_export, export_model
+    from vdit.pretrained.diffusers_folder import INDEX
+    from vdit.pretrained.export import export_model, exported_to, native_instead
+    from vdit.pretrained.native import MODEL, export_native
     from vdit.train.workspace import Workspace
 
     with Status("export") as status, contextlib.ExitStack() as inside:
@@ -69,17 +75,23 @@ def _export(options: argparse.Namespace, overrides: list[str]) -> int:
             hub.check_push(options.push)
         space = Workspace(options.run_folder)
         generator = open_generator(options.run_folder, step=options.step, loading=status.loading)
-        check_export(space, generator.experiment)
+        own = native_instead(space, generator.experiment, options.layout)
         target = " and ".join(filter(None, (options.out, options.push)))
-        status.tell("makes", f"{space.root} -> {target}, weights as {options.dtype or 'they are held'}")
+        layout = "vdit's own layout" if own else "diffusers' layout"
+        status.tell("makes", f"{space.root} -> {target} in {layout}, weights as {options.dtype or 'they are held'}")
         params, vae = generator.params, generator.vae.params
-        more = {"dtype": options.dtype, "max_shard": options.max_shard * 1e9}
         with status.phases() as phase:
-            export_model(space, generator.experiment, params, vae, out, say=phase, **more)
+            how = {"dtype": options.dtype, "max_shard": options.max_shard * 1e9, "say": phase}
+            if own:
+                exported_to(out, MODEL, lambda folder: export_native(space, params, vae, folder, **how))
+            else:
+                write = lambda folder: export_model(space, generator.experiment, params, vae, folder, **how)  # noqa: E731
+                exported_to(out, INDEX, write)
             if options.push is not None:
                 phase(f"pushed: {hub.push(paths.local_folder(out), options.push)}")
         if options.out is not None:
             status.wrote(options.out)
+            status.next = f'vdit sample {shlex.quote(options.out)} "a prompt" --out sample.mp4'
     return 0
 
 
@@ -103,14 +115,18 @@ vdit sample --model FOLDER "a prompt".""",
     run=_import,
 )
 EXPORT = Command(
-    summary="write a Wan or DiT model as a diffusers folder",
+    summary="write a model as a folder to publish: diffusers' or vdit's own",
     description="""\
-Writes an imported model, or one fine-tuned from it, as a folder that diffusers reads: weights as safetensors, configs,
-scheduler, tokenizer. Imported weights that were not trained keep the same bits. A LoRA is merged.""",
+Writes the model of a run as a folder. An imported Wan or DiT, or one fine-tuned from it, becomes a folder that
+diffusers reads: weights as safetensors, configs, scheduler, tokenizer. Imported weights that were not trained keep the
+same bits. Every other model becomes a folder of vdit's own: model.json, safetensors of each network, statistics,
+tokenizer. Every command of vdit samples either one. A LoRA is merged. What training needs besides (optimizer,
+averages) is left out.""",
     epilog="""\
 examples:
   vdit export runs/wan-1.3b wan-diffusers
   vdit export runs/my_lora wan-mine --dtype bfloat16 --max-shard 2
+  vdit export runs/mine mine --dtype float16       # a model of one's own, at half the bytes
   vdit export gs://my-bucket/runs/my_lora --push hf://me/my-model""",
     add_arguments=_export_arguments,
     run=_export,

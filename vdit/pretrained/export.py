@@ -11,7 +11,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -166,7 +166,7 @@ def export_model(
     experiment: Experiment,
     params: PyTree,
     vae_params: PyTree,
-    out: str | Path,
+    out: Path,
     *,
     dtype: str | None = None,
     max_shard: float = 5e9,
@@ -179,7 +179,7 @@ def export_model(
         experiment: of the run.
         params: {"text", "dit", ...}; a LoRA that is kept apart is merged.
         vae_params: parameters of the autoencoder.
-        out: a new or empty folder.
+        out: a new or empty folder of this disk.
         dtype: of the written weights. None: each parameter keeps its own, so that what was imported comes out with the
             same bits.
         max_shard: bytes of one file.
@@ -190,17 +190,13 @@ def export_model(
         CheckpointError: a file of the run is missing or changed.
         OutputError: the folder is taken or cannot be written.
     """
-    if paths.is_remote(out):
-        _export_to_bucket(space, experiment, params, vae_params, out, dtype=dtype, max_shard=max_shard, say=say)
-        return
-    out = Path(out)
     check_new_folder(out)
     parts = _parts(experiment)  # raises before anything is written
     # Without what the imported folder had besides weights, an export makes its own.
     space.check_files(load_meta(space.dit).get(FILES, {}), names=None if paths.is_dir(space.root / PUBLIC) else SAMPLED)
     files = _small_files(space, experiment, parts)
     statistics = space.statistics()
-    trees = {name: _plain(tree) for name, tree in params.items()} | {"vae": vae_params}
+    trees = {name: plain(tree) for name, tree in params.items()} | {"vae": vae_params}
     for tree, (folder, _, rules, make_json) in parts.items():
         say(f"{folder} ...")
         stem = "model" if tree in ("text", "vision") else "diffusion_pytorch_model"
@@ -219,24 +215,51 @@ def export_model(
     say(f"{out / INDEX}: done")
 
 
-def _export_to_bucket(space: Workspace, experiment: Experiment, params: PyTree, vae_params: PyTree,
-                      out: str | Path, **how: Any) -> None:  # fmt: skip
-    """Writes the folder on this disk, and uploads it, its index and its checksums last."""
-    check_new_folder(out)
-    with tempfile.TemporaryDirectory(prefix="vdit-export-") as folder:
-        export_model(space, experiment, params, vae_params, folder, **how)
-        with buckets.failures(paths.url_of(out), OutputError):
-            buckets.send_folder(Path(folder), paths.url_of(out).rstrip("/"), last=(INDEX, MANIFEST))
+def exported_to(out: str | Path, last: str, write: Callable[[Path], None]) -> None:
+    """Has an export written to `out`: for a bucket to a folder of this disk first, which is then uploaded.
 
-
-def check_export(space: Workspace, experiment: Experiment) -> None:
-    """Check that a model can be exported, without reading its weights.
+    Args:
+        out: a new or empty folder, here or in a bucket.
+        last: the file without which the folder is no model; it is uploaded last, with the checksums.
+        write: told the folder to write.
 
     Raises:
-        WeightsError: diffusers has no such model.
+        OutputError: the folder is taken or cannot be written.
+    """
+    if not paths.is_remote(out):
+        write(Path(out))
+        return
+    check_new_folder(out)
+    with tempfile.TemporaryDirectory(prefix="vdit-export-") as folder:
+        write(Path(folder))
+        with buckets.failures(paths.url_of(out), OutputError):
+            buckets.send_folder(Path(folder), paths.url_of(out).rstrip("/"), last=(last, MANIFEST))
+
+
+def native_instead(
+    space: Workspace, experiment: Experiment, layout: Literal["diffusers", "vdit"] | None = None
+) -> bool:
+    """Whether a model is exported in vdit's own layout; checks that it can be, without reading its weights.
+
+    Args:
+        space: the run's folder.
+        experiment: of the run.
+        layout: what was asked for; None takes diffusers' where diffusers has such a model.
+
+    Raises:
+        WeightsError: diffusers' layout was asked for, and diffusers has no such model.
         CheckpointError: a file of the run is missing.
     """
-    _small_files(space, experiment, _parts(experiment))
+    if layout == "vdit":
+        return True
+    try:
+        parts = _parts(experiment)
+    except WeightsError:
+        if layout is not None:
+            raise
+        return True
+    _small_files(space, experiment, parts)
+    return False
 
 
 _Folder = tuple[str, tuple[str, str], list[Rule], Callable[[Any], dict[str, Any]]]
@@ -259,7 +282,7 @@ def _parts(experiment: Experiment) -> dict[str, _Folder]:
     parts["vae"] = ("vae", ("diffusers", name), family.diffusers_rules(vae), lambda stats: family.vae_json(vae, stats))
     if not classes:
         if experiment.text.t5 is None:
-            rule = "which diffusers does not have: only Wan and DiT models can be exported"
+            rule = "which diffusers does not have: export it in vdit's own layout (--layout vdit)"
             raise WeightsError(f"this model's text encoder is vdit's own, {rule}")
         encoder = experiment.text.t5
         json = t5.t5_json(encoder)
@@ -335,7 +358,7 @@ def _scheduling(experiment: Experiment) -> Scheduling:
     return scheduling
 
 
-def _plain(tree: PyTree) -> PyTree:
+def plain(tree: PyTree) -> PyTree:
     """Parameters with a LoRA apart -> the same sum in plain kernels; others as they are."""
     lora = detach(tree)
     return merge(without_lora(tree), lora) if lora.layers else tree

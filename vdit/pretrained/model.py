@@ -4,8 +4,9 @@
     params, vae = model.load(mesh)
     import_model("Wan2.1-T2V-1.3B-Diffusers", "runs/wan-1.3b")      # what `vdit import` does
 
-`open_model` knows diffusers folders (model_index.json), the original repositories' layouts and single files. It reads
-their JSON and the headers of their tensor files, and nothing else; loading and importing read the tensors.
+`open_model` knows what `vdit export` writes, diffusers folders (model_index.json), the original repositories' layouts
+and single files. It reads their JSON and the headers of their tensor files, and nothing else; loading and importing
+read the tensors.
 """
 
 from __future__ import annotations
@@ -141,9 +142,9 @@ def open_model(path: str | Path, parts: Sequence[str | Path] = ()) -> PublicMode
     Raises:
         WeightsError: they are of no kind that is known here, or something is missing, damaged or contradictory.
     """
-    from vdit.pretrained import diffusers_folder, original_layouts  # they make what is defined here
+    from vdit.pretrained import diffusers_folder, native, original_layouts  # they make what is defined here
 
-    path = paths.local_weights(path, error=WeightsError)
+    path = paths.local_weights(paths.shipped(path), error=WeightsError)
     parts = [paths.local_weights(part, error=WeightsError) for part in parts]
     if path.is_file():
         try:
@@ -163,7 +164,7 @@ def open_model(path: str | Path, parts: Sequence[str | Path] = ()) -> PublicMode
                 f"{path}: {problems[0]} ({len(problems)} in all): export it again, or if you changed it, remove "
                 f"{MANIFEST}"
             )
-    for family in (diffusers_folder, original_layouts):
+    for family in (native, diffusers_folder, original_layouts):
         if family.is_one(path):
             try:
                 model = family.open_folder(path)
@@ -173,8 +174,8 @@ def open_model(path: str | Path, parts: Sequence[str | Path] = ()) -> PublicMode
             return model
     raise WeightsError(
         f"{path} holds no trained model (experiment.json is missing), and no public one known here: neither "
-        "model_index.json (diffusers), nor config.json or high_noise_model/ beside models_t5_*.pth (Wan), nor one .pt "
-        "file with a folder vae/ (DiT); give the folder of a run or of a public model"
+        "model.json (vdit export), nor model_index.json (diffusers), nor config.json or high_noise_model/ beside "
+        "models_t5_*.pth (Wan), nor one .pt file with a folder vae/ (DiT); give the folder of a run or a public model"
     )
 
 

@@ -399,7 +399,8 @@ def _check_is_wan(config: DiTConfig) -> None:
         if getattr(config, name) != value:
             raise WeightsError(
                 f"backbone.{name}={getattr(config, name)!r}, Wan has {value!r}: this model is not of Wan's "
-                "architecture, and only Wan and DiT models can be exported; use its run as it is"
+                "architecture, and diffusers has no other text to video model: export it in vdit's own layout "
+                "(--layout vdit)"
             )
     if config.mlp_norm_eps not in (None, config.norm_eps):
         rule = f"is not Wan's {config.norm_eps}, one for all norms"
