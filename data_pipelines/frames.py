@@ -58,16 +58,17 @@ def read_frames(
     """
     with decoding(path), Source(path, threads=threads) as source:
         clock = source.stream.time_base or Fraction(1, 1000)
-        convert, index = None, 0
+        convert, index, told, length = None, 0, None, clock
         for shown in source.frames(start=float(start)):
             time = _exact(shown.time, clock)
-            if time < start:
+            if start and time < start:
                 continue
             if end is not None and time >= end:
                 break
             if convert is None:
                 convert = _converter(shown.frame, source.pixel_aspect)
-            length = max(_exact(shown.length, clock), clock)
+            if shown.length != told:
+                told, length = shown.length, max(_exact(shown.length, clock), clock)
             yield AnalysisFrame(index, time, time + length, convert(shown.frame), shown.frame)
             index += 1
         if index == 0:
@@ -98,9 +99,11 @@ def _converter(frame: av.VideoFrame, pixel_aspect: float) -> FrameConverter:
 
 def _exact(seconds: float, clock: Fraction) -> Fraction:
     """A time that was a whole number of ticks of the clock before it became a float."""
-    ticks = round(seconds / float(clock))
-    exact = ticks * clock
-    return exact if abs(float(exact) - seconds) < 1e-7 else Fraction(seconds).limit_denominator(10**7)
+    one, second = clock.numerator, clock.denominator
+    ticks = round(seconds * second / one)
+    if abs(ticks * one / second - seconds) < 1e-7:
+        return Fraction(ticks * one, second)
+    return Fraction(seconds).limit_denominator(10**7)
 
 
 def frames_from_array(frames: np.ndarray, fps: float) -> Iterator[AnalysisFrame]:

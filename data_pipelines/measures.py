@@ -163,7 +163,7 @@ class FrameMeter:
     def __call__(self, frame: AnalysisFrame) -> FrameNumbers:
         row = dict.fromkeys(PER_FRAME, math.nan)
         time, last, thumb = frame.time, self._last, None
-        due = lambda rate: last is None or math.floor(time * rate) != math.floor(last * rate)  # noqa: E731
+        due = lambda rate: last is None or _slot(time, rate) != _slot(last, rate)  # noqa: E731
         gray = cv2.cvtColor(frame.image, cv2.COLOR_RGB2GRAY)
         digest = hashlib.blake2b(frame.image, digest_size=16)
         if due(DETAIL_RATE):
@@ -188,6 +188,11 @@ class FrameMeter:
             thumb = gray_thumb(gray)
         self._previous, self._last = gray, time
         return FrameNumbers(time, tuple(row.values()), digest.digest(), thumb)
+
+
+def _slot(time: Fraction, rate: int) -> int:
+    """floor(time * rate), without making a fraction."""
+    return time.numerator * rate // time.denominator
 
 
 class Meter:

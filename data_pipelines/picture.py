@@ -23,8 +23,9 @@ _MOST_BAR = 0.45  # of a side
 def of_frame(image: np.ndarray, gray: np.ndarray) -> dict[str, float]:
     """Of RGB uint8 [h w 3] and the same in grey [h w]: brightness, its spread, ends, colourfulness, edges."""
     mean, spread = cv2.meanStdDev(gray)
-    r, g, b = cv2.split(image.astype(np.int16))
-    rg, yb = r - g, (r + g) // 2 - b
+    r, g, b = cv2.split(image)
+    rg = cv2.subtract(r, g, dtype=cv2.CV_16S)
+    yb = cv2.subtract(cv2.addWeighted(r, 0.5, g, 0.5, 0, dtype=cv2.CV_32F), b, dtype=cv2.CV_32F)
     (rg_mean, rg_std), (yb_mean, yb_std) = cv2.meanStdDev(rg), cv2.meanStdDev(yb)
     colour = math.hypot(rg_std[0, 0], yb_std[0, 0]) + 0.3 * math.hypot(rg_mean[0, 0], yb_mean[0, 0])
     x, y = cv2.Sobel(gray, cv2.CV_32F, 1, 0), cv2.Sobel(gray, cv2.CV_32F, 0, 1)
@@ -85,10 +86,10 @@ def inner_box(shape: tuple[int, ...], bars: Sequence[float]) -> tuple[slice, sli
 def bars(luma: np.ndarray) -> tuple[float, float, float, float]:
     """Black rows above and below, black columns left and right of the picture, as shares of the sides."""
     found = []
+    bright = cv2.threshold(luma, _BLACK, 1, cv2.THRESH_BINARY)[1]
     for axis in (1, 0):
-        lines = luma if axis == 1 else luma.T
         # Nearly all of a bar's pixels are black: text in it, and ringing at its edge, are few.
-        lit = np.count_nonzero(lines > _BLACK, axis=1) > 0.02 * lines.shape[1]
+        lit = cv2.reduce(bright, axis, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel() > 0.02 * luma.shape[axis]
         edges = np.flatnonzero(lit)
         n = len(lit)
         first, last = (int(edges[0]), n - 1 - int(edges[-1])) if len(edges) else (0, 0)
@@ -98,6 +99,7 @@ def bars(luma: np.ndarray) -> tuple[float, float, float, float]:
 
 _TILE, _MOST_TILES = 160, 9
 _REBLUR = 1.0
+_EDGE = 40.0  # of Sobel's operator: what is weaker is no edge
 
 
 def blur(luma: np.ndarray) -> float:
@@ -108,18 +110,27 @@ def blur(luma: np.ndarray) -> float:
     """
     found = []
     for tile in _tiles(luma):
+        if min(tile.shape) < 16:
+            continue
         tile = tile.astype(np.float32)
-        again = cv2.GaussianBlur(tile, (0, 0), _REBLUR)
-        strong = [cv2.magnitude(cv2.Sobel(x, cv2.CV_32F, 1, 0), cv2.Sobel(x, cv2.CV_32F, 0, 1))[4:-4, 4:-4]
-                  for x in (tile, again)]  # fmt: skip
-        if strong[1].size < 64:
+        again = _gradient(cv2.GaussianBlur(tile, (0, 0), _REBLUR))
+        if again.max() < _EDGE:
             continue
-        edges = strong[1] >= max(float(np.quantile(strong[1], 0.97)), 40.0)
-        if edges.sum() < 20:
+        strongest, sample = again.ravel(), again[::2, ::2].ravel()
+        rank = int(0.97 * len(sample))
+        least = max(float(np.partition(sample, rank)[rank]), _EDGE)
+        edges = np.flatnonzero(strongest >= least)
+        if len(edges) < 20:
             continue
-        ratio = float(np.median(strong[0][edges] / strong[1][edges]))
+        ratio = float(np.median(_gradient(tile).ravel()[edges] / strongest[edges]))
         found.append(_REBLUR / math.sqrt(max(ratio**2 - 1, 1e-3)))
     return float(np.median(sorted(found)[: (len(found) + 1) // 2])) if found else math.nan
+
+
+def _gradient(tile: np.ndarray) -> np.ndarray:
+    """Strength of the edges of a picture float32 [h w], without its rim: [h-8 w-8]."""
+    x, y = cv2.Sobel(tile, cv2.CV_32F, 1, 0), cv2.Sobel(tile, cv2.CV_32F, 0, 1)
+    return cv2.magnitude(x[4:-4, 4:-4], y[4:-4, 4:-4])
 
 
 def _tiles(luma: np.ndarray) -> list[np.ndarray]:
@@ -135,14 +146,14 @@ def _tiles(luma: np.ndarray) -> list[np.ndarray]:
 
 def blockiness(luma: np.ndarray) -> float:
     """How much more neighbours differ across the lines of an 8 x 8 grid than elsewhere: 0 for not at all, 1 twice."""
-    worst = 0.0
-    for lines in (luma[:512, :1024], luma[:512, :1024].T):
-        difference = cv2.absdiff(np.ascontiguousarray(lines[:, 1:]), np.ascontiguousarray(lines[:, :-1]))
-        by_column = difference.mean(0)
-        count = len(by_column) // 8 * 8
-        if count < 16:
+    worst, part = 0.0, luma[:512, :1024]
+    for axis in (0, 1):  # along which differences are averaged
+        if part.shape[1 - axis] < 17:
             continue
-        phases = by_column[:count].reshape(-1, 8).mean(0)
+        difference = cv2.absdiff(part[:, 1:], part[:, :-1]) if axis == 0 else cv2.absdiff(part[1:], part[:-1])
+        by_line = cv2.reduce(difference, axis, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel() / part.shape[axis]
+        count = len(by_line) // 8 * 8
+        phases = by_line[:count].reshape(-1, 8).mean(0)
         worst = max(worst, float(phases[7] / (np.delete(phases, 7).mean() + 0.25) - 1))
     return worst
 
@@ -157,7 +168,7 @@ def combed(luma: np.ndarray) -> bool:
         return False
     top, left = max(0, len(luma) // 2 - 128), max(0, luma.shape[1] // 2 - 256)
     tile = luma[top : top + 256, left : left + 512].astype(np.int16)
-    return bool(_combs(tile) - 2 * _combs(tile.T) > _COMBED)
+    return bool(_combs(tile[:, ::2]) - 2 * _combs(tile[::2].T) > _COMBED)  # half of the lines tell as much
 
 
 def _combs(x: np.ndarray) -> float:
@@ -177,21 +188,34 @@ def text_area(luma: np.ndarray) -> float:
 
     No letter is read: writing in the scene counts, and a fence may. An OCR model (MeasureOptions.scorers) knows better.
     """
-    ratio = min(1.0, _TEXT_WIDTH / luma.shape[1])
-    image = cv2.resize(luma, None, fx=ratio, fy=ratio, interpolation=cv2.INTER_AREA) if ratio < 1 else luma
+    image = _narrowed(luma, _TEXT_WIDTH)
     strokes = cv2.morphologyEx(image, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
     _, strong = cv2.threshold(strokes, 90, 255, cv2.THRESH_BINARY)
     lines = cv2.morphologyEx(strong, cv2.MORPH_CLOSE, np.ones((1, 13), np.uint8))
     lines = cv2.morphologyEx(lines, cv2.MORPH_OPEN, np.ones((5, 9), np.uint8))
-    count, _, boxes, _ = cv2.connectedComponentsWithStats(lines)
-    across = np.abs(np.diff(image.astype(np.int16), axis=1)) > 45
+    across = cv2.threshold(cv2.absdiff(image[:, 1:], image[:, :-1]), 45, 1, cv2.THRESH_BINARY)[1]
     words = []
-    for x, y, width, height, area in boxes[1:count].tolist():
-        if width < 0.8 * height or not 6 <= height <= 0.2 * image.shape[0] or area < 0.5 * width * height:
+    for outline in cv2.findContours(lines, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]:
+        x, y, width, height = cv2.boundingRect(outline)
+        if width < 0.8 * height or not 6 <= height <= 0.2 * image.shape[0]:
             continue
-        if np.median(across[y : y + height, x : x + width - 1].sum(1)) >= 1.8 * width / height:
+        if cv2.countNonZero(lines[y : y + height, x : x + width]) < 0.5 * width * height:
+            continue
+        steps = cv2.reduce(across[y : y + height, x : x + width - 1], 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S)
+        if sorted(steps.ravel().tolist())[height // 2] >= 1.8 * width / height:
             words.append((x, y, x + width, y + height))
     return sum((right - left) * (bottom - top) for left, top, right, bottom in _lines(words)) / image.size
+
+
+def _narrowed(luma: np.ndarray, width: int) -> np.ndarray:
+    """At most `width` wide: halved while that is not too small, then linear. Areas of odd sizes take ten times as
+    long."""
+    while luma.shape[1] >= 2 * width:
+        luma = cv2.resize(luma, (luma.shape[1] // 2, max(1, len(luma) // 2)), interpolation=cv2.INTER_AREA)
+    if luma.shape[1] <= width:
+        return luma
+    size = width, max(1, round(len(luma) * width / luma.shape[1]))
+    return cv2.resize(luma, size, interpolation=cv2.INTER_LINEAR)
 
 
 _MOST_WORDS = 400
@@ -265,12 +289,11 @@ class Flow:
             return {}
         flow = self._dense.calc(np.ascontiguousarray(before), np.ascontiguousarray(after), None)
         edges = cv2.morphologyEx(before, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-        rows, columns = np.mgrid[2:height:4, 2:width:4]
-        told = edges[rows, columns] > 12  # where there is nothing to see, flow is a guess
-        if told.sum() < 12:
+        rows, columns = np.nonzero(edges[2::4, 2::4] > 12)  # where there is nothing to see, flow is a guess
+        if len(rows) < 12:
             return {"moved": 0.0, "camera": 0.0, "object": 0.0, "camera_x": 0.0, "camera_y": 0.0, "over": seconds}
-        points = np.stack([columns[told], rows[told]], 1).astype(np.float32)
-        moved = flow[rows[told], columns[told]]
+        points = np.stack([columns, rows], 1).astype(np.float32) * 4 + 2
+        moved = flow[2::4, 2::4][rows, columns]
         fit, _ = cv2.estimateAffinePartial2D(points, points + moved, method=cv2.RANSAC, ransacReprojThreshold=0.7)
         fit = np.array([[1, 0, 0], [0, 1, 0]], float) if fit is None else fit
         camera = points @ fit[:, :2].T + fit[:, 2] - points

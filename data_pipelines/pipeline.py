@@ -34,7 +34,7 @@ from data_pipelines.select import Row
 from vdit import paths
 from vdit.errors import DataError, VditError, VideoError, reason
 
-SCANNING = 1  # of the cached records: raise it where the same options give other columns
+SCANNING = 2  # of the cached records: raise it where the same options give other columns
 NEIGHBOURS = 50  # records of a bucket that each one is compared with
 RUN_SECONDS = 600.0  # footage of a file that stays in one shard
 MOST_NOTE = 256 * paths.MIB
