@@ -26,7 +26,7 @@ from array_record.python import array_record_module
 
 from data_pipelines.select import Row
 from vdit import paths
-from vdit.data.curated import make_record
+from vdit.data.clip_records import make_record
 from vdit.errors import ConfigError, DataError, VideoError, reason
 from vdit.video.read import iter_frames, probe
 from vdit.video.write import write_video

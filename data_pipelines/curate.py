@@ -45,8 +45,7 @@ from data_pipelines.select import DUPLICATE, ERROR, Row, judge
 from data_pipelines.split import SplitOptions
 from vdit import paths
 from vdit.cli import curate as command
-from vdit.data.curated import FORMAT
-from vdit.data.latents import INDEX
+from vdit.data.clip_records import FORMAT, INDEX
 from vdit.errors import EX_OK, EX_USAGE, ConfigError, DataError, OutputError, VditError, one_line
 from vdit.outputs import check_folder
 

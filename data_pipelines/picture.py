@@ -35,7 +35,7 @@ def of_frame(image: np.ndarray, gray: np.ndarray) -> dict[str, float]:
         "dark": np.count_nonzero(gray < 16) / gray.size,
         "bright": np.count_nonzero(gray > 239) / gray.size,
         "colour": colour,
-        "si": _spread(cv2.magnitude(x, y)[1:-1, 1:-1]),
+        "si": _spread(_strength(x[1:-1, 1:-1], y[1:-1, 1:-1])),
     }
 
 
@@ -130,7 +130,14 @@ def blur(luma: np.ndarray) -> float:
 def _gradient(tile: np.ndarray) -> np.ndarray:
     """Strength of the edges of a picture float32 [h w], without its rim: [h-8 w-8]."""
     x, y = cv2.Sobel(tile, cv2.CV_32F, 1, 0), cv2.Sobel(tile, cv2.CV_32F, 0, 1)
-    return cv2.magnitude(x[4:-4, 4:-4], y[4:-4, 4:-4])
+    return _strength(x[4:-4, 4:-4], y[4:-4, 4:-4])
+
+
+def _strength(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Lengths of vectors. Not cv2.magnitude: its last bit depends on where in memory the arrays begin."""
+    x, y = x * x, y * y
+    x += y
+    return np.sqrt(x, out=x)
 
 
 def _tiles(luma: np.ndarray) -> list[np.ndarray]:

@@ -26,10 +26,9 @@ from data_pipelines.clips import ClipOptions, Encoded, encode_clip, write_file, 
 from data_pipelines.duplicates import DuplicateOptions, cluster, compare, keys
 from data_pipelines.footage import FootageFile
 from data_pipelines.isolate import Isolated
-from data_pipelines.probe import probe
-from data_pipelines.ranges import TimeRange, can_seek, join_ranges, measure_range, read_parts, time_ranges
+from data_pipelines.ranges import TimeRange, join_file, measure_file_range, ranges_of
 from data_pipelines.records import ClipRecord
-from data_pipelines.scan import ScanOptions, scan
+from data_pipelines.scan import ScanOptions, scan_file
 from data_pipelines.select import Row
 from vdit import paths
 from vdit.errors import DataError, VditError, VideoError, reason
@@ -151,11 +150,6 @@ class ScanFile(Counted):
         return records
 
 
-def scan_file(record: ClipRecord, options: ScanOptions) -> list[ClipRecord]:
-    """A file to its clips, measured."""
-    return scan(probe(record), options)
-
-
 class PlanRanges(Counted):
     """Files to what is scanned at once: (file, None), or (file, (number, count, range)) for each range of a long one.
 
@@ -179,13 +173,6 @@ class PlanRanges(Counted):
             yield file, None if each is None else (number, len(ranges), each)
 
 
-def ranges_of(record: ClipRecord, seconds: float) -> list[TimeRange] | None:
-    """The ranges of a long file; None for one that is scanned at once."""
-    record = probe(record)
-    ranges = time_ranges(record, seconds)
-    return ranges if len(ranges) > 1 and can_seek(record) else None
-
-
 class ScanRange(Counted):
     """A range of a long film to its numbers, in a file; gives the film. One that fails leaves no file."""
 
@@ -206,11 +193,6 @@ class ScanRange(Counted):
                 paths.write_atomic(place, data)
         self.count("done")
         yield file.path, (file, count)
-
-
-def measure_file_range(record: ClipRecord, options: ScanOptions, part: TimeRange) -> bytes:
-    """A range of a file to its numbers."""
-    return measure_range(probe(record), options, part).to_bytes()
 
 
 def _range_files(folder: Folder, file: FootageFile, options: ScanOptions, count: int) -> list[paths.AnyPath]:
@@ -241,11 +223,6 @@ class JoinRanges(ScanFile):
         for part in parts:
             part.unlink(missing_ok=True)
         return records
-
-
-def join_file(record: ClipRecord, options: ScanOptions, parts: Sequence[str]) -> list[ClipRecord] | None:
-    """The clips of a film whose ranges are in files."""
-    return join_ranges(probe(record), options, read_parts(parts))
 
 
 def scan_key(file: FootageFile, options: ScanOptions) -> str:

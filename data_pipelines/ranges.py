@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 
 from data_pipelines.frames import AnalysisFrame, read_frames
 from data_pipelines.measures import PER_FRAME, FrameMeter, FrameNumbers
+from data_pipelines.probe import probe
 from data_pipelines.records import ClipRecord
 from data_pipelines.scan import Cutter, ScanOptions
 from vdit import paths
@@ -207,3 +208,20 @@ def read_parts(files: Iterable[Any]) -> Iterator[MeasuredRange]:
     """The ranges in files, one at a time."""
     for file in files:
         yield MeasuredRange.from_bytes(paths.read_bytes(file, limit=_MOST, error=DataError))
+
+
+def ranges_of(record: ClipRecord, seconds: float) -> list[TimeRange] | None:
+    """The ranges of a long file; None for one that is scanned at once."""
+    record = probe(record)
+    ranges = time_ranges(record, seconds)
+    return ranges if len(ranges) > 1 and can_seek(record) else None
+
+
+def measure_file_range(record: ClipRecord, options: ScanOptions, part: TimeRange) -> bytes:
+    """A range of a file to its numbers."""
+    return measure_range(probe(record), options, part).to_bytes()
+
+
+def join_file(record: ClipRecord, options: ScanOptions, parts: Sequence[str]) -> list[ClipRecord] | None:
+    """The clips of a film whose ranges are in files."""
+    return join_ranges(probe(record), options, read_parts(parts))

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.keep import Keep
+from data_pipelines.measures import COLUMNS
 from data_pipelines.select import DUPLICATE, ERROR, Row, Verdict, judge
 from vdit import paths
 from vdit.errors import DataError, VditError
@@ -89,12 +90,12 @@ def write(folder: Folder, rows: Iterable[Row], keep: Keep, outcome: Outcome) -> 
         page.videos(pictures.cards(kept.items, keep), 1.0, title=f"Kept: {len(kept.items)} of {outcome.kept}")
         for why, sample in dropped.items():
             count = outcome.dropped.get(why, (len(sample.items), 0.0))[0]
-            page.videos(pictures.cards(sample.items, keep, "wrong"), 1.0,
+            page.videos(pictures.cards(sample.items, keep), 1.0,
                         title=f"Dropped by {why}: {len(sample.items)} of {count}")  # fmt: skip
         for name, members in sorted(clusters.items()):
             best = sorted(members, key=lambda verdict: (verdict.reason == DUPLICATE, verdict.row.rank))[:SHEET]
             page.videos((card for verdict in best for card in pictures.cards(
-                [verdict.row], keep, "ok" if verdict.kept else "wrong")), 1.0,
+                [verdict.row], keep, "kept: " if verdict.kept else f"dropped by {verdict.reason}: ")), 1.0,
                 title=f"Near-duplicates, cluster {name[:8]}: {len(members)} clips")  # fmt: skip
         if cuts.items:
             page.compare(pictures.cuts(cuts.items), 1.0, title="Cuts: the last frame before, the first after")
@@ -119,7 +120,8 @@ def write(folder: Folder, rows: Iterable[Row], keep: Keep, outcome: Outcome) -> 
 def _funnel(page: Page, outcome: Outcome, keep: Keep) -> None:
     hours = lambda seconds: round(seconds / 3600, 4)  # noqa: E731
     page.figures({"clips found": outcome.rows, "hours found": hours(outcome.seconds), "clips kept": outcome.kept,
-                  "hours kept": hours(outcome.kept_seconds), "clips written": outcome.written})  # fmt: skip
+                  "hours kept": hours(outcome.kept_seconds)}
+                 | ({"clips written": outcome.written} if outcome.written else {}))  # fmt: skip
     left, seconds = outcome.rows, outcome.seconds
     table = [("all clips", left, hours(seconds), None, None)]
     for why, (count, length) in outcome.dropped.items():
@@ -146,11 +148,13 @@ def _histograms(page: Page, values: dict[str, Sample], keep: Keep, *, deciding: 
         if low == high:
             low, high = low - 0.5, high + 0.5
         counts, edges = np.histogram(column, BINS, (low, high))
-        xs, ys = np.repeat(edges, 2)[1:-1], np.repeat(counts, 2)
-        curves = {"clips": (xs, ys)}
-        for number in dict.fromkeys(bounds.get(name, ())):
-            curves[f"threshold {number:g}"] = ([number, number], [0, max(1, int(counts.max()))])
-        page.curves(curves, name, x_label=name, y_label="clips")
+        lines = {f"threshold {number:g}": number for number in dict.fromkeys(bounds.get(name, ()))}
+        page.histogram(counts, edges, name, lines=lines, x_label=_unit(name), y_label="clips")
+
+
+def _unit(name: str) -> str:
+    """What a column is, in a few words."""
+    return COLUMNS.get(name, name).partition(";")[0].partition(" (")[0]
 
 
 class _Pictures:
@@ -166,11 +170,11 @@ class _Pictures:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def cards(self, rows: Sequence[Row], keep: Keep, badge: str = "ok") -> Iterator[tuple[np.ndarray, str, str]]:
-        """A picture of the middle of each clip, with what it is called."""
+    def cards(self, rows: Sequence[Row], keep: Keep, fate: str = "") -> Iterator[tuple[np.ndarray, str]]:
+        """A picture of the middle of each clip, with what it is called. fate: words before that."""
         rows = sorted(rows, key=lambda row: (row.clip.path, row.clip.start))
         for row, picture in zip(rows, self._pool.map(lambda row: self._picture(row, 0.5), rows)):
-            yield picture, _words(row, keep), badge
+            yield picture, fate + _words(row, keep)
 
     def cuts(self, pairs: Sequence[tuple[Row, Row]]) -> Iterator[tuple[dict[str, np.ndarray], str]]:
         """The frames on both sides of cuts."""

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 from data_pipelines.frames import AnalysisFrame, read_frames
 from data_pipelines.measures import FrameNumbers, MeasureOptions, Meter, scored
+from data_pipelines.probe import probe
 from data_pipelines.records import ClipRecord
 from data_pipelines.scenes import CutOptions, Transition, merge
 from data_pipelines.split import SplitOptions, split
@@ -48,6 +49,11 @@ def scan(record: ClipRecord, options: ScanOptions | None = None) -> list[ClipRec
         cutter.push(frame)
         end = frame.end
     return cutter.finish(end, damage)
+
+
+def scan_file(record: ClipRecord, options: ScanOptions) -> list[ClipRecord]:
+    """A file to its clips, measured."""
+    return scan(probe(record), options)
 
 
 class Cutter:

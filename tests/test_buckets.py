@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from etils import epath
@@ -11,6 +12,7 @@ from etils import epath
 from tests.loopback import serve_buckets
 from vdit import buckets, paths
 from vdit.errors import BucketError, ConfigError, DataError, OutputError, WeightsError
+from vdit.outputs import check_folder
 
 NAME = "vdit-test"
 
@@ -175,3 +177,13 @@ def test_a_local_file_is_written_whole(tmp_path):
     with pytest.raises((OSError, OutputError)):
         paths.write_atomic(tmp_path / "file" / "a", "x")
     assert [file.name for file in tmp_path.rglob("*.part")] == []
+
+
+def test_without_a_login_a_folder_at_google_is_refused_at_once(monkeypatch):
+    class Store:  # what gcsfs is where it finds no credentials; anything else would be a request
+        credentials = SimpleNamespace(method="anon")
+
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setattr(buckets, "store", lambda url: Store())
+    with pytest.raises(OutputError, match=r"gs://b/curated: .*gcloud auth"):
+        check_folder("gs://b/curated")

@@ -71,6 +71,15 @@ def store(url: str) -> Any:
     return _store(_scheme(url))
 
 
+def check_login(url: str) -> None:
+    """PermissionError where nobody is logged in to Google: an attempt to write would be repeated for minutes."""
+    if _scheme(url) != "gs" or os.environ.get("STORAGE_EMULATOR_HOST"):
+        return
+    files = store(url)
+    if not getattr(files, "_endpoint", None) and files.credentials.method == "anon":
+        raise PermissionError("no login to Google was found")
+
+
 def _scheme(url: str) -> str:
     return url.partition("://")[0]
 

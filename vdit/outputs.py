@@ -88,6 +88,7 @@ def _check_remote(path: str | Path) -> None:
     """Writes and deletes a small key beside the one that is to be written: OutputError where there is no right to."""
     url = paths.url_of(path)
     with buckets.failures(url, OutputError):
+        buckets.check_login(url)
         probe = f"{url.rstrip('/')}.vdit-probe-{uuid.uuid4().hex[:8]}"
         buckets.put(probe, b"")
         buckets.delete(probe)

@@ -11,7 +11,8 @@ from data_pipelines.records import ClipRecord
 from data_pipelines.select import Row
 from vdit.data import CuratedSource, DataConfig, open_source
 from vdit.data.captions import read_captions
-from vdit.data.curated import FORMAT, CuratedDataset, is_curated, make_record, read_record
+from vdit.data.clip_records import FORMAT, make_record, read_record
+from vdit.data.curated import CuratedDataset, is_curated
 from vdit.errors import ConfigError, DataError, VideoError
 from vdit.video.read import read_video
 from vdit.video.write import write_video

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from data_pipelines import picture
 from data_pipelines.frames import frames_from_array, luma_of
 from data_pipelines.measures import COLUMNS, Meter
 from data_pipelines.picture import bars, blockiness, blur, combed, text_area
@@ -182,3 +183,17 @@ def test_an_edge_along_which_the_camera_moves_is_no_logo():
     frames = pan(3.0, 72).copy()
     frames[:, 80:104] = 255
     assert measured(frames)["logo_area"] == pytest.approx(0, abs=0.005)
+
+
+def test_numbers_of_a_picture_do_not_depend_on_where_it_lies_in_memory():
+    image = shot(3, 1, size=(90, 160))[0]
+    found = set()
+    for offset in range(0, 64, 4):
+        room = np.empty(image.size + 128, np.uint8)
+        start = -room.ctypes.data % 64 + offset
+        moved = room[start : start + image.size].reshape(image.shape)
+        moved[:] = image
+        gray = np.ascontiguousarray(moved[..., 1])
+        numbers = {"blur": picture.blur(gray), "text": picture.text_area(gray), **picture.of_frame(moved, gray)}
+        found.add(tuple(numbers.items()))
+    assert len(found) == 1

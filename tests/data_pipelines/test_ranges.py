@@ -10,11 +10,11 @@ import pytest
 
 from data_pipelines import pipeline, report
 from data_pipelines.curate import Settings, curate
-from data_pipelines.pipeline import Folder, scan_file
+from data_pipelines.pipeline import Folder
 from data_pipelines.probe import probe
 from data_pipelines.ranges import MeasuredRange, TimeRange, can_seek, join_ranges, measure_range, time_ranges
 from data_pipelines.records import ClipRecord
-from data_pipelines.scan import ScanOptions, scan
+from data_pipelines.scan import ScanOptions, scan, scan_file
 from data_pipelines.scenes import CutOptions
 from tests.data_pipelines.shots import shot
 from tests.data_pipelines.test_curate import Direct

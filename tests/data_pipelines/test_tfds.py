@@ -12,7 +12,7 @@ from data_pipelines.records import ClipRecord
 from data_pipelines.select import Row
 from tests.data_pipelines.footage import RATE, scene
 from vdit.data import CuratedDataset, DataConfig, TfdsSource, open_source
-from vdit.data.curated import FORMAT
+from vdit.data.clip_records import FORMAT
 from vdit.errors import DataError
 from vdit.video.read import read_video
 from vdit.video.write import write_video

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from vdit.errors import ShapeError, VditError
+from vdit.eval.histogram import svg_histogram
 from vdit.eval.page import Page, svg_curves
 from vdit.video.read import read_video
 
@@ -281,3 +282,20 @@ def test_wrong_input_is_one_clear_line(tmp_path):
         Page("a").curves({"a": ([1, 2, 3], [1, 2])})
     with pytest.raises(VditError, match="cannot write the page"):
         Page("a").save(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("edges", "lines"), [((0, 1, 2, 4), (3.0,)), ((-2e-7, 0, 1e-7, 5e-7), ()), ((5, 6, 7, 8), (0.0, 9.5))]
+)
+def test_a_histogram_draws_each_bar_as_high_as_its_count_inside_the_axes(edges, lines):
+    svg = svg_histogram(np.array([4, 0, 2]), np.array(edges, float), lines=lines, x_label=HOSTILE)
+    checker = Checker(svg)
+    (bars,) = [tag["d"] for name, tag in checker.tags if name == "path" and "fill" in tag]
+    numbers = [float(x) for x in re.findall(r"-?[\d.]+", bars)]
+    (x0, base, top0, x1, _), (x2, _, top2, x3, _) = numbers[:5], numbers[5:]
+    assert len(numbers) == 10
+    assert base - top0 == pytest.approx(2 * (base - top2), abs=0.2)
+    assert (x3 - x2) / (x1 - x0) == pytest.approx((edges[3] - edges[2]) / (edges[1] - edges[0]), rel=0.05)
+    places = [x0, x3, *(float(tag["d"][1:].split()[0]) for _, tag in checker.tags if "c1" in tag.get("stroke", ""))]
+    assert all(46 <= place <= 395 for place in places)
+    assert HOSTILE in checker.texts

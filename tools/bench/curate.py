@@ -28,9 +28,8 @@ sys.path.insert(0, str(ROOT))
 
 from data_pipelines.clips import ClipOptions, encode_clip  # noqa: E402
 from data_pipelines.footage import find_footage  # noqa: E402
-from data_pipelines.pipeline import scan_file  # noqa: E402
 from data_pipelines.records import ClipRecord  # noqa: E402
-from data_pipelines.scan import ScanOptions  # noqa: E402
+from data_pipelines.scan import ScanOptions, scan_file  # noqa: E402
 from data_pipelines.select import Row  # noqa: E402
 from vdit.errors import VideoError  # noqa: E402
 from vdit.video.read import iter_frames, probe, read_video  # noqa: E402

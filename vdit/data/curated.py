@@ -10,27 +10,21 @@ captions, label, width, height, fps, seconds, and what the writer knew besides (
 from __future__ import annotations
 
 import dataclasses
-import json
-import struct
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from vdit import paths
+from vdit.data.clip_records import FORMAT, INDEX, NUMBERS, read_record
 from vdit.data.clips import DecodedClip
 from vdit.data.data_source import DataSummary
-from vdit.data.latents import INDEX, MOST_INDEX, ShardReader
+from vdit.data.latents import MOST_INDEX, ShardReader
 from vdit.errors import DataError, VditError
 from vdit.paths import AnyPath
 from vdit.reprs import short_repr
 from vdit.video.read import read_video
-
-FORMAT = "vdit-clips-1"
-_NUMBERS = ("width", "height", "fps", "seconds")
 
 
 @short_repr
@@ -117,7 +111,7 @@ class CuratedDataset:
         meta, data = self.record(item)
         return EncodedHandle(
             data=data, id=meta["id"], captions=tuple(meta["captions"]) or ("",), label=meta["label"],
-            **{name: meta[name] for name in _NUMBERS},
+            **{name: meta[name] for name in NUMBERS},
         )  # fmt: skip
 
     def record(self, item: int) -> tuple[dict[str, Any], bytes]:
@@ -139,25 +133,6 @@ class CuratedDataset:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
             raise DataError(f"{self.path / self.index['shards'][shard]['file']}: record {at} is damaged ({reason}): "
                             "run vdit curate again") from error  # fmt: skip
-
-
-def make_record(meta: dict[str, Any], video: bytes) -> bytes:
-    """The bytes of a record. meta: id, captions, label, width, height, fps and seconds at least; plain JSON."""
-    text = json.dumps(meta, sort_keys=True)
-    return safetensors.numpy.save({"video": np.frombuffer(video, np.uint8)}, metadata={"meta": text})
-
-
-def read_record(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """What `make_record` was given. ValueError, KeyError or TypeError where it was not this."""
-    size = struct.unpack("<Q", data[:8])[0]
-    meta = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["meta"])
-    ((name, tensor),) = safetensors.deserialize(data)
-    texts = [meta["id"], *meta["captions"]]
-    if name != "video" or tensor["dtype"] != "U8" or not all(isinstance(text, str) for text in texts):
-        raise ValueError("it is no clip")
-    if not all(float(meta[key]) > 0 for key in _NUMBERS) or type(meta["label"]) is not int:
-        raise ValueError("its size, rate, duration or label is missing or wrong")
-    return meta, bytes(tensor["data"])
 
 
 def is_curated(path: str | Path) -> bool:

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from vdit.errors import ShapeError, VditError, reason
+from vdit.eval.histogram import svg_histogram
 from vdit.outputs import write_whole
 from vdit.video.write import encode_bytes
 
@@ -134,6 +135,14 @@ class Page:
         """Add a plot of named curves (see `svg_curves`). Consecutive plots stand side by side where there is room."""
         svg = svg_curves(curves, log_y=log_y, x_label=x_label, y_label=y_label)
         return self._add("curves", title=title, svg=_safe(svg), names=list(curves), colours=COLOURS)
+
+    def histogram(
+        self, counts: np.ndarray, edges: np.ndarray, title: str, *, lines: Mapping[str, float], x_label: str = "",
+        y_label: str = ""
+    ) -> Self:  # fmt: skip
+        """Add a histogram (see `svg_histogram`), with named upright lines. It stands beside plots that follow it."""
+        svg = svg_histogram(counts, edges, lines=list(lines.values()), x_label=x_label, y_label=y_label)
+        return self._add("curves", title=title, svg=_safe(svg), names=[y_label, *lines], colours=COLOURS)
 
     def table(self, headers: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "") -> Self:
         """Add a table. Numbers are shown to 4 digits and aligned to the right."""
