@@ -14,7 +14,7 @@ from rich.console import Console
 import vdit
 from vdit.cli.main import main
 from vdit.config import apply_overrides, load_config
-from vdit.data import FolderSource, TfdsSource, WorldsSource
+from vdit.data import EpisodesSource, FolderSource, TfdsSource, WorldsSource
 from vdit.dist.mesh import MeshConfig
 from vdit.experiment.experiment import Experiment
 from vdit.experiment.objectives import DenoisingLoss
@@ -162,6 +162,15 @@ def tfds_folder(path: Path, experiment: Experiment) -> str:
     return str(builder.data_path)
 
 
+def episodes_folder(path: Path) -> str:
+    """Two episodes of a game, as long as a clip needs."""
+    pytest.importorskip("ale_py", reason="needs the extra gym")
+    from vdit.emulators import Recording, record
+
+    record(Recording(env="ALE/Pong-v5", episodes=2, frames=24, skip=8), path / "played")
+    return str(path / "played")
+
+
 @pytest.fixture(scope="module", params=TRAINED)
 def trained(request, tmp_path_factory, folder) -> tuple[Experiment, Path]:
     """A shrunk experiment, trained for two steps."""
@@ -169,6 +178,8 @@ def trained(request, tmp_path_factory, folder) -> tuple[Experiment, Path]:
     data = ""
     if isinstance(full.data.source, FolderSource):
         data = folder
+    elif isinstance(full.data.source, EpisodesSource):
+        data = episodes_folder(tmp_path_factory.mktemp("episodes"))
     elif isinstance(full.data.source, TfdsSource):
         data = tfds_folder(tmp_path_factory.mktemp("tfds"), full)
     workdir = tmp_path_factory.mktemp(request.param)

@@ -20,6 +20,7 @@ from vdit.cli import (
     expand,
     public_weights,
     reconstruct,
+    record,
     sample,
     serve,
     simulate,
@@ -33,6 +34,7 @@ from vdit.errors import EX_OK, EX_USAGE, VditWarning
 COMMANDS: dict[str, Command] = {
     "quickstart": train.QUICKSTART,
     "curate": curate.CURATE,
+    "record": record.RECORD,
     "caption": caption.CAPTION,
     "train": train.TRAIN,
     "encode-text": encode_text.ENCODE_TEXT,

@@ -9,6 +9,8 @@ _HOMES = {
     "ClipView": "clips",
     "CuratedDataset": "curated",
     "CuratedSource": "data_source",
+    "EpisodesDataset": "episodes",
+    "EpisodesSource": "data_source",
     "DataSource": "data_source",
     "DecodedClip": "clips",
     "DataSummary": "data_source",

@@ -18,7 +18,7 @@ class DataConfig:
 
     Source:
         source: any registered data source (vdit.data.data_source): "folder", "curated", "worlds",
-            "latents", "tfds".
+            "episodes", "latents", "tfds".
 
     Sizes (a clip keeps its aspect ratio: see vdit.data.clips.fit_size):
         pixel_budgets: pixel budgets, one drawn for each sample among those not above the video's own.

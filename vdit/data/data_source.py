@@ -20,7 +20,7 @@ import ast
 import dataclasses
 import threading
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from vdit.errors import ConfigError, DataError, VideoError, one_line
 from vdit.registry import name_of, register
@@ -316,6 +316,31 @@ class CuratedSource(DataSource):
         from vdit.data.curated import CuratedDataset
 
         return clips_of(CuratedDataset(self.path, only=holdout), data, seed=seed) if holdout else None
+
+
+@register("data_source", "episodes")
+@short_repr
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EpisodesSource(DataSource):
+    """Episodes of an emulator that `vdit record` wrote, with what was done in each frame. path: their folder.
+
+    Held out are episodes, by their ids. data.fps must be the rate of the recording.
+    """
+
+    path: str = ""
+    # Names its keys (vdit.generate.simulator): the buttons of a game.
+    world: ClassVar[str] = "buttons"
+
+    def open(self, data: DataConfig, *, seed: int, holdout: Collection[str] = ()) -> Source:
+        from vdit.data.episodes import EpisodesDataset
+
+        _check_path(self)
+        return clips_of(EpisodesDataset(self.path, exclude=holdout), data, seed=seed)
+
+    def open_held_out(self, data: DataConfig, *, seed: int, holdout: Collection[str] = ()) -> Source | None:
+        from vdit.data.episodes import EpisodesDataset
+
+        return clips_of(EpisodesDataset(self.path, only=holdout), data, seed=seed) if holdout else None
 
 
 @register("data_source", "latents")

@@ -26,6 +26,7 @@ from vdit.types import Array
 NOTHING = "."
 # The worlds that can be played (vdit.worlds), and what their actions mean.
 _STEER = {"w": (0, -1), "a": (-1, 0), "s": (0, 1), "d": (1, 0), "q": (-1, -1), "e": (1, -1), "z": (-1, 1), "c": (1, 1)}
+_BUTTONS = {key: (*map(float, _STEER[key]), 0.0) for key in "wasd"} | {"f": (0.0, 0.0, 1.0)}
 _ORBIT = {"a": -30.0, "d": 30.0, "A": -45.0, "D": 45.0}  # degrees a second
 
 
@@ -34,6 +35,8 @@ def world_keys(world: str, width: int, fps: float) -> dict[str, tuple[float, ...
     keys: dict[str, tuple[float, ...]] = {NOTHING: (0.0,) * width}
     if world == "steer" and width == 2:
         keys |= {key: tuple(map(float, way)) for key, way in _STEER.items()}
+    elif world == "buttons" and width == 3:  # x, y, fire (vdit.emulators)
+        keys |= _BUTTONS
     elif world == "orbit" and width == 1:
         keys |= {key: (speed / fps / 10,) for key, speed in _ORBIT.items()}
     return keys

@@ -1,0 +1,104 @@
+"""Emulators that others wrote: recorded, put back, read as clips with actions."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vdit.cli.main import main
+from vdit.data.config import DataConfig
+from vdit.data.data_source import EpisodesSource, open_source
+from vdit.data.episodes import EpisodesDataset
+from vdit.errors import ConfigError, DataError, OutputError
+
+pytest.importorskip("gymnasium", reason="needs the extra gym")
+pytest.importorskip("ale_py", reason="needs the extra gym")
+
+from vdit.emulators import Recording, open_emulator, record
+
+PONG = Recording(env="ALE/Pong-v5", episodes=9, frames=20, skip=40, policies=("random", "follow"), seed=5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("emulators") / "pong"
+    record(PONG, path)
+    return path
+
+
+def test_an_emulator_goes_on_from_a_saved_state(folder):
+    episode = EpisodesDataset(folder).open(3)
+    emulator = open_emulator(PONG.env)
+    emulator.reset(0)
+    emulator.restore(episode.state(1))
+    first = int(episode.state_at[1])
+    assert first == PONG.state_every
+    np.testing.assert_array_equal(emulator.facts(), episode.facts[first])
+    for action, frame in zip(episode.actions[first + 1 :], episode.video[first + 1 :], strict=True):
+        np.testing.assert_array_equal(emulator.step(action).frame, frame)
+    with pytest.raises(DataError, match="14000"):
+        emulator.restore(b"x" * 14_000)
+
+
+def test_an_interrupted_recording_goes_on_and_is_the_same(folder, tmp_path, monkeypatch):
+    out = tmp_path / "again"
+
+    def stop(episodes, frames):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record(PONG, out, tell=stop)
+    assert not out.exists()
+    with pytest.raises(DataError, match="another recording"):
+        record(Recording(env=PONG.env, seed=6), out)
+    told = []
+    record(PONG, out, tell=lambda episodes, frames: told.append(episodes))
+    assert told == [8, 9]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again"]
+    ours, theirs = EpisodesDataset(out), EpisodesDataset(folder)
+    for item in (0, 8):
+        for name in ("video", "actions", "rewards", "facts", "states"):
+            np.testing.assert_array_equal(getattr(ours.open(item), name), getattr(theirs.open(item), name))
+    with pytest.raises(OutputError):
+        record(PONG, out)
+
+
+def test_clips_have_the_actions_of_their_frames(folder):
+    config = DataConfig(source=EpisodesSource(path=str(folder)), frames=(5,), fps=(15.0,), frame_multiple=1,
+                        pixel_budgets=(64 * 64,), size_multiple=8, actions=3)  # fmt: skip
+    source, library = open_source(config, seed=1), EpisodesDataset(folder)
+    for index in range(4):
+        sample, episode = source[index], library.open(index)
+        first = round(sample["start"] * 15 - 0.5)
+        places = [at for at in range(16) if np.array_equal(episode.video[at : at + 5], sample["video"])]
+        assert any(np.array_equal(episode.actions[at + 1 : at + 5], sample["actions"][1:]) for at in places), first
+        assert not sample["actions"][0].any()
+    assert np.abs(library.open(1).actions).max() == 1
+    with pytest.raises(DataError, match="fps=15"):
+        library.open(0).read(start=0, fps=8.0, frames=4, size=(64, 64))
+
+
+def test_held_out_episodes(folder):
+    assert len(EpisodesDataset(folder, exclude=["pong-00002"])) == 8
+    assert EpisodesDataset(folder, only=["pong-00002"]).open(0).id == "pong-00002"
+    with pytest.raises(DataError, match="pong-00099"):
+        EpisodesDataset(folder, exclude=["pong-00099"])
+
+
+def test_what_is_damaged_is_named(folder, tmp_path):
+    with pytest.raises(DataError, match=r"index\.json"):
+        EpisodesDataset(tmp_path)
+    index = json.loads((folder / "index.json").read_text())
+    for change in ({"format": "vdit-latents-1"}, {"shards": [{"file": "../x", "records": 1, "ids": ["a"]}]}):
+        (tmp_path / "index.json").write_text(json.dumps(index | change))
+        with pytest.raises(DataError, match=r"index\.json"):
+            EpisodesDataset(tmp_path)
+
+
+def test_the_command_says_what_is_wrong(tmp_path, capsys):
+    assert main(["record", "ALE/Pong-v5", str(tmp_path / "a"), "--policy", "follow+best"]) == 2
+    assert "best" in capsys.readouterr().err
+    assert main(["record", "ALE/Breakout-v5", str(tmp_path / "b"), "--policy", "follow"]) == 2
+    assert "ALE/Breakout-v5" in capsys.readouterr().err
+    with pytest.raises(ConfigError):
+        open_emulator("ALE/Nope-v5")
