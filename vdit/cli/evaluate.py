@@ -91,7 +91,9 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _is_run(name: str) -> bool:
-    return paths.is_file(paths.path(name) / "experiment.json")
+    """Whether videos can be sampled of it: a run, or a model that `vdit export` wrote."""
+    folder = paths.path(paths.shipped(name))
+    return any(paths.is_file(folder / file) for file in ("experiment.json", "model.json"))
 
 
 def _evaluate(options: argparse.Namespace, runs: Sequence[bool], out: Path, status: Status) -> None:

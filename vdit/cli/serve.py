@@ -250,8 +250,8 @@ have it; /openapi.json describes it). Jobs wait in a queue in front of the devic
 together. Jobs, uploads and results are kept in --data: a server that ends, or is killed, goes on where it was.
 
 Without --host only this machine can reach it. With another address clients must give a token: yours (--token, or in
-$VDIT_TOKEN), or one that is made up and printed. `vdit serve demo` serves runs/quickstart, which `vdit quickstart`
-makes.""",
+$VDIT_TOKEN), or one that is made up and printed. `vdit serve demo` serves the small model that ships
+with vdit.""",
     epilog="""\
 examples:
   vdit serve runs/mine
