@@ -63,7 +63,7 @@ def config() -> Experiment:
             none=0.5, first=0.1, head=0.12, tail=0.07, ends=0.07, mask=0.1, frames=0.04, window=0.2, context_noise=0.1
         ),
         dit_train=TrainConfig(
-            steps=5000,
+            steps=3000,
             batch_size=2,
             ema_decay=0.998,
             save_every=500,

@@ -48,9 +48,9 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         status.wrote(Path(options.out))
         print(f"{index['frames_recorded']} frames at {index['fps']:g} a second, {index['actions']} numbers an action, "
               f"{sum(shard['bytes'] for shard in index['shards']) / 2**20:.1f} MiB", flush=True)  # fmt: skip
-        status.next = (
-            f"vdit train experiments/pong.py --out runs/pong --cfg.data.source.path={shlex.quote(options.out)}"
-        )
+        if "Pong" in recording.env:
+            place = f"--cfg.data.source.path={shlex.quote(options.out)}"
+            status.next = f"vdit train experiments/pong.py --out runs/pong {place}"
     return 0
 
 
