@@ -60,8 +60,8 @@ def quick(actions: int = 0, **options) -> Quick:
     return Quick(**{field.name: getattr(own, field.name) for field in dataclasses.fields(Generator)}, **options)
 
 
-def make_service(folder: Path, generator: Generator | None = None, **limits) -> Service:
-    settings = Settings(folder=folder, name="tiny", run="runs/tiny", limits=Limits(**limits))
+def make_service(folder: Path, generator: Generator | None = None, *, pack: bool = True, **limits) -> Service:
+    settings = Settings(folder=folder, name="tiny", run="runs/tiny", pack=pack, limits=Limits(**limits))
     return Service(quick() if generator is None else generator, settings)
 
 

@@ -263,6 +263,16 @@ def test_jobs_of_several_shapes_go_side_by_side(tmp_path):
     assert generator.packed == [4]
 
 
+def test_without_packing_only_one_shape_goes_together(tmp_path):
+    generator = quick(pause=0.1)
+    with serving(make_service(tmp_path, generator, pack=False)) as client:
+        blocking = client.post("/v1/videos", {"task": "loop", "num_inference_steps": 4}).json["id"]
+        jobs = [client.post("/v1/videos", {"num_frames": frames}).json["id"] for frames in (9, 13, 9, 13)]
+        assert {client.ended(id)["status"] for id in [*jobs, blocking]} == {"completed"}
+    assert generator.packed == []
+    assert [count for _, count in generator.asked if count > 1] == [2, 2]
+
+
 def test_cancel_stops_what_runs_between_steps_and_what_waits_at_once(tmp_path):
     generator = quick(pause=0.05)
     with serving(make_service(tmp_path, generator)) as client:

@@ -95,7 +95,7 @@ def quick():
     """A page whose model takes no time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tasks, "pieces", moving)
-        patch.setattr(planning, "batch_key", lambda *_: None)
+        patch.setattr(planning, "batch_key", lambda *_, **how: None)
         patch.setattr(world, "Simulator", Toy)
         with playground(steered(), run="runs/steer", expander=Parrot(), show=False) as page:
             yield page

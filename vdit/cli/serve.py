@@ -55,6 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", type=at_least(0.01, float), metavar="HOURS", help="keep them so long; default: 72")
     parser.add_argument("--batch", type=at_least(1), default=8, metavar="N", help="videos made at once; default: 8")
     parser.add_argument(
+        "--pack", action=argparse.BooleanOptionalAction,
+        help="also videos of several sizes by one call, in packed rows; default: on a GPU or TPU, not on a CPU",
+    )
+    parser.add_argument(
         "--warm", action="append", default=[], metavar="TIME@HxW",
         help="compile these shapes before the first request, as in 17@48x64,2s@96x96; 17@48x64*1*4: for one video "
              "and for four by one call (default: for one, and for --batch); may be repeated",
@@ -201,6 +205,8 @@ def _limits(options: argparse.Namespace, experiment: Experiment, most: tuple[int
 
 
 def _service(options: argparse.Namespace, folder: str, generator, limits: Limits, data: Path) -> Service:
+    import jax
+
     from vdit.generate.expansion import FOLDER, open_expander
     from vdit.serve.live import Settings
     from vdit.serve.service import Service
@@ -212,8 +218,9 @@ def _service(options: argparse.Namespace, folder: str, generator, limits: Limits
     run = folder if is_loopback(options.host) else name  # what other machines see names no folder of this one
     data.mkdir(parents=True, exist_ok=True)
     tempfile.tempdir = str(data.absolute())  # forms lie there while they come, not in the system's folder
+    pack = jax.default_backend() != "cpu" if options.pack is None else options.pack
     settings = Settings(
-        folder=data, name=name, run=run, limits=limits, batch=options.batch, log_prompts=options.log_prompts
+        folder=data, name=name, run=run, limits=limits, batch=options.batch, pack=pack, log_prompts=options.log_prompts
     )
     return Service(generator, settings, expander=expander)
 

@@ -23,6 +23,8 @@ class Settings:
         run: what stands for the model in the commands that clients are shown.
         limits: what clients may ask for.
         batch: jobs that are made by one call at most.
+        pack: whether jobs of several sizes go into one call too, in packed rows of tokens. Rows that are not full are
+            computed whole; on a CPU that costs more than a call of its own.
         log_prompts: whether prompts are logged.
         examples: prompts that the page proposes.
     """
@@ -32,6 +34,7 @@ class Settings:
     run: str
     limits: Limits = Limits()
     batch: int = 8
+    pack: bool = False
     log_prompts: bool = False
     examples: tuple[str, ...] = ()
 

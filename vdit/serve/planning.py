@@ -116,17 +116,17 @@ def files_in_order(request: VideoRequest) -> list[str]:
     return [*([] if request.input_reference is None else [request.input_reference]), *request.files]
 
 
-def batch_key(plan: Plan, generator: Generator) -> tuple | None:
+def batch_key(plan: Plan, generator: Generator, *, pack: bool) -> tuple | None:
     """Jobs with equal keys are made by one call; None for a job that is made alone.
 
-    Of one frames and size; or of any, where they go side by side into rows of tokens (vdit.sampling.packed).
+    Of one frames and size; with `pack` of any, where they go side by side into rows of tokens (vdit.sampling.packed).
     """
     if plan.task != "text" or generator.experiment.network.reference_channels:
         return None
     method = text_method(plan, generator)
     if type(method.sampler).__name__.lower() in _ALONE:
         return None
-    if packs(generator.experiment.network, method, generator.mesh):
+    if pack and packs(generator.experiment.network, method, generator.mesh):
         size = row_size(generator)
         if size.rows([grid_of(plan, generator)]) is not None:
             return "packed", method

@@ -357,7 +357,7 @@ class Service:
     def _enqueue(self, live: Live) -> None:
         job, plan = live.job, Plan.of(live.job.plan)
         try:
-            key = planning.batch_key(plan, self.generator)
+            key = planning.batch_key(plan, self.generator, pack=self.settings.pack)
         except VditError:
             key = None
         self._live[job.id] = live
@@ -468,7 +468,7 @@ class Service:
         prompts, plan = [self._prompt(live) for live in lives], plans[0]
         watcher = _Watcher(self, lives, plan)
         watched = dataclasses.replace(self.generator, watch=watcher, drawn=watcher.drawn)
-        if planning.batch_key(plan, self.generator) is not None:
+        if planning.batch_key(plan, self.generator, pack=self.settings.pack) is not None:
             self._make_together(lives, plans, prompts, watched)
             return
         [live], [prompt] = lives, prompts
