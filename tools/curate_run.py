@@ -107,10 +107,11 @@ def result(out: Path) -> dict[str, bytes]:
 
 
 def runners(folder: Path) -> None:
-    """The same output by one process, by two, and by PortableRunner."""
+    """The same output by one process, by two, and by PortableRunner, the last two with films in ranges of 20 s."""
+    ranges = ["--range-seconds", "20"]
     variants = {
-        "one": [], "two": ["--workers", "2"],
-        "portable": ["--beam=--runner=PortableRunner", "--beam=--job_endpoint=embed",
+        "one": [], "two": ["--workers", "2", *ranges],
+        "portable": [*ranges, "--beam=--runner=PortableRunner", "--beam=--job_endpoint=embed",
                      "--beam=--environment_type=LOOPBACK"],
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
