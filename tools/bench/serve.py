@@ -206,15 +206,10 @@ def all_clients(server: Server, asks: Asks) -> list[Told]:
         return [one for part in parts for one in part.result()]
 
 
-def warm(server: Server, sizes: tuple[str, ...], batch: int) -> None:
-    """Every shape in every size of batch, and mixes, so that no program is compiled while it is measured."""
-    counts = [1 << k for k in range(batch.bit_length())]
-    for shapes in [*((size,) * count for size in sizes for count in counts), *(sizes[:n] * 2 for n in range(2, 5))]:
-        asked = [{"prompt": "a", "size": shape, "num_frames": 17} for shape in shapes]
-        ids = [server.call("POST", "/v1/videos", one)[1]["id"] for one in asked]
-        for id in ids:
-            while server.call("GET", f"/v1/videos/{id}")[1]["status"] not in ENDED:
-                time.sleep(0.1)
+def warm(sizes: tuple[str, ...], batch: int) -> tuple[str, str]:
+    """The option that compiles every shape in every size of batch, so that nothing compiles while it is measured."""
+    counts = "".join(f"*{1 << k}" for k in range(batch.bit_length()))
+    return "--warm", ",".join(f"17@{high}x{wide}{counts}" for wide, high in (size.split("x") for size in sizes))
 
 
 def load(options: argparse.Namespace, folder: Path) -> None:
@@ -222,9 +217,8 @@ def load(options: argparse.Namespace, folder: Path) -> None:
     asks = Asks(jobs=options.jobs, clients=options.clients, cancels=options.cancels, sizes=options.sizes)
     rates = {}
     for batch in (8, 1):
-        how = ("--batch", str(batch), "--max-videos", "8")
+        how = ("--batch", str(batch), "--max-videos", "8", *warm(asks.sizes, batch))
         with Server(options.run, folder / f"data{batch}", how, folder / "cache") as server:
-            warm(server, asks.sizes, batch)
             server.memory.clear()
             began, cpu = time.monotonic(), server.cpu
             told = all_clients(server, asks)

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--warm", action="append", default=[], metavar="TIME@HxW",
         help="compile these shapes before the first request, as in 17@48x64,2s@96x96; 17@48x64*1*4: for one video "
-             "and for four by one call (default: for one, and for --batch); may be repeated",
+             "and for four by one call (default: for 1, 2, 4, ... up to --batch); may be repeated",
     )  # fmt: skip
     parser.add_argument("--log-prompts", action="store_true", help="write prompts to the log")
     output.add_model(parser)

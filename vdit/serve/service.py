@@ -106,9 +106,9 @@ class Service:
 
         Args:
             frames: of a video. size: (height, width).
-            batches: how many videos by one call, powers of two; none: one, and the largest batch of the settings.
+            batches: how many videos by one call, powers of two; none: all up to the largest batch of the settings.
         """
-        for count in batches or sorted({1, 1 << (self.settings.batch.bit_length() - 1)}):
+        for count in batches or [1 << k for k in range(self.settings.batch.bit_length())]:
             self.on_device(functools.partial(self._compile, frames, tuple(size), count)).result()
 
     def _compile(self, frames: int, size: tuple[int, int], count: int) -> None:
