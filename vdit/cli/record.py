@@ -49,8 +49,8 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         print(f"{index['frames_recorded']} frames at {index['fps']:g} a second, {index['actions']} numbers an action, "
               f"{sum(shard['bytes'] for shard in index['shards']) / 2**20:.1f} MiB", flush=True)  # fmt: skip
         if "Pong" in recording.env:
-            place = f"--cfg.data.source.path={shlex.quote(options.out)}"
-            status.next = f"vdit train experiments/pong.py --out runs/pong {place}"
+            place = shlex.quote(options.out)
+            status.next = f"vdit train experiments/pong.py --out runs/pong --cfg.data.source.path={place}"
     return 0
 
 
