@@ -35,7 +35,7 @@ from vdit.serve import planning, tasks, world  # noqa: E402
 from vdit.serve.notebook import playground  # noqa: E402
 
 DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
-SLOW_MS = 30_000
+SLOW_MS = 90_000
 
 
 class Parrot:
