@@ -40,6 +40,24 @@ def test_an_emulator_goes_on_from_a_saved_state(folder):
         emulator.restore(b"x" * 14_000)
 
 
+def test_a_body_goes_on_from_a_saved_state(monkeypatch):
+    pytest.importorskip("mujoco", reason="bodies need mujoco, which no extra brings")
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    body = open_emulator("HalfCheetah-v5", size=(32, 32))
+    body.reset(0)
+    actions = np.random.default_rng(0).uniform(-1, 1, (12, body.width)).astype(np.float32)
+    for action in actions[:4]:
+        body.step(action)
+    state = body.save()
+    frames = [body.step(action).frame for action in actions[4:]]
+    facts = body.facts()
+    body.restore(state)
+    np.testing.assert_array_equal([body.step(action).frame for action in actions[4:]], frames)
+    np.testing.assert_array_equal(body.facts(), facts)
+    with pytest.raises(DataError, match="3 bytes"):
+        body.restore(b"abc")
+
+
 def test_an_interrupted_recording_goes_on_and_is_the_same(folder, tmp_path, monkeypatch):
     out = tmp_path / "again"
 

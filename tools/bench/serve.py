@@ -285,34 +285,53 @@ def first(options: argparse.Namespace, folder: Path) -> None:
 
 
 def together(options: argparse.Namespace, folder: Path) -> None:
-    """The devices' part of a job, without HTTP and files: the same 8 videos one at a time, and by one call."""
+    """The devices' part of a job, without HTTP and files: the same 8 videos one at a time, and by one call.
+
+    First of one size; then of several, in batches of one size, and side by side in packed rows.
+    """
     import jax
 
     import vdit
     from vdit.generate.generator import noise_of
     from vdit.seeds import key_of
+    from vdit.serve.planning import row_size
 
     del folder
     generator = dataclasses.replace(vdit.load(options.run), watch=lambda step: None)
-    shape = {"frames": 17, "size": (48, 48)}
-    task, costs = generator.task(generator.method(), *shape.values()), {}
+    method = generator.method()
 
-    def make(count: int) -> None:
+    def make(sizes: Sequence[tuple[int, int]]) -> None:
+        count = len(sizes)
+        tasks = [generator.task(method, 17, size) for size in sizes]
         tokens = generator.tokens(["a red circle"] * count), generator.tokens([""] * count)
-        noise = noise_of(generator, range(count), **shape)
-        jax.block_until_ready(generator.run(task, tokens, key_of(0), noise))
+        noise = [noise_of(generator, [k], frames=17, size=size)[0] for k, size in enumerate(sizes)]
+        if len(set(sizes)) == 1:
+            jax.block_until_ready(generator.run(tasks[0], tokens, key_of(0), np.stack(noise)))
+        else:
+            generator.run_packed(tasks, tokens, noise, row_size(generator))
 
-    for count in (1, 2, 4, 8):
-        make(count)
-        best = float("inf"), float("inf")
-        for _ in range(3):
-            wall, cpu = time.monotonic(), time.process_time()
-            for _ in range(8 // count):
-                make(count)
-            best = min(best, ((time.process_time() - cpu) / 8, (time.monotonic() - wall) / 8))
-        costs[count] = best
-        print(f"{count} by one call: {best[0]:.3f} cpu s a video ({best[1]:.3f} s), "
-              f"{costs[1][0] / best[0]:.2f} times one at a time ({costs[1][1] / best[1]:.2f} by the clock)", flush=True)
+    def compare(ways: dict[str, list[list[tuple[int, int]]]]) -> None:
+        """Name -> calls that make the same videos. The first way is what the others are held against."""
+        costs = []
+        for name, calls in ways.items():
+            times = []
+            for _ in range(4):  # the first compiles
+                wall, cpu = time.monotonic(), time.process_time()
+                for sizes in calls:
+                    make(sizes)
+                times.append(((time.process_time() - cpu) / 8, (time.monotonic() - wall) / 8))
+            costs.append(min(times[1:]))
+            gain = [costs[0][k] / costs[-1][k] for k in range(2)]
+            print(f"{name}: {costs[-1][0]:.3f} cpu s a video ({costs[-1][1]:.3f} s), {gain[0]:.2f} times one at a time "
+                  f"({gain[1]:.2f} by the clock)", flush=True)  # fmt: skip
+
+    compare({f"{count} by one call": [[(48, 48)] * count] * (8 // count) for count in (1, 2, 4, 8)})
+    sizes = [(48, 48), (48, 64), (64, 48), (32, 32)]
+    compare({
+        "8 of 4 sizes, one at a time": [[size] for size in sizes * 2],
+        "in batches of one size": [[size] * 2 for size in sizes],
+        "in packed rows": [sizes * 2],
+    })  # fmt: skip
 
 
 def heads(socket, until: float) -> Iterator[tuple[float, dict]]:

@@ -1,7 +1,4 @@
-"""The records of curated clips (curated.py), which a writer makes without jax, grain and flax.
-
-Workers that write them start in half the time.
-"""
+"""The records of curated clips (curated.py), which a writer makes without flax and grain: workers start sooner."""
 
 from __future__ import annotations
 
