@@ -27,6 +27,7 @@ from array_record.python import array_record_module
 from vdit import paths
 from vdit.data.clips import DecodedClip, resize_video
 from vdit.data.data_source import DataSummary
+from vdit.data.datasets import ArrayHandle
 from vdit.data.latents import INDEX, MOST_INDEX, ShardReader
 from vdit.errors import DataError, VditError, reason
 from vdit.reprs import short_repr
@@ -42,23 +43,17 @@ _SLACK = 0.02  # of a frame: how far a time may be from one
 
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Episode:
+class Episode(ArrayHandle):
     """What happened in one stretch of play; the arrays are as this module's docstring has them."""
 
-    id: str
-    captions: tuple[str, ...]
-    fps: float
     seed: int
     policy: str
-    video: np.ndarray
     actions: np.ndarray
     rewards: np.ndarray
     facts: np.ndarray
     states: np.ndarray
     state_ends: np.ndarray
     state_at: np.ndarray
-    label: int = 0
-    elastic: bool = False
 
     def __post_init__(self):
         wrong = [
@@ -80,18 +75,6 @@ class Episode:
     def state(self, number: int) -> bytes:
         """A saved state, that of frame state_at[number]."""
         return self.states[self.state_ends[number - 1] if number else 0 : self.state_ends[number]].tobytes()
-
-    @property
-    def height(self) -> int:
-        return self.video.shape[1]
-
-    @property
-    def width(self) -> int:
-        return self.video.shape[2]
-
-    @property
-    def seconds(self) -> float:
-        return len(self.video) / self.fps
 
     def read(self, *, start: float, fps: float, frames: int, size: tuple[int, int]) -> DecodedClip:
         """`frames` frames from `start` seconds on, at the rate at which they were recorded, resized to size (h, w).

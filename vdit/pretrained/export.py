@@ -202,17 +202,22 @@ def export_model(
         stem = "model" if tree in ("text", "vision") else "diffusion_pytorch_model"
         save_tensors(rules, trees[tree], out / folder, stem=stem, dtype=dtype, max_shard=max_shard)
         files.setdefault(f"{folder}/config.json", _dump(make_json(statistics)))
-    index = files.pop(INDEX)
-    for name, content in files.items():
+    write_small_files(out, files, last=INDEX)
+    say(f"{out / INDEX}: done")
+
+
+def write_small_files(out: Path, files: Mapping[str, bytes], *, last: str) -> None:
+    """Ends an export: what is no weight, by its path in the folder, and checksums of all.
+
+    last: without this file a folder is no model, so an export that was cut short is not taken for one.
+    """
+    for name in [*(name for name in files if name != last), last]:
         target = out / name
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
-    # Last: a folder without it is no model, so an export that was cut short is not taken for one.
-    with writing(out / INDEX):
-        (out / INDEX).write_bytes(index)
+            target.write_bytes(files[name])
+    with writing(out / MANIFEST):
         write_manifest(out)
-    say(f"{out / INDEX}: done")
 
 
 def exported_to(out: str | Path, last: str, write: Callable[[Path], None]) -> None:

@@ -17,24 +17,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vdit import paths
-from vdit.checkpoint import load_meta, write_manifest
+from vdit.checkpoint import load_meta
 from vdit.config import from_dict, to_dict
 from vdit.data.data_source import WorldsSource
-from vdit.errors import WeightsError, writing
+from vdit.errors import WeightsError
 from vdit.experiment.experiment import Experiment
 from vdit.experiment.upgrade import upgrade
 from vdit.models.vae.statistics import check_statistics
 from vdit.outputs import check_new_folder
-from vdit.pretrained.export import plain, save_tensors
+from vdit.pretrained.export import plain, save_tensors, write_small_files
 from vdit.pretrained.model import VAE_TREE, Component, PublicModel
 from vdit.pretrained.open import open_weights
 from vdit.pretrained.tensors import read_json
 from vdit.pretrained.weights import flatten, rule
-from vdit.train.workspace import FILES, SAMPLED, Workspace
+from vdit.train.workspace import FILES, SAMPLED, SMALL, Workspace
 from vdit.types import PyTree
 
 MODEL = "model.json"
-_LARGEST = 64 * 1024 * 1024
 _STATISTICS, _TOKENIZER, _STEM = "statistics.json", "tokenizer.model", "model"
 
 
@@ -53,8 +52,8 @@ def open_folder(path: Path) -> PublicModel:
         WeightsError: a file is missing or damaged.
         ConfigError: the experiment has keys or values that this version does not know.
     """
-    experiment = from_dict(Experiment, upgrade(read_json(path / MODEL, limit=_LARGEST)))
-    statistics = read_json(path / _STATISTICS, limit=_LARGEST)
+    experiment = from_dict(Experiment, upgrade(read_json(path / MODEL, limit=SMALL)))
+    statistics = read_json(path / _STATISTICS, limit=SMALL)
     trees = [VAE_TREE, *sorted(entry.name for entry in path.iterdir() if entry.is_dir() and entry.name != VAE_TREE)]
     components = [_component(path, tree) for tree in trees]
     tokenizer = path / _TOKENIZER if experiment.network.uses_text else None
@@ -105,18 +104,20 @@ def export_native(
         values = plain(values)
         rules = [rule(name, name) for name in flatten(values)]
         save_tensors(rules, values, out / tree, stem=_STEM, dtype=dtype, max_shard=max_shard)
-    for name, content in small.items():
-        with writing(out / name):
-            (out / name).write_bytes(content)
-    # Last: a folder without it is no model, so an export that was cut short is not taken for one.
-    with writing(out / MODEL):
-        (out / MODEL).write_text(json.dumps(to_dict(_without_places(space.experiment())), indent=2) + "\n")
-        write_manifest(out)
+    small[MODEL] = (json.dumps(to_dict(without_places(space.experiment())), indent=2) + "\n").encode()
+    write_small_files(out, small, last=MODEL)
     say(f"{out / MODEL}: done")
 
 
-def _without_places(experiment: Experiment) -> Experiment:
-    """The experiment without folders of the machine that trained it, which the model does not need."""
+def without_places(experiment: Experiment) -> Experiment:
+    """The experiment without the folders that it was trained from, which the model does not need.
+
+    Args:
+        experiment: of a run.
+
+    Returns:
+        The same model; its data comes from a rendered world where it came from a folder or a library.
+    """
     source = experiment.data.source
     if not isinstance(source, WorldsSource):
         source = WorldsSource()

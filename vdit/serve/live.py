@@ -23,8 +23,8 @@ class Settings:
         run: what stands for the model in the commands that clients are shown.
         limits: what clients may ask for.
         batch: jobs that are made by one call at most.
-        pack: whether jobs of several sizes go into one call too, in packed rows of tokens. Rows that are not full are
-            computed whole; on a CPU that costs more than a call of its own.
+        pack: whether jobs of several sizes go into one call too, in packed rows of tokens. On a CPU that costs
+            more than calls of their own (docs/serving.md).
         log_prompts: whether prompts are logged.
         examples: prompts that the page proposes.
     """
