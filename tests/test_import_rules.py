@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCANNED = ("vdit", "experiments", "data_pipelines")
 
 BASE = {"types", "finite", "config", "errors", "lazy", "outputs", "paths", "buckets", "hub",
-        "internals", "registry", "reprs"}
+        "pixels", "internals", "registry", "reprs"}
 BASE |= {"seeds"}
 LAYERS = BASE | {"dist", "nn", "diffusion"}
 SAMPLING = LAYERS | {"samplers", "models", "data", "language"}
@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "errors": set(),
     "lazy": set(),
     "reprs": set(),
+    "pixels": {"errors", "reprs", "types"},
     "types": {"errors", "reprs"},
     "config": {"errors", "paths", "registry"},
     "paths": {"errors", "buckets", "hub"},

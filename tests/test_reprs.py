@@ -11,10 +11,10 @@ import numpy as np
 import vdit
 from tests import tiny
 from vdit import reprs
+from vdit.pixels import Clip
 from vdit.reprs import shown_bytes
 from vdit.sampling.canvas import Canvas, canvas_tokens
 from vdit.sampling.programs import Reference
-from vdit.types import Clip
 
 # A field of these may hold arrays, trees of them, or a whole config: the generated repr would print all of it.
 LARGE = {"Array", "ndarray", "PyTree", "Experiment", "Generator", "Network", "SamplingConfig", "Mapping", "bytes"}

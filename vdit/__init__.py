@@ -16,7 +16,7 @@ from vdit import errors
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Clip": "vdit.types",
+    "Clip": "vdit.pixels",
     "Row": "vdit.types",
     "animate": "vdit.generate.verbs",
     "connect": "vdit.generate.verbs",

@@ -15,51 +15,10 @@ from typing import Any, ClassVar, Literal
 import jax
 import numpy as np
 
-from vdit.errors import ShapeError
 from vdit.reprs import short_repr
 
 Array = jax.Array | np.ndarray
 PyTree = Any
-
-
-PIXEL_ROUNDING = 1e-3  # how far past [-1, 1] a float may be: rounding, not a wrong range
-
-
-def check_pixels(video: Array, name: str) -> None:
-    """Raises ShapeError, which names the fault, unless pixels are uint8, or floats in [-1, 1].
-
-    Args:
-        video: pixels of any shape. What jax is tracing is not looked at: its values are not known.
-        name: of the array, for the message.
-    """
-    if video.dtype == np.uint8:
-        return
-    if not jax.dtypes.issubdtype(video.dtype, np.floating):
-        raise ShapeError(f"{name} of {video.dtype} must be uint8, or float in [-1, 1]")
-    if isinstance(video, jax.core.Tracer) or not video.size:
-        return
-    low, high = float(video.min()), float(video.max())
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ShapeError(f"{name} has pixels that are NaN or infinite: must be uint8, or float in [-1, 1]")
-    if max(-low, high) > 1 + PIXEL_ROUNDING:
-        raise ShapeError(f"{name} has values in [{low:.4g}, {high:.4g}], must be uint8, or float in [-1, 1]")
-
-
-@short_repr
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Clip:
-    """A decoded video as displayed (rotation applied, full-range sRGB-like RGB).
-
-    frames: uint8 [t h w 3].
-    times: float64 [t], presentation times in seconds, strictly increasing, the first frame at 0.
-    fps: frames per second, the stream's average rate.
-    """
-
-    frames: np.ndarray
-    times: np.ndarray
-    fps: float
-
-
 Axis = Literal["clip", "frame", "token", "sequence", "text"]
 
 

@@ -12,8 +12,8 @@ from vdit.errors import ConfigError, ShapeError
 from vdit.generate import Generator
 from vdit.generate.generator import grouping_of
 from vdit.models.vision import CLIPVisionConfig, clip_pixels
+from vdit.pixels import Clip
 from vdit.sampling.programs import Reference
-from vdit.types import Clip
 
 SHAPES = [{"stride": 1}, {"stride": 2}, {"stride": 4}, {"stride": 2, "patch_frames": 2, "window": 15}]
 

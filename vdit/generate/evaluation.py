@@ -26,8 +26,8 @@ from vdit.eval.vbench import video_name
 from vdit.generate import verbs
 from vdit.generate.generator import Generator, Sampling, noise_of
 from vdit.paths import MIB, read_bytes
+from vdit.pixels import Clip
 from vdit.reprs import short_repr
-from vdit.types import Clip
 from vdit.video.read import probe, read_video
 from vdit.worlds import World, WorldSample, make
 from vdit.worlds.base import fields_of

@@ -29,6 +29,7 @@ from vdit.models.network import Network
 from vdit.models.text import Tokenizer, warn_of_cuts
 from vdit.models.vae.video import VideoVAE
 from vdit.models.vision import clip_pixels
+from vdit.pixels import Clip, check_pixels
 from vdit.reprs import short_repr
 from vdit.sampling.canvas import Grouping, Prompts, check_canvas_conditions, tokenize
 from vdit.sampling.config import SamplingConfig, known_changes, replaces_known, sampling_config
@@ -36,7 +37,7 @@ from vdit.sampling.packed import RowSize, sample_packed
 from vdit.sampling.programs import CanvasInput, FromVideo, Parameters, Reference, SampleCanvas, TextToVideo, sample
 from vdit.sampling.stepwise import Watch, sample_stepwise
 from vdit.seeds import key_of
-from vdit.types import Array, Clip, PyTree, check_pixels
+from vdit.types import Array, PyTree
 
 _NOT_TRAINED = (
     "this model was not trained on canvases: what is given is put back, noised, at every step, and there may be a jump "

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -14,9 +15,12 @@ from vdit import paths
 from vdit.data.clips import fit_size
 from vdit.errors import ShapeError, VideoError
 from vdit.outputs import note_read
-from vdit.types import Array, check_pixels
+from vdit.pixels import check_pixels
 from vdit.video.convert import scaled_size
 from vdit.video.source import decoding
+
+if TYPE_CHECKING:  # no jax where pictures are only read
+    from vdit.types import Array
 
 
 def choose_size(height: int, width: int, *, multiple: int = 1, area: int | None = None) -> tuple[int, int]:

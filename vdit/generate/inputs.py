@@ -20,8 +20,8 @@ import numpy as np
 from vdit.errors import ShapeError, VideoError
 from vdit.generate.images import Fit, choose_size, is_image, read_image
 from vdit.paths import local_copy
+from vdit.pixels import Clip
 from vdit.reprs import short_repr
-from vdit.types import Clip
 from vdit.video.read import iter_frames, probe, read_tail, read_video
 
 SAME_RATE = 5e-3  # rates this near, as 29.97 and 30, are taken for one: no frame is repeated or left out for it

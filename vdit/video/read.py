@@ -30,7 +30,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vdit.errors import VideoError
-from vdit.types import Clip
+from vdit.pixels import Clip
 from vdit.video.convert import MAX_FRAME_PIXELS, Fit, FrameConverter, Size, check_size, orientation_of, square_size
 from vdit.video.source import Shown, Source, decoding, name_of
 from vdit.video.write import encode_bytes, write_image, write_video

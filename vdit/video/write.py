@@ -26,7 +26,7 @@ from PIL import Image
 from vdit import paths
 from vdit.errors import ShapeError, VideoError, reason
 from vdit.outputs import check_output, files_given, note_written, write_whole
-from vdit.types import check_pixels
+from vdit.pixels import check_pixels
 from vdit.video.sound import SoundPart, add_sound
 
 _BT709, _LIMITED, _FULL = 1, 1, 2

@@ -16,8 +16,9 @@ from vdit.models.vae import split
 from vdit.models.vae.config import VAEConfig
 from vdit.models.vae.model import Gaussian, check_latents, check_video
 from vdit.models.vae.statistics import denormalise, normalise
+from vdit.pixels import check_pixels
 from vdit.reprs import short_repr
-from vdit.types import Array, PyTree, check_pixels
+from vdit.types import Array, PyTree
 
 
 def encode_stream(
