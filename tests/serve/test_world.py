@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import types
 
 import numpy as np
@@ -11,9 +12,12 @@ import pytest
 pytest.importorskip("fastapi", reason="vdit serve needs fastapi: pip install -e '.[serve]'")
 
 from tests import tiny
+from tests.serve.serving import make_service, quick
+from tests.serve.test_restart import ASKED, until
 from vdit import worlds
 from vdit.data.data_source import WorldsSource
 from vdit.generate.simulator import NOTHING
+from vdit.serve.schema import VideoRequest
 from vdit.serve.world import WORLD_SEED, Latest, RenderedSteer, encode_picture, packed
 
 
@@ -59,3 +63,36 @@ def test_pictures_and_messages(side, start):
     message = packed({"pictures": [len(picture)]}, [picture])
     assert message.endswith(picture)
     assert int.from_bytes(message[:4], "little") == len(message) - 4 - len(picture)
+
+
+def test_a_world_and_a_long_rollout_take_turns(tmp_path):
+    """A world model keeps keys and values of its past: a rollout is then made by calls that have no steps to watch."""
+    service = make_service(tmp_path, tiny.generator(stride=1, actions=2, causal=True, slides=True))
+    try:
+        [job] = service.submit(VideoRequest(task="rollout", num_frames=1000, num_inference_steps=1), **ASKED)
+        until(service, job.id, status=["in_progress"])
+        seen = [service.on_device(lambda: service.job(job.id).progress).result(300) for _ in range(40)]
+        assert not service.job(job.id).ended  # the world was served while it was made
+        assert 0 < seen[-1] < 100  # and it went on meanwhile
+        assert seen == sorted(seen)
+        service.cancel(job.id)
+        until(service, job.id, status=["cancelled"])
+    finally:
+        service.close()
+
+
+def test_worlds_do_not_keep_the_devices_for_themselves(tmp_path):
+    """A world asks for its next frames as soon as it has some."""
+    service, ending = make_service(tmp_path, quick()), threading.Event()
+
+    def again() -> None:
+        if not ending.is_set():
+            service.on_device(again)
+
+    try:
+        service.on_device(again)
+        [job] = service.submit(VideoRequest(num_inference_steps=3), **ASKED)
+        until(service, job.id, status=["completed"])
+    finally:
+        ending.set()
+        service.close()

@@ -19,7 +19,7 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -398,11 +398,9 @@ class Service:
                         self._fail(live, "the server failed to make this video", "server_error")
 
     def _serve_urgent(self) -> None:
-        while True:
-            try:
-                work, future = self._urgent.get_nowait()
-            except queue.Empty:
-                return
+        """What is there now, and not what comes meanwhile: worlds that are played take turns with the jobs."""
+        for _ in range(self._urgent.qsize()):
+            work, future = self._urgent.get_nowait()
             if not future.set_running_or_notify_cancel():
                 continue
             try:
@@ -474,7 +472,7 @@ class Service:
         [live], [prompt] = lives, prompts
         given = self._given(live.request, live.job.client)
         made = tasks.pieces(plan, live.request, watched, given, seed=live.job.seed, prompt=prompt)
-        pieces = (piece[0] for piece in made)
+        pieces = watcher.between(piece[0] for piece in made)
         count = self.results.write_master(live.job.id, pieces, plan.fps, grows=plan.task == "rollout")
         if plan.task == "canvas":
             parts = tasks.files_of_canvas(plan, live.request, self.generator, given)
@@ -555,13 +553,20 @@ class Service:
         for number, live in enumerate(lives):
             if not live.request.preview or live.cancelled or number >= len(step.estimate):
                 continue
-            self._previewed = now
             with jax.set_mesh(self.generator.mesh):
                 frame = self.generator.vae.decode(step.estimate[number][None, :1])
-            frame = np.asarray(frame)[0, 0]
-            if np.isfinite(frame).all():
-                live.preview = png_of(frame, longest=PREVIEW_PIXELS)
-                live.preview_version = live.version + 1
+            self._show(live, np.asarray(frame)[0, 0])
+
+    def show_piece(self, live: Live, frames: np.ndarray) -> None:
+        """The newest of the frames [t h w 3] that are made, for one who wants to see them."""
+        if live.request.preview and time.monotonic() - self._previewed >= PREVIEW_SECONDS:
+            self._show(live, frames[-1])
+
+    def _show(self, live: Live, frame: np.ndarray) -> None:
+        self._previewed = time.monotonic()
+        if np.isfinite(frame).all():
+            live.preview = png_of(frame, longest=PREVIEW_PIXELS)
+            live.preview_version = live.version + 1
 
     # How jobs end.
 
@@ -597,7 +602,10 @@ class Service:
 
 
 class _Watcher:
-    """Called after each step of the jobs at hand (vdit.sampling.stepwise)."""
+    """Called after each step of the jobs at hand (vdit.sampling.stepwise), and between the pieces of a video.
+
+    A world model that keeps keys and values of its past makes its frames by calls that have no steps to watch.
+    """
 
     def __init__(self, service: Service, lives: Sequence[Live], plan: Plan):
         self._service, self._lives, self._plan = service, lives, plan
@@ -608,11 +616,25 @@ class _Watcher:
     def __call__(self, step: SampledStep) -> None:
         self._service.look_up(self._lives)
         here = min(self._window, max(0, self._plan.made - self._made)) * step.done / step.calls
-        progress = min(99, int(100 * (self._made + here) / max(1, self._plan.made)))
         self._service.preview(self._lives, step)
         for live in self._lives:
-            live.job.progress = max(live.job.progress, progress)
             live.step, live.steps = step.done, step.calls
+        self._tell(self._made + here)
+
+    def between(self, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Pieces [t h w 3] of the one job at hand, as they come."""
+        written, [live] = self._plan.made - self._plan.frames, self._lives  # what was given is not made
+        for piece in pieces:
+            self._service.look_up(self._lives)
+            yield piece
+            written += len(piece)
+            self._service.show_piece(live, piece)
+            self._tell(written)
+
+    def _tell(self, made: float) -> None:
+        progress = min(99, int(100 * made / max(1, self._plan.made)))
+        for live in self._lives:
+            live.job.progress = max(live.job.progress, progress)
             live.changed()
 
     def drawn(self, frames: int) -> None:
