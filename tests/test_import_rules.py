@@ -83,7 +83,7 @@ ONLY_IN = {
     "fastapi": {"serve", "vdit/cli/serve.py"},
     "starlette": {"serve"},
     "pydantic": {"serve"},
-    "multipart": {"vdit/cli/serve.py"},
+    "python_multipart": {"vdit/cli/serve.py"},
     "sse_starlette": {"serve", "vdit/cli/serve.py"},
     "uvicorn": {"serve", "vdit/cli/serve.py"},
     "torch": set(),

@@ -347,6 +347,43 @@ def test_what_cannot_be_made_is_said_at_once(client, body, status, param):
     assert (answer.status, answer.error["param"]) == (status, param)
 
 
+@pytest.mark.parametrize(
+    ("body", "files", "status", "param"),
+    [
+        ({"task": "text", "window": 9}, [], 400, "window"),
+        ({"task": "animate", "window": 1}, ["image"], 400, "window"),
+        ({"task": "animate", "num_frames": 5, "canvas": [{"file": "image", "at_frame": 5}]}, ["image"], 400, "canvas"),
+        ({"task": "extend", "window": 1}, ["video"], 400, "window"),
+        ({"task": "extend", "window": 4, "direction": "backward"}, ["video"], 400, "window"),
+        ({"task": "extend", "window": 5000}, ["video"], 413, "window"),
+        ({"task": "extend", "direction": "both"}, ["frame"], 400, "files"),
+        ({"task": "loop", "window": 5}, ["video"], 400, "window"),
+        ({"task": "loop"}, ["frame"], 400, "files"),
+        ({"task": "connect", "window": 5}, ["video", "video"], 400, "window"),
+        ({"task": "connect", "window": 1 << 20}, ["video", "video"], 413, "window"),
+        ({"task": "connect"}, ["video", "frame"], 400, "files"),
+        ({"task": "connect", "blend": True, "num_frames": 8}, ["video", "video"], 400, "num_frames"),
+        ({"task": "connect", "blend": True, "num_frames": 4, "window": 5}, ["video", "video"], 400, "num_frames"),
+        ({"task": "edit", "window": 1}, ["video"], 400, "window"),
+        ({"task": "edit", "window": 1025}, ["video"], 413, "window"),
+        ({"task": "canvas", "window": 1, "canvas": [{"file": "image"}]}, [], 400, "window"),
+        ({"task": "canvas", "window": 2000, "canvas": [{"file": "video"}]}, [], 413, "window"),
+    ],
+)
+def test_too_short_and_too_long_is_refused_before_a_job(client, video, image, body, files, status, param):
+    frame = client.form("/v1/files", {"file": ("one.mkv", clip(frames=1))}).json
+    assert (frame["kind"], frame["frames"]) == ("video", 1)
+    ids = {"video": video["id"], "image": image["id"], "frame": frame["id"]}
+    body = json.loads(json.dumps({**body, "files": [ids[name] for name in files]}))
+    for placed in body.get("canvas", ()):
+        placed["file"] = ids[placed["file"]]
+    before = client.get("/v1/videos").json["data"]
+    answer = client.post("/v1/videos", body)
+    assert (answer.status, answer.error["param"]) == (status, param), answer.error
+    assert "\n" not in answer.error["message"]
+    assert client.get("/v1/videos").json["data"] == before
+
+
 def test_too_many_jobs_are_told_to_come_again(tmp_path):
     with serving(make_service(tmp_path, quick(pause=0.3), waiting=4, waiting_per_client=2)) as client:
         other = Client(client.port, "other")

@@ -42,7 +42,7 @@ def test_the_openai_client_makes_and_fetches_a_video(tmp_path):
 def test_every_route_keeps_its_schema(tmp_path):
     """schemathesis: requests drawn from the OpenAPI document, right and wrong ones; no 500, answers as documented."""
     schemathesis = pytest.importorskip("schemathesis")
-    from hypothesis import HealthCheck, settings
+    from hypothesis import HealthCheck, given, settings
 
     service = make_service(tmp_path, waiting=40, waiting_per_client=40, frames=40, steps=4, body_seconds=10)
     with serving(service) as client:
@@ -54,7 +54,7 @@ def test_every_route_keeps_its_schema(tmp_path):
                 continue
             routes.add((operation.method.upper(), operation.path))
 
-            @schema.given(case=operation.as_strategy())
+            @given(case=operation.as_strategy())
             @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
             def check(case):
                 case.call_and_validate(

@@ -83,6 +83,8 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     with Status("serve") as status:
         from vdit.dist.mesh import make_mesh
         from vdit.generate import open_generator
+        from vdit.generate.generator import grouping_of
+        from vdit.serve.planning import nearest_frames
 
         mesh = make_mesh(output.read_mesh(options.mesh))
         how = {"compute": options.compute, "weights": options.weights, "lora": options.lora, "parts": options.parts}
@@ -97,6 +99,8 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         service = _service(options, folder, generator, limits, data)
         for one in warm:
             count = one.time.frames(experiment.sample.fps)
+            if one.time.seconds:  # as a request in seconds
+                count = nearest_frames(grouping_of(generator), count)
             with status.loading(f"programs for {count} frames of {one.size[0]}x{one.size[1]}"):
                 service.warm(count, one.size, batches=one.batches)
         status.begin()
@@ -108,13 +112,13 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
 def _require() -> None:
     try:
         import fastapi
-        import multipart
+        import python_multipart
         import sse_starlette
         import uvicorn
     except ImportError as error:
         rule = f"vdit serve needs {error.name}, which is not installed: {install_command('serve')}"
         raise ConfigError(rule) from None
-    del fastapi, multipart, sse_starlette, uvicorn
+    del fastapi, python_multipart, sse_starlette, uvicorn
 
 
 def _folder(options: argparse.Namespace) -> str:

@@ -251,22 +251,49 @@ class Run:
 
         A passage too long for a window with known ends begins as the first video goes on.
         """
+        closing = self.closing_frames(frames, has=(first.seen, has))
+        if frames > closing:
+            for piece in self.continued(first.video, frames - closing, has=first.seen):
+                first.add(piece)
+                yield piece
         more = {"window": self.window, "grouping": self.grouping}
-        ends, closing = knowing.contexts(frames, has=(first.seen, has), **more), frames
-        if ends is None:
-            closing = min(frames, usual_passage(self.generator, self.window))
-            ends = knowing.contexts(closing, has=(first.seen, has), **more)
-            if ends is None:
-                least = self.grouping.first + 2 * self.grouping.step
-                raise ShapeError(f"window={self.window} holds no passage between known ends: give {least} or more")
-            if frames > closing:
-                for piece in self.continued(first.video, frames - closing, has=first.seen):
-                    first.add(piece)
-                    yield piece
-                ends = knowing.contexts(closing, has=(first.seen, has), **more)
-        before, after = ends
+        before, after = knowing.contexts(closing, has=(first.seen, has), **more)
         given = knowing.connect(*_as_many(first.video, second), frames=closing, before=before, after=after)
         yield self.fill(given, before + closing + after)[:, before : before + closing]
+
+    def closing_frames(self, frames: int, *, has: tuple[int, int]) -> int:
+        """Of a passage of `frames` between videos of `has`, the last ones, which know both ends.
+
+        ShapeError where the window or a video is too short for any.
+        """
+        more = {"has": has, "window": self.window, "grouping": self.grouping}
+        if knowing.contexts(frames, **more) is not None:
+            return frames
+        closing = min(frames, usual_passage(self.generator, self.window))
+        if knowing.contexts(closing, **more) is None:
+            least = self.grouping.first + 2 * self.grouping.step
+            raise ShapeError(f"window={self.window} holds no passage between known ends: give {least} or more")
+        return closing
+
+    def blend_ends(self, frames: int, *, has: tuple[int, int]) -> tuple[int, int]:
+        """(before, after): known frames on both sides of `frames` in which two videos of `has` run at once.
+
+        ShapeError where the window or a video is too short.
+        """
+        grouping = self.grouping
+        for name, count, known in (("first", has[0], grouping.first), ("second", has[1], grouping.step)):
+            if count < frames + known:
+                raise ShapeError(
+                    f"frames={frames} in which both run at once: {name} has {count} frames, give a video of "
+                    f"{frames + known} or more, or a shorter blend"
+                )
+        left = has[0] - frames, has[1] - frames
+        ends = knowing.contexts(frames, has=left, window=self.window, grouping=grouping)
+        if ends is None:
+            most = grouping.tail(self.window - grouping.first - grouping.step)
+            fix = f"give at most {most}" if most else f"give a window of {grouping.first + 2 * grouping.step} or more"
+            raise ShapeError(f"frames={frames} do not fit a window of {self.window} between known ends: {fix}")
+        return ends
 
     def _slid(self, tail: np.ndarray, wanted: int, known: int, context: int) -> Pieces:
         """`continued` by a canvas that slides in latents: nothing that was made is encoded again."""
@@ -404,19 +431,7 @@ def _blended(run: Run, first: Frames, second: Frames, *, frames: int, strength: 
     grouping = run.grouping
     ahead, behind = Tail(frames + run.window), head_of(second, frames + run.window)
     yield from _held_back(first, frames, ahead)
-    for name, has, known in (("first", ahead.seen, grouping.first), ("second", behind.shape[1], grouping.step)):
-        if has < frames + known:
-            raise ShapeError(
-                f"frames={frames} in which both run at once: {name} has {has} frames, give a video of "
-                f"{frames + known} or more, or a shorter blend"
-            )
-    has = ahead.seen - frames, behind.shape[1] - frames
-    ends = knowing.contexts(frames, has=has, window=run.window, grouping=grouping)
-    if ends is None:
-        most = grouping.tail(run.window - grouping.first - grouping.step)
-        fix = f"give at most {most}" if most else f"give a window of {grouping.first + 2 * grouping.step} or more"
-        raise ShapeError(f"frames={frames} do not fit a window of {run.window} between known ends: {fix}")
-    before, after = ends
+    before, after = run.blend_ends(frames, has=(ahead.seen, behind.shape[1]))
     sides = {"before": before, "after": after, "strength": strength, "grouping": grouping}
     given = knowing.blend(ahead.video, behind, frames=frames, **sides)
     yield run.fill(given, before + frames + after)[:, before : before + frames]

@@ -9,9 +9,11 @@ import dataclasses
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vdit.data.clips import fit_size
 from vdit.data.patches import token_grid
@@ -21,6 +23,7 @@ from vdit.generate.generator import Generator, grouping_of, usual_passage, windo
 from vdit.generate.images import choose_size
 from vdit.generate.simulator import world_keys
 from vdit.language.expansion import Expander
+from vdit.sampling.canvas import Grouping
 from vdit.sampling.config import SamplingConfig
 from vdit.sampling.packed import RowSize, packs
 from vdit.sampling.sliding import PromptSchedule
@@ -98,7 +101,14 @@ def plan(request: VideoRequest, generator: Generator, limits: Limits, given: Map
         ApiError: 400 for what the model cannot make, 413 for what is above a limit.
     """
     try:
-        return _checked(_Planner(request, generator, limits, given).plan(), request, generator, limits)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", VditWarning)  # the job itself tells of them
+            planner = _Planner(request, generator, limits, given)
+            made = planner.plan()
+            _check_limits(made, request, limits)
+            generator.method(**{name: value for name, value in made.sampling.items() if name != "negative"})
+            _check_windows(made, request, generator, planner.counts())
+        return made
     except ApiError:
         raise
     except VditError as error:
@@ -147,6 +157,11 @@ def grid_of(plan: Plan, generator: Generator) -> tuple[int, int, int]:
     return token_grid((1, *task.latent_shape), generator.experiment.backbone.patch)
 
 
+def nearest_frames(grouping: Grouping, frames: int) -> int:
+    """The number of frames that a model makes at once that is nearest to `frames`."""
+    return grouping.first + max(0, round((frames - grouping.first) / grouping.step)) * grouping.step
+
+
 def text_method(plan: Plan, generator: Generator) -> SamplingConfig:
     """How a text-to-video job is sampled."""
     return generator.method(**{name: value for name, value in plan.sampling.items() if name != "negative"})
@@ -158,9 +173,9 @@ def _param(error: VditError) -> str | None:
     fields = (
         ("frames=", "num_frames"), ("height=", "size"), ("width=", "size"), ("size", "size"), ("sampler", "sampler"),
         ("steps", "num_inference_steps"), ("window", "window"), ("times", "canvas"), ("mask", "mask"),
-        ("strength", "strength"), ("prompts", "prompts"),
+        ("strength", "strength"), ("prompts", "prompts"), ("a video of", "files"), ("time ", "canvas"),
     )  # fmt: skip
-    return next((field for start, field in fields if text.startswith(start)), None)
+    return next((field for start, field in fields if text.startswith(start)), "window" if "window" in text else None)
 
 
 class _Planner:
@@ -185,6 +200,7 @@ class _Planner:
             ("canvas", self.request.canvas, ("canvas", "animate", "outpaint")),
             ("mask", self.mask, ("edit", "inpaint", "canvas")), ("prompts", self.request.prompts, ("rollout",)),
             ("strength", self.request.strength, ("edit", "connect")), ("blend", self.request.blend, ("connect",)),
+            ("window", self.request.window, tuple(name for name in FILES if name != "text")),
         ):  # fmt: skip
             if kind and task not in tasks:
                 raise ApiError(f"{name} has no effect on task {task}: leave it out", param=name)
@@ -194,6 +210,10 @@ class _Planner:
         window = None if self.request.window is None else window_of(self.generator, self.request.window)
         note = "; ".join(self.notes) or None
         return dataclasses.replace(made, sampling=self._sampling(), note=note, window=window)
+
+    def counts(self) -> list[int]:
+        """Frames of the files, at the rate of the result."""
+        return [self._count(file) for file in self.files]
 
     def _task(self) -> str:
         request = self.request
@@ -271,7 +291,7 @@ class _Planner:
         request, grouping = self.request, self.grouping
         frames = self._amount(self.experiment.sample.frames)
         if request.seconds is not None:
-            near = grouping.first + max(0, round((frames - grouping.first) / grouping.step)) * grouping.step
+            near = nearest_frames(grouping, frames)
             if near != frames:
                 rule = f"the model makes {grouping.first} + a multiple of {grouping.step} frames"
                 said = f"{request.seconds:g} s at {self.fps:g} fps is {frames} frames"
@@ -397,25 +417,22 @@ class _Planner:
         return Plan(task="canvas", frames=frames, made=frames, size=size, fps=self.fps, amount=frames)
 
 
-def _checked(made: Plan, request: VideoRequest, generator: Generator, limits: Limits) -> Plan:
-    """The plan, within the limits; 413 names the one that is passed."""
+def _check_limits(made: Plan, request: VideoRequest, limits: Limits) -> None:
+    """413 names the limit that is passed."""
     height, width = made.size
     for name, value, most, field in (
+        ("window", made.window or 1, limits.frames, "window"),  # as many frames by one call
         ("frames", made.frames, limits.frames, "num_frames"), ("pixels", height * width, limits.pixels, "size"),
         ("steps", request.num_inference_steps or 1, limits.steps, "num_inference_steps"),
         ("videos", request.n, limits.videos, "n"),
     ):  # fmt: skip
         if value > most:
+            what = "frames in a window" if name == "window" else name
             raise ApiError(
-                f"{value} {name}: this server makes at most {most}", status=413, param=field, code=f"{name}_limit"
+                f"{value} {what}: this server makes at most {most}", status=413, param=field, code=f"{name}_limit"
             )
     if request.seed is not None and request.seed + request.n - 1 > 2**64 - 1:
         raise ApiError("seed: with n, the last seed is above 2**64 - 1", param="seed")
-    generator.method(**{name: value for name, value in made.sampling.items() if name != "negative"})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", VditWarning)  # the job itself tells of them
-        _check_windows(made, request, generator)
-    return made
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -429,30 +446,40 @@ class _Unread:
         return iter(())
 
 
-def _check_windows(made: Plan, request: VideoRequest, generator: Generator) -> None:
-    """What the functions that make the video would raise once they begin (vdit.serve.tasks)."""
-    has = made.frames - made.made
+def _check_windows(made: Plan, request: VideoRequest, generator: Generator, counts: Sequence[int]) -> None:
+    """What the functions that make the video would raise once they begin (vdit.serve.tasks).
+
+    counts: frames of the files, at the rate of the result.
+    """
     run = sliding.Run.of(generator, request.prompt, window=made.window, **made.sampling)
+    more = {"window": run.window, "grouping": run.grouping}
     match made.task:
         case "rollout":
             script = [(0.0, request.prompt), *sorted((change.seconds, change.prompt) for change in request.prompts)]
-            video = None if not files_in_order(request) else _Unread(size=made.size, count=has)
+            video = _Unread(size=made.size, count=counts[0]) if counts else None
             size = made.size if video is None else None
             prompts = PromptSchedule.of(script)
             sliding.rollout(run, sliding.Rollout(prompts=prompts, frames=made.frames, fps=made.fps, size=size), video)
         case "edit" | "inpaint" | "outpaint" | "canvas":
             editing.edit_window(run, made.frames, None)
+        case "animate":
+            length = min(run.window, run.grouping.canvas(made.frames))
+            images = np.zeros((1, len(made.times), 1, 1, 3), np.float32)
+            known.animate(images, times=made.times, frames=min(length, made.frames), grouping=run.grouping)
+            if made.frames > length:
+                known.forward_windows(made.frames - length, has=length, **more)
         case "extend":
             ways = {"forward": [known.forward_windows], "backward": [known.backward_windows]}
             for windows in ways.get(request.direction, [known.forward_windows, known.backward_windows]):
-                windows(made.amount, has=min(has, run.window), window=run.window, grouping=run.grouping)
+                windows(made.amount, has=counts[0], **more)
+        case "connect" if request.blend:
+            run.blend_ends(made.amount, has=(counts[0], counts[1]))
         case "loop" | "connect":
-            usual = usual_passage(generator, run.window)
-            passage = min(made.amount if files_in_order(request) else usual, usual)
-            if known.contexts(passage, has=(run.window, run.window), window=run.window, grouping=run.grouping) is None:
-                least = run.grouping.first + 2 * run.grouping.step
-                raise ApiError(f"window={run.window} holds no passage between known ends: give {least} or more",
-                               param="window", code="invalid_value")  # fmt: skip
+            passage = made.amount if counts else usual_passage(generator, run.window)
+            first, second = (*counts, *counts)[:2] if counts else (made.amount, made.amount)
+            closing = run.closing_frames(passage, has=(first, second))
+            if passage > closing:
+                known.forward_windows(passage - closing, has=first, **more)
 
 
 def largest_area(experiment) -> int:

@@ -112,7 +112,7 @@ class Service:
             self.on_device(functools.partial(self._compile, frames, tuple(size), count)).result()
 
     def _compile(self, frames: int, size: tuple[int, int], count: int) -> None:
-        watched = dataclasses.replace(self.generator, watch=lambda step: None)
+        watched = dataclasses.replace(self.generator, watch=lambda step: self._seen(step.estimate[0]))
         task = watched.task(watched.method(), frames, size)
         tokens = watched.tokens([""] * count), watched.tokens([""] * count)
         noise = noise_of(watched, range(count), frames=frames, size=size)
@@ -553,9 +553,12 @@ class Service:
         for number, live in enumerate(lives):
             if not live.request.preview or live.cancelled or number >= len(step.estimate):
                 continue
-            with jax.set_mesh(self.generator.mesh):
-                frame = self.generator.vae.decode(step.estimate[number][None, :1])
-            self._show(live, np.asarray(frame)[0, 0])
+            self._show(live, self._seen(step.estimate[number]))
+
+    def _seen(self, latents: np.ndarray) -> np.ndarray:
+        """The first frame [h w 3] of latents [t h w c]."""
+        with jax.set_mesh(self.generator.mesh):
+            return np.asarray(self.generator.vae.decode(latents[None, :1]))[0, 0]
 
     def show_piece(self, live: Live, frames: np.ndarray) -> None:
         """The newest of the frames [t h w 3] that are made, for one who wants to see them."""
