@@ -2,7 +2,9 @@
 
 A thread takes jobs from the queue, the next ones that go together by one call, and looks up between the steps of
 sampling: whether a job was cancelled, whether a world that is being played wants its next frames, whether the server
-ends. Everything else (requests, files, events) runs beside it.
+ends. Everything else (requests, files, events) runs beside it. While that thread compiles it cannot look up: on a
+machine of one device a second one then sees to the worlds. (Programs of several devices that two threads start could
+wait for each other.)
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ T = TypeVar("T")
 PREVIEW_SECONDS = 0.3
 PREVIEW_PIXELS = 320
 MOST_STARTS = 3
+PATIENCE = 0.25  # seconds without a look up after which another thread does what is urgent
 BACKLOG = 8  # results that wait to be written, beside the one that is made
 
 
@@ -65,7 +68,7 @@ class Service:
         self.store = Store(settings.folder)
         self.results = Results(self.store.results)
         self._queue, self._live = FairQueue(), {}
-        self._lock = threading.RLock()
+        self._lock, self._one_expansion = threading.RLock(), threading.Lock()
         self._wake, self._stopping = threading.Event(), False
         self._urgent: queue.SimpleQueue[tuple[Callable[[], Any], Future]] = queue.SimpleQueue()
         self._writers = ThreadPoolExecutor(1, thread_name_prefix="vdit-write")
@@ -79,13 +82,20 @@ class Service:
         for job in self.store.unended():
             self._again(job)
         self._worker = threading.Thread(target=self._work, name="vdit-devices", daemon=True)
+        self._looked, self._called = time.monotonic(), threading.Event()
+        self._helper = threading.Thread(target=self._help, name="vdit-urgent", daemon=True)
         self._worker.start()
+        if generator.mesh.size == 1:
+            self._helper.start()
 
     def close(self, timeout: float = 30.0) -> None:
         """Stops between two steps. Jobs that have not ended go on when a service starts with this folder."""
         self._stopping = True
         self._wake.set()
+        self._called.set()
         self._worker.join(timeout)
+        if self._helper.is_alive():
+            self._helper.join(timeout)
         self._writers.shutdown(wait=True, cancel_futures=True)
         for reader in self._readers:
             reader.close()
@@ -260,9 +270,13 @@ class Service:
             with self._lock:
                 self._expanding -= 1
 
-        made = self.on_device(lambda: self.expander.expand([prompt], seed=seed % 2**63, task=task)[0])
+        made = self.on_device(lambda: self._expanded(prompt, seed, task))
         made.add_done_callback(done)
         return made
+
+    def _expanded(self, prompt: str, seed: int, task: str) -> Expansion:
+        with self._one_expansion:
+            return self.expander.expand([prompt], seed=seed % 2**63, task=task)[0]
 
     def on_device(self, work: Callable[[], T]) -> Future[T]:
         """Runs short work on the devices, ahead of what waits and between the steps of what runs."""
@@ -271,6 +285,7 @@ class Service:
             raise ApiError("the server is ending: try again", status=503, headers={"Retry-After": "5"})
         self._urgent.put((work, future))
         self._wake.set()
+        self._called.set()
         return future
 
     # Files.
@@ -400,13 +415,33 @@ class Service:
     def _serve_urgent(self) -> None:
         """What is there now, and not what comes meanwhile: worlds that are played take turns with the jobs."""
         for _ in range(self._urgent.qsize()):
+            self._looked = time.monotonic()
+            self._serve_one()
+        self._looked = time.monotonic()
+
+    def _serve_one(self) -> None:
+        try:
             work, future = self._urgent.get_nowait()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(work())
-            except BaseException as error:
-                future.set_exception(error)
+        except queue.Empty:  # the other thread was first
+            return
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    def _help(self) -> None:
+        """Serves what is urgent while the devices' thread does not look up."""
+        while not self._stopping:
+            self._called.wait()
+            self._called.clear()
+            while self._urgent.qsize() and not self._stopping:
+                left = self._looked + PATIENCE - time.monotonic()
+                if left > 0:
+                    time.sleep(left)
+                else:
+                    self._serve_one()
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -529,7 +564,7 @@ class Service:
             job.prompt_used = request.prompt
         elif job.prompt_used is None:
             task = "video" if not planning.files_in_order(request) else "image"
-            made = self.expander.expand([request.prompt], seed=job.seed % 2**63, task=task)[0]
+            made = self._expanded(request.prompt, job.seed, task)
             job.prompt_used = made.text
             if made.note:
                 job.note = "; ".join(filter(None, [job.note, f"the prompt is {made.note}"]))

@@ -44,7 +44,7 @@ MOST_WORLDS = 4  # that are played at a time
 MOST_MESSAGE = 8 * 1024  # characters of a client's message
 MOST_RECORDED = 1800  # frames of a recording
 MOST_RECORDED_BYTES = 256 << 20
-IDLE_SECONDS = 20.0  # without a key: then no steps are made until one comes
+IDLE_SECONDS = 20.0  # of frames without a key: then no steps are made until one comes
 MOST_IDLE_SECONDS = 900.0
 AHEAD = 2  # steps that a client may not have seen yet
 SMALL = 160 * 160  # pixels of a picture up to which it is sent without loss
@@ -216,7 +216,7 @@ class WorldSession:
         self._simulator: Simulator | None = None
         self._rendered: Rendered | None = None
         self._begin: Begin | None = None
-        self._number = self._seen = 0
+        self._number = self._seen = self._quiet = 0  # steps: made, seen, made since the last key
         self._recording: _Recording | None = None
         self._todo: asyncio.Queue[Begin | Reset | Record] = asyncio.Queue(8)
         self._changed = asyncio.Event()
@@ -253,7 +253,7 @@ class WorldSession:
                         self._latest.press(message.key, message.id)
                     else:
                         self._latest.release(message.key)
-                    self._pressed = time.monotonic()
+                    self._pressed, self._quiet = time.monotonic(), 0
                 case Seen():
                     self._seen = max(self._seen, min(message.number, self._number))
                 case _:
@@ -270,11 +270,10 @@ class WorldSession:
                 await self._do(self._todo.get_nowait())
                 due = time.monotonic()
                 continue
-            quiet = time.monotonic() - self._pressed
-            if quiet > MOST_IDLE_SECONDS:
+            if time.monotonic() - self._pressed > MOST_IDLE_SECONDS:
                 raise ApiError("nobody has played for a while: begin again", status=408, code="idle")
             waiting = self._simulator is None or self._number - self._seen >= AHEAD
-            if waiting or (self._latest.idle and quiet > IDLE_SECONDS):
+            if waiting or (self._latest.idle and self._quiet * self._frames_per_step > IDLE_SECONDS * self._fps):
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), 5.0)
                 due = time.monotonic()
@@ -299,7 +298,7 @@ class WorldSession:
         self._latest.clear()
         first = await self._on_device(lambda: self._opened(message))
         self._pressed = time.monotonic()  # only now can it be played: opening may have taken long
-        self._begin, self._number, self._seen = message, 0, 0
+        self._begin, self._number, self._seen, self._quiet = message, 0, 0, 0
         simulator = self._simulator
         await self._send_frames(
             {
@@ -346,7 +345,7 @@ class WorldSession:
         made = await self._on_device(lambda: simulator.step(action))
         took = time.monotonic() - began
         beside = None if rendered is None else rendered.step(np.repeat(action[None], len(made), axis=0))
-        self._number += 1
+        self._number, self._quiet = self._number + 1, self._quiet + 1
         head = {
             "type": "frames", "number": self._number, "key": key, "id": id, "skipped": skipped,
             "step_ms": round(1000 * took, 1),
