@@ -251,6 +251,14 @@ def test_jobs_of_one_shape_go_together_and_each_is_its_own(tmp_path):
     assert generator.packed == []
 
 
+def test_the_videos_of_a_request_are_made_by_one_call(tmp_path):
+    generator = quick()
+    with serving(make_service(tmp_path, generator)) as client:
+        for id in client.post("/v1/videos", {"num_frames": 9, "n": 4}).json["ids"]:
+            assert client.ended(id)["status"] == "completed"
+    assert [count for _, count in generator.asked] == [4]
+
+
 def test_jobs_of_several_shapes_go_side_by_side(tmp_path):
     generator = quick(pause=0.1)
     with serving(make_service(tmp_path, generator)) as client:

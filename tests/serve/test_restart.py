@@ -114,30 +114,30 @@ def order(queue):
 def test_clients_take_turns_and_priority_is_among_ones_own():
     queue = FairQueue()
     for k in range(3):
-        queue.put(waiting(f"a{k}", "a"))
-    queue.put(waiting("a9", "a", priority=5))
+        queue.put([waiting(f"a{k}", "a")])
+    queue.put([waiting("a9", "a", priority=5)])
     for k in range(2):
-        queue.put(waiting(f"b{k}", "b", priority=-10))
+        queue.put([waiting(f"b{k}", "b", priority=-10)])
     assert order(queue) == ["a9", "b0", "a0", "b1", "a1", "a2"]
 
 
 def test_turns_are_by_work_and_by_address():
     queue = FairQueue()
     for k in range(4):
-        queue.put(waiting(f"big{k}", "a", work=10.0))
-        queue.put(waiting(f"small{k}", "b", address="y", work=5.0))
+        queue.put([waiting(f"big{k}", "a", work=10.0)])
+        queue.put([waiting(f"small{k}", "b", address="y", work=5.0)])
     assert order(queue)[:4] == ["big0", "small0", "small1", "big1"]
     queue = FairQueue()  # many names at one address share its turn
     for k in range(6):
-        queue.put(waiting(f"m{k}", f"name{k}", address="x"))
-    queue.put(waiting("other", "c", address="y"))
+        queue.put([waiting(f"m{k}", f"name{k}", address="x")])
+    queue.put([waiting("other", "c", address="y")])
     assert order(queue).index("other") == 1
 
 
 def test_jobs_of_one_key_go_together():
     queue = FairQueue()
     for id, key in [("1", "k"), ("2", None), ("3", "k"), ("4", "other"), ("5", "k")]:
-        queue.put(waiting(id, id, key=key))
+        queue.put([waiting(id, id, key=key)])
     assert [w.id for w in queue.take(lambda first: 2)] == ["1", "3"]
     assert [w.id for w in queue.take(lambda first: 8)] == ["2"]
     assert not queue.remove("1")

@@ -350,11 +350,29 @@ def heads(socket, until: float) -> Iterator[tuple[float, dict]]:
         yield now, head
 
 
-def play(server: Server, seconds: float) -> tuple[list[float], list[float], int, float]:
-    """(seconds from key to frame, those of the steps, frames, seconds in all) of keys at random moments."""
+@dataclasses.dataclass
+class Played:
+    """A world that was played. waits: seconds from key to frame. steps: seconds of each. frames: of the world.
+    wall, cpu: seconds of the clock, and of the processor for all that the server did. beside: frames of other videos.
+    """
+
+    waits: list[float] = dataclasses.field(default_factory=list)
+    steps: list[float] = dataclasses.field(default_factory=list)
+    frames: int = 0
+    wall: float = 0.0
+    cpu: float = 0.0
+    beside: float = 0.0
+
+
+def play(server: Server, seconds: float, ids: Sequence[str]) -> Played:
+    """Keys at random moments; the first frames, which may compile, do not count. ids: jobs that are made meanwhile."""
     from websockets.sync.client import connect
 
-    rng, pressed, waits, steps, frames = random.Random(0), {}, [], [], 0
+    def made() -> float:
+        jobs = [server.call("GET", f"/v1/videos/{id}")[1] for id in ids]
+        return sum(job["frames"] * job["progress"] / 100 for job in jobs)
+
+    rng, pressed, played = random.Random(0), {}, Played()
     with connect(f"ws://127.0.0.1:{server.port}/v1/world", max_size=None) as socket:
         socket.send(json.dumps({"type": "begin", "start": "rendered"}))
         coming = heads(socket, time.monotonic() + 600)
@@ -374,17 +392,18 @@ def play(server: Server, seconds: float) -> tuple[list[float], list[float], int,
                 socket.send(json.dumps({"type": "key", "key": key, "id": id}))
                 socket.send(json.dumps({"type": "key", "key": key, "id": id, "down": False}))
 
-        began = time.monotonic()
+        began, cpu, others = time.monotonic(), server.cpu, made()
         presser = threading.Thread(target=press)
         presser.start()
         for now, head in heads(socket, began + seconds):
-            frames += len(head["pictures"])
-            steps.append(head["step_ms"] / 1000)
+            played.frames += len(head["pictures"])
+            played.steps.append(head["step_ms"] / 1000)
             if head["id"] is not None:
-                waits.append(now - pressed[head["id"]])
+                played.waits.append(now - pressed[head["id"]])
+        played.wall, played.cpu, played.beside = time.monotonic() - began, server.cpu - cpu, made() - others
         ending.set()
         presser.join()
-        return waits, steps, frames, time.monotonic() - began
+        return played
 
 
 def world(options: argparse.Namespace, folder: Path) -> None:
@@ -393,16 +412,18 @@ def world(options: argparse.Namespace, folder: Path) -> None:
         for beside in (False, True):
             ids = []
             if beside:
-                ids = server.call("POST", "/v1/videos", {"task": "rollout", "num_frames": 800, "n": 4})[1]["ids"]
-            cpu = server.cpu
-            waits, steps, frames, wall = play(server, options.seconds)
+                ids = server.call("POST", "/v1/videos", {"task": "rollout", "num_frames": 1000, "n": 8})[1]["ids"]
+            played = play(server, options.seconds, ids)
             for id in ids:
                 server.call("POST", f"/v1/videos/{id}/cancel")
-            (p50, p95), (s50, s95) = (np.percentile(1000 * np.array(one), (50, 95)) for one in (waits, steps))
+            (p50, p95), (s50, s95) = (
+                np.percentile(1000 * np.array(one), (50, 95)) for one in (played.waits, played.steps)
+            )
             print(
-                f"{'beside videos' if beside else 'alone'}: {frames / wall:.1f} frames a second; from key to frame p50 "
-                f"{p50:.0f} p95 {p95:.0f} ms of {len(waits)} keys; a step p50 {s50:.0f} p95 {s95:.0f} ms; "
-                f"{1000 * (server.cpu - cpu) / len(steps):.0f} cpu ms a step of all that the server did",
+                f"{'beside rollouts' if beside else 'alone'}: {played.frames / played.wall:.1f} frames a second; from "
+                f"key to frame p50 {p50:.0f} p95 {p95:.0f} ms of {len(played.waits)} keys; a step p50 {s50:.0f} p95 "
+                f"{s95:.0f} ms; {1000 * played.cpu / len(played.steps):.0f} cpu ms a step of all that the server did; "
+                f"{played.beside / played.wall:.0f} frames a second of the rollouts",
                 flush=True,
             )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -44,14 +44,18 @@ class FairQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, one: Waiting) -> None:
-        """A client that comes anew starts where the one with the least work stands, not before it."""
+    def put(self, jobs: Iterable[Waiting]) -> None:
+        """All at once: the jobs of a request may go together.
+
+        A client that comes anew starts where the one with the least work stands, not before it.
+        """
         with self._lock:
-            one.number = next(self._numbers)
-            for party, others in self._parties(one):
-                if party not in self._given:
-                    self._given[party] = min((self._given.get(other, 0.0) for other in others), default=0.0)
-            self._waiting[one.id] = one
+            for one in jobs:
+                one.number = next(self._numbers)
+                for party, others in self._parties(one):
+                    if party not in self._given:
+                        self._given[party] = min((self._given.get(other, 0.0) for other in others), default=0.0)
+                self._waiting[one.id] = one
 
     def _parties(self, one: Waiting) -> list[tuple[Hashable, list[Hashable]]]:
         """Its address and its client, each with those it takes turns with."""

@@ -167,8 +167,7 @@ class Service:
                 for k, id in enumerate(ids)
             ]  # fmt: skip
             self.store.add(jobs, key)
-            for job in jobs:
-                self._enqueue(Live(job, address))
+            self._enqueue([Live(job, address) for job in jobs])
         return jobs
 
     def _repeated(self, client: str, key: tuple[str, str]) -> list[Job] | None:
@@ -367,23 +366,25 @@ class Service:
             return
         job.status, job.progress, job.started = "queued", 0, None
         self.store.save(job)
-        self._enqueue(Live(job))
+        self._enqueue([Live(job)])
 
-    def _enqueue(self, live: Live) -> None:
+    def _enqueue(self, lives: Sequence[Live]) -> None:
+        for live in lives:
+            self._live[live.job.id] = live
+        self._queue.put([self._waiting(live) for live in lives])
+        self._wake.set()
+
+    def _waiting(self, live: Live) -> Waiting:
         job, plan = live.job, Plan.of(live.job.plan)
         try:
             key = planning.batch_key(plan, self.generator, pack=self.settings.pack)
         except VditError:
             key = None
-        self._live[job.id] = live
         pixels = plan.made * plan.size[0] * plan.size[1]
-        self._queue.put(
-            Waiting(
-                id=job.id, address=live.address, client=job.client, priority=job.priority, key=key,
-                work=float(pixels * plan.sampling.get("steps", self.generator.experiment.sample.steps)),
-            )
+        return Waiting(
+            id=job.id, address=live.address, client=job.client, priority=job.priority, key=key,
+            work=float(pixels * plan.sampling.get("steps", self.generator.experiment.sample.steps)),
         )  # fmt: skip
-        self._wake.set()
 
     def _room(self, first: Waiting) -> int:
         """How many jobs go together: a power of two, so that few programs are compiled."""

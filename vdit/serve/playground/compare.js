@@ -26,10 +26,15 @@ export function mountCompare(root, app) {
     body.hidden = done.length < 2;
     for (const [k, { select }] of pick.entries()) {
       const now = select.value;
-      select.replaceChildren(...done.map((job) => h("option", { value: job.id }, `${job.prompt.slice(0, 60) || "no prompt"} · ${job.size} · seed ${job.seed}`)));
-      select.value = done.some((job) => job.id === now) ? now : done[k]?.id ?? "";
+      select.replaceChildren(...done.map((job) => h("option", { value: job.id }, `seed ${job.seed} · ${job.size} · ${job.prompt.slice(0, 60) || "no prompt"}`)));
+      select.value = done.some((job) => job.id === now) ? now : other(pick[1 - k].select.value);
     }
     if (done.length > 1) draw();
+  }
+
+  /** The newest result but this one. */
+  function other(id) {
+    return jobs.done().find((job) => job.id !== id)?.id ?? "";
   }
 
   function draw() {
@@ -63,6 +68,7 @@ export function mountCompare(root, app) {
       options();
       const [a, b] = pick;
       if (a.select.value !== id) { b.select.value = a.select.value; a.select.value = id; }
+      if (b.select.value === id) b.select.value = other(id);
       draw();
     },
   };
