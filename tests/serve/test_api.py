@@ -375,7 +375,10 @@ def test_what_cannot_be_made_is_said_at_once(client, body, status, param):
         ({"task": "edit", "window": 1}, ["video"], 400, "window"),
         ({"task": "edit", "window": 1025}, ["video"], 413, "window"),
         ({"task": "canvas", "window": 1, "canvas": [{"file": "image"}]}, [], 400, "window"),
-        ({"task": "canvas", "window": 2000, "canvas": [{"file": "video"}]}, [], 413, "window"),
+        ({"task": "canvas", "canvas": [{"file": "video"}], "num_frames": 9}, [], 400, "canvas"),
+        ({"task": "canvas", "canvas": [{"file": "image", "x": W}], "num_frames": 9}, [], 400, "canvas"),
+        ({"task": "canvas", "canvas": [{"file": "image"}], "num_frames": 1}, [], 400, "canvas"),
+        ({"task": "canvas", "window": 2000, "canvas": [{"file": "image"}]}, [], 413, "window"),
     ],
 )
 def test_too_short_and_too_long_is_refused_before_a_job(client, video, image, body, files, status, param):

@@ -364,13 +364,15 @@ class Played:
     beside: float = 0.0
 
 
+def made(server: Server, ids: Sequence[str]) -> float:
+    """Frames of jobs that are made so far."""
+    jobs = [server.call("GET", f"/v1/videos/{id}")[1] for id in ids]
+    return sum(job["frames"] * job["progress"] / 100 for job in jobs)
+
+
 def play(server: Server, seconds: float, ids: Sequence[str]) -> Played:
     """Keys at random moments; the first frames, which may compile, do not count. ids: jobs that are made meanwhile."""
     from websockets.sync.client import connect
-
-    def made() -> float:
-        jobs = [server.call("GET", f"/v1/videos/{id}")[1] for id in ids]
-        return sum(job["frames"] * job["progress"] / 100 for job in jobs)
 
     rng, pressed, played = random.Random(0), {}, Played()
     with connect(f"ws://127.0.0.1:{server.port}/v1/world", max_size=None) as socket:
@@ -392,7 +394,7 @@ def play(server: Server, seconds: float, ids: Sequence[str]) -> Played:
                 socket.send(json.dumps({"type": "key", "key": key, "id": id}))
                 socket.send(json.dumps({"type": "key", "key": key, "id": id, "down": False}))
 
-        began, cpu, others = time.monotonic(), server.cpu, made()
+        began, cpu, others = time.monotonic(), server.cpu, made(server, ids)
         presser = threading.Thread(target=press)
         presser.start()
         for now, head in heads(socket, began + seconds):
@@ -400,7 +402,7 @@ def play(server: Server, seconds: float, ids: Sequence[str]) -> Played:
             played.steps.append(head["step_ms"] / 1000)
             if head["id"] is not None:
                 played.waits.append(now - pressed[head["id"]])
-        played.wall, played.cpu, played.beside = time.monotonic() - began, server.cpu - cpu, made() - others
+        played.wall, played.cpu, played.beside = time.monotonic() - began, server.cpu - cpu, made(server, ids) - others
         ending.set()
         presser.join()
         return played
@@ -409,18 +411,18 @@ def play(server: Server, seconds: float, ids: Sequence[str]) -> Played:
 def world(options: argparse.Namespace, folder: Path) -> None:
     """Keys at random moments for a while, with nothing else to do and beside videos that are made."""
     with Server(options.run, folder / "data", (), folder / "cache") as server:
-        for beside in (False, True):
-            ids = []
-            if beside:
+        ids: list[str] = []
+        for name in ("alone", "while programs of rollouts compile", "beside rollouts"):
+            if name != "alone" and not ids:
                 ids = server.call("POST", "/v1/videos", {"task": "rollout", "num_frames": 1000, "n": 8})[1]["ids"]
+            while name == "beside rollouts" and not made(server, ids):
+                time.sleep(0.5)
             played = play(server, options.seconds, ids)
-            for id in ids:
-                server.call("POST", f"/v1/videos/{id}/cancel")
             (p50, p95), (s50, s95) = (
                 np.percentile(1000 * np.array(one), (50, 95)) for one in (played.waits, played.steps)
             )
             print(
-                f"{'beside rollouts' if beside else 'alone'}: {played.frames / played.wall:.1f} frames a second; from "
+                f"{name}: {played.frames / played.wall:.1f} frames a second; from "
                 f"key to frame p50 {p50:.0f} p95 {p95:.0f} ms of {len(played.waits)} keys; a step p50 {s50:.0f} p95 "
                 f"{s95:.0f} ms; {1000 * played.cpu / len(played.steps):.0f} cpu ms a step of all that the server did; "
                 f"{played.beside / played.wall:.0f} frames a second of the rollouts",

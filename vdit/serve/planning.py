@@ -414,7 +414,28 @@ class _Planner:
             shown = f"{mask.size[1]}x{mask.size[0]} with {mask.frames} frames"
             rule = f"an image or {frames} frames, of {size[1]}x{size[0]} (width x height)"
             raise ApiError(f"mask: is {shown}; of this canvas it must be {rule}", param="mask")
+        self._check_open(frames, size)
         return Plan(task="canvas", frames=frames, made=frames, size=size, fps=self.fps, amount=frames)
+
+    def _check_open(self, frames: int, size: tuple[int, int]) -> None:
+        """ApiError where nothing of a canvas is known, or all of it, as far as that is seen without its mask."""
+        height, width = size
+        boxes = []  # (first frame, last + 1, top, bottom, left, right), in the frame
+        for placed, file in zip(self.request.canvas, self.placed):
+            tall, wide = placed.height or height, placed.width or width
+            until = placed.at_frame + (1 if file.kind == "image" else self._count(file))
+            edges = np.clip([placed.y, placed.y + tall], 0, height), np.clip([placed.x, placed.x + wide], 0, width)
+            boxes.append((placed.at_frame, min(frames, until), *map(int, edges[0]), *map(int, edges[1])))
+        cuts = [np.unique([0, most, *(box[k] for box in boxes), *(box[k + 1] for box in boxes)])
+                for k, most in ((0, frames), (2, height), (4, width))]  # fmt: skip
+        known = np.zeros([len(cut) - 1 for cut in cuts], bool)  # the parts into which the boxes cut the canvas
+        for box in boxes:
+            known[tuple(slice(*np.searchsorted(cut, box[2 * k : 2 * k + 2])) for k, cut in enumerate(cuts))] = True
+        if not known.any():
+            raise ApiError("canvas: nothing of what is placed lies in the frame: move it there", param="canvas")
+        if known.all() and self.request.mask is None:
+            raise ApiError("canvas: all is known, nothing is to be made: leave something open, or paint a mask",
+                           param="canvas")  # fmt: skip
 
 
 def _check_limits(made: Plan, request: VideoRequest, limits: Limits) -> None:

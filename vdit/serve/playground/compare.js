@@ -26,7 +26,7 @@ export function mountCompare(root, app) {
     body.hidden = done.length < 2;
     for (const [k, { select }] of pick.entries()) {
       const now = select.value;
-      select.replaceChildren(...done.map((job) => h("option", { value: job.id }, `seed ${job.seed} · ${job.size} · ${job.prompt.slice(0, 60) || "no prompt"}`)));
+      select.replaceChildren(...done.map((job) => h("option", { value: job.id }, `seed ${job.seed} · ${job.task} · ${job.size} · ${job.prompt.slice(0, 60) || "no prompt"}`)));
       select.value = done.some((job) => job.id === now) ? now : other(pick[1 - k].select.value);
     }
     if (done.length > 1) draw();
@@ -47,7 +47,7 @@ export function mountCompare(root, app) {
     const frames = Math.min(...chosen.map((job) => jobs.framesOf(job, app.info.fps)));
     player = new Player(videos, { fps: chosen[0].fps ?? app.info.fps, frames, label: "both results" });
     screens.replaceChildren(...videos.map((video, k) => h("figure", { class: "compare-screen" }, video,
-      h("figcaption", {}, h("b", {}, pick[k].name), ` ${chosen[k].prompt || "no prompt"} · seed ${chosen[k].seed}`))));
+      h("figcaption", {}, h("b", {}, pick[k].name), ` ${chosen[k].prompt || "no prompt"} · ${chosen[k].task} · seed ${chosen[k].seed}`))));
     bar.replaceChildren(player.node);
     layout();
   }

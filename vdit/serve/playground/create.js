@@ -52,9 +52,9 @@ export function mountCreate(root, app) {
     if (!rule.length) return void (length = null, lengthBox.replaceChildren());
     const whole = rule.length === "Length" || (task === "loop" && !slots[0].file), added = !whole;
     const most = task === "text" || task === "animate" ? Math.min(frames.most, info.window ?? frames.most) : frames.most;
-    const least = added ? frames.step : frames.first;
+    const least = added ? frames.step : frames.first, first = task === "rollout" ? Math.min(frames.most, frames.round(4 * (info.window ?? usual))) : usual;
     length = slider(whole ? "Length" : rule.length, { min: least, max: Math.max(least, most - ((most - least) % frames.step)), step: frames.step,
-      value: added ? Math.max(frames.step, Math.round((usual - 1) / 2 / frames.step) * frames.step) : usual, say });
+      value: added ? Math.max(frames.step, Math.round((usual - 1) / 2 / frames.step) * frames.step) : first, say });
     lengthBox.replaceChildren(length.node);
   }
 

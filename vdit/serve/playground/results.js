@@ -99,7 +99,7 @@ export class Results {
   }
 
   fill(card, job) {
-    card.label.textContent = `${state(job)} · seed ${job.seed}`;
+    card.label.textContent = `${state(job)} · ${job.task} · seed ${job.seed}`;
     card.node.dataset.status = job.status;
     card.node.classList.toggle("chosen", job.id === this.chosen);
     if (card.status === job.status) {

@@ -317,7 +317,7 @@ export function mountTimeline(root, app) {
   function results() {
     const done = jobs.done().slice(0, 6);
     recent.replaceChildren(...(done.length ? done.map((job) => h("button", { type: "button", class: "example", on: { click: () => add(resultFile(job)) } },
-      `${job.prompt.slice(0, 40) || "no prompt"} · seed ${job.seed}`)) : [h("span", { class: "hint" }, "Results that are done appear here.")]));
+      `${job.prompt.slice(0, 40) || "no prompt"} · ${job.task} · seed ${job.seed}`)) : [h("span", { class: "hint" }, "Results that are done appear here.")]));
   }
   jobs.listen((kind) => { if (kind === "list") results(); });
   results();
