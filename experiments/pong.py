@@ -15,7 +15,7 @@ from vdit.diffusion import DiffusionConfig
 from vdit.experiment.canvases import CanvasConfig
 from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
 from vdit.experiment.optimizer import Muon
-from vdit.experiment.training import OptimizerConfig, TrainConfig
+from vdit.experiment.training import TrainConfig
 from vdit.models.dit.config import DiTConfig
 from vdit.models.text.config import TextConfig
 from vdit.models.vae.config import VAELossConfig
@@ -28,14 +28,14 @@ def config() -> Experiment:
         data=DataConfig(
             source=EpisodesSource(path="pong"),
             pixel_budgets=(64 * 64,),
-            size_multiple=8,
-            frames=(13,),
+            size_multiple=16,
+            frames=(17,),
             frame_multiple=1,
             fps=(15.0,),
             actions=3,
-            row_tokens=13 * 64,
+            row_tokens=17 * 16,
             max_text_per_row=24,
-            max_frames_per_row=13,
+            max_frames_per_row=17,
             max_clips_per_row=1,
             threads=1,
         ),
@@ -43,28 +43,29 @@ def config() -> Experiment:
         vae_loss=VAELossConfig(reconstruction="mse", kl_weight=1e-5),
         vae_clips=VAETrainConfig(frames=2, size=(64, 64)),
         vae_train=TrainConfig(
-            steps=2000,
+            steps=3000,
             batch_size=4,
             ema_decay=0.99,
-            optimizer=OptimizerConfig(
-                learning_rate=1.5e-3, warmup_steps=50, schedule="cosine", final_scale=0.02, b2=0.95, clip_norm=0.3
+            optimizer=Muon(
+                learning_rate=4e-3, warmup_steps=50, schedule="cosine", final_scale=0.02, b2=0.95, clip_norm=0.3
             ),
         ),
-        latents=LatentsConfig(samples=2000),
+        latents=LatentsConfig(samples=3000),
         text=TextConfig(width=96, depth=0, heads=4, max_length=16, vocab_size=300),
         backbone=DiTConfig(
-            in_channels=8, patch=(1, 1, 1), width=160, depth=4, heads=5, action_width=3, causal=True, scan=False
+            in_channels=8, patch=(1, 2, 2), width=128, depth=5, heads=2, action_width=3, causal=True, position="both",
+            scan=False,
         ),
         diffusion=DiffusionConfig(stratified=True),
         canvases=CanvasConfig(none=0.05, first=0.05, head=0.4, frames=0.5, context_dropout=0.0, context_noise=0.2),
         dit_train=TrainConfig(
-            steps=6000,
-            batch_size=2,
+            steps=5000,
+            batch_size=4,
             ema_decay=0.995,
             save_every=500,
             optimizer=Muon(learning_rate=4e-3, warmup_steps=100, schedule="cosine", final_scale=0.03, b2=0.95),
         ),
         sample=SampleConfig(
-            prompts=("a game of Pong",), frames=13, size=(64, 64), fps=15.0, steps=4, guidance=1.0
+            prompts=("a game of Pong",), frames=17, size=(64, 64), fps=15.0, steps=4, guidance=1.0
         ),
     )

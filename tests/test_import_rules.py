@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "experiment": SAMPLING,
     "train": TRAINING | {"eval"},
     "pretrained": TRAINING | {"train"},
-    "generate": TRAINING | {"train", "pretrained", "eval", "worlds"},
+    "generate": TRAINING | {"train", "pretrained", "eval", "worlds", "emulators"},
 }
 MAY_IMPORT["serve"] = MAY_IMPORT["generate"] | {"generate", "worlds"}
 MAY_IMPORT["plan"] = MAY_IMPORT["generate"] - {"pretrained", "checkpoint"} | {"generate", "eval"}

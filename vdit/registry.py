@@ -36,7 +36,12 @@ _OWN_MODULES: dict[str, tuple[str, ...]] = {
     "data_source": ("vdit.data.data_source",),
     "evaluator": ("vdit.train.evaluate",),
     "features": ("vdit.pretrained.features",),
-    "metric": ("vdit.eval.video_metrics", "vdit.eval.set_metrics", "vdit.eval.world_metrics"),
+    "metric": (
+        "vdit.eval.video_metrics",
+        "vdit.eval.set_metrics",
+        "vdit.eval.world_metrics",
+        "vdit.eval.game_metrics",
+    ),
     "objective": ("vdit.experiment.objectives", "vdit.experiment.distill", "vdit.experiment.captioning"),
     "optimizer": ("vdit.experiment.optimizer",),
     "sampler": ("vdit.samplers",),

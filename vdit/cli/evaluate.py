@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vdit import paths
+from vdit.cli import emulated
 from vdit.cli.parser import RATE, Command, UsageError, at_least, seed, size
 from vdit.outputs import check_folder, check_output, write_whole
 
@@ -53,6 +54,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--physics-iq", metavar="DIR", help="the folder of that benchmark: score folders of videos for its scenes"
     )
+    parser.add_argument(
+        "--emulator", metavar="EPISODES",
+        help="of runs that are world models: compare with the emulator, from states of this folder of vdit record",
+    )  # fmt: skip
+    parser.add_argument(
+        "--predictor-steps", type=at_least(0), default=1500, metavar="N",
+        help="with --emulator: train a small predictor to compare with; 0: none; default: %(default)s",
+    )  # fmt: skip
     parser.add_argument("--show", type=at_least(0), default=8, metavar="N", help="videos on the page; default: 8")
 
 
@@ -77,9 +86,11 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         for option in ("given", "steps", "guidance"):
             if getattr(options, option):
                 raise UsageError(f"--{option}: is for runs, and {options.sets[0]} is a folder of videos: leave it out")
+    if options.emulator is not None:
+        emulated.check(options, runs)
     out = Path(options.out)
     check_folder(out, name=f"--out {out}")
-    for name in (JSON, PAGE, TABLE):
+    for name in (JSON, PAGE, TABLE, *([emulated.BESIDE, emulated.PREDICTOR] if options.emulator else [])):
         check_output(out / name, given=[*options.sets, *([options.real] if options.real else [])])
     from vdit.cli.process import keep_compiled
     from vdit.cli.status import Status
@@ -105,8 +116,8 @@ def _evaluate(options: argparse.Namespace, runs: Sequence[bool], out: Path, stat
     from vdit.video.read import write_video
 
     of_vbench = [read_results(file) for file in options.vbench_results] or [[] for _ in options.sets]
-    sets, real, known = _sets(options, runs, status)
-    net = None if options.features == "none" else open_features(options.features or SHIPPED)
+    sets, real, known = _sets(options, runs, out, status)
+    net = None if options.features == "none" or options.emulator else open_features(options.features or SHIPPED)
     if net is not None:
         known = [*known, "features", *(["texts"] if net.reads_text and "caption" in known else [])]
         status.tell("features", net.name)
@@ -148,7 +159,7 @@ def _evaluate(options: argparse.Namespace, runs: Sequence[bool], out: Path, stat
 
 
 def _sets(
-    options: argparse.Namespace, runs: Sequence[bool], status: Status
+    options: argparse.Namespace, runs: Sequence[bool], out: Path, status: Status
 ) -> tuple[list[VideoSet], VideoSet | None, list[Need]]:
     """The sets to measure, the real one or None, and what is known of their videos."""
     from vdit.generate.evaluation import FolderReading, folder_videos, paired, physics_iq_videos, true_videos
@@ -157,6 +168,8 @@ def _sets(
         frames=options.frames or 49, size=options.size, fps=options.fps, videos=options.videos
     )  # fmt: skip
     names = _short_names(options.sets)
+    if options.emulator is not None:
+        return emulated.sets(options, names, out, status), None, ["scene", "truth"]
     if options.physics_iq is not None:
         fps = round(options.fps or 30)
         sets = [physics_iq_videos(place, options.physics_iq, fps=fps, name=name)
@@ -268,6 +281,8 @@ def _write(
     for name in (PAGE, JSON, TABLE):
         status.wrote(out / name)
         print(out / name, flush=True)
+    if options.emulator is not None:
+        emulated.write_beside(list(shown.cases.values())[: shown.most], out, status)
     skipped = sum(len(one.skipped) for one in found)
     if skipped:
         print(f"{skipped} videos could not be read: see {out / JSON}", flush=True)
@@ -278,9 +293,11 @@ def _command(options: argparse.Namespace) -> list[str]:
     """The command again, with the options that were given."""
     words = ["eval", *options.sets]
     words += [f"--vbench-results={file}" for file in options.vbench_results]
-    usual = {"out": "evaluation", "given": 0, "seeds": 1, "seed": 0, "batch": 8, "show": 8}
+    usual = {"out": "evaluation", "given": 0, "seeds": 1, "seed": 0, "batch": 8, "show": 8,
+             "predictor-steps": 1500}  # fmt: skip
     for name in ("real", "out", "metrics", "features", "videos", "frames", "size", "fps", "given", "seeds", "seed",
-                 "batch", "steps", "guidance", "vbench", "physics-iq", "show"):  # fmt: skip
+                 "batch", "steps", "guidance", "vbench", "physics-iq", "emulator",
+                 "predictor-steps", "show"):  # fmt: skip
         value = getattr(options, name.replace("-", "_"))
         if value is None or value == usual.get(name):
             continue
@@ -300,8 +317,8 @@ compared side by side. Writes OUT/evaluation.html (figures with 95% intervals, e
 What is measured depends on what is known. Always: flicker, motion, sharpness, drift of colour. With real videos
 (--real, or a run's held-out data): distances between the sets by a feature net. With the true video of each (files of
 the same names in --real; a run with --given): PSNR, SSIM, Physics-IQ's measures, retrieval. With rendered worlds:
-attributes, trajectories, permanence, energy, momentum, contacts, camera and space, exactly. docs/evaluation.md says
-what each is.""",
+attributes, trajectories, permanence, energy, momentum, contacts, camera and space, exactly. With --emulator: places of
+ball and paddles, bounces, scores, bricks, after the same state and actions. docs/evaluation.md says what each is.""",
     epilog="""\
 examples:
   vdit eval runs/quickstart                              # 16 held-out prompts
@@ -310,6 +327,7 @@ examples:
   vdit eval reencoded --real clips --metrics psnr,ssim,ms_ssim --frames 120
   vdit eval runs/mine --vbench vbench_all_dimension.txt --seeds 5 --features none    # for VBench's own scripts
   vdit eval out/vbench/mine --vbench-results mine_eval_results.json
+  vdit eval runs/pong --emulator pong_test               # beside the emulator, a small predictor, the last frame
   vdit eval generated_videos --physics-iq physics-IQ-benchmark --fps 24""",
     add_arguments=_add_arguments,
     run=_run,

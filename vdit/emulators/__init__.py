@@ -3,5 +3,9 @@
 from vdit.emulators.base import Emulator, Screen, open_emulator
 from vdit.emulators.policies import POLICIES, make_policy
 from vdit.emulators.record import Recording, record
+from vdit.emulators.replay import Moment, Replay, moments, play_on, replays
 
-__all__ = ["POLICIES", "Emulator", "Recording", "Screen", "make_policy", "open_emulator", "record"]
+__all__ = [
+    "POLICIES", "Emulator", "Moment", "Recording", "Replay", "Screen", "make_policy", "moments", "open_emulator",
+    "play_on", "record", "replays",
+]  # fmt: skip
