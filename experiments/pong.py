@@ -3,10 +3,12 @@
     vdit record ALE/Pong-v5 pong --episodes 96 --policy random+follow
     vdit train experiments/pong.py --out runs/pong --cfg.data.source.path=pong
 
-Hardware: 2 busy CPU cores; the hours were not measured. Expected: unknown, it was not trained to the end yet.
+    vdit eval runs/pong --emulator pong_test
+
+Hardware: 2 CPU cores. Expected: docs/emulators.md, which has what was measured.
 
 The transformer is causal in time with a noise level for each frame, as in worlds_steer. The VAE encodes each frame
-alone, and keeps 8x8 places of a 64x64 frame: Pong's ball is one pixel of it.
+alone, and keeps 8x8 places of a 64x64 frame: Pong's ball is one pixel of it. A token is 16x16 pixels.
 """
 
 from vdit.data.config import DataConfig

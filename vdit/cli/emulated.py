@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vdit.cli import canvas, output
 from vdit.cli.parser import UsageError
 from vdit.outputs import write_whole
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from vdit.cli.status import Status
     from vdit.emulators import Replay
     from vdit.eval.evaluate import Case, VideoSet
+    from vdit.generate import Generator
     from vdit.train.predictor import Predictor
 
 METRICS = ("psnr", "ssim", "game_things", "game_events")
@@ -99,6 +102,55 @@ def _predictor(
         spent = f", of {out / PREDICTOR}"
     status.tell("predictor", f"{predictor.size / 1e3:.0f} thousand parameters, {config.steps} steps{spent}")
     return predictor
+
+
+def check_play(options: argparse.Namespace, words: canvas.Words) -> None:
+    """UsageError where `vdit simulate --beside` does not go with what else is given."""
+    if words.inputs:
+        raise UsageError(f"{words.inputs[0]}: with --beside a moment of an episode is the start: leave the file out")
+    for name in ("interactive", "size", "fps", "context", "show"):
+        if getattr(options, name):
+            raise UsageError(f"--{name}: does not go with --beside: leave it out")
+    if len(canvas.seeds(options)) > 1:
+        raise UsageError("--beside: shows one play: give one --seed")
+
+
+def play_beside(
+    options: argparse.Namespace, generator: Generator, prompt: str, rows: Sequence[Sequence[float]], status: Status
+) -> None:  # fmt: skip
+    """Plays the emulator and the model from one moment by the same actions, and writes both as one video."""
+    import numpy as np
+
+    from vdit.data.episodes import EpisodesDataset
+    from vdit.emulators import moments, open_emulator, play_on
+    from vdit.generate.emulation import Player
+    from vdit.video.beside import side_by_side
+    from vdit.video.read import write_video
+
+    episodes = EpisodesDataset(options.beside)
+    every, number = moments(episodes, given=GIVEN, horizon=0), options.moment or 0
+    if number >= len(every):
+        raise UsageError(f"--moment {number}: {options.beside} has {len(every)} moments, counted from 0")
+    moment, seed = every[number], canvas.seeds(options)[0]
+    player = Player(generator, window=options.window, **canvas.sampling(options, seed))
+    episode, emulator = episodes.open(moment.episode), open_emulator(
+        episodes.index["env"], size=tuple(episodes.index["size"])
+    )  # fmt: skip
+    try:
+        emulator.reset(0)
+        actions = np.asarray(rows, np.float32)
+        replay = play_on(emulator, episode, moment, given=GIVEN, actions=actions)
+    finally:
+        emulator.close()
+    player.check(replay)
+    where = canvas.target(options, seed)
+    status.tell("emulator", f"{replay.env}, from frame {moment.frame} of {episode.id}")
+    status.tell("makes", f"{len(actions)} frames of emulator and model side by side -> {where.path}")
+    made = player(dataclasses.replace(replay, caption=prompt or replay.caption))
+    page = side_by_side({
+        "emulator": np.concatenate([replay.before, replay.after]), "model": np.concatenate([replay.before, made]),
+    })  # fmt: skip
+    status.wrote(output.put(where, lambda part: write_video(part, page, fps=replay.fps)))
 
 
 def write_beside(shown: Sequence[Mapping[str, Case]], out: Path, status: Status) -> None:

@@ -115,8 +115,9 @@ def _evaluate(options: argparse.Namespace, runs: Sequence[bool], out: Path, stat
     from vdit.pretrained.features import SHIPPED, open_features
     from vdit.video.read import write_video
 
-    of_vbench = [read_results(file) for file in options.vbench_results] or [[] for _ in options.sets]
+    given = [read_results(file) for file in options.vbench_results]
     sets, real, known = _sets(options, runs, out, status)
+    of_vbench = given or [[] for _ in sets]
     net = None if options.features == "none" or options.emulator else open_features(options.features or SHIPPED)
     if net is not None:
         known = [*known, "features", *(["texts"] if net.reads_text and "caption" in known else [])]

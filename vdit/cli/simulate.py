@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vdit import paths
-from vdit.cli import canvas, output
+from vdit.cli import canvas, emulated, output
 from vdit.cli.parser import Command, UsageError, at_least
 from vdit.cli.status import Status, numbers, shown_method
 from vdit.data.tables import read_lines
@@ -146,6 +146,13 @@ def _simulate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key-map", metavar="MAP", help='actions of keys, as in "w=0,-1 d=1,0"; default: the world\'s')
     parser.add_argument("--show", action="store_true", help="show frames in the terminal, in coloured half blocks")
     parser.add_argument("--context", type=at_least(1), metavar="N", help="frames of context; default: all that fit")
+    parser.add_argument(
+        "--beside", metavar="EPISODES",
+        help="play the emulator of this folder of vdit record too, from a moment of its episodes; both in one video",
+    )  # fmt: skip
+    parser.add_argument(
+        "--moment", type=at_least(0), metavar="N", help="with --beside: which moment of the episodes; default: 0"
+    )
 
 
 def _simulate(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -159,11 +166,18 @@ def _simulate(options: argparse.Namespace, overrides: list[str]) -> int:
         warnings.warn("--key-map has no effect with --actions, which names no keys", VditWarning, stacklevel=2)
     if options.interactive and len(canvas.seeds(options)) > 1:
         raise UsageError("--interactive plays one world: give one --seed")
+    if options.beside is not None:
+        emulated.check_play(options, words)
+    elif options.moment is not None:
+        raise UsageError("--moment: says from where --beside plays, and there is no --beside")
     with canvas.opened(options, words) as (generator, status):
         from vdit.generate.simulator import Simulator
 
         inputs, fps = canvas.open_inputs(options, words.inputs, generator, status)
         keys, rows = _what_is_done(options, generator, fps)
+        if options.beside is not None:
+            emulated.play_beside(options, generator, words.prompt, rows, status)
+            return 0
         video = inputs[0] if inputs else None
         begins = {"start": _tail(video, generator, options.window)} if inputs else {"size": canvas.asked_size(options)}
         more = begins | {"window": options.window, "context": options.context}
@@ -312,10 +326,12 @@ for each frame, and --interactive asks for keys in the terminal.""",
 examples:
   vdit simulate runs/steer "a red circle that is steered" --keys "dddd ssss aaaa" --out played.mp4
   vdit simulate runs/steer start.png "a red circle that is steered" --interactive --show --steps 4
+  vdit simulate runs/pong "a game of Pong" --keys "dddd aaaa ...." --beside pong_test    # and the emulator
   vdit simulate runs/mine start.mp4 "a car" --actions drive.csv
   vdit simulate runs/mine "a car" --keys "wwwad" --key-map "w=1,0 a=0.5,-1 d=0.5,1"
 
-Keys of the world "steer": w a s d, q e z c (diagonal); of "orbit": a d (the camera turns left, right), A D (quickly).
+Keys of the world "steer": w a s d, q e z c (diagonal); of "orbit": a d (the camera turns left, right), A D (quickly);
+of an Atari game: w a s d, f (fire); in Pong d is up, a is down.
 A dot does nothing. A key holds for one step, which may be several frames. Files are .csv, .jsonl (a list
 in each line) or .npy.""",
     add_arguments=_simulate_arguments,

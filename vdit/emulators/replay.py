@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -104,14 +104,7 @@ def play_on(emulator: Emulator, episode: Episode, moment: Moment, *, given: int,
     )  # fmt: skip
 
 
-def replays(
-    path: str | Path,
-    *,
-    count: int,
-    given: int,
-    horizon: int,
-    opened: Callable[..., Emulator] = open_emulator,
-) -> Iterator[Replay]:
+def replays(path: str | Path, *, count: int, given: int, horizon: int) -> Iterator[Replay]:
     """What the emulator shows from recorded states on, when the recorded actions are done again.
 
     Args:
@@ -119,7 +112,6 @@ def replays(
         count: of replays, at most.
         given: frames before; the last of them is that of the state.
         horizon: frames after.
-        opened: opens the emulator by its name and size.
 
     Raises:
         DataError: the folder is none, or no state has so many frames around it.
@@ -129,7 +121,7 @@ def replays(
     chosen = moments(episodes, given=given, horizon=horizon)[:count]
     if not chosen:
         raise DataError(f"{path}: no saved state has {given} frames up to it and {horizon} after it: ask for fewer")
-    emulator = opened(episodes.index["env"], size=tuple(episodes.index["size"]))
+    emulator = open_emulator(episodes.index["env"], size=tuple(episodes.index["size"]))
     try:
         emulator.reset(0)
         for moment in chosen:

@@ -117,7 +117,7 @@ def load_predictor(path: str | Path, config: PredictorConfig, note: dict) -> Pre
             names = list(file.keys())
             params = {name: file.get_tensor(name) for name in names}
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise DataError(f"{path} is damaged ({one_line(error)}): remove it, and it is made again") from error
+        raise DataError(f"{path} is damaged ({one_line(str(error))}): remove it, and it is made again") from error
     wanted = {"config": dataclasses.asdict(config), "note": note}
     return Predictor(config=config, params=params) if meta == json.loads(json.dumps(wanted)) else None
 
