@@ -74,6 +74,7 @@ ONLY_IN = {
     "cv2": {"eval"},
     "gymnasium": {"emulators"},
     "ale_py": {"emulators"},
+    "vizdoom": {"vdit/emulators/doom.py"},
     "jinja2": {"eval", "vdit/models/lm/render.py"},
     "gguf": {"pretrained"},
     "markdown_it": {"eval"},

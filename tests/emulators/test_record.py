@@ -58,6 +58,37 @@ def test_a_body_goes_on_from_a_saved_state(monkeypatch):
         body.restore(b"abc")
 
 
+def test_a_scenario_of_doom_goes_on_from_a_saved_state(tmp_path):
+    pytest.importorskip("vizdoom", reason="needs the extra doom")
+    name = "vizdoom/deadly_corridor"
+    record(Recording(env=name, episodes=1, frames=24, skip=5, state_every=8, size=(32, 48), seed=4), tmp_path / "a")
+    episode = EpisodesDataset(tmp_path / "a").open(0)
+    assert episode.id == "deadly_corridor-00000"
+    assert episode.captions == ("Doom, deadly corridor",)
+    doom = open_emulator(name, size=(32, 48))
+    try:
+        assert doom.fps == episode.fps == 8.75
+        doom.reset(0)
+        doom.step(np.array([1, 0, 0], np.float32))
+        doom.restore(episode.state(1))
+        np.testing.assert_array_equal(doom.facts(), episode.facts[8])
+        for action, frame in zip(episode.actions[9:], episode.video[9:], strict=True):
+            np.testing.assert_array_equal(doom.step(action).frame, frame)
+        turned = [doom.facts()[3]]
+        doom.restore(episode.state(0))
+        for way in (1, -1):  # to the right, and back
+            doom.step(np.array([way, 0, 0], np.float32))
+            turned.append(doom.facts()[3])
+        assert turned[1] != turned[2]
+        for state in (b"abc", episode.state(1)[:-1], episode.state(1)[:4] + b"\x07\x00\x00"):
+            with pytest.raises(DataError, match=f"{len(state)} bytes"):
+                doom.restore(state)
+    finally:
+        doom.close()
+    with pytest.raises(ConfigError, match="vizdoom/nowhere"):
+        open_emulator("vizdoom/nowhere")
+
+
 def test_an_interrupted_recording_goes_on_and_is_the_same(folder, tmp_path, monkeypatch):
     out = tmp_path / "again"
 

@@ -11,7 +11,7 @@ from vdit.cli.parser import Command, UsageError, at_least, seed, size
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("env", metavar="ENV", help="an environment of gymnasium: ALE/Pong-v5, HalfCheetah-v5, ...")
+    parser.add_argument("env", metavar="ENV", help="ALE/Pong-v5, vizdoom/deadly_corridor, HalfCheetah-v5, ...")
     parser.add_argument("out", metavar="OUT", help="a new folder on this disk")
     parser.add_argument("--episodes", type=at_least(1), default=64, metavar="N", help="default: %(default)s")
     parser.add_argument("--frames", type=at_least(2), default=256, metavar="N", help="of each; default: %(default)s")
@@ -55,16 +55,18 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 RECORD = Command(
-    summary="play an Atari game or a MuJoCo body, and record it for a world model",
+    summary="play an Atari game, Doom or a MuJoCo body, and record it for a world model",
     description="""\
-Plays an environment of gymnasium (the extra `gym`) and writes its frames, actions, rewards, what the emulator knows
-(an Atari console's memory, a body's positions and speeds) and saved states to ArrayRecord shards. The folder appears
-when it is complete; the same command goes on with what an interrupted one has left. An action of a game is three
-numbers: x (to the right), y (down), fire; in Pong, right is up.""",
+Plays an environment of gymnasium (the extra `gym`) or of ViZDoom (the extra `doom`) and writes its frames, actions,
+rewards, what the emulator knows (an Atari console's memory, positions and speeds) and saved states to ArrayRecord
+shards. The folder appears when it is complete; the same command goes on with what an interrupted one has left. An
+action of a game is three numbers: x (to the right), y (down), fire; in Pong, right is up; in Doom, x turns and y = -1
+goes forward.""",
     epilog="""\
 examples:
   vdit record ALE/Pong-v5 pong --episodes 96 --policy random+follow
   vdit train experiments/pong.py --out runs/pong --cfg.data.source.path=pong
+  vdit record vizdoom/deadly_corridor corridor --episodes 96
   MUJOCO_GL=egl vdit record HalfCheetah-v5 cheetah --episodes 64""",
     add_arguments=_add_arguments,
     run=_run,

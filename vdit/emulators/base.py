@@ -12,28 +12,20 @@ is what its environment takes.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
+from vdit.emulators.doom import PREFIX, Doom
+from vdit.emulators.screen import BUTTONS, FRAME_SKIP, Screen, pressed
 from vdit.errors import ConfigError, DataError, ShapeError, install_command
 
-FRAME_SKIP = 4  # frames of the console that an action is held
 CONSOLE_FPS = 60.0
-BUTTONS = 3  # numbers of an action of a game: x, y, fire
 MOST_STATE = 1 << 20  # bytes of a saved state
 # Rows of the screen that are shown, where a game has a frame around the field.
 _ROWS = {"Pong": (34, 194), "Breakout": (32, 196)}
 _WAYS = {"RIGHT": (1, 0, 0), "LEFT": (-1, 0, 0), "UP": (0, -1, 0), "DOWN": (0, 1, 0), "FIRE": (0, 0, 1)}
-
-
-class Screen(NamedTuple):
-    """What a step gives. frame: uint8 [h w 3]. reward: of the step. ended: whether the episode is over."""
-
-    frame: np.ndarray
-    reward: float
-    ended: bool
 
 
 class Emulator(Protocol):
@@ -77,7 +69,7 @@ def open_emulator(name: str, *, size: tuple[int, int] = (64, 64)) -> Emulator:
     """Opens an environment of gymnasium.
 
     Args:
-        name: "ALE/..." for an Atari game, else an environment on MuJoCo.
+        name: "ALE/..." for an Atari game, "vizdoom/..." for a scenario of ViZDoom, else an environment on MuJoCo.
         size: (height, width) of frames, in pixels.
 
     Returns:
@@ -88,6 +80,8 @@ def open_emulator(name: str, *, size: tuple[int, int] = (64, 64)) -> Emulator:
     """
     if min(size) < 8:
         raise ConfigError(f"size={size}: give at least 8 pixels")
+    if name.startswith(PREFIX):
+        return Doom(name, size)
     return Atari(name, size) if name.startswith("ALE/") else Body(name, size)
 
 
@@ -167,10 +161,7 @@ class Atari(_Gym):
 
     def _pressed(self, action: np.ndarray) -> tuple[int, ...]:
         """The buttons of an action; those that the game does not have are not pressed."""
-        action = np.asarray(action, np.float32)
-        if action.shape != (self.width,) or not np.isfinite(action).all():
-            raise ShapeError(f"action {action.tolist()}: give {self.width} finite numbers (x, y, fire)")
-        x, y, fire = (int(value) for value in np.sign(np.round(action)))
+        x, y, fire = pressed(action)
         tries = ((x, y, fire), (x, y, 0), (x, 0, fire), (x, 0, 0), (0, y, fire), (0, y, 0), (0, 0, fire))
         return next((buttons for buttons in tries if buttons in self._numbers), (0, 0, 0))
 

@@ -131,11 +131,20 @@ def _play(emulator: Emulator, recording: Recording, number: int) -> Episode:
         if ended:
             break
     video, actions, rewards, facts = zip(*rows)
-    game = recording.env.removeprefix("ALE/").rpartition("-")[0] or recording.env
+    game, caption = _titles(recording.env)
     return Episode(
-        id=f"{game.lower()}-{number:05d}", captions=(f"a game of {game}" if "ALE/" in recording.env else game,),
+        id=f"{game.lower()}-{number:05d}", captions=(caption,),
         fps=emulator.fps, seed=seed, policy=name, video=np.stack(video), actions=np.stack(actions).astype(np.float32),
         rewards=np.array(rewards, np.float32), facts=np.stack(facts),
         states=np.frombuffer(b"".join(states), np.uint8), state_ends=np.cumsum([len(state) for state in states]),
         state_at=(np.arange(len(states)) * recording.state_every).astype(np.int32),
     )  # fmt: skip
+
+
+def _titles(env: str) -> tuple[str, str]:
+    """"ALE/Pong-v5" -> ("Pong", "a game of Pong"); "vizdoom/basic" -> ("basic", "Doom, basic"); ("Ant", "Ant")."""
+    kind, _, name = env.rpartition("/")
+    if kind == "vizdoom":
+        return name, f"Doom, {name.replace('_', ' ')}"
+    game = name.rpartition("-")[0] or name
+    return game, f"a game of {game}" if kind == "ALE" else game

@@ -1,0 +1,72 @@
+"""A world model in first person: a corridor of Doom, three numbers in (turn, go, shoot), frames out.
+
+    vdit record vizdoom/deadly_corridor corridor --episodes 96
+    vdit train experiments/vizdoom_corridor.py --out runs/corridor --cfg.data.source.path=corridor
+    vdit eval runs/corridor --emulator corridor_test
+    vdit simulate runs/corridor "Doom, deadly corridor" --keys "wwww aa wwww f" --out played.mp4
+
+Hardware: 2 CPU cores; the hours were not measured. Expected: unknown, it was not trained to the end.
+
+As experiments/pong.py, with more channels of latents, since these frames are full of detail.
+"""
+
+from vdit.data.config import DataConfig
+from vdit.data.data_source import EpisodesSource
+from vdit.diffusion import DiffusionConfig
+from vdit.experiment.canvases import CanvasConfig
+from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
+from vdit.experiment.optimizer import Muon
+from vdit.experiment.training import TrainConfig
+from vdit.models.dit.config import DiTConfig
+from vdit.models.text.config import TextConfig
+from vdit.models.vae.config import VAELossConfig
+from vdit.models.vae.config import preset as vae_preset
+
+
+def config() -> Experiment:
+    return Experiment(
+        name="vizdoom_corridor",
+        data=DataConfig(
+            source=EpisodesSource(path="corridor"),
+            pixel_budgets=(64 * 64,),
+            size_multiple=16,
+            frames=(17,),
+            frame_multiple=1,
+            fps=(8.75,),
+            actions=3,
+            row_tokens=17 * 16,
+            max_text_per_row=24,
+            max_frames_per_row=17,
+            max_clips_per_row=1,
+            threads=1,
+        ),
+        vae=vae_preset("tiny", patch_frames=1, latent_channels=16),
+        vae_loss=VAELossConfig(reconstruction="mse", kl_weight=1e-4),
+        vae_clips=VAETrainConfig(frames=2, size=(64, 64)),
+        vae_train=TrainConfig(
+            steps=3000,
+            batch_size=4,
+            ema_decay=0.99,
+            optimizer=Muon(
+                learning_rate=4e-3, warmup_steps=50, schedule="cosine", final_scale=0.02, b2=0.95, clip_norm=0.3
+            ),
+        ),
+        latents=LatentsConfig(samples=3000),
+        text=TextConfig(width=96, depth=0, heads=4, max_length=16, vocab_size=300),
+        backbone=DiTConfig(
+            in_channels=16, patch=(1, 2, 2), width=192, depth=6, heads=3, action_width=3, causal=True, position="both",
+            scan=False,
+        ),
+        diffusion=DiffusionConfig(stratified=True),
+        canvases=CanvasConfig(none=0.05, first=0.05, head=0.4, frames=0.5, context_dropout=0.0, context_noise=0.2),
+        dit_train=TrainConfig(
+            steps=20_000,
+            batch_size=4,
+            ema_decay=0.995,
+            save_every=500,
+            optimizer=Muon(learning_rate=4e-3, warmup_steps=100, schedule="cosine", final_scale=0.03, b2=0.95),
+        ),
+        sample=SampleConfig(
+            prompts=("Doom, deadly corridor",), frames=17, size=(64, 64), fps=8.75, steps=4, guidance=1.0
+        ),
+    )
