@@ -1,8 +1,8 @@
 """A world model in first person: a corridor of Doom, three numbers in (turn, go, shoot), frames out.
 
-    vdit record vizdoom/deadly_corridor corridor --episodes 96
+    vdit record vizdoom/deadly_corridor corridor --episodes 400 --skip 0
     vdit train experiments/vizdoom_corridor.py --out runs/corridor --cfg.data.source.path=corridor
-    vdit eval runs/corridor --emulator corridor_test
+    vdit eval runs/corridor --emulator corridor_test --frames 24
     vdit simulate runs/corridor "Doom, deadly corridor" --keys "wwww aa wwww f" --out played.mp4
 
 Hardware: 2 CPU cores; the hours were not measured. Expected: unknown, it was not trained to the end.
