@@ -1,9 +1,9 @@
-"""A world model in first person: a corridor of Doom, three numbers in (turn, go, shoot), frames out.
+"""A world model in first person: rooms and corridors of Doom, three numbers in (turn, go, shoot), frames out.
 
-    vdit record vizdoom/deadly_corridor corridor --episodes 400 --skip 0
+    vdit record vizdoom/my_way_home corridor --episodes 96
     vdit train experiments/vizdoom_corridor.py --out runs/corridor --cfg.data.source.path=corridor
-    vdit eval runs/corridor --emulator corridor_test --frames 24
-    vdit simulate runs/corridor "Doom, deadly corridor" --keys "wwww aa wwww f" --out played.mp4
+    vdit eval runs/corridor --emulator corridor_test
+    vdit simulate runs/corridor "Doom, my way home" --keys "wwww aa wwww dd" --out played.mp4
 
 Hardware: 2 CPU cores; the hours were not measured. Expected: unknown, it was not trained to the end.
 
@@ -67,6 +67,6 @@ def config() -> Experiment:
             optimizer=Muon(learning_rate=4e-3, warmup_steps=100, schedule="cosine", final_scale=0.03, b2=0.95),
         ),
         sample=SampleConfig(
-            prompts=("Doom, deadly corridor",), frames=17, size=(64, 64), fps=8.75, steps=4, guidance=1.0
+            prompts=("Doom, my way home",), frames=17, size=(64, 64), fps=8.75, steps=4, guidance=1.0
         ),
     )

@@ -66,7 +66,7 @@ goes forward.""",
 examples:
   vdit record ALE/Pong-v5 pong --episodes 96 --policy random+follow
   vdit train experiments/pong.py --out runs/pong --cfg.data.source.path=pong
-  vdit record vizdoom/deadly_corridor corridor --episodes 400 --skip 0
+  vdit record vizdoom/my_way_home corridor --episodes 96
   MUJOCO_GL=egl vdit record HalfCheetah-v5 cheetah --episodes 64""",
     add_arguments=_add_arguments,
     run=_run,
