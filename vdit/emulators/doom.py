@@ -7,6 +7,7 @@ ViZDoom starts the game as a program of its own beside this one.
 from __future__ import annotations
 
 import itertools
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,8 @@ class Doom:
         self.name, self.size, self.fps = name, size, FPS
         game = vizdoom.DoomGame()
         game.load_config(str(Path(vizdoom.scenarios_path) / f"{scenario}.cfg"))
+        self._folder = tempfile.TemporaryDirectory(prefix="vdit-doom-")  # ViZDoom keeps its settings beside the caller
+        game.set_doom_config_path(str(Path(self._folder.name) / "settings.ini"))
         game.set_window_visible(False)
         game.set_sound_enabled(False)
         game.set_mode(vizdoom.Mode.PLAYER)
@@ -109,6 +112,7 @@ class Doom:
 
     def close(self) -> None:
         self._game.close()
+        self._folder.cleanup()
 
     def _press(self, way: tuple[int, ...]) -> float:
         self._done.append(way)
