@@ -80,7 +80,7 @@ def test_a_world_model(tmp_path: Path, compile_cache: Path):
 @pytest.mark.slow
 def test_public_weights_and_a_lora(tmp_path: Path, compile_cache: Path):
     base, videos = tmp_path / "base", tmp_path / "videos"
-    tiny.make_whole_base(base)
+    tiny.make_vae(base, tiny.make_base(base))
     videos.mkdir()
     for k in range(4):
         frames = np.random.default_rng(k).integers(0, 255, (9, 32, 32, 3), np.uint8)

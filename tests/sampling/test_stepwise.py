@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -59,6 +60,20 @@ def test_verbs_are_watched(generator):
             verb(watched, "a", video, steps=2, **asked), verb(generator, "a", video, steps=2, **asked), atol=2e-4
         )
         assert len(seen) >= 2
+
+
+def test_a_program_of_the_watcher_is_the_one_that_is_called_elsewhere(generator):
+    """It is not traced again, as it would be with a mesh in context."""
+    traced = []
+    program = jax.jit(lambda x: traced.append(1) or x + 1)
+    program(np.zeros(2))
+    watched = dataclasses.replace(generator, watch=lambda step: program(np.zeros(2)))
+    watched(["a"], frames=5, steps=2)
+    tasks = [watched.task(watched.method(steps=2), 5, (8, 8)) for _ in range(2)]
+    noise = [noise_of(watched, [k], frames=5, size=(8, 8))[0] for k in range(2)]
+    rows = RowSize(tokens=48, frames=8, clips=3, text=generator.experiment.text.max_length)
+    watched.run_packed(tasks, (watched.tokens(["a", "b"]), watched.tokens(["", ""])), noise, rows)
+    assert len(traced) == 1
 
 
 def test_what_the_watcher_raises_ends_the_work_between_two_steps(generator):

@@ -137,12 +137,14 @@ def sample_packed(
     steps = PackedSteps(network=network, method=method)
     with jax.set_mesh(mesh):
         batch, carry, calls = compiled(steps, None, "begin")(parameters.network, rows, start)
-        tokens = start
-        for call in range(int(calls)):
+    tokens = start
+    for call in range(int(calls)):
+        with jax.set_mesh(mesh):
             advance = compiled(steps, None, "advance")
             carry, tokens, expected = advance(parameters.network, batch, start, carry, jnp.int32(call))
             jax.block_until_ready(tokens)
-            watch(SampledStep(done=call + 1, calls=int(calls), estimate=_Clips(expected, spans, grids, patch)))
+        watch(SampledStep(done=call + 1, calls=int(calls), estimate=_Clips(expected, spans, grids, patch)))
+    with jax.set_mesh(mesh):
         clips, videos = _Clips(tokens, spans, grids, patch), []
         for number, task in enumerate(tasks):
             finish = compiled(Stepwise(task=task), None, "finish")

@@ -129,11 +129,14 @@ def sample_stepwise(
     inputs, out_sharding = inputs_on(task, mesh, prompts, noise, given)
     with jax.set_mesh(mesh):
         begun = compiled(stepwise, None, "begin")(*parameters, *inputs[:2], key, *inputs[2:])
-        calls, carry, latents = int(begun.calls), begun.carry, None
-        for start in range(calls):
+    calls, carry, latents = int(begun.calls), begun.carry, None
+    for start in range(calls):
+        with jax.set_mesh(mesh):
             advance = compiled(stepwise, None, "advance")
             carry, latents, estimate = advance(parameters.network, begun.filling, carry, jnp.int32(start))
+            step = SampledStep(done=start + 1, calls=calls, estimate=estimate[:count])
             jax.block_until_ready(latents)
-            watch(SampledStep(done=start + 1, calls=calls, estimate=estimate[:count]))
+        watch(step)  # outside: a program that it calls is compiled once for each mesh in context
+    with jax.set_mesh(mesh):
         out = compiled(stepwise, out_sharding, "finish")(parameters.vae, parameters.statistics, latents)
     return out[:count]

@@ -50,6 +50,7 @@ PREVIEW_SECONDS = 0.3
 PREVIEW_PIXELS = 320
 MOST_STARTS = 3
 PATIENCE = 0.25  # seconds without a look up after which another thread does what is urgent
+COURTESY = 2.0  # seconds that a job waits, between two steps, for what that thread does; opening a world takes longer
 BACKLOG = 8  # results that wait to be written, beside the one that is made
 
 
@@ -82,7 +83,7 @@ class Service:
         for job in self.store.unended():
             self._again(job)
         self._worker = threading.Thread(target=self._work, name="vdit-devices", daemon=True)
-        self._looked, self._called = time.monotonic(), threading.Event()
+        self._looked, self._called, self._helping = time.monotonic(), threading.Event(), threading.Lock()
         self._helper = threading.Thread(target=self._help, name="vdit-urgent", daemon=True)
         self._worker.start()
         if generator.mesh.size == 1:
@@ -415,6 +416,11 @@ class Service:
 
     def _serve_urgent(self) -> None:
         """What is there now, and not what comes meanwhile: worlds that are played take turns with the jobs."""
+        self._looked = time.monotonic()
+        # What the other thread has begun ends first. XLA's threads take the newest work, so a job that went on beside
+        # it would hold it up for as long as the job lasts.
+        if self._helping.acquire(timeout=COURTESY):
+            self._helping.release()
         for _ in range(self._urgent.qsize()):
             self._looked = time.monotonic()
             self._serve_one()
@@ -442,7 +448,8 @@ class Service:
                 if left > 0:
                     time.sleep(left)
                 else:
-                    self._serve_one()
+                    with self._helping:
+                        self._serve_one()
 
     def _expire(self) -> None:
         now = time.monotonic()
