@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 METRICS = ("psnr", "ssim", "game_things", "game_events")
 GIVEN, HORIZON, MOMENTS = 8, 64, 32  # frames before, frames after, and how often
-BESIDE, PREDICTOR = "beside.mp4", "predictor.safetensors"
+BESIDE, STRIPS, PREDICTOR = "beside.mp4", "beside.png", "predictor.safetensors"
+FILES = (BESIDE, STRIPS, PREDICTOR)
+_COLUMNS, _PICTURED = 6, 2  # frames of each video in the picture; how many plays it shows
 _NOT = ("real", "size", "fps", "vbench", "physics_iq", "vbench_results", "features")
 
 
@@ -154,19 +156,24 @@ def play_beside(
 
 
 def write_beside(shown: Sequence[Mapping[str, Case]], out: Path, status: Status) -> None:
-    """One video of all that the page shows, emulator and models side by side, one after the other."""
+    """A video of all that the page shows, emulator and models side by side, play after play; a picture of two plays."""
     import numpy as np
+    from PIL import Image
 
-    from vdit.video.beside import side_by_side
+    from vdit.video.beside import side_by_side, strips
     from vdit.video.read import write_video
 
-    parts = []
+    if not shown:
+        return
+    plays = []
     for cases in shown:
         first = next(iter(cases.values()))
-        parts.append(side_by_side({"emulator": first.truth} | {name: case.video for name, case in cases.items()}))
-    if not parts:
-        return
-    whole = lambda part: write_video(part, np.concatenate(parts), fps=first.fps)  # noqa: E731
-    write_whole(out / BESIDE, whole, replace=True)
-    status.wrote(out / BESIDE)
-    print(out / BESIDE, flush=True)
+        plays.append({"emulator": first.truth} | {name: case.video for name, case in cases.items()})
+    frames = np.linspace(first.given, len(first.video) - 1, _COLUMNS).astype(int).tolist()
+    parts, rows = [side_by_side(play) for play in plays], [strips(play, frames) for play in plays[:_PICTURED]]
+    picture = Image.fromarray(np.concatenate(rows)).quantize(64)
+    write_whole(out / BESIDE, lambda part: write_video(part, np.concatenate(parts), fps=first.fps), replace=True)
+    write_whole(out / STRIPS, lambda part: picture.save(part, "PNG"), replace=True)
+    for name in (BESIDE, STRIPS):
+        status.wrote(out / name)
+        print(out / name, flush=True)

@@ -90,7 +90,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         emulated.check(options, runs)
     out = Path(options.out)
     check_folder(out, name=f"--out {out}")
-    for name in (JSON, PAGE, TABLE, *([emulated.BESIDE, emulated.PREDICTOR] if options.emulator else [])):
+    for name in (JSON, PAGE, TABLE, *(emulated.FILES if options.emulator else [])):
         check_output(out / name, given=[*options.sets, *([options.real] if options.real else [])])
     from vdit.cli.process import keep_compiled
     from vdit.cli.status import Status

@@ -1,8 +1,8 @@
-"""Several videos in one, side by side: as a model and the emulator that it learned from."""
+"""Several videos in one, side by side, as a model and the emulator that it learned from; and in one picture."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -41,3 +41,26 @@ def side_by_side(videos: Mapping[str, np.ndarray], *, height: int = 256) -> np.n
         page[:, _LINE:high, left : left + w * scale] = video.repeat(scale, axis=1).repeat(scale, axis=2)
     page[:, :_LINE, :wide] = np.asarray(names)
     return page
+
+
+def strips(videos: Mapping[str, np.ndarray], frames: Sequence[int], *, height: int = 128) -> np.ndarray:
+    """A picture of some frames of several videos: a row for each video, a column for each frame.
+
+    Args:
+        videos: name -> uint8 [t h w 3], all of one number of frames and one size.
+        frames: numbers of the frames.
+        height: pixels that each is enlarged to, as far as whole numbers go.
+
+    Returns:
+        uint8 [height width 3].
+
+    Raises:
+        ShapeError: the videos are of several shapes, or there is none.
+    """
+    rows = []
+    for name, video in videos.items():
+        cells = side_by_side({f"{name}, frame {frame}": video[frame : frame + 1] for frame in frames}, height=height)[0]
+        rows.append(np.pad(cells, ((0, _GAP), (0, 0), (0, 0)), constant_values=_PAPER))
+    if len({row.shape for row in rows}) != 1:
+        raise ShapeError(f"videos of shapes {[video.shape for video in videos.values()]}: give some of the same shape")
+    return np.concatenate(rows)
