@@ -46,16 +46,6 @@ def test_few_words_name_everything():
             assert {"red", "cross", direction} <= set(re.findall(r"\w+", text))
 
 
-def test_intervals_hold_the_mean_and_are_wider_where_seeds_differ():
-    alike = [np.arange(64) % 2 == 0] * 3
-    mean, low, high = claim.interval(alike)
-    assert mean == 0.5
-    assert low < 0.5 < high
-    apart = [np.zeros(64, bool), np.arange(64) % 2 == 0, np.ones(64, bool)]
-    assert claim.interval(apart)[2] - claim.interval(apart)[1] > high - low
-    assert claim.interval([np.ones(64, bool)] * 3) == (1.0, 1.0, 1.0)
-
-
 def test_rows_and_plot(tmp_path):
     right = [[True, False, True], [True, True, True]]
     runs = {f"{arm}-{seed}": {"short": right, "detailed": right} for arm in ("sparse", "true") for seed in (0, 1)}

@@ -18,18 +18,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
 import json
-import resource
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 import vdit
 from experiments.recaption import config
+from tools.claims.common import cpu_seconds, interval, quiet
 from vdit import paths
 from vdit.data.latents import LatentStore, write_latents
 from vdit.eval.detectors import detect
@@ -39,7 +37,7 @@ from vdit.language.expansion import Expander
 from vdit.quickstart.config import Wanted, held_out_world
 from vdit.quickstart.score import PARTS, hits
 from vdit.train.expander import ExpanderConfig, caption_pairs, train_expander
-from vdit.train.stages import Logging, run
+from vdit.train.stages import run
 from vdit.train.workspace import Workspace
 from vdit.worlds import COLOURS, DIRECTIONS, SHAPES, make
 
@@ -77,10 +75,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in options.seeds:
             results[f"expansion-{seed}"] = expanded(Workspace(options.out / f"{arm}-{seed}"), expander, base, options)
     save_results(options.out, results)
-
-
-def quiet() -> Logging:
-    return Logging(tensorboard=False, console=Console(file=io.StringIO()))
 
 
 # Captions.
@@ -248,19 +242,6 @@ def right(generator, wanted: Sequence[Wanted], seed: int, batch: int = 32) -> np
 # Results.
 
 
-def interval(rights: Sequence[np.ndarray], draws: int = 2000) -> tuple[float, float, float]:
-    """(mean, low, high): a share and its 95% bootstrap interval over seeds and prompts.
-
-    rights: bool [prompts] of each seed; the prompts are the same.
-    """
-    values = np.asarray(rights, np.float64)
-    random = np.random.default_rng(0)
-    seeds = random.integers(0, len(values), (draws, len(values)))
-    prompts = random.integers(0, values.shape[1], (draws, values.shape[1]))
-    means = np.array([values[s][:, p].mean() for s, p in zip(seeds, prompts)])
-    return float(values.mean()), *np.percentile(means, (2.5, 97.5)).tolist()
-
-
 def table_rows(results: dict[str, dict]) -> list[tuple]:
     """(what, prompts, seeds, part, mean, low, high) for each group of runs."""
     groups: dict[tuple[str, str], list[np.ndarray]] = {}
@@ -318,11 +299,6 @@ def plot(path: Path, rows: Sequence[tuple]) -> None:
     figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=9, frameon=False)
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(path, dpi=120)
-
-
-def cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":

@@ -163,6 +163,31 @@ def score(videos: Iterable[np.ndarray], wanted: Sequence[tuple[str, str, str]]) 
     return shares | {"all": float(right.all(1).mean())}
 
 
+def framing(video: np.ndarray) -> tuple[float, float]:
+    """How well the one object of a clip of the world "moving" is framed.
+
+    Args:
+        video: [t h w 3], uint8 or float in [-1, 1].
+
+    Returns:
+        (whole, cut): the share of frames that show an object which no border cuts, 0..1, and the mean length of the
+        border that the object covers, in short sides, over the frames that show one; NaN where none does.
+    """
+    frames = pixel_values(video)
+    distance = np.linalg.norm(frames - np.median(frames, axis=(1, 2), keepdims=True), axis=-1)
+    ring = np.ones(distance.shape[1:], bool)
+    ring[1:-1, 1:-1] = False
+    whole, cut = 0, []
+    for frame in distance:
+        seen = frame > _CONTRAST
+        if seen.sum() < LEAST * min(ring.shape) ** 2:
+            continue
+        covered = int((frame[ring] > np.median(frame[seen]) / 2).sum())  # half covered: the outline lies there
+        whole += covered == 0
+        cut.append(covered / min(ring.shape))
+    return whole / len(frames), float(np.mean(cut)) if cut else math.nan
+
+
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Track:

@@ -15,6 +15,7 @@ _WALL = 0.03  # thickness of the box's walls, in short sides of the frame
 _WALL_LEVEL = 150.0
 _RADII = (0.08, 0.14)
 _LARGE = 0.11
+_FILLED = 0.4  # of a short side squared, by all balls together
 _REST = 0.02  # seconds of fall: slower contacts than that keep their speed, see Discs
 _GREYS = (28.0, 84.0)
 _WALL_NAMES = {
@@ -27,14 +28,20 @@ _WALL_NAMES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Balls(World):
-    """balls: the least and the most balls of a clip."""
+    """balls: the least and the most balls of a clip. radii: the least and the largest, in short sides of the frame."""
 
     balls: tuple[int, int] = (2, 4)
+    radii: tuple[float, float] = _RADII
 
     def __post_init__(self):
         super().__post_init__()
+        _check_range("radii", self.radii, 0.02, 0.2)
         if not 1 <= self.balls[0] <= self.balls[1] <= 6:
             raise ConfigError(f"balls is {self.balls}; give (least, most) with 1 <= least <= most <= 6")
+        filled = self.balls[1] * np.pi * self.radii[1] ** 2
+        if filled > _FILLED:
+            raise ConfigError(f"balls={self.balls} of radii={self.radii} may fill {filled:.2f} short sides squared, "
+                              f"more than {_FILLED}, and would find no places: give fewer or smaller ones")  # fmt: skip
 
     def _discs(self, random: np.random.Generator, box: tuple[float, float, float, float]) -> Discs:
         raise NotImplementedError
@@ -93,14 +100,22 @@ class _Balls(World):
 @register("bounce")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bounce(_Balls):
-    """Balls that bounce off the walls of a box and off each other, without gravity or loss."""
+    """Balls that bounce off the walls of a box and off each other, without gravity or loss.
+
+    speeds: the least and the largest at the start, in short sides a second.
+    """
 
     balls: tuple[int, int] = (1, 3)
+    speeds: tuple[float, float] = (0.3, 0.7)
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_range("speeds", self.speeds, 0.0, 5.0)
 
     def _discs(self, random: np.random.Generator, box: tuple[float, float, float, float]) -> Discs:
-        radius, position = _scatter(random, random.integers(self.balls[0], self.balls[1] + 1), box)
+        radius, position = _scatter(random, random.integers(self.balls[0], self.balls[1] + 1), self.radii, box)
         angle = random.uniform(0, 2 * np.pi, len(radius))
-        speed = random.uniform(0.3, 0.7, len(radius))
+        speed = random.uniform(*self.speeds, len(radius))
         velocity = np.stack([np.cos(angle), np.sin(angle)], 1) * speed[:, None]
         return Discs(radius=radius, mass=radius**2, position=position, velocity=velocity, box=box)
 
@@ -115,8 +130,7 @@ class Bounce(_Balls):
             doings.append("collide")
         short = f"{list_balls(colours)} {join_words(doings)} in a box"
         detailed = [
-            f"{sentence(list_balls(colours, _sizes(scene)))} {join_words(doings)} inside a grey box "
-            "without gravity.",
+            f"{sentence(list_balls(colours, _sizes(scene)))} {join_words(doings)} inside a grey box without gravity.",
             *_facts(scene, motion, colours),
             "No energy is lost.",
         ]
@@ -143,7 +157,7 @@ class Collide(_Balls):
             raise ConfigError(f"restitution is {self.restitution}; it must lie in 0.1..1: choose another")
 
     def _discs(self, random: np.random.Generator, box: tuple[float, float, float, float]) -> Discs:
-        radius, position = _scatter(random, random.integers(self.balls[0], self.balls[1] + 1), box)
+        radius, position = _scatter(random, random.integers(self.balls[0], self.balls[1] + 1), self.radii, box)
         velocity = random.uniform((-0.5, 0.0), (0.5, 0.2), (len(radius), 2))
         drawn = 1.0 if random.uniform() < 1 / 3 else random.uniform(0.5, 0.9)
         return Discs(
@@ -168,8 +182,7 @@ class Collide(_Balls):
         kept = "all" if scene.restitution == 1 else "most" if scene.restitution >= 0.7 else "only part"
         loss = f"Each bounce keeps {kept} of its speed."
         detailed = [
-            f"{sentence(list_balls(colours, _sizes(scene)))} {join_words(doings)} under gravity "
-            "inside a grey box.",
+            f"{sentence(list_balls(colours, _sizes(scene)))} {join_words(doings)} under gravity inside a grey box.",
             *_facts(scene, motion, colours),
             loss,
         ]
@@ -177,16 +190,21 @@ class Collide(_Balls):
 
 
 def _scatter(
-    random: np.random.Generator, count: int, box: tuple[float, float, float, float]
+    random: np.random.Generator, count: int, radii: tuple[float, float], box: tuple[float, float, float, float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Radii [n] and centres [n 2] of balls that lie apart inside the box."""
     low, high = np.array(box[:2]), np.array(box[2:])
     while True:
-        radius = random.uniform(*_RADII, count)
+        radius = random.uniform(*radii, count)
         position = random.uniform(low + radius[:, None], high - radius[:, None])
         apart = np.linalg.norm(position[:, None] - position, axis=-1) - radius[:, None] - radius
         if (apart[np.triu_indices(count, 1)] > 0.01).all():
             return radius, position
+
+
+def _check_range(name: str, values: tuple[float, float], least: float, most: float) -> None:
+    if not (len(values) == 2 and least < values[0] <= values[1] <= most):
+        raise ConfigError(f"{name}={values}: give (least, largest), above {least} and at most {most}")
 
 
 def _room(view: View, box: tuple[float, float, float, float], level: float) -> np.ndarray:
@@ -209,11 +227,7 @@ def _facts(scene: Discs, motion: Motion, colours: list[str]) -> list[str]:
     """What happens, as sentences: how often each ball hits the walls, and which pairs meet."""
     sentences = []
     for k, colour in enumerate(colours):
-        hits = [
-            c
-            for c in motion.contacts
-            if c.kind == "wall" and c.objects == (k,) and _seen(c, scene.rest_speed)
-        ]
+        hits = [c for c in motion.contacts if c.kind == "wall" and c.objects == (k,) and _seen(c, scene.rest_speed)]
         if hits:
             walls = [name for name in WALLS if any(c.wall == name for c in hits)]
             named = join_words([_WALL_NAMES[name] for name in walls])

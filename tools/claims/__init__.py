@@ -1,0 +1,11 @@
+"""Claims of the report "Video generation models as world simulators" (OpenAI, 2024), each measured by one command.
+
+    python -m tools.claims compute runs/claims     # quality grows with compute, whatever the model and the patches
+    python -m tools.claims sizes runs/claims       # native sizes frame better; spacetime patches serve every size
+    python -m tools.claims physics runs/claims     # motion is learned with size and data, in and out of distribution
+
+That detailed captions help is `python -m tools.recaption_claim`. Models are as small as experiments/recaption.py, which
+all of them share, so that a claim takes an hour of two cores. What is finished is not made again. Each command
+writes results.json, table.md and plot.png to OUT/CLAIM. Intervals are 95% bootstrap intervals over seeds and videos
+together.
+"""
