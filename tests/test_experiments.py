@@ -28,12 +28,17 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
 # Pods differ in sizes, which shrinking takes away, and in layouts, which tests/plan compiles: one of them trains.
 # A captioner samples no videos: tests/generate/test_captions.py trains one.
-# recaption is the quickstart's model, smaller; pong and the other emulators are worlds_steer, of other data.
+# recaption is the quickstart's model, smaller; worlds_demo is worlds_canvas, and pong and the other emulators are
+# worlds_steer, of other data.
 UNTRAINED = (
-    "pod_tiny", "t2v_3b_pod", "sora_10b_minute", "worlds_captioner", "captioner", "recaption", "pong", "pong_gpu",
-    "vizdoom_corridor", "halfcheetah",
+    "pod_tiny", "t2v_3b_pod", "sora_10b_minute", "worlds_captioner", "captioner", "recaption", "worlds_demo", "pong",
+    "pong_gpu", "vizdoom_corridor", "halfcheetah",
 )  # fmt: skip
-TRAINED = [name for name in NAMES if name not in UNTRAINED]
+# With -m slow: tests/plan compiles layouts, tests/train/test_distill.py distils, tests/data packs clips of files.
+SLOW = ("dit_xl_pod", "worlds_fast", "clips")
+TRAINED = [
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NAMES if name not in UNTRAINED
+]
 STEPS = 2
 VIDEOS = {"wide.mp4": (48, 80), "tall.mp4": (80, 48), "square.mp4": (64, 64), "held_out.mp4": (48, 64)}
 FRAMES = 20

@@ -23,7 +23,7 @@ NAME = "vdit-test"
 server = pytest.fixture(scope="module")(serve_buckets)
 
 
-@pytest.fixture(scope="module", params=["gs", "s3"])
+@pytest.fixture(scope="module", params=["gs", pytest.param("s3", marks=pytest.mark.slow)])
 def runs(request, server, tmp_path_factory):
     """(a local LoRA run of 4 steps, the same run in a bucket, stopped after 2 and resumed)."""
     folder = tmp_path_factory.mktemp(request.param)
