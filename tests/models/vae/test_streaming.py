@@ -25,6 +25,7 @@ CONFIGS = {
         middle="none",
         blocks_per_level=1,
         norm_out=False,
+        out_width=12,
     ),
 }
 FRAMES, LATENT_FRAMES = 13, 4

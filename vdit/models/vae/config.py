@@ -43,6 +43,8 @@ class VAEConfig:
     norm_out: also normalise before the last convolution of the encoder and the decoder. Without, small
         networks learn several times sooner: the brightness of a pixel need not be coded in a direction alone.
     norm_eps: added to the mean square, or the variance, under the root.
+    out_width: features of a hidden layer at each place before the decoder's last convolution; None for none. Where
+        `patch` folds many pixels into a place, it draws sharper edges than as many channels everywhere.
     quant: a 1x1x1 convolution of the latents after the encoder and one before the decoder.
     dtype: type of the convolutions; norms and softmax stay float32.
     conv: how convolutions are computed (vdit/nn/conv.py).
@@ -68,6 +70,7 @@ class VAEConfig:
     norm_groups: int = 32
     norm_out: bool = True
     norm_eps: float = 1e-6
+    out_width: int | None = None
     quant: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
     conv: Literal["auto", "winograd", "taps", "native"] = "auto"
@@ -82,8 +85,9 @@ class VAEConfig:
             sizes = getattr(self, name)
             if len(sizes) != 3 or any(size < 1 or size % 2 == 0 for size in sizes):
                 raise ConfigError(f"vae.{name}={sizes} must be three odd numbers: (t, h, w)")
-        if self.decoder_base_channels is not None and self.decoder_base_channels < 1:
-            raise ConfigError(f"vae.decoder_base_channels={self.decoder_base_channels} must be at least 1, or None")
+        for name in ("decoder_base_channels", "out_width"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"vae.{name}={getattr(self, name)} must be at least 1, or None")
         if self.decoder_extra_blocks < 0:
             raise ConfigError(f"vae.decoder_extra_blocks={self.decoder_extra_blocks} must not be negative")
         widths = set(self.widths + self.decoder_widths)

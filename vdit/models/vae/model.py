@@ -131,6 +131,8 @@ class Decoder(nn.Module):
                     x = x + repeat_shortcut(entered, width, config.change(level - 1), start=start)
         edge["split"] = split
         x = nn.silu(norm(config, split, "norm_out")(x) if config.norm_out else x)
+        if config.out_width:
+            x = nn.silu(Conv(config.out_width, (1, 1, 1), name="out", **conv_options(config, split))(x))
         channels = 3 * config.patch_frames * config.patch**2
         x, new["conv_out"] = CausalConv(channels, name="conv_out", **edge)(x, old.get("conv_out"))
         x = unfold(x, config.patch_frames, config.patch)
