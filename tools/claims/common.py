@@ -38,11 +38,13 @@ def say(line: str) -> None:
 
 def prepare(root: Path, experiment: Experiment, vae: Workspace | None = None) -> Workspace:
     """The folder of what several models are trained on: a VAE, or that of another folder, latents and a tokenizer."""
-    space = Workspace(root)
-    if vae is not None and not paths.exists(space.vae):
-        space.save_experiment(experiment)
-        paths.copy_folder(vae.vae, space.vae)
-    run(experiment, space, stages=PREPARED, logging=quiet())
+    space, stages = Workspace(root), PREPARED
+    if vae is not None:
+        stages = PREPARED[1:]
+        if not paths.exists(space.vae):
+            space.save_experiment(experiment)
+            paths.copy_folder(vae.vae, space.vae)
+    run(experiment, space, stages=stages, logging=quiet())
     return space
 
 

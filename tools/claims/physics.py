@@ -107,7 +107,7 @@ def experiment(base: Experiment, model: str, scenes: int, seed: int) -> Experime
         backbone=dataclasses.replace(base.backbone, width=width, depth=depth, heads=heads),
         canvases=CanvasConfig(none=0.0, head=1.0),
         latents=LatentsConfig(samples=scenes),
-        sample=dataclasses.replace(base.sample, frames=FRAMES, size=(SIZE, SIZE), guidance=1.0, interval=None),
+        sample=dataclasses.replace(base.sample, frames=FRAMES, size=(SIZE, SIZE), guidance=1.0, interval=(0.0, 1.0)),
     )
 
 
