@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("experiments.recaption")
 
-from tools.claims import __main__ as command
 from tools.claims import common, compute, physics, sizes
+from tools.claims import run as command
 from vdit import worlds
 from vdit.eval.detectors import framing
 

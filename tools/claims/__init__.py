@@ -1,8 +1,8 @@
 """Claims of the report "Video generation models as world simulators" (OpenAI, 2024), each measured by one command.
 
-    python -m tools.claims compute runs/claims     # quality grows with compute, whatever the model and the patches
-    python -m tools.claims sizes runs/claims       # native sizes frame better; spacetime patches serve every size
-    python -m tools.claims physics runs/claims     # motion is learned with size and data, in and out of distribution
+    python -m tools.claims.run compute runs/claims   # quality grows with compute, whatever the model and the patches
+    python -m tools.claims.run sizes runs/claims       # native sizes frame better; spacetime patches serve every size
+    python -m tools.claims.run physics runs/claims   # motion is learned with size and data, in and out of distribution
 
 That detailed captions help is `python -m tools.recaption_claim`. Models are as small as experiments/recaption.py, which
 all of them share, so that a claim takes an hour of two cores. What is finished is not made again. Each command

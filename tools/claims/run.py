@@ -1,4 +1,4 @@
-"""The command line of `python -m tools.claims`."""
+"""The command line: `python -m tools.claims.run compute|sizes|physics OUT`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CLAIMS = {"compute": compute, "sizes": sizes, "physics": physics}
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m tools.claims",
+        prog="python -m tools.claims.run",
         description=tools.claims.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
