@@ -32,6 +32,7 @@ from vdit.errors import DataError, VditError, writing
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 JSON_DEPTH = 64
+DEMO = "demo"
 INT_DIGITS = 64  # transformers writes 10**30 for "no limit"
 
 _KINDS = {
@@ -64,6 +65,13 @@ def path(name: str | os.PathLike) -> AnyPath:
         return name if isinstance(name, Path) else Path(name)
     buckets.require(text)
     return epath.Path(text)
+
+
+def shipped(name: str | os.PathLike) -> str | os.PathLike:
+    """The folder of the model that ships with vdit for the name "demo", unless a folder of that name is there; any
+    other name as it is.
+    """
+    return Path(__file__).parent / DEMO if str(name) == DEMO and not Path(DEMO).exists() else name
 
 
 def url_of(name: str | os.PathLike) -> str | None:

@@ -1,4 +1,4 @@
-"""A model of one's own as a folder: what it holds, and that it makes the same videos."""
+"""A model of one's own as a folder: what it holds, that it makes the same videos, and the one that ships."""
 
 import dataclasses
 import json
@@ -12,6 +12,7 @@ from tests.conftest import run_vdit
 from vdit.config import to_dict
 from vdit.data.data_source import FolderSource
 from vdit.errors import WeightsError
+from vdit.paths import shipped
 from vdit.pretrained.model import import_model, open_model
 from vdit.pretrained.native import without_places
 from vdit.quickstart.config import experiment as quickstart
@@ -81,3 +82,11 @@ def test_diffusers_has_no_such_model(tiny_run, tmp_path, compile_cache):
     assert done.returncode == 2
     assert "--layout vdit" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_ones_own_comes_before_the_shipped_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert shipped("runs/mine") == "runs/mine"
+    assert shipped("demo") != "demo"
+    (tmp_path / "demo").mkdir()
+    assert shipped("demo") == "demo"

@@ -229,7 +229,7 @@ def state_of(path: str | Path) -> list[tuple]:
         run = paths.is_file(paths.path(url) / "experiment.json")
         found = buckets.versions(url)
         return [(key, *map(str, version)) for key, version in found if not run or key[below:].split("/")[0] in _OF_RUN]
-    path = Path(path)
+    path = Path(paths.shipped(path))
     if not path.is_dir():
         files = [path]
     elif (path / "experiment.json").is_file():

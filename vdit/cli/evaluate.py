@@ -103,7 +103,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def _is_run(name: str) -> bool:
     """Whether videos can be sampled of it: a run, or a model that `vdit export` wrote."""
-    folder = paths.path(name)
+    folder = paths.path(paths.shipped(name))
     return any(paths.is_file(folder / file) for file in ("experiment.json", "model.json"))
 
 

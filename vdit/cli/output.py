@@ -108,7 +108,7 @@ def split_model(options: argparse.Namespace) -> tuple[str, list[str]]:
 
 def no_run(options: argparse.Namespace, folder: str) -> str:
     """"" if `folder` may be a run; else what to say where the words are too few: that RUN was left out."""
-    if options.model is not None or paths.is_hub(folder) or paths.is_dir(folder):
+    if options.model is not None or paths.is_hub(folder) or paths.is_dir(paths.shipped(folder)):
         return ""
     kind = "a file" if paths.is_file(folder) else "not there"
     return f"{folder!r} is where RUN, the folder of a run, should be, and is {kind}: give RUN first; "

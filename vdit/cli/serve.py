@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from vdit.serve.schema import Limits
     from vdit.serve.service import Service
 
-DEMO = "demo"
 TOKEN = "VDIT_TOKEN"
 LIMITS = {  # options that are limits of vdit.serve.schema.Limits
     "max_frames": "frames", "max_steps": "steps", "max_waiting": "waiting", "max_waiting_client": "waiting_per_client",
@@ -122,18 +121,11 @@ def _require() -> None:
 
 
 def _folder(options: argparse.Namespace) -> str:
-    """The model; of `demo` the shipped one, or the quickstart's run."""
+    """The model."""
     folder, rest = output.split_model(options)
     if rest:
         raise UsageError(f"{rest[0]!r}: give one model, RUN or --model FOLDER (see vdit serve --help)")
-    if folder != DEMO or options.model is not None or paths.is_dir(folder):
-        return folder
-    run = "runs/quickstart"
-    if not paths.is_dir(run):
-        raise UsageError(f"serve demo: no model is shipped with this version, and {run} is not there: make it in "
-                         "minutes with `vdit quickstart`, then say this again")  # fmt: skip
-    output.say(f"demo: no model is shipped with this version: {run} is served, which `vdit quickstart` made")
-    return run
+    return folder
 
 
 def _token(options: argparse.Namespace) -> str | None:
@@ -269,8 +261,8 @@ have it; /openapi.json describes it). Jobs wait in a queue in front of the devic
 together. Jobs, uploads and results are kept in --data: a server that ends, or is killed, goes on where it was.
 
 Without --host only this machine can reach it. With another address clients must give a token: yours (--token, or in
-$VDIT_TOKEN), or one that is made up and printed. `vdit serve demo` serves runs/quickstart, which `vdit quickstart`
-makes.""",
+$VDIT_TOKEN), or one that is made up and printed. `vdit serve demo` serves the small model that ships
+with vdit.""",
     epilog="""\
 examples:
   vdit serve runs/mine

@@ -108,7 +108,8 @@ def load(
 
     Args:
         path: the folder of a run of `vdit train`, of a model that `vdit export` wrote or `vdit import` imported, or of
-            public weights as they were published; or a Wan's transformer alone in one file (docs/single_files.md).
+            public weights as they were published; "demo", the model that ships with vdit; or a Wan's transformer alone
+            in one file (docs/single_files.md).
         mesh: None is all devices.
         ema: take the averaged parameters. Of runs only.
         step: of the DiT's checkpoint; None is the last one, "best" the one that evaluators found best (`best_metric` of
@@ -168,7 +169,7 @@ def open_generator(
     """
     weights, lora = how.get("weights"), how.get("lora", ())
     mesh = make_mesh() if mesh is None else mesh
-    path = paths.local_folder(path, error=WeightsError) if paths.is_hub(path) else paths.path(path)
+    path = paths.local_folder(path, error=WeightsError) if paths.is_hub(path) else paths.path(paths.shipped(path))
     if paths.is_file(path / EXPERIMENT) or not paths.exists(path):
         of_run = {"ema": how.get("ema", True), "step": how.get("step"), "compute": how.get("compute")}
         experiment, tokenizer, read = _open_run(path, mesh, **of_run)

@@ -144,7 +144,7 @@ def open_model(path: str | Path, parts: Sequence[str | Path] = ()) -> PublicMode
     """
     from vdit.pretrained import diffusers_folder, native, original_layouts  # they make what is defined here
 
-    path = paths.local_weights(path, error=WeightsError)
+    path = paths.local_weights(paths.shipped(path), error=WeightsError)
     parts = [paths.local_weights(part, error=WeightsError) for part in parts]
     if path.is_file():
         try:

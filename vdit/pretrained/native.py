@@ -1,4 +1,4 @@
-"""A model of vdit's own as one small folder: to publish, to copy, to ship.
+"""A model of vdit's own as one small folder: to publish, to copy, to ship. `demo`, the shipped model, is one.
 
     model.json              the experiment, without the places of its data
     dit/, vae/, text/, ...  model.safetensors of each network, under vdit's own names

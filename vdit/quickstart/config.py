@@ -9,7 +9,8 @@ from vdit.data.data_source import WorldsSource
 from vdit.diffusion.config import DiffusionConfig
 from vdit.experiment.canvases import CanvasConfig
 from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
-from vdit.experiment.training import OptimizerConfig, TrainConfig
+from vdit.experiment.optimizer import Muon, OptimizerConfig
+from vdit.experiment.training import TrainConfig
 from vdit.models.dit.config import DiTConfig
 from vdit.models.text.config import TextConfig
 from vdit.models.vae.config import VAELossConfig
@@ -43,15 +44,15 @@ def experiment() -> Experiment:
             max_clips_per_row=16,
             threads=2,
         ),
-        vae=vae_preset("tiny"),
+        vae=vae_preset("tiny", out_width=256),
         vae_loss=VAELossConfig(reconstruction="mse", kl_weight=1e-4),
         vae_clips=VAETrainConfig(frames=5, size=(48, 48)),
         vae_train=TrainConfig(
-            steps=3000,
+            steps=1600,
             batch_size=4,
             ema_decay=0.99,
-            optimizer=OptimizerConfig(
-                learning_rate=1.5e-3, warmup_steps=50, schedule="cosine", final_scale=0.02, b2=0.95, clip_norm=0.3
+            optimizer=Muon(
+                learning_rate=4e-3, warmup_steps=50, schedule="cosine", final_scale=0.02, b2=0.95, clip_norm=0.3
             ),
         ),
         latents=LatentsConfig(samples=6000),
