@@ -17,11 +17,11 @@ def test_it_samples_by_its_name(tmp_path, compile_cache):
     done = run_vdit("sample", "demo", "a red circle moves to the left", "--steps", 2, "--frames", 17, "--out", out,
                     cache=compile_cache)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert vdit.read_video(out).shape == (17, 64, 64, 3)
+    assert vdit.read_video(out).frames.shape == (17, 64, 64, 3)
 
 
 @pytest.mark.slow
 def test_it_shows_what_the_prompts_say():
     found = right(vdit.load("demo"), 32, 8)
-    assert found["colour"] >= 0.8
-    assert found["direction"] >= 0.6
+    assert found["colour"] >= 0.9
+    assert found["direction"] >= 0.9
