@@ -6,7 +6,7 @@
 
 Hardware: two CPU cores. Expected: see docs/demo.md, which has its figures, time and limits.
 
-More than half of the training clips are generated from text alone. Of the others some frames, or a region, are given, so
+More than half of the training clips are generated from text alone. Of the others some frames, or a region, are given:
 one set of weights samples, animates, extends, loops, connects, edits, inpaints and rolls out.
 """
 
@@ -61,7 +61,8 @@ def config() -> Experiment:
         # A latent has 5,000 values: where things are is decided at high noise.
         diffusion=DiffusionConfig(stratified=True, shift=3.0),
         canvases=CanvasConfig(
-            none=0.55, first=0.09, head=0.11, tail=0.06, ends=0.06, mask=0.09, frames=0.04, window=0.2, context_noise=0.1
+            none=0.55, first=0.09, head=0.11, tail=0.06, ends=0.06, mask=0.09, frames=0.04, window=0.2,
+            context_noise=0.1,
         ),
         dit_train=TrainConfig(
             steps=4600,
