@@ -348,6 +348,7 @@ same seed, prompt and size give the same video in any batch (ddpm: in the same c
 and duration compiles once.""",
     epilog="""\
 examples:
+  vdit sample demo "a red circle moves to the left" --out circle.mp4    # the small model that comes with vdit
   vdit sample runs/mine "a dog runs" --out dog.mp4
   vdit sample runs/mine "a dog runs" "a cat sleeps" --out samples --frames 33 --size 64x96 --count 4
   vdit sample runs/mine --prompts prompts.txt --out samples --guidance 5 --negative "blurred" --steps 50
