@@ -470,7 +470,11 @@ async def _growing(service: Service, live: Live, ending: asyncio.Event) -> Async
     try:
         while True:
             last = live.job.ended or ending.is_set()
-            if file is None and path.is_file():
+            if file is None:
+                with contextlib.suppress(FileNotFoundError):
+                    file = path.open("rb")
+            if file is None and live.job.status == "completed":  # it ended before anything was read
+                path = await asyncio.to_thread(service.results.get, live.job.id, "mp4", live.job.plan["fps"])
                 file = path.open("rb")
             while file is not None and (chunk := await asyncio.to_thread(file.read, CHUNK)):
                 yield chunk

@@ -623,6 +623,7 @@ class Service:
         self._end(live, "completed")
 
     def _fail(self, live: Live, message: str, kind: str) -> None:
+        message = message.replace(f"{self.store.folder}/", "")  # a client sees which file, not where it lies
         live.job.error = {"message": message, "type": kind, "param": None, "code": kind}
         self._end(live, "failed")
 
