@@ -3,8 +3,7 @@
     vdit record ALE/Pong-v5 pong --episodes 1024 --policy random+follow
     vdit train experiments/pong_gpu.py --out runs/pong --cfg.data.source.path=pong
 
-Hardware: one GPU of 80 GB; the hours were not measured. Expected: unknown, it was not trained; experiments/pong.py is
-what was, and `vdit plan` says what this one needs.
+Hardware: one GPU of 80 GB; the hours were not measured. Expected: unknown, it was not trained; experiments/pong.py was.
 """
 
 from vdit.data.config import DataConfig
