@@ -171,7 +171,7 @@ def write_beside(shown: Sequence[Mapping[str, Case]], out: Path, status: Status)
         plays.append({"emulator": first.truth} | {name: case.video for name, case in cases.items()})
     frames = np.linspace(first.given, len(first.video) - 1, _COLUMNS).astype(int).tolist()
     parts, rows = [side_by_side(play) for play in plays], [strips(play, frames) for play in plays[:_PICTURED]]
-    picture = Image.fromarray(np.concatenate(rows)).quantize(64)
+    picture = Image.fromarray(np.concatenate(rows))
     write_whole(out / BESIDE, lambda part: write_video(part, np.concatenate(parts), fps=first.fps), replace=True)
     write_whole(out / STRIPS, lambda part: picture.save(part, "PNG"), replace=True)
     for name in (BESIDE, STRIPS):
