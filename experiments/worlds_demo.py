@@ -25,7 +25,7 @@ from vdit.models.vae.config import preset as vae_preset
 
 def config() -> Experiment:
     return Experiment(
-        name="demo",
+        name="worlds_demo",
         data=DataConfig(
             source=WorldsSource(world="moving+bounce+occluder+orbit+steer", count=12_000, options=(
                 "moving.sizes=(0.2,0.28)",
