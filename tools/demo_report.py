@@ -25,7 +25,7 @@ from vdit.eval.detectors import detect
 from vdit.eval.metrics import psnr
 from vdit.generate import Generator
 from vdit.quickstart import config
-from vdit.quickstart.score import hits, sample_videos, shares
+from vdit.quickstart.score import PARTS, hits, sample_videos, shares
 
 PROMPTS = (
     "a red circle moves to the left",
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def right(generator: Generator, count: int, batch: int) -> dict[str, float]:
-    """Shares of samples with the right colour, shape and direction, and all three."""
+    """Shares of samples with the right colour, shape and direction, all three, and each shape where it is asked for."""
     own = [option.partition(".")[2] for option in generator.experiment.data.source.options if "moving." in option]
     source = WorldsSource(world="moving", options=tuple(own))
     moving = dataclasses.replace(
@@ -68,7 +68,10 @@ def right(generator: Generator, count: int, batch: int) -> dict[str, float]:
     )
     wanted = config.held_out(moving, count)
     videos = sample_videos(generator, [each.prompt for each in wanted], batch=batch, progress=lambda done: None)
-    return {name: float(value) for name, value in shares(hits([detect(video) for video in videos], wanted)).items()}
+    found = hits([detect(video) for video in videos], wanted)
+    asked = np.array([each.shape for each in wanted])
+    of_shape = {shape: found[asked == shape, PARTS.index("shape")].mean() for shape in np.unique(asked)}
+    return {str(name): float(value) for name, value in {**shares(found), **of_shape}.items()}
 
 
 def autoencoded(generator: Generator, count: int = 16) -> dict[str, float]:

@@ -152,6 +152,9 @@ def test_unknown_names_and_values_are_refused():
             worlds.make("moving", **options)
     for name, options in (
         ("bounce", {"balls": (0, 2)}),
+        ("bounce", {"balls": (4, 6), "radii": (0.1, 0.2)}),  # would find no places
+        ("bounce", {"radii": (0.1, 0.3)}),
+        ("bounce", {"speeds": (0.6, 0.3)}),
         ("collide", {"restitution": 0.0}),
         ("collide", {"gravity": 0.0}),
         ("orbit", {"kinds": ("cone",)}),

@@ -47,7 +47,7 @@ SPLITS = {
     "new combination": (("bounce", (ONE_BALL, SMALL, QUICK)), ("bounce", (ONE_BALL, LARGE, SLOW))),
     "new speed": (("bounce", (ONE_BALL, SMALL, FASTER)), ("bounce", (ONE_BALL, LARGE, FASTER))),
 }
-MEASURES = {  # name -> (what it is of, unit, better)
+MEASURES = {  # name -> (unit, which is better)
     **{f"velocity, {name}": ("short sides a second", "lower") for name in SPLITS},
     "permanence": ("share", "higher"),
     "camera": ("degrees", "lower"),

@@ -53,9 +53,8 @@ def sets(options: argparse.Namespace, names: Sequence[str], out: Path, status: S
     from vdit.generate.emulation import played_videos, predicted_videos, repeated_videos
 
     horizon = options.frames - options.given
-    chosen = list(
-        replays(options.emulator, count=options.videos or MOMENTS, given=options.given, horizon=horizon)
-    )  # fmt: skip
+    moments = options.videos or MOMENTS
+    chosen = list(replays(options.emulator, count=moments, given=options.given, horizon=horizon))
     env = chosen[0].env
     status.tell("emulator", f"{env}, from {len(chosen)} states of {options.emulator}: {options.given} frames before, "
                             f"{horizon} after, {horizon / chosen[0].fps:.3g} s")  # fmt: skip
@@ -94,9 +93,8 @@ def _predictor(
     if predictor is None:
         began, cpu = time.monotonic(), time.process_time()
         with status.progress("predictor", config.steps) as display:
-            predictor = train_predictor(
-                source.path, config, tell=lambda step, loss: display.update(step, {"loss": loss})
-            )  # fmt: skip
+            tell = lambda step, loss: display.update(step, {"loss": loss})  # noqa: E731
+            predictor = train_predictor(source.path, config, tell=tell)
         out.mkdir(parents=True, exist_ok=True)
         predictor.save(out / PREDICTOR, note)
         spent = f", trained in {time.monotonic() - began:.0f} s ({time.process_time() - cpu:.0f} s of CPU)"
@@ -135,9 +133,8 @@ def play_beside(
         raise UsageError(f"--moment {number}: {options.beside} has {len(every)} moments, counted from 0")
     moment, seed = every[number], canvas.seeds(options)[0]
     player = Player(generator, window=options.window, **canvas.sampling(options, seed))
-    episode, emulator = episodes.open(moment.episode), open_emulator(
-        episodes.index["env"], size=tuple(episodes.index["size"])
-    )  # fmt: skip
+    episode = episodes.open(moment.episode)
+    emulator = open_emulator(episodes.index["env"], size=tuple(episodes.index["size"]))
     try:
         emulator.reset(0)
         actions = np.asarray(rows, np.float32)

@@ -2,9 +2,7 @@
 
 A thread takes jobs from the queue, the next ones that go together by one call, and looks up between the steps of
 sampling: whether a job was cancelled, whether a world that is being played wants its next frames, whether the server
-ends. Everything else (requests, files, events) runs beside it. While that thread compiles it cannot look up: on a
-machine of one device a second one then sees to the worlds. (Programs of several devices that two threads start could
-wait for each other.)
+ends. Everything else (requests, files, events) runs beside it.
 """
 
 from __future__ import annotations
@@ -15,13 +13,12 @@ import dataclasses
 import functools
 import hashlib
 import logging
-import queue
 import secrets
 import shutil
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +27,7 @@ import jax
 import numpy as np
 
 from vdit.errors import NumericsError, VditError, VditWarning, reason
-from vdit.generate.generator import Generator, noise_of, window_of
+from vdit.generate.generator import Generator, noise_of
 from vdit.language.expansion import Expander, Expansion
 from vdit.sampling.stepwise import SampledStep
 from vdit.seeds import key_of
@@ -42,6 +39,8 @@ from vdit.serve.queue import FairQueue, Waiting
 from vdit.serve.results import Results, png_of
 from vdit.serve.schema import CANVAS_FILES, ApiError, JobError, VideoJob, VideoRequest
 from vdit.serve.store import Job, Store, new_id
+from vdit.serve.urgent import Urgent
+from vdit.serve.watcher import Watcher
 from vdit.video.write import write_video
 
 log = logging.getLogger("vdit.serve")
@@ -49,8 +48,6 @@ T = TypeVar("T")
 PREVIEW_SECONDS = 0.3
 PREVIEW_PIXELS = 320
 MOST_STARTS = 3
-PATIENCE = 0.25  # seconds without a look up after which another thread does what is urgent
-COURTESY = 2.0  # seconds that a job waits, between two steps, for what that thread does; opening a world takes longer
 BACKLOG = 8  # results that wait to be written, beside the one that is made
 
 
@@ -71,7 +68,7 @@ class Service:
         self._queue, self._live = FairQueue(), {}
         self._lock, self._one_expansion = threading.RLock(), threading.Lock()
         self._wake, self._stopping = threading.Event(), False
-        self._urgent: queue.SimpleQueue[tuple[Callable[[], Any], Future]] = queue.SimpleQueue()
+        self._urgent = Urgent(helped=generator.mesh.size == 1)
         self._writers = ThreadPoolExecutor(1, thread_name_prefix="vdit-write")
         self._backlog = threading.Semaphore(BACKLOG)
         self._used = (0.0, 0)
@@ -83,20 +80,14 @@ class Service:
         for job in self.store.unended():
             self._again(job)
         self._worker = threading.Thread(target=self._work, name="vdit-devices", daemon=True)
-        self._looked, self._called, self._helping = time.monotonic(), threading.Event(), threading.Lock()
-        self._helper = threading.Thread(target=self._help, name="vdit-urgent", daemon=True)
         self._worker.start()
-        if generator.mesh.size == 1:
-            self._helper.start()
 
     def close(self, timeout: float = 30.0) -> None:
         """Stops between two steps. Jobs that have not ended go on when a service starts with this folder."""
         self._stopping = True
         self._wake.set()
-        self._called.set()
         self._worker.join(timeout)
-        if self._helper.is_alive():
-            self._helper.join(timeout)
+        self._urgent.close(timeout)
         self._writers.shutdown(wait=True, cancel_futures=True)
         for reader in self._readers:
             reader.close()
@@ -280,12 +271,10 @@ class Service:
 
     def on_device(self, work: Callable[[], T]) -> Future[T]:
         """Runs short work on the devices, ahead of what waits and between the steps of what runs."""
-        future: Future = Future()
         if self._stopping:
             raise ApiError("the server is ending: try again", status=503, headers={"Retry-After": "5"})
-        self._urgent.put((work, future))
+        future = self._urgent.put(work)
         self._wake.set()
-        self._called.set()
         return future
 
     # Files.
@@ -396,7 +385,7 @@ class Service:
 
     def _work(self) -> None:
         while not self._stopping:
-            self._serve_urgent()
+            self._urgent.serve()
             self._expire()
             taken = self._queue.take(self._room)
             if not taken:
@@ -413,43 +402,6 @@ class Service:
                 for live in lives:
                     if not live.job.ended:
                         self._fail(live, "the server failed to make this video", "server_error")
-
-    def _serve_urgent(self) -> None:
-        """What is there now, and not what comes meanwhile: worlds that are played take turns with the jobs."""
-        self._looked = time.monotonic()
-        # What the other thread has begun ends first. XLA's threads take the newest work, so a job that went on beside
-        # it would hold it up for as long as the job lasts.
-        if self._helping.acquire(timeout=COURTESY):
-            self._helping.release()
-        for _ in range(self._urgent.qsize()):
-            self._looked = time.monotonic()
-            self._serve_one()
-        self._looked = time.monotonic()
-
-    def _serve_one(self) -> None:
-        try:
-            work, future = self._urgent.get_nowait()
-        except queue.Empty:  # the other thread was first
-            return
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    def _help(self) -> None:
-        """Serves what is urgent while the devices' thread does not look up."""
-        while not self._stopping:
-            self._called.wait()
-            self._called.clear()
-            while self._urgent.qsize() and not self._stopping:
-                left = self._looked + PATIENCE - time.monotonic()
-                if left > 0:
-                    time.sleep(left)
-                else:
-                    with self._helping:
-                        self._serve_one()
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -507,7 +459,7 @@ class Service:
     def _make(self, lives: Sequence[Live]) -> None:
         plans = [Plan.of(live.job.plan) for live in lives]
         prompts, plan = [self._prompt(live) for live in lives], plans[0]
-        watcher = _Watcher(self, lives, plan)
+        watcher = Watcher(self, lives, plan)
         watched = dataclasses.replace(self.generator, watch=watcher, drawn=watcher.drawn)
         if planning.batch_key(plan, self.generator, pack=self.settings.pack) is not None:
             self._make_together(lives, plans, prompts, watched)
@@ -582,7 +534,7 @@ class Service:
 
     def look_up(self, lives: Sequence[Live]) -> None:
         """Between two steps: what is urgent, who has cancelled, whether the server ends."""
-        self._serve_urgent()
+        self._urgent.serve()
         if self._stopping:
             raise Stopping
         if all(live.cancelled for live in lives):
@@ -646,47 +598,6 @@ class Service:
         """For /v1/info."""
         how = {"name": self.settings.name, "examples": self.settings.examples, "expander": self.expander}
         return planning.info(self.generator, self.limits, **how)
-
-
-class _Watcher:
-    """Called after each step of the jobs at hand (vdit.sampling.stepwise), and between the pieces of a video.
-
-    A world model that keeps keys and values of its past makes its frames by calls that have no steps to watch.
-    """
-
-    def __init__(self, service: Service, lives: Sequence[Live], plan: Plan):
-        self._service, self._lives, self._plan = service, lives, plan
-        self._made = 0
-        window = plan.made if plan.task == "text" else window_of(service.generator, plan.window)
-        self._window = max(1, min(plan.made, window))
-
-    def __call__(self, step: SampledStep) -> None:
-        self._service.look_up(self._lives)
-        here = min(self._window, max(0, self._plan.made - self._made)) * step.done / step.calls
-        self._service.preview(self._lives, step)
-        for live in self._lives:
-            live.step, live.steps = step.done, step.calls
-        self._tell(self._made + here)
-
-    def between(self, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Pieces [t h w 3] of the one job at hand, as they come."""
-        written, [live] = self._plan.made - self._plan.frames, self._lives  # what was given is not made
-        for piece in pieces:
-            self._service.look_up(self._lives)
-            yield piece
-            written += len(piece)
-            self._service.show_piece(live, piece)
-            self._tell(written)
-
-    def _tell(self, made: float) -> None:
-        progress = min(99, int(100 * made / max(1, self._plan.made)))
-        for live in self._lives:
-            live.job.progress = max(live.job.progress, progress)
-            live.changed()
-
-    def drawn(self, frames: int) -> None:
-        """After each canvas: so many frames that were not there before."""
-        self._made += frames
 
 
 def _said(error: Exception) -> tuple[str, str]:

@@ -21,6 +21,7 @@ import numpy as np
 import optax
 import safetensors
 import safetensors.numpy
+from einops import rearrange
 
 from vdit.data.episodes import EpisodesDataset
 from vdit.errors import ConfigError, DataError, ShapeError, one_line
@@ -185,10 +186,9 @@ def _init(random: np.random.Generator, config: PredictorConfig, actions: int) ->
 
 def _next(params: dict[str, Array], frames: Array, actions: Array) -> Array:
     """frames: float [b k h w 3] in [-1, 1]; actions: [b k a], the last is done now -> the next frame [b h w 3]."""
-    b, k, h, w, _ = frames.shape
+    b, _, h, w, _ = frames.shape
     rows, columns = h // _PATCH, w // _PATCH
-    cells = frames.reshape(b, k, rows, _PATCH, columns, _PATCH, 3).transpose(0, 2, 4, 1, 3, 5, 6)
-    cells = cells.reshape(b, rows, columns, -1)
+    cells = rearrange(frames, "b k (h p) (w q) c -> b h w (k p q c)", p=_PATCH, q=_PATCH)
     y, x = jnp.meshgrid(jnp.linspace(-1, 1, rows), jnp.linspace(-1, 1, columns), indexing="ij")
     hidden = cells @ params["pixels"] + jnp.stack([x, y], axis=-1) @ params["place"]
     hidden = hidden + (actions.reshape(b, -1) @ params["action"])[:, None, None]
@@ -196,8 +196,7 @@ def _next(params: dict[str, Array], frames: Array, actions: Array) -> Array:
         inner = _around(jax.nn.gelu(hidden)) @ params[f"first{block}"] + params[f"first{block}_bias"]
         hidden = hidden + _around(jax.nn.gelu(inner)) @ params[f"second{block}"]
     change = _around(jax.nn.gelu(hidden)) @ params["out"] + params["out_bias"]
-    change = change.reshape(b, rows, columns, _PATCH, _PATCH, 3).transpose(0, 1, 3, 2, 4, 5).reshape(b, h, w, 3)
-    return frames[:, -1] + change
+    return frames[:, -1] + rearrange(change, "b h w (p q c) -> b (h p) (w q) c", p=_PATCH, q=_PATCH)
 
 
 def _around(x: Array) -> Array:
