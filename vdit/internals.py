@@ -7,16 +7,18 @@ Every function says what to replace it by, once a public call exists. Where a ve
 from __future__ import annotations
 
 import ctypes
+import glob
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 
 from vdit.errors import HostsError
 
-_M_MMAP_THRESHOLD = -3  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8  # of malloc.h
+_ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")  # of NVIDIA, AMD, Google
 
 
 def client() -> Any:
@@ -115,8 +117,25 @@ def return_freed_memory() -> None:
     Else each thread keeps up to 64 MB for later ones, and an import of a large model holds gigabytes that nobody uses.
     glibc reads MALLOC_MMAP_THRESHOLD_ only when a process starts.
     """
+    _mallopt({_M_MMAP_THRESHOLD: 2**20})
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep freed arrays for later ones, whatever their size, where no accelerator is plugged in.
+
+    A step on CPUs allocates hundreds of megabytes and frees them. What is larger than 32 MB goes back to the system,
+    and the next step waits until it is given, and cleared, again. The process keeps its peak of memory from then on.
+    Called before jax finds its devices: threads that run by then have pools of their own, which hold 64 MB at most.
+    """
+    if not any(glob.glob(pattern) for pattern in _ACCELERATORS):
+        _mallopt({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_ARENA_MAX: 1})
+
+
+def _mallopt(values: Mapping[int, int]) -> None:
+    """Where malloc is glibc's."""
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        mallopt(_M_MMAP_THRESHOLD, 2**20)
+        for name, value in values.items():
+            mallopt(name, value)
 
 
 def _moved(what: str) -> str:

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import re
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -54,6 +55,9 @@ def steered(**options):
     return dataclasses.replace(generator, experiment=dataclasses.replace(experiment, data=data))
 
 
+PREVIEW_SEEN = threading.Event()  # a video "over grass" waits for it, so that its preview can be looked at
+
+
 def moving(plan, request, generator, given, *, seed, prompt):
     """In the place of vdit.serve.tasks.pieces: three steps with previews, then a bar that moves."""
     del request, given
@@ -62,6 +66,8 @@ def moving(plan, request, generator, given, *, seed, prompt):
         time.sleep(0.05)
         shape = generator.experiment.vae.latent_shape(1, height, width)
         generator.watch(SampledStep(done=min(done, 3), calls=3, estimate=np.zeros((1, *shape), np.float32)))
+    if "over grass" in prompt:
+        PREVIEW_SEEN.wait(SLOW_MS / 1000)
     video = np.full((plan.frames, height, width, 3), -0.5, np.float32)
     for k in range(plan.frames):
         video[k, :, (k + seed) % width] = 1.0
@@ -206,6 +212,7 @@ def test_a_prompt_becomes_videos(quick, browse):
     page.click("#panel-create button.go")
     page.wait_for_selector(".screen canvas.lit")  # a preview, while it is made
     picture(page, "preview")
+    PREVIEW_SEEN.set()
     page.wait_for_function("() => document.querySelectorAll('[data-status=completed]').length === 2")
     jobs = page.request.get(f"{quick.url}v1/videos").json()["data"]
     assert {job["seed"] for job in jobs} == {7, 8}

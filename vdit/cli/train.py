@@ -172,6 +172,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 
     from vdit.cli.process import distributed_session, keep_compiled
     from vdit.config import to_json
+    from vdit.internals import keep_freed_memory
     from vdit.train.monitor import parse_steps
     from vdit.train.workspace import EXPERIMENT, Workspace
 
@@ -182,6 +183,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         experiment.check_rate()
     with distributed_session({"the experiment": digest}, wait=options.wait_for_hosts) as together:
         keep_compiled()
+        keep_freed_memory()
         with Status("train", console=Console()) as status:
             _tell_stages(experiment, space, stages, status)
             _run_stages(experiment, space, stages, options, together, steps, status)
@@ -377,10 +379,12 @@ def _quickstart(options: argparse.Namespace, overrides: list[str]) -> int:
 
     from vdit.cli.process import keep_compiled
     from vdit.dist.mesh import available_devices
+    from vdit.internals import keep_freed_memory
     from vdit.quickstart.run import quickstart
     from vdit.train.preemption import PreemptionHandler
 
     keep_compiled()
+    keep_freed_memory()
     available_devices()  # refused here, before any work
     words = ["vdit", "quickstart", options.workdir, "--prompts", str(options.prompts), "--batch", str(options.batch)]
     command = shlex.join([*words, *(f"--cfg.{override}" for override in overrides)])
