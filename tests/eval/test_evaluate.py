@@ -85,7 +85,8 @@ def test_metrics_see_noise_blur_and_jumps_and_only_those(scene):
     noisy = np.clip(scene.video + rng.normal(0, 12, scene.video.shape), 0, 255).astype(np.uint8)
     blurred = np.stack([ndimage.gaussian_filter(frame, (1.5, 1.5, 0)) for frame in scene.video])
     shuffled = scene.video[[0, 5, 2, 7, 4, 1, 6, 3, 8]]
-    names = ["psnr", "ssim", "flicker", "sharpness", "warp_error", "motion_smoothness", "dynamic_degree"]
+    names = ["psnr", "ssim", "flicker", "sharpness", "edge_sharpness", "warp_error", "motion_smoothness",
+             "dynamic_degree"]  # fmt: skip
     figures = {}
     for name, video in {"true": scene.video, "noisy": noisy, "blurred": blurred, "shuffled": shuffled,
                         "still": scene.video[[0] * 9]}.items():  # fmt: skip
@@ -100,6 +101,7 @@ def test_metrics_see_noise_blur_and_jumps_and_only_those(scene):
         assert figures[worse]["ssim"] < 0.999
     assert figures["noisy"]["flicker"] > 3 * true["flicker"]
     assert figures["blurred"]["sharpness"] < 0.7 * true["sharpness"] < 0.7 * figures["noisy"]["sharpness"]
+    assert figures["blurred"]["edge_sharpness"] < 0.7 * true["edge_sharpness"]
     assert figures["shuffled"]["sharpness"] == pytest.approx(true["sharpness"], rel=1e-6)
     assert figures["shuffled"]["motion_smoothness"] < true["motion_smoothness"] - 0.003
     assert min(figures["noisy"]["warp_error"], figures["shuffled"]["warp_error"]) > 2 * true["warp_error"]

@@ -4,7 +4,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from vdit.errors import ShapeError
-from vdit.eval.metrics import frame_psnr, frame_ssim, psnr, ssim
+from vdit.eval.metrics import edge_sharpness, frame_psnr, frame_ssim, psnr, ssim
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +92,19 @@ def test_ssim_of_flat_frames_is_known():
 def test_what_cannot_be_compared_is_refused(a, b, message):
     with pytest.raises(ShapeError, match=message):
         ssim(a, b)
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("contrast", [40, 200])
+def test_an_edge_is_as_sharp_as_one_over_its_width(width, contrast):
+    """Of a square whose sides are ramps of that many pixels, on grey."""
+    distance = np.maximum(*np.abs(np.mgrid[:48, :48] - 24))
+    frame = 20 + contrast * np.clip((14 - distance) / width, 0, 1)
+    video = np.repeat(np.round(frame).astype(np.uint8)[None, ..., None], 3, -1)
+    assert edge_sharpness(video) == pytest.approx([1 / width], rel=0.03)
+    noise = np.random.default_rng(0).normal(0, contrast / 100, video.shape)
+    assert edge_sharpness(np.round(video + noise).astype(np.uint8)) == pytest.approx([1 / width], rel=0.15)
+
+
+def test_a_frame_of_one_colour_has_no_edges():
+    assert edge_sharpness(np.full((2, 16, 16, 3), 90, np.uint8)).tolist() == [0, 0]

@@ -11,7 +11,7 @@ import numpy as np
 from vdit.errors import ShapeError
 from vdit.eval.detectors import colour_drift
 from vdit.eval.evaluate import Better, Case, Evaluation, Features, Figure, Metric, Need, SetMetric, Values
-from vdit.eval.metrics import flicker, frame_ms_ssim, frame_psnr, frame_ssim, pixel_values, sharpness
+from vdit.eval.metrics import edge_sharpness, flicker, frame_ms_ssim, frame_psnr, frame_ssim, pixel_values, sharpness
 from vdit.eval.motion import is_dynamic, motion_smoothness, moving_speed, warp_error
 from vdit.eval.physics_iq import compare_takes, physics_iq_score
 from vdit.eval.statistics import Interval
@@ -139,6 +139,17 @@ class Sharpness(Metric):
 
     def measure(self, case: Case) -> Values:
         return {"sharpness": sharpness(case.made)}
+
+
+@register("metric", "edge_sharpness")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EdgeSharpness(Metric):
+    """How steep the strongest edges of each frame are: 1 is a step from one pixel to the next."""
+
+    better: ClassVar[Better] = "real"
+
+    def measure(self, case: Case) -> Values:
+        return {"edge_sharpness": edge_sharpness(case.made)}
 
 
 @register("metric", "colour_drift")

@@ -30,7 +30,8 @@ def write_report(
     total = clock_face(sum(seconds.values()))
     page = Page("vdit quickstart", f"A text-to-video model trained from scratch in {total} minutes.")
     page.figures({f"right {part}": f"{measured.shares[part]:.0%}" for part in PARTS}
-                 | {"all three right": f"{measured.shares['all']:.0%}", "VAE": f"{measured.psnr:.1f} dB"})
+                 | {"all three right": f"{measured.shares['all']:.0%}", "VAE": f"{measured.psnr:.1f} dB",
+                    "sharpness of edges": f"{measured.sharpness:.0%}"})
     page.commands(_commands(space, samples, experiment), title="Next steps")
     page.text(
         "# Samples of prompts it never saw\n\n"

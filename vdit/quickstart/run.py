@@ -184,7 +184,8 @@ class _Guide:
         for name, shares in rows:
             self._say(f"{name:32}" + "".join(f"{shares[part]:11.1%}" for part in (*PARTS, "all")))
         total = clock_face(sum(result.seconds.values()))
-        self._say(f"\nVAE {result.psnr:.1f} dB; {total} min in all. Open {result.page}")
+        self._say(f"\nedges {result.sharpness:.0%} as sharp as the real, {result.rendered_sharpness:.0%} after the VAE")
+        self._say(f"VAE {result.psnr:.1f} dB; {total} min in all. Open {result.page}")
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

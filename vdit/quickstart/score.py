@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vdit.eval.detectors import Detection, detect
-from vdit.eval.metrics import psnr
+from vdit.eval.metrics import edge_sharpness, psnr
 from vdit.generate import Generator
 from vdit.quickstart.config import Wanted
 
@@ -38,7 +38,8 @@ class Measured:
     shares: of the samples. rendered: of real videos of the same prompts after the VAE, which is the most
     that the DiT can reach. shuffled: of the samples, each held against another's prompt. chance: what
     perfect samples would reach, on average, against each other's prompts. psnr: of the VAE on those real
-    videos, in dB.
+    videos, in dB. sharpness, rendered_sharpness: of edges, of the samples and of real videos after the VAE, as
+    shares of that of the real videos (`vdit.eval.metrics.edge_sharpness`).
     """
 
     shares: dict[str, float]
@@ -46,6 +47,8 @@ class Measured:
     shuffled: dict[str, float]
     chance: dict[str, float]
     psnr: float
+    sharpness: float
+    rendered_sharpness: float
 
 
 def measure(
@@ -67,12 +70,15 @@ def measure(
     found = [detect(video) for video in videos]
     right = hits(found, wanted)
     others = [wanted[i] for i in derangement(len(wanted))]
+    real, sampled, again = (_sharpness(group) for group in (rendered, videos, reconstructed))
     measured = Measured(
         shares=shares(right),
         rendered=shares(hits([detect(video) for video in reconstructed], wanted)),
         shuffled=shares(hits(found, others)),
         chance=chance(wanted),
         psnr=psnr(rendered, _as_bytes(reconstructed)),
+        sharpness=sampled / real,
+        rendered_sharpness=again / real,
     )
     return measured, Samples(
         wanted=wanted, videos=videos, rendered=rendered, reconstructed=reconstructed, right=right
@@ -141,6 +147,10 @@ def chance(wanted: Sequence[Wanted]) -> dict[str, float]:
     pairs = len(wanted) * (len(wanted) - 1)
     keys = {part: [getattr(w, part) for w in wanted] for part in PARTS} | {"all": [w[:3] for w in wanted]}
     return {name: sum(n * (n - 1) for n in Counter(values).values()) / pairs for name, values in keys.items()}
+
+
+def _sharpness(videos: np.ndarray) -> float:
+    return float(np.mean([edge_sharpness(video) for video in videos]))
 
 
 def _as_bytes(videos: np.ndarray) -> np.ndarray:
