@@ -58,10 +58,12 @@ def config() -> Experiment:
             in_channels=8, patch=(1, 2, 2), width=128, depth=5, heads=2, action_width=3, causal=True, position="both",
             scan=False,
         ),
-        diffusion=DiffusionConfig(stratified=True),
-        canvases=CanvasConfig(none=0.05, first=0.05, head=0.4, frames=0.5, context_dropout=0.0, context_noise=0.2),
+        # At low noise the next frame can be read off the noisy one. What the buttons do is learned at high noise, and
+        # from frames before that are clean, as they are in play.
+        diffusion=DiffusionConfig(stratified=True, shift=4.0),
+        canvases=CanvasConfig(none=0.05, first=0.05, head=0.85, frames=0.1, context_dropout=0.0, context_noise=0.2),
         dit_train=TrainConfig(
-            steps=5000,
+            steps=8000,
             batch_size=4,
             ema_decay=0.995,
             save_every=500,

@@ -53,8 +53,8 @@ def config() -> Experiment:
             in_channels=8, patch=(1, 1, 1), width=512, depth=12, heads=8, action_width=3, causal=True, position="both",
             dtype="bfloat16",
         ),
-        diffusion=DiffusionConfig(stratified=True),
-        canvases=CanvasConfig(none=0.05, first=0.05, head=0.4, frames=0.5, context_dropout=0.0, context_noise=0.2),
+        diffusion=DiffusionConfig(stratified=True, shift=4.0),  # as in pong.py
+        canvases=CanvasConfig(none=0.05, first=0.05, head=0.85, frames=0.1, context_dropout=0.0, context_noise=0.2),
         dit_train=TrainConfig(
             steps=50_000,
             batch_size=64,

@@ -57,8 +57,8 @@ def config() -> Experiment:
             in_channels=16, patch=(1, 2, 2), width=192, depth=6, heads=3, action_width=3, causal=True, position="both",
             scan=False,
         ),
-        diffusion=DiffusionConfig(stratified=True),
-        canvases=CanvasConfig(none=0.05, first=0.05, head=0.4, frames=0.5, context_dropout=0.0, context_noise=0.2),
+        diffusion=DiffusionConfig(stratified=True, shift=4.0),  # as in pong.py
+        canvases=CanvasConfig(none=0.05, first=0.05, head=0.85, frames=0.1, context_dropout=0.0, context_noise=0.2),
         dit_train=TrainConfig(
             steps=20_000,
             batch_size=4,
