@@ -5,10 +5,11 @@
 
     vdit eval runs/pong --emulator pong_test
 
-Hardware: 2 CPU cores. Expected: docs/emulators.md, which has what was measured.
+Hardware: 2 CPU cores, about an hour. Expected: docs/emulators.md, which has what was measured.
 
-The transformer is causal in time with a noise level for each frame, as in worlds_steer. The VAE encodes each frame
-alone, and keeps 8x8 places of a 64x64 frame: Pong's ball is one pixel of it. A token is 16x16 pixels.
+The transformer is causal in time. Most clips begin with clean frames; in some each frame has a noise level of its own.
+The VAE encodes each frame alone, and keeps 8x8 places of a 64x64 frame: Pong's ball is one pixel of it. A token is
+16x16 pixels.
 """
 
 from vdit.data.config import DataConfig
