@@ -48,7 +48,7 @@ def experiment() -> Experiment:
         vae_loss=VAELossConfig(reconstruction="mse", kl_weight=1e-4),
         vae_clips=VAETrainConfig(frames=5, size=(48, 48)),
         vae_train=TrainConfig(
-            steps=1600,
+            steps=3200,
             batch_size=4,
             ema_decay=0.99,
             optimizer=Muon(
@@ -65,7 +65,7 @@ def experiment() -> Experiment:
             none=0.88, first=0.04, head=0.03, tail=0.01, ends=0.025, mask=0.01, frames=0.005, window=0.05
         ),
         dit_train=TrainConfig(
-            steps=4800,
+            steps=5400,
             batch_size=2,
             ema_decay=0.995,
             optimizer=OptimizerConfig(
