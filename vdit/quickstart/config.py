@@ -48,7 +48,7 @@ def experiment() -> Experiment:
         vae_loss=VAELossConfig(reconstruction="mse", kl_weight=1e-4),
         vae_clips=VAETrainConfig(frames=5, size=(48, 48)),
         vae_train=TrainConfig(
-            steps=3200,
+            steps=2000,
             batch_size=4,
             ema_decay=0.99,
             optimizer=Muon(
@@ -65,11 +65,11 @@ def experiment() -> Experiment:
             none=0.88, first=0.04, head=0.03, tail=0.01, ends=0.025, mask=0.01, frames=0.005, window=0.05
         ),
         dit_train=TrainConfig(
-            steps=5400,
+            steps=5000,
             batch_size=2,
             ema_decay=0.995,
             optimizer=OptimizerConfig(
-                learning_rate=1.5e-3, warmup_steps=100, schedule="cosine", final_scale=0.05, b2=0.95
+                learning_rate=3e-3, warmup_steps=100, schedule="cosine", final_scale=0.05, b2=0.95
             ),
         ),
         sample=SampleConfig(
