@@ -9,7 +9,7 @@ from vdit.data.data_source import WorldsSource
 from vdit.diffusion.config import DiffusionConfig
 from vdit.experiment.canvases import CanvasConfig
 from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
-from vdit.experiment.optimizer import Muon, OptimizerConfig
+from vdit.experiment.optimizer import Muon
 from vdit.experiment.training import TrainConfig
 from vdit.models.dit.config import DiTConfig
 from vdit.models.text.config import TextConfig
@@ -38,7 +38,7 @@ def experiment() -> Experiment:
             pixel_budgets=(48 * 48, 48 * 48, 48 * 48, 48 * 64),
             frames=(1, 17, 17, 17),
             aspects=(1.0, 1.0, 4 / 3, 3 / 4),
-            row_tokens=180,
+            row_tokens=240,
             max_text_per_row=128,
             max_frames_per_row=40,
             max_clips_per_row=16,
@@ -57,20 +57,21 @@ def experiment() -> Experiment:
         ),
         latents=LatentsConfig(samples=6000),
         text=TextConfig(width=128, depth=0, heads=4, max_length=40, vocab_size=400),
-        # Small rows: many cheap steps teach a small model more than few large ones.
-        backbone=DiTConfig(in_channels=8, width=192, depth=4, heads=3, position="both", scan=False),
+        # A token for each place of the latents and a narrow model cost what a token for 2x2 places and twice the width
+        # do, and learn shapes sooner (docs/experiment_log.md).
+        backbone=DiTConfig(
+            in_channels=8, patch=(1, 1, 1), width=96, depth=4, heads=3, position="both", scan=False
+        ),
         diffusion=DiffusionConfig(stratified=True),
         # Enough for animate, extend, loop, connect and rollout; more cost text to video what so few steps teach.
         canvases=CanvasConfig(
             none=0.88, first=0.04, head=0.03, tail=0.01, ends=0.025, mask=0.01, frames=0.005, window=0.05
         ),
         dit_train=TrainConfig(
-            steps=5000,
-            batch_size=2,
+            steps=2200,
+            batch_size=6,
             ema_decay=0.995,
-            optimizer=OptimizerConfig(
-                learning_rate=3e-3, warmup_steps=100, schedule="cosine", final_scale=0.05, b2=0.95
-            ),
+            optimizer=Muon(learning_rate=4e-3, warmup_steps=100, schedule="cosine", final_scale=0.05, b2=0.95),
         ),
         sample=SampleConfig(
             prompts=("a red circle moves to the left", "a blue cross moves up"),
