@@ -38,9 +38,9 @@ BARS = {"colour": 0.8, "shape": 0.6, "direction": 0.8}
 STEPS = (*STAGES, "expander", "samples", "page")
 EXPANDER_STEPS = 200
 # Seconds on two cores of a 2020s server, by unit of work; only their ratios matter after the first step.
-_PER_PIXEL_TRAINED = 4.2e-7
+_PER_PIXEL_TRAINED = 9e-7
 _PER_PIXEL_ENCODED = 4e-8
-_PER_GFLOP = 0.016
+_PER_GFLOP = 0.03
 _COMPILE = 10.0
 
 
