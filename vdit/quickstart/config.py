@@ -68,7 +68,7 @@ def experiment() -> Experiment:
             none=0.88, first=0.04, head=0.03, tail=0.01, ends=0.025, mask=0.01, frames=0.005, window=0.05
         ),
         dit_train=TrainConfig(
-            steps=2500,
+            steps=2200,
             batch_size=6,
             ema_decay=0.995,
             optimizer=Muon(learning_rate=4e-3, warmup_steps=100, schedule="cosine", final_scale=0.05, b2=0.95),
