@@ -80,15 +80,17 @@ def caption_videos(
         return _work({name: videos[name] for name in batch}, captioner, pace)
 
     pool = concurrent.futures.ThreadPoolExecutor(pace.workers)
-    waiting, left = set(), iter(batches)
+    waiting, left = [], iter(batches)
     try:
         while True:
             # A few more than there are workers, so that an interrupt leaves little behind.
             while len(waiting) < pace.workers + 1 and (batch := next(left, None)) is not None:
-                waiting.add(pool.submit(work, batch))
+                waiting.append(pool.submit(work, batch))
             if not waiting:
                 return tally
-            done, waiting = concurrent.futures.wait(waiting, return_when="FIRST_COMPLETED")
+            finished = concurrent.futures.wait(waiting, return_when="FIRST_COMPLETED").done
+            done = [future for future in waiting if future in finished]  # in the order of the videos
+            waiting = [future for future in waiting if future not in finished]
             for future in done:
                 for name, caption, frames in future.result():
                     if isinstance(caption, VditError):
