@@ -1,5 +1,6 @@
 """Captions of videos: frames by time, a second try, records that are never lost or doubled, answers paid for once."""
 
+import concurrent.futures
 import contextlib
 import json
 import re
@@ -149,6 +150,15 @@ def test_a_folder_is_captioned_once_and_failures_have_no_record(clips, tmp_path)
         assert caption_videos(every, captioner(GOOD), file, Pace()).captioned == 1
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert sorted(record["file"] for record in records if "caption" in record) == ["a.mp4", "b.mp4", "c.mp4"]
+
+
+def test_records_are_in_the_order_of_the_videos_where_two_are_ready_at_once(clips, tmp_path, monkeypatch):
+    wait = concurrent.futures.wait
+    monkeypatch.setattr(concurrent.futures, "wait", lambda futures, return_when: wait(futures))  # for all of them
+    out, names = tmp_path / "captions.jsonl", [f"{i}.mp4" for i in range(16)]
+    with CaptionFile.opened(out) as file:
+        caption_videos({name: clips / "a.mp4" for name in names}, captioner(GOOD), file, Pace(frames=1))
+    assert [json.loads(line)["file"] for line in out.read_text().splitlines()] == names
 
 
 def test_a_model_that_is_away_ends_the_work_with_what_is_done_written(clips, tmp_path):
