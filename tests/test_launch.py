@@ -109,15 +109,18 @@ def test_slurm_queues_again_what_is_to_go_on(tmp_path, code, restarts, ends_with
     assert calls[1:] == (["scontrol requeue 17"] if queued else [])
 
 
-def test_slurm_hands_sigterm_on_and_waits_for_the_save(tmp_path):
-    saves = "trap 'sleep 0.5; echo saved; exit 75' TERM; echo up; while true; do sleep 0.1; done"
+@pytest.mark.parametrize("at_once", [False, True])
+def test_slurm_hands_sigterm_on_and_waits_for_the_save(tmp_path, at_once):
+    asks = "kill -TERM $PPID; " if at_once else ""  # before the script may know of srun
+    saves = f"trap 'sleep 0.5; echo saved; exit 75' TERM; {asks}echo up; while true; do sleep 0.1; done"
     stub(tmp_path / "bin", "srun", saves)
     stub(tmp_path / "bin", "scontrol", "")
     env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
     command = ["bash", str(LAUNCH / "slurm.sbatch"), "exp.py"]
     job = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
     assert job.stdout.readline() == "up\n"
-    job.send_signal(signal.SIGTERM)
+    if not at_once:
+        job.send_signal(signal.SIGTERM)
     out, _ = job.communicate(timeout=30)
     assert job.returncode == 0
     assert out.splitlines()[0] == "saved"
