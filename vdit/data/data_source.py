@@ -18,6 +18,7 @@ from __future__ import annotations
 import abc
 import ast
 import dataclasses
+import math
 import threading
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -225,16 +226,24 @@ class FolderSource(DataSource):
 
     path: the folder. captions: its captions file (.jsonl, .csv, or prompt.txt with videos.txt beside it); None looks
         for the usual ones, then for a .txt beside each video (vdit.data.captions).
+    cache_gib: GiB of decoded frames that are kept in memory at most. Of a small folder each file is then decoded once
+        for each size it is trained at, and not again for each clip. The clips are the same.
     """
 
     path: str = ""
     captions: str | None = None
+    cache_gib: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cache_gib < math.inf:
+            raise ConfigError(f"data.source.cache_gib={self.cache_gib}: must be 0 (none) or above")
 
     def open(self, data: DataConfig, *, seed: int, holdout: Collection[str] = ()) -> Source:
         from vdit.data.datasets import FolderDataset
 
         _check_path(self)
-        dataset = FolderDataset(self.path, self.captions, exclude=holdout, threads=data.threads)
+        dataset = FolderDataset(self.path, self.captions, exclude=holdout, threads=data.threads,
+                                cache_bytes=int(self.cache_gib * 2**30))  # fmt: skip
         return clips_of(dataset, data, seed=seed)
 
     def open_held_out(self, data: DataConfig, *, seed: int, holdout: Collection[str] = ()) -> Source | None:

@@ -19,6 +19,7 @@ from vdit.data.data_source import DataSummary
 from vdit.errors import DataError, VideoError, install_command
 from vdit.reprs import short_repr
 from vdit.video import read as video_io
+from vdit.video.cache import FrameCache
 
 if TYPE_CHECKING:
     from vdit.worlds import World
@@ -41,10 +42,12 @@ class FileHandle:
     fps: float
     seconds: float
     elastic: bool = False
+    cache: FrameCache | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def read(self, *, start: float, fps: float, frames: int, size: tuple[int, int]) -> DecodedClip:
         file = paths.local_copy(self.path, error=VideoError)
-        clip = video_io.read_video(file, start=start, fps=fps, max_frames=frames, size=size)
+        read = video_io.read_video if self.cache is None else self.cache.read_video
+        clip = read(file, start=start, fps=fps, max_frames=frames, size=size)
         return DecodedClip(video=clip.frames, captions=self.captions, synthetic=self.synthetic)
 
 
@@ -52,12 +55,15 @@ class FolderDataset:
     """The video files of a folder that can be opened; the others are in `broken`, with the reason.
 
     path: the folder. captions: see DataConfig.captions. exclude: ids (files, as the captions file names
-    them, else relative to the folder) that are left out, for instance to test on.
+    them, else relative to the folder) that are left out, for instance to test on. cache_bytes: bound of the decoded
+    frames that are kept in memory; 0 decodes each clip when it is read.
     """
 
     def __init__(self, path: str | Path, captions: str | Path | None = None, *,
-                 exclude: Collection[str] = (), only: Collection[str] | None = None, threads: int = 4):
+                 exclude: Collection[str] = (), only: Collection[str] | None = None, threads: int = 4,
+                 cache_bytes: int = 0):
         self.path = paths.path(path)
+        self._cache = FrameCache(cache_bytes) if cache_bytes else None
         listing = read_captions(self.path, captions)
         excluded = {plain_name(name, self.path) for name in exclude}
         wanted = None if only is None else {plain_name(name, self.path) for name in only}
@@ -99,7 +105,7 @@ class FolderDataset:
             return str(error).removeprefix(f"{path}: ")
         return FileHandle(path=self.path / entry.file, id=entry.file, captions=entry.captions,
                           synthetic=entry.synthetic, label=entry.label,
-                           height=info.height, width=info.width, fps=fps, seconds=seconds)
+                           height=info.height, width=info.width, fps=fps, seconds=seconds, cache=self._cache)
 
     def __len__(self) -> int:
         return len(self._videos)
