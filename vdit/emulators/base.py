@@ -172,10 +172,16 @@ class Body(_Gym):
     actions = None
 
     def __init__(self, name: str, size: tuple[int, int]):
-        super().__init__(name, size)
+        neither = f"{name}: is neither a game (ALE/...) nor a body of MuJoCo, so it cannot be restored"
+        # Without a GPU, the usual 480x480 pixels and shadows of 4096x4096 take five times as long.
+        try:
+            super().__init__(name, size, height=2 * size[0], width=2 * size[1])
+        except TypeError:  # other environments have no such options
+            raise ConfigError(neither) from None
         self._base = self._env.unwrapped
-        if not hasattr(self._base, "data") or not hasattr(self._base, "set_state"):
-            raise ConfigError(f"{name}: is neither a game (ALE/...) nor a body of MuJoCo, so it cannot be restored")
+        if not all(hasattr(self._base, part) for part in ("data", "model", "set_state")):
+            raise ConfigError(neither)
+        self._base.model.vis.quality.shadowsize = 1024
         self.fps = float(self._env.metadata["render_fps"])
         self.width = int(np.prod(self._env.action_space.shape))
 
