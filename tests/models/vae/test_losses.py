@@ -75,6 +75,43 @@ def test_without_weight_there_is_no_discriminator():
     assert set(params) == {"vae"}
 
 
+def test_equivariance_compares_changed_latents_with_the_video_changed_alike():
+    loss = make_loss(VAE_CONFIG, VAELossConfig(reconstruction="mse", equivariance_weight=0.25))
+    video = jax.random.uniform(jax.random.key(0), (1, 3, 16, 16, 3), minval=-1, maxval=1)
+    params = jax.jit(loss.init)(jax.random.key(1), video)
+    vae, called = {"params": params["vae"]}, jax.jit(loss)
+
+    def changed(x, flip, quarter):
+        half = jax.image.resize(x, (*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2, x.shape[4]), "linear")
+        return jnp.rot90(half[:, :, ::-1] if flip else half, quarter, (2, 3))
+
+    @jax.jit
+    def by_hand(key):
+        latents = loss.vae.apply(vae, video, method="encode").sample(jax.random.split(key)[0])
+        turns = [(flip, quarter) for flip in (False, True) for quarter in range(4)]
+        again = [loss.vae.apply(vae, changed(latents, *turn), method="decode") for turn in turns]
+        return jnp.stack([jnp.mean((one - changed(video, *turn)) ** 2) for one, turn in zip(again, turns)])
+
+    found = set()
+    for seed in range(24):
+        key = jax.random.key(seed)
+        value, metrics = called(params, {"video": video}, key, 0)
+        rest = metrics["reconstruction"] + 1e-4 * metrics["kl"]
+        np.testing.assert_allclose(value, rest + 0.25 * metrics["equivariance"], rtol=1e-5)
+        expected = np.asarray(by_hand(key))
+        nearest = int(np.abs(expected - metrics["equivariance"]).argmin())
+        np.testing.assert_allclose(metrics["equivariance"], expected[nearest], rtol=1e-4)
+        found.add(nearest)
+    assert len(found) >= 6  # of the square's eight symmetries
+
+
+def test_equivariance_takes_any_shape():
+    loss = make_loss(VAE_CONFIG, VAELossConfig(equivariance_weight=0.25))
+    video = jnp.zeros((1, 3, 4, 24, 3))  # one latent high
+    params = jax.jit(loss.init)(jax.random.key(1), video)
+    assert np.isfinite(jax.jit(loss)(params, {"video": video}, jax.random.key(0), 0)[0])
+
+
 def test_it_learns_and_takes_uint8():
     loss = make_loss(VAE_CONFIG, VAELossConfig(reconstruction="mse"))
     video = np.random.default_rng(0).integers(0, 256, (1, 3, 8, 8, 3), dtype=np.uint8)

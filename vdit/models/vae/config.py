@@ -218,6 +218,9 @@ class VAELossConfig(VAEObjective):
 
     reconstruction: "l1", "mse", or "huber" (square below `huber_delta`, then linear).
     kl_weight: weight of the KL divergence of the latents from a standard normal.
+    equivariance_weight: weight of the reconstruction of the video at half its size, mirrored and turned, from latents
+        that are changed in the same way (EQ-VAE, Kouzelis et al., 2025); 0 leaves it out. Latents become smoother, and
+        easier for a transformer to learn.
     adversarial_weight: weight of the generator's term; 0 leaves the discriminator out.
     adversarial_start: step from which the discriminator is trained and heard.
     perceptual_weight: weight of the distance between SqueezeNet features; 0 leaves it out.
@@ -228,6 +231,7 @@ class VAELossConfig(VAEObjective):
     reconstruction: Literal["l1", "mse", "huber"] = "l1"
     huber_delta: float = 0.1
     kl_weight: float = 1e-4
+    equivariance_weight: float = 0.0
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
     perceptual_weight: float = 0.0
@@ -235,7 +239,8 @@ class VAELossConfig(VAEObjective):
     perceptual_frames: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("kl_weight", "adversarial_weight", "adversarial_start", "perceptual_weight"):
+        weights = ("kl_weight", "equivariance_weight", "adversarial_weight", "perceptual_weight")
+        for name in (*weights, "adversarial_start"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"vae_loss.{name}={getattr(self, name)} must not be negative")
         if self.huber_delta <= 0:

@@ -173,6 +173,16 @@ def hinge_generator_loss(fake: Array) -> Array:
     return -jnp.mean(fake)
 
 
+def _turned(x: Array, turn: Array) -> Array:
+    """Videos [b t h w c] mirrored and turned: `turn` from 0 to 7 is one of the square's symmetries.
+
+    Pictures that are no squares are mirrored only: their turns have another shape.
+    """
+    for axis, bit in ((2, 1), (3, 2)):
+        x = jnp.where(turn & bit, jnp.flip(x, axis), x)
+    return jnp.where(turn & 4, jnp.swapaxes(x, 2, 3), x) if x.shape[2] == x.shape[3] else x
+
+
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)  # hashed by identity: it holds arrays
 class VAELoss:
@@ -203,13 +213,17 @@ class VAELoss:
         video = to_float(batch["video"])
         sample_key, frame_key = jax.random.split(key)
         gaussian = split.encode(self.vae.config, params["vae"], video)
-        recon = split.decode(self.vae.config, params["vae"], gaussian.sample(sample_key))
+        latents = gaussian.sample(sample_key)
+        recon = split.decode(self.vae.config, params["vae"], latents)
         metrics = {
             "reconstruction": reconstruction_loss(config, recon, video),
             "kl": jnp.mean(gaussian.kl()),
             "psnr": -10.0 * jnp.log10(jnp.mean(jnp.square(jnp.clip(recon, -1, 1) - video)) / 4.0 + 1e-12),
         }
         loss = metrics["reconstruction"] + config.kl_weight * metrics["kl"]
+        if config.equivariance_weight:
+            metrics["equivariance"] = self._equivariance(params["vae"], latents, video, jax.random.fold_in(key, 2))
+            loss = loss + config.equivariance_weight * metrics["equivariance"]
         if self.squeezenet is not None:
             metrics["perceptual"] = self._perceptual(recon, video, frame_key)
             loss = loss + config.perceptual_weight * metrics["perceptual"]
@@ -220,6 +234,15 @@ class VAELoss:
             loss = loss + on * (config.adversarial_weight * generator + discriminator)
         metrics["loss"] = loss
         return loss, metrics
+
+    def _equivariance(self, params: PyTree, latents: Array, video: Array, key: Array) -> Array:
+        """How far what half-sized, turned latents decode to is from the video, made half the size and turned."""
+        stride, (h, w) = self.vae.config.spatial_stride, (max(1, side // 2) for side in latents.shape[2:4])
+        small = jax.image.resize(latents, (*latents.shape[:2], h, w, latents.shape[-1]), "linear")
+        true = jax.image.resize(video, (*video.shape[:2], h * stride, w * stride, video.shape[-1]), "linear")
+        turn = jax.random.randint(key, (), 0, 8)
+        small, true = (_turned(x, turn) for x in (small, true))
+        return reconstruction_loss(self.config, split.decode(self.vae.config, params, small), true)
 
     def _adversarial(self, params: PyTree, recon: Array, video: Array) -> tuple[Array, Array]:
         def score(params: PyTree, x: Array) -> Array:
