@@ -87,7 +87,7 @@ class _InTurn(Source):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--steps", type=int, default=1500, help="of each model; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=2500, help="of each model; default: %(default)s")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0,), help="default: 0")
     parser.add_argument("--count", type=int, default=32, help="scenes of each kind; default: %(default)s")
     parser.add_argument("--scenes", type=int, nargs="+", default=SCENES, help="to train on; default: 64 512 4096")
@@ -106,6 +106,8 @@ def experiment(base: Experiment, model: str, scenes: int, seed: int) -> Experime
         data=data,
         backbone=dataclasses.replace(base.backbone, width=width, depth=depth, heads=heads),
         canvases=CanvasConfig(none=0.0, head=1.0),
+        # At low noise a frame can be read off the noisy one, and nothing is learned of the frames before (pong.py).
+        diffusion=dataclasses.replace(base.diffusion, shift=4.0),
         latents=LatentsConfig(samples=scenes),
         sample=dataclasses.replace(base.sample, frames=FRAMES, size=(SIZE, SIZE), guidance=1.0, interval=(0.0, 1.0)),
     )
