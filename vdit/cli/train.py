@@ -54,7 +54,7 @@ def folder_experiment(path: str | Path) -> Experiment:
     experiment = Experiment(
         name=(paths.path(path).name if paths.is_remote(path) else Path(path).resolve().name) or "folder",
         data=DataConfig(
-            source=_source(path),
+            source=_source(path, cache_gib=2.0),
             pixel_budgets=(64 * 64, 96 * 96, 128 * 128),
             frames=(1, 9, 17),
             fps=(8.0, 12.0),
@@ -106,7 +106,8 @@ def on_folder(experiment: Experiment, path: str | Path, *, begun: bool = False) 
     """
     from vdit.experiment.canvases import EVERY_TASK, CanvasConfig
 
-    data = dataclasses.replace(experiment.data, source=_source(path))
+    cache = getattr(experiment.data.source, "cache_gib", 0.0)
+    data = dataclasses.replace(experiment.data, source=_source(path, cache_gib=cache))
     silent = experiment.canvases == CanvasConfig() and experiment.start_from is None and not begun
     canvases = EVERY_TASK if silent else experiment.canvases
     return dataclasses.replace(experiment, data=data, holdout=(), canvases=canvases)
@@ -118,12 +119,12 @@ def _warmed_up(learning_rate: float) -> OptimizerConfig:
     return OptimizerConfig(learning_rate=learning_rate, warmup_steps=100, schedule="cosine", final_scale=0.05)
 
 
-def _source(path: str | Path):
+def _source(path: str | Path, *, cache_gib: float):
     """Clips of `vdit curate`, where the folder holds such, else video files."""
     from vdit.data.curated import is_curated
     from vdit.data.data_source import CuratedSource, FolderSource
 
-    return CuratedSource(path=str(path)) if is_curated(path) else FolderSource(path=str(path))
+    return CuratedSource(path=str(path)) if is_curated(path) else FolderSource(path=str(path), cache_gib=cache_gib)
 
 
 def _count_videos(path: str | Path) -> int:
