@@ -121,7 +121,7 @@ def test_slurm_hands_sigterm_on_and_waits_for_the_save(tmp_path, at_once):
     assert job.stdout.readline() == "up\n"
     if not at_once:
         job.send_signal(signal.SIGTERM)
-    out, _ = job.communicate(timeout=30)
+    out, _ = job.communicate(timeout=120)
     assert job.returncode == 0
     assert out.splitlines()[0] == "saved"
     assert "exit code 75" in out
