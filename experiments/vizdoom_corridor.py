@@ -40,7 +40,7 @@ def config() -> Experiment:
             max_clips_per_row=1,
             threads=1,
         ),
-        vae=vae_preset("tiny", patch_frames=1, latent_channels=16),
+        vae=vae_preset("tiny", patch_frames=1, latent_channels=16, out_width=256),
         vae_loss=VAELossConfig(reconstruction="mse", kl_weight=1e-4),
         vae_clips=VAETrainConfig(frames=2, size=(64, 64)),
         vae_train=TrainConfig(
@@ -54,13 +54,13 @@ def config() -> Experiment:
         latents=LatentsConfig(samples=3000),
         text=TextConfig(width=96, depth=0, heads=4, max_length=16, vocab_size=300),
         backbone=DiTConfig(
-            in_channels=16, patch=(1, 2, 2), width=192, depth=6, heads=3, action_width=3, causal=True, position="both",
+            in_channels=16, patch=(1, 2, 2), width=128, depth=5, heads=2, action_width=3, causal=True, position="both",
             scan=False,
         ),
         diffusion=DiffusionConfig(stratified=True, shift=4.0),  # as in pong.py
         canvases=CanvasConfig(none=0.05, first=0.05, head=0.85, frames=0.1, context_dropout=0.0, context_noise=0.2),
         dit_train=TrainConfig(
-            steps=20_000,
+            steps=4000,
             batch_size=4,
             ema_decay=0.995,
             save_every=500,
