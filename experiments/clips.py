@@ -66,7 +66,7 @@ def config() -> Experiment:
         # Folds pixels and frames in one step: many cheap training steps teach more than a few expensive ones. A latent
         # of 48 channels keeps a sixteenth of the values.
         vae=vae_preset("tiny", latent_channels=48, base_channels=96, out_width=384),
-        vae_loss=VAELossConfig(reconstruction="mse", kl_weight=2e-5),
+        vae_loss=VAELossConfig(reconstruction="mse", kl_weight=2e-5, equivariance_weight=0.25),
         vae_clips=VAETrainConfig(frames=9, size=(64, 64)),
         vae_train=TrainConfig(
             steps=4000,

@@ -41,7 +41,7 @@ def config() -> Experiment:
             threads=1,
         ),
         vae=vae_preset("tiny", patch_frames=1, latent_channels=16, out_width=256),
-        vae_loss=VAELossConfig(reconstruction="mse", kl_weight=1e-4),
+        vae_loss=VAELossConfig(reconstruction="mse", kl_weight=1e-4, equivariance_weight=0.25),
         vae_clips=VAETrainConfig(frames=2, size=(64, 64)),
         vae_train=TrainConfig(
             steps=3000,

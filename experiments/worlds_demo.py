@@ -36,19 +36,19 @@ def config() -> Experiment:
                 "orbit.solids=(1,2)",
             )),
             pixel_budgets=(64 * 64,),
-            frames=(1, 17, 17, 17, 33),
+            frames=(1, 17, 17, 17),
             fps=(8.0,),
             row_tokens=320,
-            max_text_per_row=192,
+            max_text_per_row=128,
             max_frames_per_row=32,
-            max_clips_per_row=8,
+            max_clips_per_row=6,
             threads=2,
         ),
-        vae=vae_preset("tiny", latent_channels=16),
-        vae_loss=VAELossConfig(reconstruction="mse", kl_weight=1e-4),
+        vae=vae_preset("tiny", out_width=256),
+        vae_loss=VAELossConfig(reconstruction="mse", kl_weight=1e-4, equivariance_weight=0.5),
         vae_clips=VAETrainConfig(frames=5, size=(64, 64)),
         vae_train=TrainConfig(
-            steps=3000,
+            steps=3600,
             batch_size=4,
             ema_decay=0.99,
             optimizer=Muon(
@@ -57,16 +57,18 @@ def config() -> Experiment:
         ),
         latents=LatentsConfig(samples=12_000),
         text=TextConfig(width=128, depth=0, heads=4, max_length=96, vocab_size=600),
-        backbone=DiTConfig(in_channels=16, width=192, depth=6, heads=3, position="both", scan=False),
-        # A latent has 5,000 values: where things are is decided at high noise.
-        diffusion=DiffusionConfig(stratified=True, shift=3.0),
+        backbone=DiTConfig(
+            in_channels=8, patch=(1, 1, 1), width=96, depth=6, heads=3, position="both", scan=False
+        ),
+        # Where things are, and how they go on from given frames, is decided at high noise.
+        diffusion=DiffusionConfig(stratified=True, shift=2.0),
         canvases=CanvasConfig(
-            none=0.55, first=0.09, head=0.11, tail=0.06, ends=0.06, mask=0.09, frames=0.04, window=0.2,
+            none=0.65, first=0.07, head=0.09, tail=0.04, ends=0.05, mask=0.06, frames=0.04, window=0.2,
             context_noise=0.1,
         ),
         dit_train=TrainConfig(
-            steps=4600,
-            batch_size=4,
+            steps=5500,
+            batch_size=6,
             ema_decay=0.998,
             save_every=500,
             optimizer=Muon(learning_rate=4e-3, warmup_steps=200, schedule="cosine", final_scale=0.03, b2=0.95),
