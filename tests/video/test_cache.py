@@ -36,7 +36,7 @@ def decodings(monkeypatch):
 def test_a_kept_file_gives_the_clips_that_the_file_gives(name, decodings):
     path, size = shared_data("clips", name), (32, 48)
     cache = FrameCache(1 << 28)
-    for start, fps, frames in ((0.0, 8.0, 5), (0.31, 24.0, 4), (0.2, 100.0, 7)):
+    for start, fps, frames in ((0.0, 8.0, 5), (0.21, 24.0, 4), (0.13, 100.0, 7)):
         direct = read_video(path, start=start, fps=fps, max_frames=frames, size=size)
         kept = cache.read_video(path, start=start, fps=fps, max_frames=frames, size=size)
         assert np.array_equal(kept.frames, direct.frames)
@@ -48,13 +48,24 @@ def test_a_kept_file_gives_the_clips_that_the_file_gives(name, decodings):
 def test_what_does_not_fit_is_read_from_the_file(tmp_path, decodings):
     write_film(tmp_path / "a.mp4", frames=24)
     one = 16 * 16 * 3
-    for room, opened in ((24 * one, 1), (24 * one - 1, 1 + 2)):  # looked at once, then read twice
-        cache = FrameCache(room)
+    for room, opened in ((24 * one, 1), (22 * one, 1 + 2)):  # looked at once, then read twice
+        cache = FrameCache(8 * room)
         decodings.clear()
         for start in (0.0, 1.0):
             clip = cache.read_video(tmp_path / "a.mp4", start=start, fps=12, max_frames=4, size=(16, 16))
             assert clip.frames.shape == (4, 16, 16, 3)
         assert len(decodings) == opened
+
+
+def test_the_whole_cache_has_a_bound(tmp_path, decodings):
+    one = 16 * 16 * 3
+    cache = FrameCache(40 * one)
+    for number in range(10):
+        write_film(tmp_path / f"{number}.mp4", frames=5)
+    for _ in range(2):
+        for number in range(10):
+            cache.read_video(tmp_path / f"{number}.mp4", start=0.0, fps=12, max_frames=4, size=(16, 16))
+    assert len(decodings) == 8 + 2 * (1 + 2)  # eight are kept; two were tried once and are read twice
 
 
 def test_a_file_that_breaks_off_is_read_as_without_the_cache(tmp_path):

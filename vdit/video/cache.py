@@ -31,9 +31,10 @@ class _Frames:
 class FrameCache:
     """Reads clips as `vdit.video.read.read_video` does, bit for bit, and keeps whole files as they come.
 
-    What does not fit any more is read from the file, as is what does not decode to its end. Threads may share it.
+    What does not fit any more is read from the file, as is what does not decode to its end, and a film that would take
+    more than an eighth of the room: to decode it whole would take long. Threads may share it.
 
-    max_bytes: bound of the pixels that are kept. A file of one size counts once for each size it is read at.
+    max_bytes: bound of the pixels that are kept. A file counts once for each size it is read at.
     """
 
     def __init__(self, max_bytes: int):
@@ -58,10 +59,12 @@ class FrameCache:
 
     def _decoded(self, path: Path, size: tuple[int, int]) -> _Frames | None:
         """All frames of a file; None where they do not fit, or do not decode."""
-        room = (self._max_bytes - self._bytes) // (size[0] * size[1] * 3)
+        room = min(self._max_bytes - self._bytes, self._max_bytes // 8) // (size[0] * size[1] * 3)
         shown, frames = [], []
         try:
             with decoding(path), Source(path) as source:
+                if (source.duration or 0.0) * (source.rate or 0.0) > room + 1:
+                    return None
                 convert = FrameConverter(size=size, pixel_aspect=source.pixel_aspect)
                 for number, one in enumerate(source.frames()):
                     if number >= room:
