@@ -14,7 +14,9 @@ from vdit.video.cache import FrameCache
 from vdit.video.read import read_video
 
 # A constant rate, a screen recording in WebM, 10 bit, times that do not begin at 0.
-FILES = ("moviepy_airplane.mp4", "mdn_flower.webm", "exo_portrait_bracelet_hevc10.mp4", "torchcodec_park_nonzero_start.mp4")
+FILES = (
+    "moviepy_airplane.mp4", "mdn_flower.webm", "exo_portrait_bracelet_hevc10.mp4", "torchcodec_park_nonzero_start.mp4"
+)  # fmt: skip
 
 
 @pytest.fixture
