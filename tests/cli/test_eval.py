@@ -50,7 +50,9 @@ def test_folders_are_compared_with_real_videos_by_names_and_by_features(folders,
     assert others["diversity"]["value"] > 0  # other0-0 and other0-1 are of one group
     for figures in (blurred, others):
         assert figures["frechet"]["value"] > 0
-        assert 0 <= figures["precision"]["value"] <= 1
+        for share in ("precision", "recall"):
+            assert 0 <= figures[share]["low"] <= figures[share]["value"] <= figures[share]["high"] <= 1
+    assert 0 <= blurred["retrieval"]["low"] <= blurred["retrieval"]["high"] <= 1
     gap = data["differences_from_first"]["real"]["sharpness"]
     assert gap["low"] > 0
     assert page.count("video/mp4;base64") >= 16

@@ -179,10 +179,14 @@ class Features:
 
 
 class SetMetric(Protocol):
-    """Compares sets of videos by their features. Implementations are registered frozen dataclasses of kind "metric"."""
+    """Compares sets of videos by their features. Implementations are registered frozen dataclasses of kind "metric".
+
+    shares: names of figures that are shares, so that their intervals end at 0 and 1.
+    """
 
     needs: ClassVar[tuple[Need, ...]] = ("features", "real")
     better: ClassVar[Better | Mapping[str, Better]] = "lower"
+    shares: ClassVar[tuple[str, ...]] = ()
 
     def compare(self, made: Features, real: Features | None) -> Mapping[str, float]:
         """Figures of a set by name.
@@ -480,6 +484,9 @@ def _compare(
     except ShapeError as error:
         notes[_name(metric)] = str(error)
         return []
+    for name in found.keys() & set(metric.shares):
+        low, high = (float(np.clip(end, 0, 1)) for end in (found[name].low, found[name].high))
+        found[name] = dataclasses.replace(found[name], low=low, high=high)
     return [
         Figure(metric=_name(metric), name=name, interval=interval, better=_better(metric, name))
         for name, interval in found.items()

@@ -50,6 +50,7 @@ class PrecisionRecall(SetMetric):
     """
 
     better: ClassVar[Mapping[str, Better]] = {"precision": "higher", "recall": "higher"}
+    shares: ClassVar[tuple[str, ...]] = ("precision", "recall")
 
     neighbours: int = 3
 
@@ -69,6 +70,7 @@ class TextVideo(SetMetric):
 
     needs: ClassVar[tuple[Need, ...]] = ("features", "texts")
     better: ClassVar[Mapping[str, Better]] = {"text_video": "higher", "text_retrieval": "higher"}
+    shares: ClassVar[tuple[str, ...]] = ("text_retrieval",)
 
     def compare(self, made: Features, real: Features | None) -> Mapping[str, float]:
         videos, texts = (_unit(x) for x in (made.videos, made.texts))

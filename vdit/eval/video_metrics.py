@@ -220,6 +220,7 @@ class Retrieval(SetMetric):
 
     needs: ClassVar[tuple[Need, ...]] = ("features", "truth")
     better: ClassVar[Better] = "higher"
+    shares: ClassVar[tuple[str, ...]] = ("retrieval",)
 
     def compare(self, made: Features, real: Features | None) -> Mapping[str, float]:
         if len(made) < 2:
