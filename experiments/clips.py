@@ -5,12 +5,12 @@
     python tools/clips_report.py runs/clips
     python tools/clips_tasks.py runs/clips
 
-Hardware: 2 busy CPU cores; VAE 21 minutes, DiT 50 minutes, at most 3.9 GB of memory.
-Expected: PSNR of reconstruction 26.2 dB on clips seen and 23.3 dB on those left out; 99.97% useful tokens; every
-command runs, given frames come back bit for bit, generated ones are blurry (tools/clips_tasks.py).
-It is an end-to-end smoke test, not a good model: for that, train longer on a GPU.
+Hardware: one CPU core; VAE 17 minutes, DiT 34 minutes, at most 4.9 GiB of memory.
+Expected: PSNR of reconstruction 29.0 dB on clips seen and 27.1 dB on those left out; every token useful; text alone
+shows the scene of its caption, blurred (docs/clips.jpg).
+It is a small model: for a good one, train longer on a GPU.
 
-One batch mixes three areas, four durations and three frame rates; each clip keeps its aspect ratio. Six files of
+One batch mixes three areas, three durations and two frame rates; each clip keeps its aspect ratio. Six files of
 different kinds are held out, so that the report can compare seen and unseen clips. Any folder of videos with captions
 (docs/captions.md) works: vdit train clips --data FOLDER.
 

@@ -1,6 +1,7 @@
-"""A picture of a quickstart model's samples: frames for held-out prompts, with the prompts.
+"""A picture of a model's samples: frames, with their prompts. Without prompts, the held-out ones of the quickstart.
 
     python tools/contact_sheet.py runs/quickstart docs/quickstart.png
+    python tools/contact_sheet.py runs/clips docs/clips.jpg --prompts "A flower." "A black bear."
 """
 
 from __future__ import annotations
@@ -40,12 +41,13 @@ def sheet(videos: Sequence[np.ndarray], captions: Sequence[str], *, shown: int =
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="folder that vdit quickstart filled")
-    parser.add_argument("out", help="the picture, .png")
+    parser.add_argument("run", help="folder that vdit quickstart or vdit train filled")
+    parser.add_argument("out", help="the picture, .png or .jpg")
     parser.add_argument("--count", type=int, default=12, help="prompts to show, the first of the held-out ones")
+    parser.add_argument("--prompts", nargs="+", help="to show instead of the held-out ones")
     options = parser.parse_args()
     generator = vdit.load(options.run)
-    prompts = [wanted.prompt for wanted in held_out(generator.experiment)[: options.count]]
+    prompts = options.prompts or [wanted.prompt for wanted in held_out(generator.experiment)[: options.count]]
     sheet(np.asarray(generator(prompts)), prompts).save(options.out, optimize=True)
 
 
