@@ -164,7 +164,8 @@ def test_every_step_is_that_of_diffusers(case, diffusers, torch, parity, monkeyp
         flow = scheduling.diffusion.kind == "flow"
         # Their float32 takes 0.9999 from 1, and keeps four digits.
         np.testing.assert_allclose(our_sigmas(scheduling, steps), sigmas, rtol=0 if flow else 1e-4)
-    parity(f"{case}, {steps} steps", ours, theirs, atol=1e-5)
+    # Values of 3 have a last bit of 2.4e-7 in float32; what processors round otherwise adds up over many steps.
+    parity(f"{case}, {steps} steps", ours, theirs, atol=1e-5 if steps <= 100 else 2e-5)
 
 
 def test_another_grid_is_told_apart(diffusers, torch, parity, monkeypatch):
