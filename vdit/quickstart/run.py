@@ -34,7 +34,7 @@ from vdit.train.stages import STAGES, Logging, check_run, run
 from vdit.train.workspace import Workspace
 
 # Shares of right videos that count as success. Shapes must hold while they move, which ten minutes teach least.
-BARS = {"colour": 0.8, "shape": 0.6, "direction": 0.8}
+BARS = {"colour": 0.9, "shape": 0.85, "direction": 0.9}
 STEPS = (*STAGES, "expander", "samples", "page")
 EXPANDER_STEPS = 200
 # Seconds on two cores of a 2020s server, by unit of work; only their ratios matter after the first step.
