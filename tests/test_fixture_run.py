@@ -82,13 +82,14 @@ def test_the_same_reconstruction(golden, tmp_path):
     assert report["mean"]["psnr"] == pytest.approx(float(golden["psnr"]), abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["clips", "steer"])
-def test_training_goes_on_as_it_would_have(golden, runs, tmp_path, name):
+# clips multiplies in bfloat16. Processors that do so in hardware round otherwise: losses are 3e-4 apart.
+@pytest.mark.parametrize(("name", "rtol"), [("clips", 1e-3), ("steer", 1e-5)])
+def test_training_goes_on_as_it_would_have(golden, runs, tmp_path, name, rtol):
     """Weights, optimizer, average, the place in the data and the noise of each step: all are in the losses."""
     shutil.copytree(runs / name, tmp_path / name)
     assert main(["train", str(tmp_path / name), "--stage", "latents", "--stage", "dit", "--no-tensorboard"]) == 0
     losses = fixture_run.resumed_losses(tmp_path / name / "logs" / "dit.jsonl")
-    np.testing.assert_allclose(losses, golden[f"losses_{name}"], rtol=1e-5)
+    np.testing.assert_allclose(losses, golden[f"losses_{name}"], rtol=rtol)
 
 
 @pytest.mark.parametrize(("name", "base", "own"), [
