@@ -5,7 +5,7 @@
     vdit eval runs/corridor --emulator corridor_test
     vdit simulate runs/corridor "Doom, my way home" --keys "wwww aa wwww dd" --out played.mp4
 
-Hardware: one CPU core; 2,000 steps took 19 minutes with the VAE. Expected of those: docs/emulators.md; more are better.
+Hardware: one CPU core; 2,000 steps took 19 minutes with the VAE. Expected: docs/emulators.md; more steps are better.
 
 As experiments/pong.py, with more channels of latents, since these frames are full of detail.
 """
