@@ -111,11 +111,14 @@ def test_slurm_queues_again_what_is_to_go_on(tmp_path, code, restarts, ends_with
 
 @pytest.mark.parametrize("at_once", [False, True])
 def test_slurm_hands_sigterm_on_and_waits_for_the_save(tmp_path, at_once):
-    asks = "kill -TERM $PPID; " if at_once else ""  # perhaps before the script knows of srun
+    asks = "kill -TERM $PPID; " if at_once else ""
+    # bash is held up before the script knows of srun, so that the signal comes first.
+    (tmp_path / "held_up.sh").write_text("trap '[[ $BASH_COMMAND != \"step=\\$!\" ]] || sleep 1' DEBUG\n")
     saves = f"trap 'sleep 0.5; echo saved; exit 75' TERM; echo up; {asks}while true; do sleep 0.1; done"
     stub(tmp_path / "bin", "srun", saves)
     stub(tmp_path / "bin", "scontrol", "")
     env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
+    env |= {"BASH_ENV": str(tmp_path / "held_up.sh")} if at_once else {}
     command = ["bash", str(LAUNCH / "slurm.sbatch"), "exp.py"]
     job = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
     assert job.stdout.readline() == "up\n"
