@@ -173,7 +173,7 @@ class Body(_Gym):
 
     def __init__(self, name: str, size: tuple[int, int]):
         neither = f"{name}: is neither a game (ALE/...) nor a body of MuJoCo, so it cannot be restored"
-        # Without a GPU, the usual 480x480 pixels and shadows of 4096x4096 take five times as long.
+        # Without a GPU, the usual 480x480 pixels and shadows of 4096x4096 take several times as long.
         try:
             super().__init__(name, size, height=2 * size[0], width=2 * size[1])
         except TypeError:  # other environments have no such options
