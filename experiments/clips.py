@@ -58,7 +58,7 @@ def config() -> Experiment:
             hflip=0.5,
             row_tokens=1024,
             max_text_per_row=256,
-            max_frames_per_row=96,
+            max_frames_per_row=32,
             max_clips_per_row=24,
             threads=2,
         ),

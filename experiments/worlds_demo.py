@@ -40,7 +40,7 @@ def config() -> Experiment:
             fps=(8.0,),
             row_tokens=320,
             max_text_per_row=128,
-            max_frames_per_row=32,
+            max_frames_per_row=8,
             max_clips_per_row=6,
             threads=2,
         ),

@@ -12,7 +12,7 @@ import pytest
 from tests import tiny
 from vdit.config import apply_overrides, from_dict, to_dict
 from vdit.errors import ConfigError
-from vdit.experiment.optimizer import Muon, Optimizer, decayed
+from vdit.experiment.optimizer import Muon, Optimizer, decayed, matrix_axes
 from vdit.experiment.training import OptimizerConfig, TrainConfig
 from vdit.registry import register
 from vdit.train.loop import PrefetchToDevice
@@ -262,6 +262,30 @@ def test_muon_turns_a_matrix_of_gradients_into_an_orthogonal_one():
     assert of_update.max() / of_update.min() < 2.5
     np.testing.assert_allclose(np.sqrt(np.mean(update**2)), 0.2 * 0.01, rtol=0.25)
     assert np.sum(update * np.asarray(grads["w"])) < 0  # it descends
+
+
+@pytest.mark.parametrize("steps", [1, 5, 7])
+def test_muon_moves_as_optaxs_does(steps):
+    """Kernels of convolutions, stacks of layers, tall and wide matrices, one of rank 1, and one of zeros."""
+    rng = np.random.default_rng(3)
+    axes = {"conv": (None, None, "embed", "mlp"), "stack": ("layers", "embed", "heads", None), "tall": ("mlp", "embed"),
+            "flat": ("embed", "mlp"), "still": ("embed", "mlp"), "bias": ("mlp",)}  # fmt: skip
+    shapes = {"conv": (3, 3, 8, 12), "stack": (2, 8, 2, 4), "tall": (32, 8), "flat": (48, 96), "still": (4, 6),
+              "bias": (12,)}  # fmt: skip
+    grads = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    grads["flat"] = grads["flat"][:, :1] * grads["flat"][:1]  # of rank 1
+    grads["still"] = jnp.zeros_like(grads["still"])
+    params = jax.tree.map(jnp.zeros_like, grads)
+    config = dataclasses.replace(MUON, weight_decay=0.0, newton_steps=steps)
+    optaxs = optax.contrib.muon(
+        0.01, ns_steps=steps, beta=config.momentum, eps=config.eps, adam_b1=config.b1, adam_b2=config.b2,
+        muon_weight_dimension_numbers=lambda params: matrix_axes(params, axes), consistent_rms=0.2,
+    )  # fmt: skip
+    state = optaxs.init(params)
+    for _ in range(2):
+        expected, state = optaxs.update(grads, state, params)
+    got = updates_of(config, grads, params, axes)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-2 * np.abs(b).max()), got, expected)
 
 
 def test_muon_leaves_what_is_no_matrix_inside_the_network_to_adamw():

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vdit.errors import ConfigError
 from vdit.registry import register
@@ -27,6 +28,10 @@ from vdit.types import PyTree
 
 if TYPE_CHECKING:
     import optax
+
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of Muon (Jordan, 2024): x -> a x + b x^3 + c x^5 on singular values
+RMS = 0.2  # of Muon's update of a matrix, before the learning rate: that of AdamW's (Liu et al., 2025)
 
 
 def require(name: str, value: Any, holds: bool, rule: str) -> None:
@@ -152,7 +157,8 @@ class Muon(OptimizerConfig):
     patches, vocabulary) and where a parameter has fewer than two dimensions in one layer, AdamW with Nesterov's
     momentum does the work.
 
-    momentum: decay of the gradient's mean. newton_steps: iterations that make it orthogonal.
+    momentum: decay of the gradient's mean. newton_steps: iterations that make it orthogonal; on CPUs they are those of
+        `orthogonalize`, which takes a third of the time for a matrix of a convolution.
     """
 
     momentum: float = 0.95
@@ -167,16 +173,20 @@ class Muon(OptimizerConfig):
         import optax
         from optax.contrib import muon
 
+        # Accelerators round products of float32 to fewer bits, which iterations on squares do not survive.
+        squares = jax.default_backend() == "cpu"
         direction = muon(
             1.0,
-            ns_steps=self.newton_steps,
+            ns_steps=0 if squares else self.newton_steps,
             beta=self.momentum,
             eps=self.eps,
             adam_b1=self.b1,
             adam_b2=self.b2,
             muon_weight_dimension_numbers=lambda params: matrix_axes(params, axes),
-            consistent_rms=0.2,
+            consistent_rms=RMS,
         )
+        if squares:
+            direction = _orthogonalized(direction, self.newton_steps, axes)
         return optax.chain(
             optax.identity() if self.clip_norm is None else _clip_groups(self),
             direction,
@@ -185,6 +195,61 @@ class Muon(OptimizerConfig):
             optax.scale_by_learning_rate(self.learning_rate_at(steps)),
             _scale_groups(self),
         )
+
+
+def orthogonalize(x: jax.Array, steps: int) -> jax.Array:
+    """Newton-Schulz iterations (Jordan, 2024) on the square of a matrix: G = X X^T on its smaller side.
+
+    Each iteration multiplies X by a polynomial p of its square from the left. So the next square is p G p, and the
+    product of all p is applied once. What the usual form computes on the whole matrix at each iteration is computed
+    on its smaller side, squared.
+
+    Args:
+        x: [..., m, n], float32, in any scale.
+        steps: iterations. A square that is 0 but for rounding grows twelvefold by each, so X is formed anew after 5.
+
+    Returns:
+        [..., m, n]; its singular values are about 1, but for those that were far below the largest.
+    """
+    if x.shape[-2] > x.shape[-1]:
+        return jnp.swapaxes(orthogonalize(jnp.swapaxes(x, -2, -1), steps), -2, -1)
+    x = x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-8)
+    linear, cubic, quintic = NEWTON_SCHULZ
+    while steps > 0:
+        now = min(steps, 5)
+        square, product = x @ jnp.swapaxes(x, -2, -1), None
+        for i in range(now):
+            factor = linear * jnp.eye(x.shape[-2], dtype=x.dtype) + cubic * square + quintic * (square @ square)
+            product = factor if product is None else product @ factor
+            if i < now - 1:
+                square = factor @ square @ factor
+        x, steps = product @ x, steps - now
+    return x
+
+
+def _orthogonalized(
+    direction: optax.GradientTransformation, steps: int, axes: PyTree | None
+) -> optax.GradientTransformation:
+    """`direction`, whose updates of matrices are then made orthogonal, and as large as optax's Muon makes them."""
+    import optax
+    from optax.contrib import MuonDimensionNumbers
+
+    def turn(numbers: MuonDimensionNumbers | None, leaf: jax.Array) -> jax.Array:
+        if numbers is None:
+            return leaf
+        inside = (*numbers.reduction_axis, numbers.output_axis)
+        order = (*[i for i in range(leaf.ndim) if i not in inside], *inside)
+        moved = leaf.transpose(order)
+        matrices = moved.reshape(*moved.shape[: -len(inside)], -1, moved.shape[-1])
+        scale = RMS * max(matrices.shape[-2:]) ** 0.5
+        return (scale * orthogonalize(matrices, steps)).reshape(moved.shape).transpose(np.argsort(order))
+
+    def update(updates, state, params=None):
+        updates, state = direction.update(updates, state, params)
+        is_leaf = lambda x: x is None or isinstance(x, MuonDimensionNumbers)  # noqa: E731
+        return jax.tree.map(turn, matrix_axes(updates, axes), updates, is_leaf=is_leaf), state
+
+    return optax.GradientTransformation(direction.init, update)
 
 
 def matrix_axes(params: PyTree, names: PyTree | None = None) -> PyTree:

@@ -40,7 +40,7 @@ def experiment() -> Experiment:
             aspects=(1.0, 1.0, 4 / 3, 3 / 4),
             row_tokens=240,
             max_text_per_row=128,
-            max_frames_per_row=40,
+            max_frames_per_row=8,
             max_clips_per_row=16,
             threads=2,
         ),
