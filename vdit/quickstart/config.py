@@ -30,17 +30,18 @@ class Wanted(NamedTuple):
 
 
 def experiment() -> Experiment:
-    """One moving shape, as images and clips of three aspect ratios, packed in rows. For two CPU cores."""
+    """One moving shape, as images and clips of two areas and three aspect ratios, packed in rows. For two CPU cores."""
     return Experiment(
         name="quickstart",
         data=DataConfig(
             source=WorldsSource(world="moving", count=6000, options=("subset=train", "sizes=(0.22,0.30)")),
-            pixel_budgets=(48 * 48, 48 * 48, 48 * 48, 48 * 64),
+            # What small videos teach of shapes, large ones need not learn anew.
+            pixel_budgets=(48 * 48, 64 * 64),
             frames=(1, 17, 17, 17),
             aspects=(1.0, 1.0, 4 / 3, 3 / 4),
-            row_tokens=240,
-            max_text_per_row=128,
-            max_frames_per_row=8,
+            row_tokens=500,  # 6x6x5 + 8x8x5
+            max_text_per_row=160,
+            max_frames_per_row=15,
             max_clips_per_row=16,
             threads=2,
         ),
@@ -49,7 +50,7 @@ def experiment() -> Experiment:
         vae_loss=VAELossConfig(reconstruction="mse", kl_weight=1e-4, equivariance_weight=0.5),
         vae_clips=VAETrainConfig(frames=5, size=(48, 48)),
         vae_train=TrainConfig(
-            steps=2400,
+            steps=2800,
             batch_size=4,
             ema_decay=0.99,
             optimizer=Muon(
@@ -63,21 +64,21 @@ def experiment() -> Experiment:
         backbone=DiTConfig(
             in_channels=8, patch=(1, 1, 1), width=96, depth=4, heads=3, position="both", scan=False
         ),
-        diffusion=DiffusionConfig(stratified=True),
+        diffusion=DiffusionConfig(stratified=True, shift=1.5),
         # Enough for animate, extend, loop, connect and rollout; more cost text to video what so few steps teach.
         canvases=CanvasConfig(
             none=0.88, first=0.04, head=0.03, tail=0.01, ends=0.025, mask=0.01, frames=0.005, window=0.05
         ),
         dit_train=TrainConfig(
-            steps=3000,
-            batch_size=6,
+            steps=3500,
+            batch_size=3,
             ema_decay=0.995,
             optimizer=Muon(learning_rate=4e-3, warmup_steps=100, schedule="cosine", final_scale=0.05, b2=0.95),
         ),
         sample=SampleConfig(
             prompts=("a red circle moves to the left", "a blue cross moves up"),
             frames=17,
-            size=(48, 48),
+            size=(64, 64),
             fps=8.0,
             # Guidance where shapes are decided, not where place is.
             sampler="heun",
