@@ -32,7 +32,8 @@ class DataConfig:
         actions: numbers of an action in each video frame (vdit.data.conditions); 0 for none.
 
     Rows:
-        row_tokens, max_text_per_row, max_frames_per_row, max_clips_per_row: n, m, k and s of vdit.types.Row.
+        row_tokens, max_text_per_row, max_frames_per_row, max_clips_per_row: n, m, k and s of vdit.types.Row. Every
+            token is multiplied with all k frames of its row to find its own: a k far above what rows hold costs time.
         buffer_rows: each stream's packer looks ahead over this many rows' worth of tokens ...
         buffer_tokens: ... or, where that is fewer, this many tokens (and 8 rows at least) ...
         buffer_clips: ... and at most this many clips; a clip waits at most this many rows.

@@ -158,7 +158,7 @@ class Muon(OptimizerConfig):
     momentum does the work.
 
     momentum: decay of the gradient's mean. newton_steps: iterations that make it orthogonal; on CPUs they are those of
-        `orthogonalize`, which takes a third of the time for a matrix of a convolution.
+        `orthogonalize`, which are faster where a matrix is not square (tools/bench/muon.py).
     """
 
     momentum: float = 0.95
