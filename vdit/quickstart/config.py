@@ -39,9 +39,9 @@ def experiment() -> Experiment:
             pixel_budgets=(48 * 48, 64 * 64),
             frames=(1, 17, 17, 17),
             aspects=(1.0, 1.0, 4 / 3, 3 / 4),
-            row_tokens=500,  # 6x6x5 + 8x8x5
-            max_text_per_row=160,
-            max_frames_per_row=15,
+            row_tokens=360,  # twice 6x6x5, or 8x8x5 and an image
+            max_text_per_row=128,
+            max_frames_per_row=10,
             max_clips_per_row=16,
             threads=2,
         ),
@@ -50,7 +50,7 @@ def experiment() -> Experiment:
         vae_loss=VAELossConfig(reconstruction="mse", kl_weight=1e-4, equivariance_weight=0.5),
         vae_clips=VAETrainConfig(frames=5, size=(48, 48)),
         vae_train=TrainConfig(
-            steps=2800,
+            steps=2600,
             batch_size=4,
             ema_decay=0.99,
             optimizer=Muon(
@@ -70,8 +70,8 @@ def experiment() -> Experiment:
             none=0.88, first=0.04, head=0.03, tail=0.01, ends=0.025, mask=0.01, frames=0.005, window=0.05
         ),
         dit_train=TrainConfig(
-            steps=3500,
-            batch_size=3,
+            steps=3200,
+            batch_size=4,  # two threads share out an even number best
             ema_decay=0.995,
             optimizer=Muon(learning_rate=4e-3, warmup_steps=100, schedule="cosine", final_scale=0.05, b2=0.95),
         ),
