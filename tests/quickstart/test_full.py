@@ -1,4 +1,4 @@
-"""The quickstart at its full size; about eight minutes on two cores: pytest -m slow."""
+"""The quickstart at its full size; about 15 minutes on two cores: pytest -m slow."""
 
 import json
 

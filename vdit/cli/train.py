@@ -403,7 +403,7 @@ QUICKSTART = Command(
 Renders an embedded world (one coloured shape that moves), trains a small video VAE, encodes latents, trains a
 tokenizer and a small text-to-video transformer on packed rows, samples 64 prompts with combinations of colour,
 shape and direction that it never saw, counts with an exact detector how many are right, and writes one
-self-contained page, DIR/report.html. It takes about ten minutes on two CPU cores. If it is interrupted, the same
+self-contained page, DIR/report.html. It takes about 15 minutes on two CPU cores. If it is interrupted, the same
 command resumes it.""",
     epilog="""\
 examples:
