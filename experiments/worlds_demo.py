@@ -67,7 +67,7 @@ def config() -> Experiment:
             context_noise=0.1,
         ),
         dit_train=TrainConfig(
-            steps=5500,
+            steps=12_000,
             batch_size=6,
             ema_decay=0.998,
             save_every=500,
