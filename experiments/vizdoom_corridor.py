@@ -5,7 +5,7 @@
     vdit eval runs/corridor --emulator corridor_test
     vdit simulate runs/corridor "Doom, my way home" --keys "wwww aa wwww dd" --out played.mp4
 
-Hardware: one CPU core; 2,000 steps took 19 minutes with the VAE. Expected: docs/emulators.md; more steps are better.
+Hardware: one CPU core, 51 minutes. Expected: docs/emulators.md; more steps are better.
 
 As experiments/pong.py, with more channels of latents, since these frames are full of detail.
 """
@@ -60,7 +60,7 @@ def config() -> Experiment:
         diffusion=DiffusionConfig(stratified=True, shift=4.0),  # as in pong.py
         canvases=CanvasConfig(none=0.05, first=0.05, head=0.85, frames=0.1, context_dropout=0.0, context_noise=0.2),
         dit_train=TrainConfig(
-            steps=4000,
+            steps=9000,
             batch_size=4,
             ema_decay=0.995,
             save_every=500,
