@@ -56,6 +56,11 @@ def test_a_body_goes_on_from_a_saved_state(monkeypatch):
     np.testing.assert_array_equal(body.facts(), facts)
     with pytest.raises(DataError, match="3 bytes"):
         body.restore(b"abc")
+    # gymnasium ends an episode after 1,000 steps; restored again and again, a body plays more of them.
+    monkeypatch.setattr(body, "_frame", lambda: frames[0])
+    for _ in range(6):
+        body.restore(state)
+        assert not any(body.step(actions[0]).ended for _ in range(200))
 
 
 def test_a_scenario_of_doom_goes_on_from_a_saved_state(tmp_path):

@@ -206,6 +206,7 @@ class Body(_Gym):
         values, n = np.frombuffer(state, "<f8"), len(data.qpos)
         if not np.isfinite(values).all():
             raise DataError(f"state of {self.name}: must be finite")
+        self._env.reset()  # gymnasium counts steps from here to its time limit, whatever was played before
         self._base.set_state(values[1 : 1 + n], values[1 + n : 1 + n + len(data.qvel)])
         data.time, data.qacc_warmstart[:] = values[0], values[1 + n + len(data.qvel) :]
 
