@@ -5,7 +5,8 @@
     MUJOCO_GL=egl vdit eval runs/cheetah --emulator cheetah_test
     vdit simulate runs/cheetah "HalfCheetah" --actions motors.csv --out played.mp4
 
-Hardware: 2 CPU cores; the hours were not measured. Expected: unknown, it was not trained to the end.
+Hardware: one CPU core; 4,500 steps took 27 minutes with the VAE. Expected: unknown, as that was on recordings with
+another camera (docs/emulators.md).
 
 As experiments/vizdoom_corridor.py: an action is six numbers from -1 to 1, 20 times a second.
 """

@@ -182,8 +182,21 @@ class Body(_Gym):
         if not all(hasattr(self._base, part) for part in ("data", "model", "set_state")):
             raise ConfigError(neither)
         self._base.model.vis.quality.shadowsize = 1024
+        self._set_camera()
         self.fps = float(self._env.metadata["render_fps"])
         self.width = int(np.prod(self._env.action_space.shape))
+
+    def _set_camera(self) -> None:
+        """The model's camera that follows the body; without one, a camera that looks at the model's middle.
+
+        gymnasium's own looks where the body is when the first frame is rendered, and the body leaves its view.
+        """
+        model, renderer = self._base.model, self._base.mujoco_renderer
+        names = [model.camera(number).name for number in range(model.ncam)]
+        if "track" in names:
+            renderer.camera_id = names.index("track")
+        else:
+            renderer.default_cam_config = {**(renderer.default_cam_config or {}), "lookat": model.stat.center.copy()}
 
     def step(self, action: np.ndarray) -> Screen:
         action = np.asarray(action, np.float32)

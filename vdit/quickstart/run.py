@@ -33,7 +33,7 @@ from vdit.train.progress import clock_face, make_display
 from vdit.train.stages import STAGES, Logging, check_run, run
 from vdit.train.workspace import Workspace
 
-# Shares of right videos that count as success. Shapes must hold while they move, which a quarter of an hour teaches least.
+# Shares of right videos that count as success. Shapes must hold while they move, which a short training teaches least.
 BARS = {"colour": 0.9, "shape": 0.85, "direction": 0.9}
 STEPS = (*STAGES, "expander", "samples", "page")
 EXPANDER_STEPS = 200
