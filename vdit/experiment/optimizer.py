@@ -173,7 +173,7 @@ class Muon(OptimizerConfig):
         import optax
         from optax.contrib import muon
 
-        # Accelerators round products of float32 to fewer bits, which iterations on squares do not survive.
+        # Accelerators may round products of float32 to fewer bits; iterations on squares were not tried there.
         squares = jax.default_backend() == "cpu"
         direction = muon(
             1.0,

@@ -35,7 +35,7 @@ def experiment() -> Experiment:
         name="quickstart",
         data=DataConfig(
             source=WorldsSource(world="moving", count=6000, options=("subset=train", "sizes=(0.22,0.30)")),
-            # What small videos teach of shapes, large ones need not learn anew.
+            # Small videos cost half the tokens of large ones.
             pixel_budgets=(48 * 48, 64 * 64),
             frames=(1, 17, 17, 17),
             aspects=(1.0, 1.0, 4 / 3, 3 / 4),
@@ -71,7 +71,7 @@ def experiment() -> Experiment:
         ),
         dit_train=TrainConfig(
             steps=3200,
-            batch_size=4,  # two threads share out an even number best
+            batch_size=4,
             ema_decay=0.995,
             optimizer=Muon(learning_rate=4e-3, warmup_steps=100, schedule="cosine", final_scale=0.05, b2=0.95),
         ),
