@@ -2,7 +2,7 @@
 
     vdit train experiments/worlds_steer.py --out runs/steer
     vdit simulate runs/steer "a red circle that is steered" --keys "dddd ssss aaaa" --out played.mp4
-    python tools/canvas_report.py runs/canvas --simulator runs/steer --out canvas_report
+    python tools/canvas_report.py demo --only simulate --simulator runs/steer --out canvas_report
 
 Hardware: 2 busy CPU cores; VAE 1.5 minutes, DiT 45 minutes, at most 1.5 GB of memory.
 Expected: 83% of steps move as told to within half a step, 45 steps a second (tools/canvas_report.py; measured on a run

@@ -28,11 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
 # Pods differ in sizes, which shrinking takes away, and in layouts, which tests/plan compiles: one of them trains.
 # A captioner samples no videos: tests/generate/test_captions.py trains one.
-# recaption is the quickstart's model, smaller; worlds_demo is worlds_canvas, and pong and the other emulators are
-# worlds_steer, of other data.
+# recaption is the quickstart's model, smaller; pong and the other emulators are worlds_steer, of other data.
 UNTRAINED = (
-    "pod_tiny", "t2v_3b_pod", "sora_10b_minute", "worlds_captioner", "captioner", "recaption", "worlds_demo", "pong",
-    "pong_gpu", "vizdoom_corridor", "halfcheetah",
+    "pod_tiny", "t2v_3b_pod", "sora_10b_minute", "worlds_captioner", "captioner", "recaption", "pong", "pong_gpu",
+    "vizdoom_corridor", "halfcheetah",
 )  # fmt: skip
 # With -m slow: tests/plan compiles layouts, tests/train/test_distill.py distils, tests/data packs clips of files.
 SLOW = ("dit_xl_pod", "worlds_fast", "clips")

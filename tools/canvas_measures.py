@@ -1,8 +1,9 @@
-"""Measures a model of experiments/worlds_canvas.py on every canvas, against the exact truth of scenes it never saw.
+"""Measures a model of experiments/worlds_demo.py on every canvas, against the exact truth of scenes it never saw.
 
 `joins` measures any run on the world "moving", vdit quickstart's too. Each function takes a generator and a number of
-scenes, and gives a Measure: a table, and videos to look at. Errors of position are distances of the object's centre
-from the truth, in shares of the frame's short side.
+scenes, and gives a Measure: a table, and videos to look at. Videos have the experiment's `sample.frames`: what is given
+and what is made add up to them. Errors of position are distances of the object's centre from the truth, in shares of
+the frame's short side.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from vdit.sampling.config import replaces_known
 from vdit.worlds import COLOURS, WorldSample
 
 SEED = 7  # of the masks
-FRAMES = 33  # of a scene; what is given of it and what is made add up to this
 SHARE = ", share"
 COLOUR = "model, joins=colour"
 LINEAR, LAST, TRUTH = "linear blend", "last frame", "truth through the VAE"
@@ -47,9 +47,27 @@ class Measure:
         return headers, [[_cell(key, row.get(key)) for key in headers] for row in self.rows]
 
 
-def scenes(generator: Generator, world: str, count: int, frames: int = FRAMES) -> list[WorldSample]:
+def scenes(generator: Generator, world: str, count: int) -> list[WorldSample]:
     """Scenes of one of the worlds that the model was trained on, under its options, from a seed of its own."""
-    return held_out_scenes(generator, world, count, frames=frames)
+    return held_out_scenes(generator, world, count, frames=generator.experiment.sample.frames)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """How many frames of a video are `given` and `made`; between two ends, how many are `head` and `tail`."""
+
+    given: int
+    made: int
+    head: int
+    tail: int
+
+    @classmethod
+    def of(cls, generator: Generator) -> Parts:
+        """Nearly half is made: whole steps of four frames."""
+        frames = generator.experiment.sample.frames
+        made = (frames - 1) // 8 * 4
+        given = frames - made
+        return cls(given, made, given // 2 + 1, given - given // 2 - 1)
 
 
 def animate(generator: Generator, count: int) -> Measure:
@@ -58,20 +76,22 @@ def animate(generator: Generator, count: int) -> Measure:
     cards = []
     for i, scene in enumerate(scenes(generator, "moving", count)):
         first = scene.video[0]
-        video = vdit.animate(generator, scene.caption, first, frames=FRAMES, seed=i)[0]
+        frames = len(scene.video)
+        video = vdit.animate(generator, scene.caption, first, frames=frames, seed=i)[0]
         plain = np.asarray(generator(scene.caption, image=first, frames=1, size=first.shape[:2]))[0]
-        made = {"model": video, LAST: np.repeat(first[None], FRAMES, axis=0), TRUTH: through(generator, scene.video)}
+        made = {"model": video, LAST: np.repeat(first[None], frames, axis=0), TRUTH: through(generator, scene.video)}
         for name, clip in made.items():
             found[name].append(_as_wanted(detect(clip), scene) | {"first frame kept": bool(
                 (as_bytes(clip)[0] == first).all())})  # fmt: skip
         found["model"][-1]["first frame decoded, dB"] = psnr(as_bytes(plain)[0], first)
         cards += [(first[None], "given"), (video, scene.caption), (scene.video, "truth")]
-    return Measure(name="animate", what="A frame and a prompt; 32 frames are made.", rows=_means(found), cards=cards)
+    return Measure(name="animate", what="A frame and a prompt; all frames but the first are made.", rows=_means(found), cards=cards)
 
 
 def extend(generator: Generator, count: int) -> Measure:
     """2. How far the object is from where it must be, over time, forward and backward."""
-    given, made = 17, FRAMES - 17
+    parts = Parts.of(generator)
+    given, made = parts.given, parts.made
     rows, cards = [], []
     for way in ("forward", "backward"):
         errors: dict[str, list[np.ndarray]] = {"model": [], LAST: []}
@@ -92,21 +112,21 @@ def extend(generator: Generator, count: int) -> Measure:
                 cards += [(video, f"{way}: {scene.caption}"), (scene.video, "truth")]
         for name, curves in errors.items():
             mean = np.nanmean(curves, axis=0)
-            row = {"way": way, "by": name} | {f"error after {n} frames": mean[n - 1] for n in (4, 8, 12, 16)}
+            row = {"way": way, "by": name} | {f"error after {n} frames": mean[n - 1] for n in range(4, made + 1, 4)}
             rows.append(row | {"in sight" + SHARE: float(np.isfinite(curves).mean())})
         rows[-2]["step at the join / median"] = float(np.median(joins))
-    return Measure(name="extend", what="17 of 33 frames are given.", rows=rows, cards=cards, columns=4)
+    return Measure(name="extend", what=f"{given} of {given + made} frames are given.", rows=rows, cards=cards, columns=4)
 
 
 def loop(generator: Generator, count: int) -> Measure:
     """3. The step from the last frame to the first is no larger than those inside."""
     rows: dict[str, list[dict]] = {"model": [], COLOUR: [], "cut (no passage)": [], LINEAR: []}
-    cards = []
+    cards, parts = [], Parts.of(generator)
     for i, scene in enumerate(scenes(generator, "bounce", count)):
-        given = scene.video[:17]
-        video = vdit.loop(generator, scene.caption, given, passage=16, seed=i)[0]
-        blend = np.concatenate([given, _blend(given[-1], given[0], 16)])
-        plain = vdit.loop(generator, scene.caption, given, passage=16, seed=i, joins="colour")[0]
+        given, passage = scene.video[: parts.given], parts.made
+        video = vdit.loop(generator, scene.caption, given, passage=passage, seed=i)[0]
+        blend = np.concatenate([given, _blend(given[-1], given[0], passage)])
+        plain = vdit.loop(generator, scene.caption, given, passage=passage, seed=i, joins="colour")[0]
         made = {"model": as_bytes(video), COLOUR: as_bytes(plain), "cut (no passage)": given, LINEAR: blend}
         for name, clip in made.items():
             found = seam(clip)
@@ -115,37 +135,41 @@ def loop(generator: Generator, count: int) -> Measure:
                 "seam / median step, flow": found.flow / max(found.inside_flow, 1e-6),
                 "no larger, pixels": found.pixels <= found.inside_pixels,
                 "no larger, flow": found.flow <= found.inside_flow,
-                "largest of both joins / median, pixels": _joins(clip, (16, -1)),
+                "largest of both joins / median, pixels": _joins(clip, (parts.given - 1, -1)),
             })  # fmt: skip
         cards += [(np.tile(video, (2, 1, 1, 1)), f"twice: {scene.caption}"), (np.tile(given, (3, 1, 1, 1)), "cut")]
-    what = f"17 frames and a passage of 16 back to the first. {_blending(generator)}"
+    what = f"{parts.given} frames and a passage of {parts.made} back to the first. {_blending(generator)}"
     return Measure(name="loop", what=what, rows=_means(rows, np.median), cards=cards[:16], columns=4)
 
 
 def connect(generator: Generator, count: int) -> Measure:
     """4. Both ends are kept; the object is where it must be in the middle; nothing jumps."""
     rows: dict[str, list[dict]] = {"model": [], LINEAR: [], LAST: []}
-    cards = []
+    cards, parts = [], Parts.of(generator)
+    between = slice(parts.head, parts.head + parts.made)
+    middle = slice(parts.head + parts.made // 2 - 1, parts.head + parts.made // 2 + 1)
     for i, scene in enumerate(scenes(generator, "moving", count)):
-        head, tail, truth = scene.video[:9], scene.video[25:], _centres(scene)
-        video = as_bytes(vdit.connect(generator, scene.caption, head, tail, frames=16, seed=i)[0])
+        head, tail, truth = scene.video[: between.start], scene.video[between.stop :], _centres(scene)
+        video = as_bytes(vdit.connect(generator, scene.caption, head, tail, frames=parts.made, seed=i)[0])
         made = {
             "model": video,
-            LINEAR: np.concatenate([head, _blend(head[-1], tail[0], 16), tail]),
-            LAST: np.concatenate([head, np.repeat(head[-1:], 16, axis=0), tail]),
+            LINEAR: np.concatenate([head, _blend(head[-1], tail[0], parts.made), tail]),
+            LAST: np.concatenate([head, np.repeat(head[-1:], parts.made, axis=0), tail]),
         }
         for name, clip in made.items():
             rows[name].append({
-                "ends kept": bool((clip[:9] == head).all() and (clip[25:] == tail).all()),
-                "error in the middle": float(_errors(clip[16:18], truth[16:18]).mean()),
-                "mean error": float(np.nanmean(_errors(clip[9:25], truth[9:25]))),
-                "frames with one object" + SHARE: float(np.mean([count_objects(frame) == 1 for frame in clip[9:25]])),
-                "PSNR, dB": psnr(clip[9:25], scene.video[9:25]),
-                "step at the joins / median": _joins(clip, (8, 24)),
+                "ends kept": bool(
+                    (clip[: between.start] == head).all() and (clip[between.stop :] == tail).all()
+                ),
+                "error in the middle": float(_errors(clip[middle], truth[middle]).mean()),
+                "mean error": float(np.nanmean(_errors(clip[between], truth[between]))),
+                "frames with one object" + SHARE: float(np.mean([count_objects(frame) == 1 for frame in clip[between]])),
+                "PSNR, dB": psnr(clip[between], scene.video[between]),
+                "step at the joins / median": _joins(clip, (between.start - 1, between.stop - 1)),
             })  # fmt: skip
         cards += [(video, scene.caption), (made[LINEAR], LINEAR), (scene.video, "truth")]
-    return Measure(name="connect", what="9 and 8 frames are given, 16 between them made.", rows=_means(rows),
-                   cards=cards[:18], columns=3)  # fmt: skip
+    what = f"{parts.head} and {parts.tail} frames are given, {parts.made} between them made."
+    return Measure(name="connect", what=what, rows=_means(rows), cards=cards[:18], columns=3)
 
 
 def edit(generator: Generator, count: int) -> Measure:
@@ -168,7 +192,7 @@ def edit(generator: Generator, count: int) -> Measure:
         for name, options in ways.items():
             source = scene.caption if options.get("invert") else None
             made[name] = vdit.edit(generator, prompt, scene.video, source=source, seed=i, **options)[0]
-        made |= {"source": scene.video, "sampled again": np.asarray(generator(prompt, frames=FRAMES, seed=i))[0]}
+        made |= {"source": scene.video, "sampled again": np.asarray(generator(prompt, frames=len(scene.video), seed=i))[0]}
         for name, clip in made.items():
             seen = detect(clip)
             rows[name].append({
@@ -213,9 +237,9 @@ def permanence(generator: Generator, count: int) -> Measure:
     for i, scene in enumerate(scenes(generator, "occluder", count)):
         hidden = scene.meta["hidden"][0] * scene.fps  # in frames: wholly behind the wall from here on
         given = 1 + int(hidden) // 4 * 4
-        head = scene.video[:given]
-        video = vdit.extend(generator, scene.caption, head, after=FRAMES - given, seed=i)[0]
-        made = {"model": as_bytes(video), LAST: np.concatenate([head, np.repeat(head[-1:], FRAMES - given, axis=0)]),
+        head, after = scene.video[:given], len(scene.video) - given
+        video = vdit.extend(generator, scene.caption, head, after=after, seed=i)[0]
+        made = {"model": as_bytes(video), LAST: np.concatenate([head, np.repeat(head[-1:], after, axis=0)]),
                 TRUTH: through(generator, scene.video)}  # fmt: skip
         for name, clip in made.items():
             seen = track(clip[-4:])
@@ -231,7 +255,7 @@ def permanence(generator: Generator, count: int) -> Measure:
                 "position error": float(np.nanmean(error)) if np.isfinite(error).any() else np.nan,
             })  # fmt: skip
         cards += [(video, scene.caption), (scene.video, "truth")]
-    what = "What is given ends when the shape is hidden; judged by the last four of 33 frames (place: within 10%)."
+    what = "What is given ends when the shape is hidden; judged by the last four frames (place: within 10%)."
     return Measure(name="permanence", what=what, rows=_means(rows), cards=cards[:16], columns=4)
 
 
@@ -249,17 +273,15 @@ def joins(generator: Generator, count: int) -> Measure:
     A model that was not trained on canvases is sampled with steps repeated; beside it stands replacement alone, by the
     experiment's own sampler. A loop has no truth: the shape of this world never turns around.
     """
-    sample = generator.experiment.sample
-    frames = sample.frames
-    part = (frames - 1) // 8 * 4  # frames that are made between, behind or ahead of those that are given
+    sample, parts = generator.experiment.sample, Parts.of(generator)
+    frames, part, known, sides = sample.frames, parts.made, parts.given, (parts.head, parts.tail)
     ways: dict[str, dict] = {"model": {}, COLOUR: {"joins": "colour"}}
     if replaces_known(generator.experiment):
         ways["replacement alone"] = {"sampler": sample.sampler}
     rows: dict[str, list[dict]] = {name: [] for name in (*ways, TRUTH)}
     cards = []
-    for i, scene in enumerate(scenes(generator, "moving", count, frames)):
-        video, text, known = scene.video, scene.caption, frames - part
-        sides = known // 2 + 1, known - known // 2 - 1
+    for i, scene in enumerate(scenes(generator, "moving", count)):
+        video, text = scene.video, scene.caption
         ends = video[: sides[0]], video[frames - sides[1] :]
         for name, options in ways.items():
             more = {"seed": i} | options

@@ -1,9 +1,9 @@
 """Every video command measured against exact ground truth: a table for each task, and one page with the videos.
 
-    python tools/canvas_report.py runs/canvas --simulator runs/steer --out canvas_report
+    python tools/canvas_report.py runs/demo --simulator runs/steer --out canvas_report
     python tools/canvas_report.py runs/quickstart --only joins
 
-RUN is a run of experiments/worlds_canvas.py (for `joins` any run on the world "moving"), --simulator one of
+RUN is a run of experiments/worlds_demo.py (for `joins` any run on the world "moving"), --simulator one of
 experiments/worlds_steer.py. Scenes are drawn from a seed that training never saw. Baselines: copying the last frame,
 and a linear blend where there are two ends. Writes OUT/report.html, OUT/report.png (the first scene of each task) and
 OUT/results.json, and prints the tables.
@@ -27,7 +27,7 @@ from vdit.train.workspace import Workspace
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="a run of experiments/worlds_canvas.py")
+    parser.add_argument("run", help="a run of experiments/worlds_demo.py")
     parser.add_argument("--simulator", help="a run of experiments/worlds_steer.py")
     parser.add_argument("--out", default="canvas_report", help="default: %(default)s")
     parser.add_argument("--scenes", type=int, default=24, help="of each task; default: %(default)s")

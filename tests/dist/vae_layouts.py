@@ -43,7 +43,7 @@ CONFIGS = {
     ),
     "tiny": VAEConfig(
         **SMALL, patch=2, patch_frames=4, block_kernel=(1, 3, 3), edge_kernel=(1, 1, 1), norm_out=False,
-        channel_mults=(1, 2), spatial_down=(True,), temporal_down=(False,), middle="none",
+        channel_mults=(1, 2), spatial_down=(True,), temporal_down=(False,), middle="none", linear_path=True,
     ),
 }  # fmt: skip
 # name: (config, latent frames, rows of latents, batch, mesh, with gradients)

@@ -41,6 +41,7 @@ def test_wan_has_as_many_parameters_as_the_reference():
         (lambda: VAEConfig(patch=0), "vae.patch=0"),
         (lambda: VAEConfig(decoder_base_channels=0), "decoder_base_channels"),
         (lambda: VAEConfig(out_width=0), "vae.out_width=0"),
+        (lambda: VAEConfig(linear_path=True), r"vae.temporal_down=\(False, True, True\)"),
         (lambda: VAEConfig(norm="group", norm_groups=5), "norm_groups=5"),
         (lambda: VAEConfig(level_shortcut=True), "up_channels='keep'"),
         (

@@ -27,6 +27,18 @@ CONFIGS = {
         norm_out=False,
         out_width=12,
     ),
+    "tiny": VAEConfig(
+        latent_channels=3,
+        base_channels=8,
+        channel_mults=(1, 1),
+        spatial_down=(True,),
+        temporal_down=(False,),
+        patch=2,
+        patch_frames=4,
+        middle="none",
+        blocks_per_level=1,
+        linear_path=True,
+    ),
 }
 FRAMES, LATENT_FRAMES = 13, 4
 

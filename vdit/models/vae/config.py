@@ -45,6 +45,10 @@ class VAEConfig:
     norm_eps: added to the mean square, or the variance, under the root.
     out_width: features of a hidden layer at each place before the decoder's last convolution; None for none. Where
         `patch` folds many pixels into a place, it draws sharper edges than as many channels everywhere.
+    linear_path: a linear map of the pixels that a latent stands for is added to the latents, and one of a latent to
+        its pixels; the networks add what a linear code cannot say. With many channels most of a video passes here from
+        the first steps on, where norms inside the networks let brightness through in a direction alone. Frames must be
+        folded (`patch_frames`), not halved.
     quant: a 1x1x1 convolution of the latents after the encoder and one before the decoder.
     dtype: type of the convolutions; norms and softmax stay float32.
     conv: how convolutions are computed (vdit/nn/conv.py).
@@ -71,6 +75,7 @@ class VAEConfig:
     norm_out: bool = True
     norm_eps: float = 1e-6
     out_width: int | None = None
+    linear_path: bool = False
     quant: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
     conv: Literal["auto", "winograd", "taps", "native"] = "auto"
@@ -88,6 +93,11 @@ class VAEConfig:
         for name in ("decoder_base_channels", "out_width"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"vae.{name}={getattr(self, name)} must be at least 1, or None")
+        if self.linear_path and any(self.temporal_down):
+            raise ConfigError(
+                f"vae.linear_path=True needs frames that are folded, not halved: vae.temporal_down={self.temporal_down} "
+                "must be all False (vae.patch_frames folds them)"
+            )
         if self.decoder_extra_blocks < 0:
             raise ConfigError(f"vae.decoder_extra_blocks={self.decoder_extra_blocks} must not be negative")
         widths = set(self.widths + self.decoder_widths)

@@ -69,6 +69,7 @@ class Encoder(nn.Module):
         split = split.coarser(config.patch_frames)
         options = conv_options(config, split)
         edge = {"kernel": config.edge_kernel, **options}
+        pixels = x
         x = fold(x, config.patch_frames, config.patch).astype(options["dtype"])
         x, new["conv_in"] = CausalConv(config.widths[0], name="conv_in", **edge)(x, old.get("conv_in"))
         block = nn.remat(ResidualBlock) if config.remat else ResidualBlock
@@ -90,12 +91,15 @@ class Encoder(nn.Module):
         x = nn.silu(norm(config, split, "norm_out")(x) if config.norm_out else x)
         channels = 2 * config.latent_channels
         x, new["conv_out"] = CausalConv(channels, name="conv_out", **edge)(x, old.get("conv_out"))
-        if not config.quant:
-            return x, new
-        # Training starts with little noise on the latents: the decoder cannot learn from noise.
-        quiet = jnp.repeat(jnp.array([0.0, INITIAL_LOGVAR]), config.latent_channels)
-        quant = Conv(channels, (1, 1, 1), bias_init=lambda *_: quiet, name="quant", **options)
-        return quant(x), new
+        if config.quant:
+            # Training starts with little noise on the latents: the decoder cannot learn from noise.
+            quiet = jnp.repeat(jnp.array([0.0, INITIAL_LOGVAR]), config.latent_channels)
+            x = Conv(channels, (1, 1, 1), bias_init=lambda *_: quiet, name="quant", **options)(x)
+        if config.linear_path:
+            pixels = fold(pixels, config.patch_frames, config.spatial_stride).astype(options["dtype"])
+            mean = Conv(config.latent_channels, (1, 1, 1), name="linear_path", **conv_options(config, split))(pixels)
+            x = x + jnp.concatenate([mean, jnp.zeros_like(mean)], axis=-1)
+        return x, new
 
 
 class Decoder(nn.Module):
@@ -136,6 +140,11 @@ class Decoder(nn.Module):
         channels = 3 * config.patch_frames * config.patch**2
         x, new["conv_out"] = CausalConv(channels, name="conv_out", **edge)(x, old.get("conv_out"))
         x = unfold(x, config.patch_frames, config.patch)
+        if config.linear_path:
+            channels = 3 * config.patch_frames * config.spatial_stride**2
+            # From zero: what random latents say of pixels would have to be unlearned.
+            path = Conv(channels, (1, 1, 1), kernel_init=nn.initializers.zeros_init(), name="linear_path", **options)
+            x = x + unfold(path(z.astype(options["dtype"])), config.patch_frames, config.spatial_stride)
         return (x[:, config.patch_frames - 1 :] if start else x), new
 
 
