@@ -63,13 +63,11 @@ def config() -> Experiment:
             threads=2,
         ),
         holdout=HOLDOUT,
-        # Folds pixels and frames in one step: many cheap training steps teach more than a few expensive ones. A latent
-        # of 48 channels keeps a sixteenth of the values.
-        vae=vae_preset("tiny", latent_channels=48, base_channels=96, out_width=384),
+        vae=vae_preset("footage"),
         vae_loss=VAELossConfig(reconstruction="mse", kl_weight=2e-5, equivariance_weight=0.25),
         vae_clips=VAETrainConfig(frames=9, size=(64, 64)),
         vae_train=TrainConfig(
-            steps=2500,
+            steps=3000,
             batch_size=4,
             ema_decay=0.99,
             save_every=500,

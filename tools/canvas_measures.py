@@ -85,7 +85,8 @@ def animate(generator: Generator, count: int) -> Measure:
                 (as_bytes(clip)[0] == first).all())})  # fmt: skip
         found["model"][-1]["first frame decoded, dB"] = psnr(as_bytes(plain)[0], first)
         cards += [(first[None], "given"), (video, scene.caption), (scene.video, "truth")]
-    return Measure(name="animate", what="A frame and a prompt; all frames but the first are made.", rows=_means(found), cards=cards)
+    what = "A frame and a prompt; all frames but the first are made."
+    return Measure(name="animate", what=what, rows=_means(found), cards=cards)
 
 
 def extend(generator: Generator, count: int) -> Measure:
@@ -115,7 +116,8 @@ def extend(generator: Generator, count: int) -> Measure:
             row = {"way": way, "by": name} | {f"error after {n} frames": mean[n - 1] for n in range(4, made + 1, 4)}
             rows.append(row | {"in sight" + SHARE: float(np.isfinite(curves).mean())})
         rows[-2]["step at the join / median"] = float(np.median(joins))
-    return Measure(name="extend", what=f"{given} of {given + made} frames are given.", rows=rows, cards=cards, columns=4)
+    what = f"{given} of {given + made} frames are given."
+    return Measure(name="extend", what=what, rows=rows, cards=cards, columns=4)
 
 
 def loop(generator: Generator, count: int) -> Measure:
@@ -163,7 +165,9 @@ def connect(generator: Generator, count: int) -> Measure:
                 ),
                 "error in the middle": float(_errors(clip[middle], truth[middle]).mean()),
                 "mean error": float(np.nanmean(_errors(clip[between], truth[between]))),
-                "frames with one object" + SHARE: float(np.mean([count_objects(frame) == 1 for frame in clip[between]])),
+                "frames with one object" + SHARE: float(
+                    np.mean([count_objects(frame) == 1 for frame in clip[between]])
+                ),
                 "PSNR, dB": psnr(clip[between], scene.video[between]),
                 "step at the joins / median": _joins(clip, (between.start - 1, between.stop - 1)),
             })  # fmt: skip
@@ -192,7 +196,8 @@ def edit(generator: Generator, count: int) -> Measure:
         for name, options in ways.items():
             source = scene.caption if options.get("invert") else None
             made[name] = vdit.edit(generator, prompt, scene.video, source=source, seed=i, **options)[0]
-        made |= {"source": scene.video, "sampled again": np.asarray(generator(prompt, frames=len(scene.video), seed=i))[0]}
+        again = generator(prompt, frames=len(scene.video), seed=i)
+        made |= {"source": scene.video, "sampled again": np.asarray(again)[0]}
         for name, clip in made.items():
             seen = detect(clip)
             rows[name].append({

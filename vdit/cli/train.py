@@ -21,7 +21,6 @@ from vdit.outputs import check_output, numbered
 
 if TYPE_CHECKING:
     from vdit.experiment.experiment import Experiment
-    from vdit.experiment.training import OptimizerConfig
 
 STAGES = ("vae", "latents", "tokenizer", "dit")
 DOES_NOT_FIT = 3  # exit code of vdit plan
@@ -43,12 +42,14 @@ def print_config(config: Any) -> None:
 def folder_experiment(path: str | Path) -> Experiment:
     """A small model of every task on a folder of videos, for one GPU or a patient CPU; all values can be overridden."""
     from vdit.data.config import DataConfig
+    from vdit.diffusion import DiffusionConfig
     from vdit.experiment.canvases import EVERY_TASK
     from vdit.experiment.experiment import Experiment, LatentsConfig, SampleConfig, VAETrainConfig
+    from vdit.experiment.optimizer import Muon
     from vdit.experiment.training import TrainConfig
     from vdit.models.dit.config import DiTConfig
     from vdit.models.text.config import TextConfig
-    from vdit.models.vae.config import preset
+    from vdit.models.vae.config import VAELossConfig, preset
 
     videos = _count_videos(path)
     experiment = Experiment(
@@ -64,14 +65,19 @@ def folder_experiment(path: str | Path) -> Experiment:
             max_frames_per_row=64,
             max_clips_per_row=24,
         ),
-        vae=preset("small"),
+        vae=preset("footage"),
+        vae_loss=VAELossConfig(reconstruction="mse", kl_weight=2e-5, equivariance_weight=0.25),
         vae_clips=VAETrainConfig(frames=9, size=(64, 64)),
-        vae_train=TrainConfig(steps=2000, batch_size=8, ema_decay=0.99, optimizer=_warmed_up(1e-3)),
+        vae_train=TrainConfig(steps=3000, batch_size=4, ema_decay=0.99, optimizer=Muon(
+            learning_rate=4e-3, warmup_steps=50, schedule="cosine", final_scale=0.02, b2=0.95, clip_norm=0.3)),
         latents=LatentsConfig(samples=-(-CUTS // videos) * videos, latent_frames=1),
         text=TextConfig(vocab_size=2048, width=128, depth=2, heads=4),
-        backbone=DiTConfig(width=256, depth=8, heads=4, position="both"),
+        backbone=DiTConfig(in_channels=48, width=256, depth=8, heads=4, position="both"),
+        # A latent has thousands of values: what is where is decided at high noise.
+        diffusion=DiffusionConfig(stratified=True, shift=4.0),
         canvases=EVERY_TASK,
-        dit_train=TrainConfig(steps=5000, batch_size=8, optimizer=_warmed_up(5e-4)),
+        dit_train=TrainConfig(steps=5000, batch_size=8, optimizer=Muon(
+            learning_rate=4e-3, warmup_steps=100, schedule="cosine", final_scale=0.03, b2=0.95)),
         sample=SampleConfig(frames=17, size=(96, 96), fps=8.0, steps=25, guidance=3.0),
     )
     encoding = _encoding(path)
@@ -111,12 +117,6 @@ def on_folder(experiment: Experiment, path: str | Path, *, begun: bool = False) 
     silent = experiment.canvases == CanvasConfig() and experiment.start_from is None and not begun
     canvases = EVERY_TASK if silent else experiment.canvases
     return dataclasses.replace(experiment, data=data, holdout=(), canvases=canvases)
-
-
-def _warmed_up(learning_rate: float) -> OptimizerConfig:
-    from vdit.experiment.training import OptimizerConfig
-
-    return OptimizerConfig(learning_rate=learning_rate, warmup_steps=100, schedule="cosine", final_scale=0.05)
 
 
 def _source(path: str | Path, *, cache_gib: float):
