@@ -276,7 +276,12 @@ def test_the_report_on_clips(trained):
 
     assert {row["clip"] for row in result["clips"]} == set(VIDEOS)
     assert {row["clip"] for row in result["clips"] if not row["seen"]} == {"held_out.mp4"}
-    assert all(np.isfinite([row["psnr"], row["ssim"]]).all() for row in result["clips"])
+    assert all(np.isfinite([row["psnr"], row["linear code, psnr"], row["ssim"]]).all() for row in result["clips"])
+    video = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8)
+    whole, part = (
+        tool.linear_code({"noise": video}, vae_preset("tiny", latent_channels=n), ())["noise"] for n in (768, 24)
+    )
+    assert part < 20 < whole  # nothing is lost with a channel for each value
     shapes = {row["clip"]: tuple(map(int, row["size"].split("x"))) for row in result["clips"]}
     assert shapes["wide.mp4"][0] > shapes["wide.mp4"][1]  # each keeps its own aspect ratio
     assert shapes["tall.mp4"][0] < shapes["tall.mp4"][1]

@@ -3,8 +3,9 @@
     python tools/clips_report.py runs/clips [--data FOLDER] [--out runs/clips/report.html]
 
 For every clip: PSNR and SSIM of the VAE's reconstruction at the clip's own aspect ratio, by the rule that
-training sizes clips by. Then the share of useful tokens in the rows of the run's mix, training curves, and
-videos sampled for the captions of clips beside the clips themselves.
+training sizes clips by, beside a linear code of as many channels, which a VAE should beat. Then the share of useful
+tokens in the rows of the run's mix, training curves, and videos sampled for the captions of clips beside the clips
+themselves.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from vdit.eval.metrics import psnr, ssim
 from vdit.eval.page import Page
 from vdit.experiment.experiment import Experiment
 from vdit.generate.generator import Generator
+from vdit.models.vae.blocks import fold
+from vdit.models.vae.config import VAEConfig
 from vdit.train.workspace import Workspace
 
 CURVES = {"vae": ("reconstruction", "psnr", "kl", "discriminator"), "dit": ("loss", "grad_norm")}
@@ -72,13 +75,33 @@ def reconstruction(
     return rows, again
 
 
+def linear_code(videos: dict[str, np.ndarray], vae: VAEConfig, holdout: Sequence[str]) -> dict[str, float]:
+    """PSNR of each video [t h w 3] in dB, as principal components of the pixels that a latent stands for.
+
+    As many as the VAE has channels, of the videos that are not in `holdout`.
+    """
+    time, space = vae.temporal_stride, vae.spatial_stride
+    blocks = {}
+    for name, video in videos.items():
+        whole = np.concatenate([np.repeat(video[:1], time - 1, axis=0), video])  # as the VAE sees a first frame
+        folded = np.asarray(fold(whole[None].astype(np.float32) / 255, time, space))
+        blocks[name] = folded.reshape(-1, folded.shape[-1])
+    seen = np.concatenate([some for name, some in blocks.items() if name not in holdout])
+    mean = seen.mean(0)
+    components = np.linalg.eigh(np.cov((seen - mean).T))[1][:, ::-1][:, : vae.latent_channels]
+    error = {name: np.square((some - mean) - (some - mean) @ components @ components.T).mean()
+             for name, some in blocks.items()}  # fmt: skip
+    return {name: float(-10 * np.log10(max(one, 1e-10))) for name, one in error.items()}
+
+
 def means(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Mean PSNR and SSIM over clips, seen and left out."""
     out = {}
     for part, seen in (("seen", True), ("left out", False)):
         chosen = [row for row in rows if row["seen"] == seen]
         if chosen:
-            out |= {f"{key} {part}": float(np.mean([row[key] for row in chosen])) for key in ("psnr", "ssim")}
+            keys = ("psnr", "ssim", "linear code, psnr")
+            out |= {f"{key} {part}": float(np.mean([row[key] for row in chosen])) for key in keys}
     return out
 
 
@@ -134,7 +157,7 @@ def build_page(result: dict[str, Any], metrics: dict, videos: dict[str, list], r
     page.figures(figures | {"useful tokens": f"{result['token_use']['tokens']:.2%}"})
     for title, grid in videos.items():
         page.videos(grid, result["fps"], title=title, columns=2)
-    keys = ("clip", "seen", "size", "frames", "fps", "psnr", "ssim")
+    keys = ("clip", "seen", "size", "frames", "fps", "psnr", "linear code, psnr", "ssim")
     table = [[("yes" if row[k] else "no") if k == "seen" else row[k] for k in keys] for row in result["clips"]]
     page.table(keys, table, title="Reconstruction, clip by clip")
     for stage, lines in metrics.items():
@@ -164,6 +187,9 @@ def report(
     area = max(experiment.data.pixel_budgets)
     clips = {one.id: shown(one, experiment, frames, area) for one in footage}
     table, again = reconstruction(generator, clips, experiment.holdout)
+    linear = linear_code({name: video for name, (video, _) in clips.items()}, experiment.vae, experiment.holdout)
+    for row in table:
+        row["linear code, psnr"] = linear[row["clip"]]
 
     seen = [name for name in clips if name not in experiment.holdout]
     spread = [seen[i] for i in np.linspace(0, len(seen) - 1, min(samples, len(seen))).astype(int)]
