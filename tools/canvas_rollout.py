@@ -25,7 +25,8 @@ def rollout(generator: Generator, run: str, *, seconds: int, out: Path) -> Measu
     scene = next(one for one in scenes(generator, "bounce", 16) if len(one.meta["objects"]) == 1)
     fps = generator.experiment.sample.fps
     files = {length: out / f"rollout-{length}s.mp4" for length in (SHORT, seconds)}
-    costs = {length: _run(run, scene.caption, length, file) for length, file in files.items()}
+    context = generator.experiment.sample.frames * 3 // 4 // 4 * 4
+    costs = {length: _run(run, scene.caption, length, file, context) for length, file in files.items()}
     video = vdit.read_video(files[seconds]).frames
     sixth = len(video) // 6
     seen = track(video)
@@ -54,11 +55,11 @@ def rollout(generator: Generator, run: str, *, seconds: int, out: Path) -> Measu
     return Measure(name="rollout", what=what, rows=rows, cards=[*cards, (stills, "a frame of each twelfth")])
 
 
-def _run(run: str, prompt: str, seconds: int, file: Path) -> tuple[int, float]:
+def _run(run: str, prompt: str, seconds: int, file: Path, context: int) -> tuple[int, float]:
     """(peak memory in bytes, seconds) of the command in a process of its own."""
     command = [sys.executable, "-m", "vdit.cli.main", "rollout", run, prompt, "--seconds", str(seconds), "--seed", "1"]
     # A long memory, known with a little noise: errors do not add up. Stronger guidance by it would end in a standstill.
-    command += ["--context", "24", "--known-level", "0.1", "--context-guidance", "1"]
+    command += ["--context", str(context), "--known-level", "0.1", "--context-guidance", "1"]
     began = time.perf_counter()
     process = subprocess.Popen([*command, "--out", str(file)], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
