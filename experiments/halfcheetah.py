@@ -6,8 +6,8 @@
     MUJOCO_GL=egl vdit eval runs/cheetah --emulator cheetah_test
     vdit simulate runs/cheetah "HalfCheetah" --actions motors.csv --out played.mp4
 
-Hardware: one CPU core, 43 minutes. Expected: SSIM 0.65 over 64 frames, against 0.63 of the last frame; a body that moves,
-with blurred limbs (docs/emulators.md).
+Hardware: one CPU core, 43 minutes. Expected: SSIM 0.65 over 64 frames, against 0.63 of the last frame; a body that
+moves, with blurred limbs (docs/emulators.md).
 
 As experiments/vizdoom_corridor.py: an action is six numbers from -1 to 1, 20 times a second.
 """
