@@ -78,7 +78,7 @@ def reconstruction(
 def linear_code(videos: dict[str, np.ndarray], vae: VAEConfig, holdout: Sequence[str]) -> dict[str, float]:
     """PSNR of each video [t h w 3] in dB, as principal components of the pixels that a latent stands for.
 
-    As many as the VAE has channels, of the videos that are not in `holdout`.
+    As many as the VAE has channels, of the videos that are not in `holdout`; of all, where all are.
     """
     time, space = vae.temporal_stride, vae.spatial_stride
     blocks = {}
@@ -86,7 +86,7 @@ def linear_code(videos: dict[str, np.ndarray], vae: VAEConfig, holdout: Sequence
         whole = np.concatenate([np.repeat(video[:1], time - 1, axis=0), video])  # as the VAE sees a first frame
         folded = np.asarray(fold(whole[None].astype(np.float32) / 255, time, space))
         blocks[name] = folded.reshape(-1, folded.shape[-1])
-    seen = np.concatenate([some for name, some in blocks.items() if name not in holdout])
+    seen = np.concatenate([some for name, some in blocks.items() if name not in holdout] or [*blocks.values()])
     mean = seen.mean(0)
     components = np.linalg.eigh(np.cov((seen - mean).T))[1][:, ::-1][:, : vae.latent_channels]
     error = {name: np.square((some - mean) - (some - mean) @ components @ components.T).mean()
