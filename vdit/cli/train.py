@@ -51,7 +51,7 @@ def folder_experiment(path: str | Path) -> Experiment:
     from vdit.models.text.config import TextConfig
     from vdit.models.vae.config import VAELossConfig, preset
 
-    videos = _count_videos(path)
+    videos, vae = _count_videos(path), preset("footage")
     experiment = Experiment(
         name=(paths.path(path).name if paths.is_remote(path) else Path(path).resolve().name) or "folder",
         data=DataConfig(
@@ -65,14 +65,14 @@ def folder_experiment(path: str | Path) -> Experiment:
             max_frames_per_row=64,
             max_clips_per_row=24,
         ),
-        vae=preset("footage"),
+        vae=vae,
         vae_loss=VAELossConfig(reconstruction="mse", kl_weight=2e-5, equivariance_weight=0.25),
         vae_clips=VAETrainConfig(frames=9, size=(64, 64)),
         vae_train=TrainConfig(steps=3000, batch_size=4, ema_decay=0.99, optimizer=Muon(
             learning_rate=4e-3, warmup_steps=50, schedule="cosine", final_scale=0.02, b2=0.95, clip_norm=0.3)),
         latents=LatentsConfig(samples=-(-CUTS // videos) * videos, latent_frames=1),
         text=TextConfig(vocab_size=2048, width=128, depth=2, heads=4),
-        backbone=DiTConfig(in_channels=48, width=256, depth=8, heads=4, position="both"),
+        backbone=DiTConfig(in_channels=vae.latent_channels, width=256, depth=8, heads=4, position="both"),
         # A latent has thousands of values: what is where is decided at high noise.
         diffusion=DiffusionConfig(stratified=True, shift=4.0),
         canvases=EVERY_TASK,

@@ -10,6 +10,8 @@ from flax.linen import meta
 
 from vdit.errors import ShapeError
 from vdit.models.vae import VAE, VAEConfig, decode_stream, encode_stream
+from vdit.models.vae.blocks import fold, unfold
+from vdit.models.vae.config import preset
 
 CONFIGS = {
     "wan": VAEConfig(latent_channels=3, base_channels=4, channel_mults=(1, 2, 2, 2), blocks_per_level=1,
@@ -27,18 +29,7 @@ CONFIGS = {
         norm_out=False,
         out_width=12,
     ),
-    "tiny": VAEConfig(
-        latent_channels=3,
-        base_channels=8,
-        channel_mults=(1, 1),
-        spatial_down=(True,),
-        temporal_down=(False,),
-        patch=2,
-        patch_frames=4,
-        middle="none",
-        blocks_per_level=1,
-        linear_path=True,
-    ),
+    "tiny": preset("tiny", latent_channels=3, base_channels=8, patch=2, linear_path=True),
 }
 FRAMES, LATENT_FRAMES = 13, 4
 
@@ -147,6 +138,25 @@ def test_frames_see_no_latent_to_come(model):
         last = -(-i // stride)
         assert np.all(seen[i, last + 1 :] == 0.0), f"frame {i} sees a latent frame after {last}"
         assert seen[i, last] > 0.0
+
+
+def test_what_networks_leave_out_passes_by_the_linear_path():
+    """Networks of zeros: a latent is a linear map of its pixels, the first frame's repeated, and pixels of a latent."""
+    config = CONFIGS["tiny"]
+    vae, video = VAE(config), jax.random.uniform(jax.random.key(0), (1, 5, 8, 8, 3), minval=-1, maxval=1)
+    params = jax.tree.map(jnp.zeros_like, meta.unbox(vae.init(jax.random.key(1), video)["params"]))
+    kernels = {}
+    for i, half in enumerate(("encoder", "decoder")):
+        shape = params[half]["linear_path"]["kernel"].shape
+        params[half]["linear_path"]["kernel"] = jax.random.normal(jax.random.key(i), shape)
+        kernels[half] = params[half]["linear_path"]["kernel"][0, 0, 0]
+
+    latents = vae.apply({"params": params}, video, method="encode").mean
+    decoded = vae.apply({"params": params}, latents, method="decode")
+
+    pixels = fold(jnp.concatenate([jnp.repeat(video[:, :1], 3, axis=1), video], axis=1), 4, 4)
+    np.testing.assert_allclose(latents, pixels @ kernels["encoder"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(decoded, unfold(latents @ kernels["decoder"], 4, 4)[:, 3:], rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(
