@@ -16,7 +16,7 @@ from vdit.diffusion import (
     target,
     to_clean_and_noise,
 )
-from vdit.errors import ShapeError
+from vdit.errors import ConfigError, ShapeError
 
 KEY = jax.random.key(0)
 UNIFORM = DiffusionConfig(timestep_sampling="uniform")
@@ -155,6 +155,26 @@ def test_tokens_without_weight_do_not_matter_at_all():
     assert np.abs(gradient[:, :2]).min() > 0
     assert loss_of(output.at[:, 2].set(jnp.nan), weight) == loss
     assert loss_of(output, jnp.zeros((2, 3))) == 0
+
+
+def test_the_loss_of_clean_data_in_the_space_of_velocity_is_that_of_the_velocity_it_implies():
+    x0, noise, output = (some((2, 3, 4), seed) for seed in range(3))
+    level = jnp.array([[0.06, 0.5, 1.0], [0.2, 0.9, 0.3]])
+    given = {"x0": x0, "noise": noise, "level": level, "weight": jnp.ones((2, 3))}
+    sample = DiffusionConfig(prediction="sample", loss_space="velocity", shift=3.0)
+    x = add_noise(Flow(), x0, noise, level)
+    velocity = (x - output) / level[..., None]
+    mine, _ = diffusion_loss(sample, output, **given)
+    implied, _ = diffusion_loss(DiffusionConfig(prediction="velocity", shift=3.0), velocity, **given)
+    np.testing.assert_allclose(mine, implied, rtol=1e-4)
+    clean, _ = diffusion_loss(sample, x0, **(given | {"level": jnp.zeros((2, 3))}))
+    assert clean == 0  # and no division by zero
+
+
+@pytest.mark.parametrize("settings", [{"prediction": "v"}, {"kind": "ddpm", "prediction": "sample"}])
+def test_the_space_of_velocity_is_refused_where_it_has_no_meaning(settings):
+    with pytest.raises(ConfigError, match=settings["prediction"]):
+        DiffusionConfig(loss_space="velocity", **settings)
 
 
 def test_the_wrong_number_of_channels_is_named():

@@ -13,6 +13,7 @@ Prediction = Literal["velocity", "noise", "v", "sample"]
 BetaSchedule = Literal["linear", "scaled_linear", "cosine"]
 Interpolation = Literal["log_alpha", "sigma"]
 TimestepSampling = Literal["logit_normal", "uniform"]
+LossSpace = Literal["prediction", "velocity"]
 
 
 @short_repr
@@ -23,6 +24,10 @@ class DiffusionConfig:
     Args:
         kind: "flow", straight paths from data to noise; "ddpm", the discrete variance-preserving process.
         prediction: what the network predicts (see vdit.diffusion.objectives).
+        loss_space: whose squared error is the loss: of what the network predicts, or of the velocity that it implies.
+            "velocity" is for the prediction "sample". A network narrower than its tokens have values can predict clean
+            data, which fill few dimensions, where it cannot pass on the noise that a velocity holds (JiT, Li and He,
+            2025). Flow only.
         shift: moves training levels and sampling grids toward noise. 1 does nothing. Flow only.
         timestep_sampling, logit_mean, logit_std: how training draws levels, before the shift.
         stratified: spread the levels of a batch evenly. The distribution of each level alone stays the same.
@@ -41,6 +46,7 @@ class DiffusionConfig:
 
     kind: Kind = "flow"
     prediction: Prediction = "velocity"
+    loss_space: LossSpace = "prediction"
     shift: float = 1.0
     timestep_sampling: TimestepSampling = "logit_normal"
     logit_mean: float = 0.0
@@ -58,6 +64,7 @@ class DiffusionConfig:
         for field, choices in (
             ("kind", Kind),
             ("prediction", Prediction),
+            ("loss_space", LossSpace),
             ("timestep_sampling", TimestepSampling),
             ("beta_schedule", BetaSchedule),
             ("interpolation", Interpolation),
@@ -85,4 +92,10 @@ class DiffusionConfig:
             raise ConfigError(
                 "prediction is 'noise' with kind='flow': pure noise says nothing of the data there, "
                 "so use 'velocity', 'v' or 'sample'"
+            )
+        flow_of_data = self.kind == "flow" and self.prediction in ("sample", "velocity")
+        if self.loss_space == "velocity" and not flow_of_data:
+            raise ConfigError(
+                f"loss_space is 'velocity' with kind={self.kind!r} and prediction={self.prediction!r}: use kind='flow' "
+                "with prediction 'sample' or 'velocity', or loss_space='prediction'"
             )

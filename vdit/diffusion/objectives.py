@@ -30,6 +30,7 @@ from vdit.diffusion.schedules import DDPM, Schedule, make_schedule
 from vdit.errors import ConfigError, ShapeError
 from vdit.types import Array
 
+LEAST_SIGMA = 0.05  # what an error of clean data is divided by at least, to be one of velocity (JiT)
 BIN = 2.0 / 255.0  # width of the bins in the likelihood of the last step
 
 
@@ -225,7 +226,11 @@ def diffusion_loss(
     output, x0, noise = (v.astype(jnp.float32) for v in (output, x0, noise))
     mean_part = output[..., : x0.shape[-1]]
     wanted = target(schedule, config.prediction, x0, noise, level)
-    mse = weighted_mean(jnp.mean((mean_part - wanted) ** 2, axis=-1), weight)
+    error = mean_part - wanted
+    if config.loss_space == "velocity" and config.prediction == "sample":
+        # x_t is given: velocity = (x_t - x_0) / sigma.
+        error = error / jnp.maximum(expand_like(schedule.sigma(level), error), LEAST_SIGMA)
+    mse = weighted_mean(jnp.mean(error**2, axis=-1), weight)
     if not config.learn_variance:
         return mse, {"mse": mse}
     terms = bound_terms(schedule, config.prediction, output, x0=x0, noise=noise, level=level)
