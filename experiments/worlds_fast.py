@@ -18,10 +18,10 @@ to 3 points), and the number of network calls for a video:
 The shares were measured with an older detector, which also accepted deformed shapes, and a teacher of 4,400 steps
 without canvases: expect lower ones now.
 
-Consistency distillation with the guidance distilled in (vdit/train/distill.py). With few steps
+Consistency distillation with the guidance distilled in (vdit/experiment/distill.py). With few steps
 only the shape suffers: colour and direction are right in 98% from one step on. Three times the learning rate with a
-grid half as fine gave the same figures. Any run of a model that predicts velocity or v can be the teacher; the
-student's experiment is the teacher's with these changes:
+grid half as fine gave the same figures. Any run of a model that predicts velocity, v or clean data can be the
+teacher; the student's experiment is the teacher's with these changes:
 
     --cfg.start_from=RUN --cfg.objective.guidance=4 --cfg.sample.sampler=consistency --cfg.sample.guidance=1
 """

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
 import vdit
@@ -143,6 +144,20 @@ def test_a_folder_of_videos_is_trained_on_by_data(capsys, tmp_path):
     (tmp_path / "videos" / "a.mp4").write_bytes(b"")
     line = refused(capsys, "train", tmp_path / "videos")
     assert f"is a folder of videos; to train on a folder of videos, write vdit train --data {tmp_path}" in line
+
+
+@pytest.mark.parametrize(("width", "told"), [(192, True), (256, False)])
+def test_a_network_too_narrow_for_the_noise_of_its_tokens_is_told(capsys, tmp_path, monkeypatch, width, told):
+    from vdit.train import stages
+
+    monkeypatch.setattr(stages, "run", lambda *_, **__: None)
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    vdit.write_video(videos / "a.mp4", np.zeros((9, 64, 64, 3), np.uint8), fps=8)
+    changes = (f"backbone.width={width}", "backbone.text=none", "diffusion.prediction=velocity")
+    train = ["train", "--data", str(videos), "--workdir", str(tmp_path / "run")]
+    assert main([*train, *(f"--cfg.{change}" for change in changes)]) == 0
+    assert ("192 values" in capsys.readouterr().out) == told
 
 
 def test_a_file_in_the_place_of_a_folder_is_one_line(capsys, tmp_path):

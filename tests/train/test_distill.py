@@ -89,7 +89,8 @@ def test_of_one_point_the_true_function_has_no_loss():
 
 
 @pytest.mark.parametrize(
-    ("schedule", "prediction", "share"), [(Flow(), "velocity", 0.2), (Flow(), "v", 0.2), (DDPM(), "v", 0.7)]
+    ("schedule", "prediction", "share"),
+    [(Flow(), "velocity", 0.2), (Flow(), "v", 0.2), (Flow(), "sample", 0.2), (DDPM(), "v", 0.7)],
 )
 def test_the_true_function_has_the_least_loss_which_falls_as_the_teachers_error(schedule, prediction, share):
     options = {"schedule": schedule, "prediction": prediction}
@@ -273,8 +274,8 @@ def test_what_cannot_be_distilled_is_refused():
         toy(start_from=None)
     with pytest.raises(ConfigError, match="set lora=none"):
         toy(lora=LoRAConfig())
-    with pytest.raises(ConfigError, match=r"diffusion.prediction='sample'.* needs 'velocity' or 'v'"):
-        toy(diffusion=DiffusionConfig(prediction="sample"))
+    with pytest.raises(ConfigError, match=r"diffusion.prediction='noise'.* needs 'velocity', 'v' or 'sample'"):
+        toy(diffusion=DiffusionConfig(kind="ddpm", prediction="noise"))
     for wrong in ({"steps": 1}, {"huber": 0.0}, {"guidance": -1.0}, {"interval": (0.5, 0.2)}):
         with pytest.raises(ConfigError, match=f"objective.{next(iter(wrong))}="):
             ConsistencyDistillation(**wrong)

@@ -73,8 +73,9 @@ def folder_experiment(path: str | Path) -> Experiment:
         latents=LatentsConfig(samples=-(-CUTS // videos) * videos, latent_frames=1),
         text=TextConfig(vocab_size=2048, width=128, depth=2, heads=4),
         backbone=DiTConfig(in_channels=vae.latent_channels, width=256, depth=8, heads=4, position="both"),
-        # A latent has thousands of values: what is where is decided at high noise.
-        diffusion=DiffusionConfig(stratified=True, shift=4.0),
+        # A latent has thousands of values: what is where is decided at high noise. A token has 192 of them, nearly as
+        # many as the network is wide, which predicts clean data better than noise.
+        diffusion=DiffusionConfig(stratified=True, shift=4.0, prediction="sample", loss_space="velocity"),
         canvases=EVERY_TASK,
         dit_train=TrainConfig(steps=5000, batch_size=8, optimizer=Muon(
             learning_rate=4e-3, warmup_steps=100, schedule="cosine", final_scale=0.03, b2=0.95)),
@@ -228,7 +229,24 @@ def _tell_stages(experiment, space, stages, status) -> None:
         total = {"vae": vae.steps, "dit": dit.steps}.get(stage, 0)
         done = "" if not step else ", done" if step >= total else f", from step {step}"
         status.tell(stage, words[stage] + done)
+    if "dit" in stages and (advice := _advice(e)):
+        status.tell("note", advice)
     status.tell("takes", "each stage prints this after its first steps; Ctrl-C stops, the same command resumes")
+
+
+def _advice(experiment: Experiment) -> str | None:
+    """What speaks against the prediction that a new model is to make; None where nothing does."""
+    from vdit.models.backbone import token_values
+
+    values, width, diffusion = token_values(experiment.backbone), experiment.backbone.width, experiment.diffusion
+    narrow = diffusion.kind == "flow" and diffusion.prediction != "sample" and width <= values
+    if not narrow or experiment.start_from is not None or experiment.lora is not None:
+        return None
+    return (
+        f"a token has {values} values and the network is {width} wide: such a network predicts clean data better than "
+        f"diffusion.prediction={diffusion.prediction}; --cfg.diffusion.prediction=sample "
+        "--cfg.diffusion.loss_space=velocity (docs/experiment_log.md)"
+    )
 
 
 def _run_stages(experiment, space, stages, options, together, profile_steps, status) -> None:

@@ -9,7 +9,8 @@ next lower level s of a grid. The student's x0 estimate at t is trained to match
 (Song et al. 2023, eq. 7). Guidance becomes part of the student, which then needs one call a step, not two (latent
 consistency models; Luo et al. 2023). f is the estimate of the clean data that the network's prediction implies: for a
 flow x - t v(x, t), which at level 0 is x whatever the network says. So the boundary holds by itself, without further
-coefficients, and the student can begin as a copy of its teacher.
+coefficients, and the student can begin as a copy of its teacher. Where the network predicts clean data, f is x at
+level 0 instead of what it says: the levels are a grid's, and no other of them lies near.
 
 Why so: it is one regression on packed rows, whatever clips and canvases they hold, and stays stable without care.
 The target is the student itself, not an average of it, and d the pseudo-Huber distance sqrt(|a - b|^2 + c^2) - c, since
@@ -78,10 +79,11 @@ class ConsistencyDistillation(Objective):
                 raise ConfigError(f"objective.{name}={getattr(self, name)!r}: must be {rule}")
 
     def check(self, diffusion: DiffusionConfig) -> None:
-        if diffusion.prediction not in ("velocity", "v") or diffusion.learn_variance:
+        if diffusion.prediction == "noise" or diffusion.learn_variance:
             raise ConfigError(
                 f"diffusion.prediction={diffusion.prediction!r}, learn_variance={diffusion.learn_variance}: objective "
-                "'consistency' needs 'velocity' or 'v', which tell the clean data at all levels, and no variance"
+                "'consistency' needs 'velocity', 'v' or 'sample', which tell the clean data at all levels, and no "
+                "variance"
             )
 
     def make_loss(self, model: DiffusionModel) -> LossFn:
@@ -169,7 +171,7 @@ def consistency_gap(
         lower: float32 [b k], s of each frame. Frames with s = t do not move.
         networks: student, target and teacher.
         schedule: of the noise.
-        prediction: "velocity" or "v", which tell the clean data at all levels.
+        prediction: "velocity", "v" or "sample", which tell the clean data at all levels.
 
     Returns:
         float32 [b n], a mean over each token's values.
@@ -178,7 +180,10 @@ def consistency_gap(
 
     def clean(predict: Predict, x: Array, levels: Array) -> tuple[Array, Array]:
         alpha, sigma = (expand_like(part(of_tokens(levels)), x) for part in (schedule.alpha, schedule.sigma))
-        return to_clean_and_noise(prediction, predict(x, levels), x, alpha, sigma)
+        output = predict(x, levels)
+        if prediction == "sample":
+            output, sigma = jnp.where(sigma > 0, output, x), jnp.where(sigma > 0, sigma, 1.0)
+        return to_clean_and_noise(prediction, output, x, alpha, sigma)
 
     moves = (of_tokens(level) != of_tokens(lower))[..., None]
     down = jnp.where(moves, add_noise(schedule, *clean(networks.teacher, x, level), of_tokens(lower)), x)

@@ -154,8 +154,7 @@ class VAE(nn.Module):
     Videos are float [b t h w 3] in [-1, 1] with t = 1 + temporal_stride * k; latents are
     [b 1+k h' w' c]. A chunk's cache is None at the start of a clip, then what the call before returned.
     Decoded values are not clipped. split: videos and latents are the parts of one device (vdit/models/vae/split.py);
-    where
-    frames are shared out, a chunk has the frames before its first that make the parts equal.
+    where frames are shared out, a chunk has the frames before its first that make the parts equal.
     """
 
     config: VAEConfig
