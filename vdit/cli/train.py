@@ -79,7 +79,7 @@ def folder_experiment(path: str | Path) -> Experiment:
         canvases=EVERY_TASK,
         dit_train=TrainConfig(steps=5000, batch_size=8, optimizer=Muon(
             learning_rate=4e-3, warmup_steps=100, schedule="cosine", final_scale=0.03, b2=0.95)),
-        sample=SampleConfig(frames=17, size=(96, 96), fps=8.0, steps=25, guidance=3.0),
+        sample=SampleConfig(frames=17, size=(96, 96), fps=8.0, steps=25, guidance=1.5),
     )
     encoding = _encoding(path)
     if encoding is None:

@@ -47,8 +47,7 @@ class VAEConfig:
         `patch` folds many pixels into a place, it draws sharper edges than as many channels everywhere.
     linear_path: a linear map of the pixels that a latent stands for is added to the latents, and one of a latent to
         its pixels; the networks add what a linear code cannot say. With tens of channels a VAE of real footage keeps
-        decibels more, in latents that a small transformer learns less well (docs/experiment_log.md). Frames must be
-        folded (`patch_frames`), not halved.
+        decibels more (docs/experiment_log.md). Frames must be folded (`patch_frames`), not halved.
     quant: a 1x1x1 convolution of the latents after the encoder and one before the decoder.
     dtype: type of the convolutions; norms and softmax stay float32.
     conv: how convolutions are computed (vdit/nn/conv.py).
@@ -324,11 +323,12 @@ PRESETS: dict[str, dict[str, object]] = {
     },
 }
 # Folds pixels and frames in one step: many cheap training steps teach more than a few expensive ones. A latent of 48
-# channels keeps a sixteenth of the values.
+# channels keeps a sixteenth of the values, by a linear code and what the networks add to it.
 PRESETS["footage"] = PRESETS["tiny"] | {
     "latent_channels": 48,
     "base_channels": 96,
     "out_width": 384,
+    "linear_path": True,
 }
 
 
