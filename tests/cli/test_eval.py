@@ -61,6 +61,23 @@ def test_folders_are_compared_with_real_videos_by_names_and_by_features(folders,
     assert "n=10" in lines
 
 
+def test_files_that_differ_in_their_endings_alone_are_videos_of_their_own(tiny_run, tmp_path):
+    world = worlds.make("moving", size=(48, 48), frames=9)
+    for folder in ("real", "made"):
+        (tmp_path / folder).mkdir()
+        for index, name in enumerate(("dog.mkv", "dog.mp4")):
+            write_video(tmp_path / folder / name, world[index].video, fps=8)
+            with (tmp_path / folder / "captions.jsonl").open("a") as file:
+                file.write(json.dumps({"file": name, "caption": world[index].caption}) + "\n")
+    options = ["--real", tmp_path / "real", "--metrics", "psnr", "--features", "none", "--frames", 5]
+    found, _, _ = evaluate(tmp_path / "made", *options, "--out", tmp_path / "out")
+    assert found["made"]["psnr"]["n"] == 2
+    assert found["made"]["psnr"]["value"] > 40  # each with its own
+    found, _, _ = evaluate(tiny_run, *options, "--given", 1, "--out", tmp_path / "other")
+    (name,) = set(found) - {"real"}
+    assert found[name]["psnr"]["n"] == 2
+
+
 def test_half_of_a_set_is_nearer_than_a_damaged_one(folders, tmp_path):
     halves = {name: tmp_path / name for name in ("one", "two", "damaged")}
     for folder in halves.values():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -95,32 +96,32 @@ def folder_videos(
         reading: how they are read.
         name: of the set; None is the folder's.
         truth: the true videos, made by `folder_videos`. A video whose name, or whose name without its number, is one of
-            theirs is compared with it frame by frame, as far as both last.
+            theirs is compared with it frame by frame, as far as both last. Names have no endings (.mp4), but where two
+            files differ in nothing else.
 
     Raises:
         DataError: the folder is not there, or holds no videos.
     """
     reading = reading or FolderReading()
     listing = read_captions(folder)
-    entries = listing.entries[: reading.videos]
-    known = {} if truth is None else {case.keywords["stem"]: case for case in map(_partial, truth.cases)}
-    stems = [str(Path(entry.file).with_suffix("")) for entry in entries]
-    groups = [found[1] if (found := _NUMBERED.fullmatch(stem)) else None for stem in stems]
+    entries, names = listing.entries[: reading.videos], _names([entry.file for entry in listing.entries])
+    known = {} if truth is None else _known(truth)
+    groups = [found[1] if (found := _NUMBERED.fullmatch(_stem(entry.file))) else None for entry in entries]
 
-    def case(file: str, caption: str, stem: str, group: str | None) -> Case:
+    def case(file: str, caption: str, name: str, group: str | None) -> Case:
         clip = reading.read(Path(folder) / file)
-        other = known.get(stem) or (known.get(group) if group else None)
+        other = _true(known, file)
         video, true = clip.frames, None
         if other is not None:
             true = other().video
             count = min(len(video), len(true))
             video, true = video[:count], resize_video(true[:count], video.shape[1:3])
-        return Case(name=stem, video=video, fps=clip.fps, caption=caption or None, truth=true, group=group)
+        return Case(name=name, video=video, fps=clip.fps, caption=caption or None, truth=true, group=group)
 
     cases = [
-        _Bound(case, {"file": entry.file, "caption": entry.captions[0], "stem": stem,
+        _Bound(case, {"file": entry.file, "caption": entry.captions[0], "name": name,
                       "group": group if group is not None and groups.count(group) > 1 else None})
-        for entry, stem, group in zip(entries, stems, groups)
+        for entry, name, group in zip(entries, names, groups)
     ]  # fmt: skip
     if not cases:
         raise DataError(f"{folder}: holds no videos")
@@ -143,11 +144,32 @@ def _partial(case: Callable[[], Case]) -> _Bound:
     return case
 
 
+def _stem(file: str) -> str:
+    return str(Path(file).with_suffix(""))
+
+
+def _names(files: Sequence[str]) -> list[str]:
+    """What the videos of a folder are called: the files without their endings, whole where two are alike without."""
+    count = Counter(map(_stem, files))
+    return [_stem(file) if count[_stem(file)] == 1 else file for file in files]
+
+
+def _known(truth: VideoSet) -> dict[str, _Bound]:
+    """The true videos by their files and by their names."""
+    cases = [_partial(case) for case in truth.cases]
+    return {case.keywords[key]: case for key in ("name", "file") for case in cases}
+
+
+def _true(known: Mapping[str, _Bound], file: str) -> _Bound | None:
+    """The true video of a file: of the same file name, the same name, or the same without its number."""
+    numbered = _NUMBERED.fullmatch(_stem(file))
+    return known.get(file) or known.get(_stem(file)) or (known.get(numbered[1]) if numbered else None)
+
+
 def paired(made: VideoSet, truth: VideoSet) -> int:
     """How many videos of a folder have a true one of the same name."""
-    names = {_partial(case).keywords["stem"] for case in truth.cases}
-    stems = [_partial(case).keywords["stem"] for case in made.cases]
-    return sum(stem in names or ((m := _NUMBERED.fullmatch(stem)) is not None and m[1] in names) for stem in stems)
+    known = _known(truth)
+    return sum(_true(known, _partial(case).keywords["file"]) is not None for case in made.cases)
 
 
 def folder_tasks(folder: str | Path, generator: Generator, reading: FolderReading) -> list[Task]:
@@ -157,16 +179,16 @@ def folder_tasks(folder: str | Path, generator: Generator, reading: FolderReadin
         DataError: the folder holds none, or videos without captions.
         ShapeError: a video is shorter than what is asked for.
     """
-    fps, tasks = generator.experiment.sample.fps, []
-    for entry in read_captions(folder).entries[: reading.videos]:
+    fps, tasks, entries = generator.experiment.sample.fps, [], read_captions(folder).entries
+    names = _names([entry.file for entry in entries])
+    for name, entry in list(zip(names, entries))[: reading.videos]:
         if not entry.captioned and generator.network.uses_text:
             raise DataError(f"{folder}: {entry.file} has no caption, and the model needs a prompt: add captions.jsonl")
         clip = dataclasses.replace(reading, fps=fps).read(Path(folder) / entry.file)
         if len(clip.frames) < reading.frames:
             raise ShapeError(f"{entry.file} has {len(clip.frames)} frames at {fps:g} fps, {reading.frames} are asked "
                              "for: give fewer --frames")  # fmt: skip
-        stem = str(Path(entry.file).with_suffix(""))
-        tasks.append(Task(name=stem, caption=entry.captions[0], truth=clip.frames, fps=fps))
+        tasks.append(Task(name=name, caption=entry.captions[0], truth=clip.frames, fps=fps))
     return tasks
 
 
