@@ -81,8 +81,8 @@ def config() -> Experiment:
         latents=LatentsConfig(samples=21 * 8, latent_frames=1),
         text=TextConfig(vocab_size=512, max_length=64, width=128, depth=1, heads=4),
         backbone=DiTConfig(in_channels=48, width=192, depth=6, heads=3, position="both", scan=False),
-        # A latent has some ten thousand values: what is where is decided at high noise. A token has 192 of them, as many
-        # as the network is wide, which predicts clean data better than noise (docs/experiment_log.md).
+        # A latent has some ten thousand values: what is where is decided at high noise. A token has 192 of them, as
+        # many as the network is wide, which predicts clean data better than noise (docs/experiment_log.md).
         diffusion=DiffusionConfig(stratified=True, shift=4.0, prediction="sample", loss_space="velocity"),
         canvases=CanvasConfig(
             none=0.5, first=0.12, head=0.16, tail=0.05, ends=0.05, mask=0.08, frames=0.04, window=0.2, context_noise=0.1
