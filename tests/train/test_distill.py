@@ -102,6 +102,16 @@ def test_the_true_function_has_the_least_loss_which_falls_as_the_teachers_error(
     assert coarse / fine > 10  # a step of first order errs by its length squared: by a 16th
 
 
+def test_of_clean_data_the_last_target_is_what_was_stepped_to_whatever_the_network_says():
+    level, lower = jnp.array([[0.5]]), jnp.array([[0.0]])
+    x, output = jnp.full((1, 3, 1), 0.7), jnp.full((1, 3, 1), 0.2)
+    told = Networks(student=lambda *_: output, target=lambda *_: jnp.full_like(x, jnp.nan), teacher=lambda *_: output + 0.1)
+    square = consistency_gap(
+        x, jnp.zeros((1, 3), int), level, lower, told, schedule=Flow(), prediction="sample"
+    )  # fmt: skip
+    np.testing.assert_allclose(square, 0.1**2, rtol=1e-5)
+
+
 def test_gradients_reach_the_guess_alone():
     slope = lambda **moved: jax.grad(lambda m: gap(0.3, steps=8, **{name: m for name in moved}))(0.3)  # noqa: E731
     assert slope(teacher=True) == 0

@@ -229,7 +229,8 @@ def _tell_stages(experiment, space, stages, status) -> None:
         total = {"vae": vae.steps, "dit": dit.steps}.get(stage, 0)
         done = "" if not step else ", done" if step >= total else f", from step {step}"
         status.tell(stage, words[stage] + done)
-    if "dit" in stages and (advice := _advice(e)):
+    begun = paths.is_dir(space.dit) and steps_in(space.dit)
+    if "dit" in stages and not begun and (advice := _advice(e)):
         status.tell("note", advice)
     status.tell("takes", "each stage prints this after its first steps; Ctrl-C stops, the same command resumes")
 
@@ -243,9 +244,9 @@ def _advice(experiment: Experiment) -> str | None:
     if not narrow or experiment.start_from is not None or experiment.lora is not None:
         return None
     return (
-        f"a token has {values} values and the network is {width} wide: such a network predicts clean data better than "
-        f"diffusion.prediction={diffusion.prediction}; --cfg.diffusion.prediction=sample "
-        "--cfg.diffusion.loss_space=velocity (docs/experiment_log.md)"
+        f"a token has {values} values and the network is {width} wide: such a network learns to predict clean data "
+        f"better than {diffusion.prediction}, with --cfg.diffusion.prediction=sample --cfg.diffusion.loss_space=velocity "
+        "(docs/experiment_log.md)"
     )
 
 
