@@ -104,11 +104,11 @@ def test_the_true_function_has_the_least_loss_which_falls_as_the_teachers_error(
 
 def test_of_clean_data_the_last_target_is_what_was_stepped_to_whatever_the_network_says():
     level, lower = jnp.array([[0.5]]), jnp.array([[0.0]])
-    x, output = jnp.full((1, 3, 1), 0.7), jnp.full((1, 3, 1), 0.2)
-    told = Networks(student=lambda *_: output, target=lambda *_: jnp.full_like(x, jnp.nan), teacher=lambda *_: output + 0.1)
-    square = consistency_gap(
-        x, jnp.zeros((1, 3), int), level, lower, told, schedule=Flow(), prediction="sample"
-    )  # fmt: skip
+    x = jnp.full((1, 3, 1), 0.7)
+    says = lambda value: lambda *_: jnp.full_like(x, value)  # noqa: E731
+    told = Networks(student=says(0.2), target=says(jnp.nan), teacher=says(0.3))
+    frames = jnp.zeros((1, 3), int)
+    square = consistency_gap(x, frames, level, lower, told, schedule=Flow(), prediction="sample")
     np.testing.assert_allclose(square, 0.1**2, rtol=1e-5)
 
 

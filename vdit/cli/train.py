@@ -245,7 +245,7 @@ def _advice(experiment: Experiment) -> str | None:
         return None
     return (
         f"a token has {values} values and the network is {width} wide: such a network learns to predict clean data "
-        f"better than {diffusion.prediction}, with --cfg.diffusion.prediction=sample --cfg.diffusion.loss_space=velocity "
+        f"better than {diffusion.prediction}: --cfg.diffusion.prediction=sample --cfg.diffusion.loss_space=velocity "
         "(docs/experiment_log.md)"
     )
 
