@@ -276,7 +276,8 @@ def test_the_report_on_clips(trained):
 
     assert {row["clip"] for row in result["clips"]} == set(VIDEOS)
     assert {row["clip"] for row in result["clips"] if not row["seen"]} == {"held_out.mp4"}
-    assert all(np.isfinite([row["psnr"], row["linear code, psnr"], row["ssim"]]).all() for row in result["clips"])
+    figures = ("psnr", "linear code, psnr", "noisy latents, psnr", "ssim")
+    assert all(np.isfinite([row[key] for key in figures]).all() for row in result["clips"])
     video = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8)
     whole, part = (
         tool.linear_code({"noise": video}, vae_preset("tiny", latent_channels=n), ())["noise"] for n in (768, 24)

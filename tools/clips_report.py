@@ -3,9 +3,10 @@
     python tools/clips_report.py runs/clips [--data FOLDER] [--out runs/clips/report.html]
 
 For every clip: PSNR and SSIM of the VAE's reconstruction at the clip's own aspect ratio, by the rule that
-training sizes clips by, beside a linear code of as many channels, which a VAE should beat. Then the share of useful
-tokens in the rows of the run's mix, training curves, and videos sampled for the captions of clips beside the clips
-themselves.
+training sizes clips by, beside a linear code of as many channels, which a VAE should beat, and PSNR of what the VAE
+decodes from latents with noise of a fifth of each channel's standard deviation: a transformer's samples are not quite
+latents, either. Then the share of useful tokens in the rows of the run's mix, training curves, and videos sampled for
+the captions of clips beside the clips themselves.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from vdit.models.vae.blocks import fold
 from vdit.models.vae.config import VAEConfig
 from vdit.train.workspace import Workspace
 
+NOISE = 0.2  # standard deviations of a channel
 CURVES = {"vae": ("reconstruction", "psnr", "kl", "discriminator"), "dit": ("loss", "grad_norm")}
 
 
@@ -60,17 +62,19 @@ def to_bytes(video: Any) -> np.ndarray:
 
 
 def reconstruction(
-    generator: Generator, clips: dict[str, tuple[np.ndarray, float]], holdout: Sequence[str]
+    generator: Generator, clips: dict[str, tuple[np.ndarray, float]], holdout: Sequence[str], std: np.ndarray
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """A row for each clip, and the reconstructions, by name."""
-    rows, again = [], {}
+    """A row for each clip, and the reconstructions, by name; `std` [c] is that of each channel of the latents."""
+    rows, again, random = [], {}, np.random.default_rng(0)
     for name, (video, fps) in clips.items():
-        decoded = to_bytes(generator.vae.decode(generator.vae.encode(video[None]))[0])
+        latents = np.asarray(generator.vae.encode(video[None]))
+        noise = NOISE * std * random.standard_normal(latents.shape, np.float32)
+        decoded, noisy = (to_bytes(generator.vae.decode(one)[0]) for one in (latents, latents + noise))
         again[name] = decoded
         t, h, w, _ = video.shape
         rows.append(
             {"clip": name, "seen": name not in holdout, "size": f"{w}x{h}", "frames": t, "fps": fps,
-             "psnr": psnr(video, decoded), "ssim": ssim(video, decoded)}
+             "psnr": psnr(video, decoded), "ssim": ssim(video, decoded), "noisy latents, psnr": psnr(video, noisy)}
         )  # fmt: skip
     return rows, again
 
@@ -100,7 +104,7 @@ def means(rows: list[dict[str, Any]]) -> dict[str, float]:
     for part, seen in (("seen", True), ("left out", False)):
         chosen = [row for row in rows if row["seen"] == seen]
         if chosen:
-            keys = ("psnr", "ssim", "linear code, psnr")
+            keys = ("psnr", "ssim", "linear code, psnr", "noisy latents, psnr")
             out |= {f"{key} {part}": float(np.mean([row[key] for row in chosen])) for key in keys}
     return out
 
@@ -157,7 +161,7 @@ def build_page(result: dict[str, Any], metrics: dict, videos: dict[str, list], r
     page.figures(figures | {"useful tokens": f"{result['token_use']['tokens']:.2%}"})
     for title, grid in videos.items():
         page.videos(grid, result["fps"], title=title, columns=2)
-    keys = ("clip", "seen", "size", "frames", "fps", "psnr", "linear code, psnr", "ssim")
+    keys = ("clip", "seen", "size", "frames", "fps", "psnr", "linear code, psnr", "noisy latents, psnr", "ssim")
     table = [[("yes" if row[k] else "no") if k == "seen" else row[k] for k in keys] for row in result["clips"]]
     page.table(keys, table, title="Reconstruction, clip by clip")
     for stage, lines in metrics.items():
@@ -186,7 +190,7 @@ def report(
     began = time.time()
     area = max(experiment.data.pixel_budgets)
     clips = {one.id: shown(one, experiment, frames, area) for one in footage}
-    table, again = reconstruction(generator, clips, experiment.holdout)
+    table, again = reconstruction(generator, clips, experiment.holdout, workspace.statistics()["std"])
     linear = linear_code({name: video for name, (video, _) in clips.items()}, experiment.vae, experiment.holdout)
     for row in table:
         row["linear code, psnr"] = linear[row["clip"]]

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 
 from vdit.dist.mesh import compiler_options
+from vdit.errors import ConfigError
 from vdit.models.vae import DiscriminatorConfig, Gaussian, VAEConfig, VAELossConfig, make_loss
-from vdit.models.vae.losses import hinge_discriminator_loss, hinge_generator_loss, reconstruction_loss, to_float
+from vdit.models.vae.losses import (
+    _noisy,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    reconstruction_loss,
+    to_float,
+)
 
 VAE_CONFIG = VAEConfig(
     latent_channels=2, base_channels=8, channel_mults=(1,), spatial_down=(), temporal_down=(), patch=4,
@@ -110,6 +117,27 @@ def test_equivariance_takes_any_shape():
     video = jnp.zeros((1, 3, 4, 24, 3))  # one latent high
     params = jax.jit(loss.init)(jax.random.key(1), video)
     assert np.isfinite(jax.jit(loss)(params, {"video": video}, jax.random.key(0), 0)[0])
+
+
+def test_latent_noise_is_in_standard_deviations_of_each_channel_and_has_a_strength_for_each_clip():
+    noisy = jax.jit(_noisy, static_argnums=1)
+    latents = jax.random.normal(jax.random.key(0), (64, 3, 8, 8, 2)) * jnp.array([0.1, 10.0])
+    noise = np.asarray(noisy(latents, 0.3, jax.random.key(1)) - latents) / np.array([0.1, 10.0])
+    strengths = noise.std((1, 2, 3))  # [clips channels]
+    np.testing.assert_allclose(strengths[:, 0], strengths[:, 1], rtol=0.35)
+    assert 0.2 < np.sqrt(np.mean(strengths**2)) < 0.4
+    assert strengths.max() > 4 * strengths.min()
+
+
+def test_latent_noise_is_for_the_decoder_alone():
+    video = jax.random.uniform(jax.random.key(0), (2, 3, 16, 16, 3), minval=-1, maxval=1)
+    without, noisy = (make_loss(VAE_CONFIG, VAELossConfig(reconstruction="mse", latent_noise=s)) for s in (0.0, 2.0))
+    params = jax.jit(without.init)(jax.random.key(1), video)
+    one, other = (jax.jit(loss)(params, {"video": video}, jax.random.key(2), 0)[1] for loss in (without, noisy))
+    assert one["kl"] == other["kl"]
+    assert one["reconstruction"] != other["reconstruction"]
+    with pytest.raises(ConfigError, match=r"-0\.5"):
+        VAELossConfig(latent_noise=-0.5)
 
 
 def test_it_learns_and_takes_uint8():

@@ -230,6 +230,9 @@ class VAELossConfig(VAEObjective):
     equivariance_weight: weight of the reconstruction of the video at half its size, mirrored and turned, from latents
         that are changed in the same way (EQ-VAE, Kouzelis et al., 2025); 0 leaves it out. Latents become smoother, and
         easier for a transformer to learn.
+    latent_noise: the decoder is trained on latents with Gaussian noise, of a strength that is drawn for each clip from
+        a half-normal distribution of this scale, in standard deviations of a channel (RAE, Zheng et al., 2025); 0
+        leaves it out. What a transformer samples is never quite a latent: such a decoder forgives it.
     adversarial_weight: weight of the generator's term; 0 leaves the discriminator out.
     adversarial_start: step from which the discriminator is trained and heard.
     perceptual_weight: weight of the distance between SqueezeNet features; 0 leaves it out.
@@ -241,6 +244,7 @@ class VAELossConfig(VAEObjective):
     huber_delta: float = 0.1
     kl_weight: float = 1e-4
     equivariance_weight: float = 0.0
+    latent_noise: float = 0.0
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
     perceptual_weight: float = 0.0
@@ -249,7 +253,7 @@ class VAELossConfig(VAEObjective):
 
     def __post_init__(self) -> None:
         weights = ("kl_weight", "equivariance_weight", "adversarial_weight", "perceptual_weight")
-        for name in (*weights, "adversarial_start"):
+        for name in (*weights, "latent_noise", "adversarial_start"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"vae_loss.{name}={getattr(self, name)} must not be negative")
         if self.huber_delta <= 0:

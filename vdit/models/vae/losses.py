@@ -183,6 +183,14 @@ def _turned(x: Array, turn: Array) -> Array:
     return jnp.where(turn & 4, jnp.swapaxes(x, 2, 3), x) if x.shape[2] == x.shape[3] else x
 
 
+def _noisy(latents: Array, scale: float, key: Array) -> Array:
+    """Latents [b t h w c] with noise; its strength is drawn for each clip, in standard deviations of each channel."""
+    strength_key, noise_key = jax.random.split(key)
+    strength = scale * jnp.abs(jax.random.normal(strength_key, (latents.shape[0], 1, 1, 1, 1)))
+    deviation = jnp.std(latents, axis=(0, 1, 2, 3))  # with its gradient: larger latents are no way around the noise
+    return latents + strength * deviation * jax.random.normal(noise_key, latents.shape)
+
+
 @short_repr
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)  # hashed by identity: it holds arrays
 class VAELoss:
@@ -214,7 +222,8 @@ class VAELoss:
         sample_key, frame_key = jax.random.split(key)
         gaussian = split.encode(self.vae.config, params["vae"], video)
         latents = gaussian.sample(sample_key)
-        recon = split.decode(self.vae.config, params["vae"], latents)
+        noisy = _noisy(latents, config.latent_noise, jax.random.fold_in(key, 3)) if config.latent_noise else latents
+        recon = split.decode(self.vae.config, params["vae"], noisy)
         metrics = {
             "reconstruction": reconstruction_loss(config, recon, video),
             "kl": jnp.mean(gaussian.kl()),
