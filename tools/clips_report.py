@@ -197,7 +197,7 @@ def report(
 
     seen = [name for name in clips if name not in experiment.holdout]
     spread = [seen[i] for i in np.linspace(0, len(seen) - 1, min(samples, len(seen))).astype(int)]
-    left_out = [name for name in clips if name in experiment.holdout]
+    left_out = [name for name in clips if name in experiment.holdout] if samples else []
     chosen = {one.id: shown(one, experiment, experiment.sample.frames, int(np.prod(experiment.sample.size)))
               for one in footage if one.id in (*spread, *left_out)}  # fmt: skip
     made = sampled(generator, chosen, captions)
@@ -234,7 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", help="the page; default: RUN/report.html")
     parser.add_argument("--frames", type=int, default=17, help="of each clip to reconstruct")
     parser.add_argument("--rows", type=int, default=200, help="packed rows to measure")
-    parser.add_argument("--samples", type=int, default=6, help="seen clips to show; left-out ones are all shown")
+    parser.add_argument(
+        "--samples", type=int, default=6, help="seen clips to show; left-out ones are all shown; 0 shows no videos"
+    )
     options = vars(parser.parse_args(arguments))
     result = report(options.pop("run"), **options)
     for key, value in (result["mean"] | {"useful tokens": result["token_use"]["tokens"]}).items():
