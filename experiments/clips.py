@@ -67,10 +67,10 @@ def config() -> Experiment:
         ),
         holdout=HOLDOUT,
         vae=vae_preset("footage"),
-        vae_loss=VAELossConfig(reconstruction="mse", kl_weight=2e-5, equivariance_weight=0.25, latent_noise=0.2),
+        vae_loss=VAELossConfig(reconstruction="mse", kl_weight=2e-5, equivariance_weight=0.25),
         vae_clips=VAETrainConfig(frames=9, size=(64, 64)),
         vae_train=TrainConfig(
-            steps=4000,
+            steps=3000,
             batch_size=4,
             ema_decay=0.99,
             save_every=500,

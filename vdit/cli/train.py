@@ -66,7 +66,7 @@ def folder_experiment(path: str | Path) -> Experiment:
             max_clips_per_row=24,
         ),
         vae=vae,
-        vae_loss=VAELossConfig(reconstruction="mse", kl_weight=2e-5, equivariance_weight=0.25, latent_noise=0.2),
+        vae_loss=VAELossConfig(reconstruction="mse", kl_weight=2e-5, equivariance_weight=0.25),
         vae_clips=VAETrainConfig(frames=9, size=(64, 64)),
         vae_train=TrainConfig(steps=3000, batch_size=4, ema_decay=0.99, optimizer=Muon(
             learning_rate=4e-3, warmup_steps=50, schedule="cosine", final_scale=0.02, b2=0.95, clip_norm=0.3)),
