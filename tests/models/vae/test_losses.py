@@ -134,8 +134,9 @@ def test_latent_noise_is_for_the_decoder_alone():
     without, noisy = (make_loss(VAE_CONFIG, VAELossConfig(reconstruction="mse", latent_noise=s)) for s in (0.0, 2.0))
     params = jax.jit(without.init)(jax.random.key(1), video)
     one, other = (jax.jit(loss)(params, {"video": video}, jax.random.key(2), 0)[1] for loss in (without, noisy))
-    assert one["kl"] == other["kl"]
-    assert one["reconstruction"] != other["reconstruction"]
+    np.testing.assert_allclose(one["kl"], other["kl"], rtol=1e-5)
+    assert abs(other["reconstruction"] - one["reconstruction"]) > 1e-4  # which way is a matter of training
+    assert np.isfinite(jax.grad(lambda x: _noisy(x, 0.3, jax.random.key(0)).sum())(jnp.ones((1, 2, 2, 2, 1)))).all()
     with pytest.raises(ConfigError, match=r"-0\.5"):
         VAELossConfig(latent_noise=-0.5)
 

@@ -187,7 +187,8 @@ def _noisy(latents: Array, scale: float, key: Array) -> Array:
     """Latents [b t h w c] with noise; its strength is drawn for each clip, in standard deviations of each channel."""
     strength_key, noise_key = jax.random.split(key)
     strength = scale * jnp.abs(jax.random.normal(strength_key, (latents.shape[0], 1, 1, 1, 1)))
-    deviation = jnp.std(latents, axis=(0, 1, 2, 3))  # with its gradient: larger latents are no way around the noise
+    # With its gradient: larger latents are no way around the noise. That of a root has none at 0.
+    deviation = jnp.sqrt(jnp.var(latents, axis=(0, 1, 2, 3)) + 1e-12)
     return latents + strength * deviation * jax.random.normal(noise_key, latents.shape)
 
 
