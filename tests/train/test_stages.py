@@ -1,6 +1,7 @@
 """The stages on real sources: a run that is stopped and resumed is the run that was not."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -86,6 +87,26 @@ def test_costs_of_stages_are_kept(runs):
     costs = whole.costs()
     assert {"vae", "latents", "tokenizer", "dit"} <= set(costs)
     assert all(cost["seconds"] > 0 and cost["peak_memory"] > 50e6 for cost in costs.values())
+
+
+def test_the_decoder_alone_is_trained_at_the_end(tmp_path):
+    """The encoder of step 2 is that of step 4; a run that is continued from step 3 is the run that was not."""
+    experiment = apply_overrides(quickstart_experiment(), (
+        *OVERRIDES, "vae_loss.decoder_share=0.5", "vae_train.save_every=1", "vae_train.keep=9", "vae_train.steps=4",
+    ))  # fmt: skip
+    space = Workspace(tmp_path / "run")
+    run(experiment, space, stages=("vae",), logging=LOGGING)
+    parts = [load_params(space.vae, step=step, ema=False)["vae"] for step in (1, 2, 3, 4)]
+    moved = [{name: not trees_equal(old[name], new[name]) for name in new} for old, new in itertools.pairwise(parts)]
+    assert moved == [{"encoder": True, "decoder": True}] + 2 * [{"encoder": False, "decoder": True}]
+    shutil.rmtree(space.vae / "4")
+    run(experiment, space, stages=("vae",), logging=LOGGING)
+    assert trees_equal(load_params(space.vae, step=4, ema=False)["vae"], parts[-1])
+
+
+def trees_equal(one, other):
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
 
 
 def test_unknown_stages_are_named(runs):

@@ -125,6 +125,19 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is(three_batch
     assert int(state.skipped) == 1
 
 
+def test_parameters_that_are_held_stay_and_others_move(three_batches):
+    """"dow" is the name of none; "up" is held with all below it, and is so where the step is the second's."""
+    plan = plan_state(tiny.init_params, tiny.train_config())
+    held = make_train_step(poisoned, plan, held=("up", "dow"))
+    step = make_train_step(poisoned, plan, then=(2, held))
+    assert [step.at(n) is held for n in range(4)] == [False, False, True, True]
+    before = jax.tree.map(np.asarray, plan.create(jax.random.key(0)).params)
+    after = jax.tree.map(np.asarray, steps_of(held, three_batches)[0].params)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
+    assert not any(jax.tree.leaves(moved["up"]))
+    assert all(jax.tree.leaves(moved["down"]))
+
+
 def test_each_step_draws_anew(whole):
     assert len({metrics["draw"] for metrics in whole[1]}) == 3
 

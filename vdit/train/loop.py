@@ -273,7 +273,7 @@ def train(
                 batch, iterator_state = batches.take()
                 clock.book("input")
                 monitor.profiler.before(step + 1)
-                state, metrics = train_step(state, batch)
+                state, metrics = train_step.at(step)(state, batch)
                 step += 1
                 monitor.status.step = step
                 if first:  # from here on there is something to save

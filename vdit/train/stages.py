@@ -53,7 +53,7 @@ from vdit.train.monitor import RunMonitor
 from vdit.train.pretrained import copy_pretrained, pretrained_identity, provides, split_trainable, step_identity
 from vdit.train.resume import is_complete, last_step, outlook
 from vdit.train.state import StatePlan, plan_state
-from vdit.train.step import make_train_step
+from vdit.train.step import TrainStep, make_train_step
 from vdit.train.texts import encode_texts, open_texts
 from vdit.train.workspace import FILES, Workspace
 from vdit.types import PyTree
@@ -225,10 +225,14 @@ def train_vae(
         shard=ProcessShard(index=share.index, count=share.count),
     )
     loss = experiment.vae_loss.make_loss(experiment.vae, experiment.discriminator)
+    then, share = None, getattr(experiment.vae_loss, "decoder_share", 0.0)
+    if share:
+        then = config.steps - round(share * config.steps), loss.for_decoder(), ("vae/encoder",)
+        logging.say(f"vae: from step {then[0]} of {config.steps} the decoder alone is trained")
     video = np.zeros((1, clips.frames, *clips.size, 3), np.uint8)
     plan = plan_state(lambda key: loss.init(key, video, boxed=True), config, mesh=mesh)
     measures = evaluations(EvaluationRun(experiment, workspace, mesh), "vae")
-    training = _Training(stage="vae", plan=plan, loss=loss, data=data, hooks=measures)
+    training = _Training(stage="vae", plan=plan, loss=loss, data=data, hooks=measures, then=then)
     result = _train(training, experiment, workspace, logging)
     videos.report_skipped()
     return result
@@ -316,7 +320,11 @@ def train_dit(experiment: Experiment, workspace: Workspace, logging: Logging) ->
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Training:
-    """What one stage trains. flops: of a step. params: to begin with; None makes fresh ones. frozen: see TrainStep."""
+    """What one stage trains.
+
+    flops: of a step. params: to begin with; None makes fresh ones. frozen: see TrainStep. then: (n, loss, held): what
+    is minimised after n steps, with these parameters held (see make_train_step); None goes on as it is.
+    """
 
     stage: str
     plan: StatePlan
@@ -326,6 +334,16 @@ class _Training:
     flops: float | None = None
     params: PyTree | None = None
     frozen: PyTree | None = None
+    then: tuple[int, LossFn, tuple[str, ...]] | None = None
+
+    def train_step(self) -> TrainStep:
+        """Its step, for the plan's mesh."""
+        options = {"frozen": self.frozen, "compiler_options": compiler_options(platform_of(self.plan.mesh))}
+        later = None
+        if self.then is not None:
+            start, loss, held = self.then
+            later = start, make_train_step(loss, self.plan, held=held, **options)
+        return make_train_step(self.loss, self.plan, then=later, **options)
 
 
 def _train(training: _Training, experiment: Experiment, workspace: Workspace, logging: Logging) -> TrainResult:
@@ -340,11 +358,10 @@ def _train(training: _Training, experiment: Experiment, workspace: Workspace, lo
         state = start(plan, key_of(experiment.seed), checkpointer, data, training.params)
         step = int(state.step)
         writers = make_writers(stage, workspace, logging, step)
-        options = compiler_options(platform_of(plan.mesh))
         try:
             result = train(
                 state,
-                make_train_step(training.loss, plan, frozen=training.frozen, compiler_options=options),
+                training.train_step(),
                 data,
                 name=stage,
                 checkpointer=checkpointer,

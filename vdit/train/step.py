@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ class TrainStep:
 
     plan: of the state. jitted: the compiled function.
     frozen: parameters that the loss takes and nothing changes; passed to each call, never donated.
+    then: (n, step): another step of the same plan that takes over after n steps; None where this one does them all.
     batch: tree of arrays [b ...], or [a b/a ...] for `accumulation` a > 1; it is moved to where `shardings` says.
     metrics: name -> scalar on the devices: the loss function's, with loss, grad_norm, learning_rate, skipped and
         skipped_in_a_row.
@@ -36,6 +38,11 @@ class TrainStep:
     plan: StatePlan
     jitted: Any
     frozen: PyTree | None = None
+    then: tuple[int, TrainStep] | None = None
+
+    def at(self, done: int) -> TrainStep:
+        """The step to take where `done` steps are done: this one, or the one that has taken over."""
+        return self.then[1].at(done) if self.then is not None and done >= self.then[0] else self
 
     def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, dict[str, jax.Array]]:
         batch = jax.device_put(batch, self.shardings(batch))
@@ -61,8 +68,9 @@ class TrainStep:
 
 
 def make_train_step(
-    loss_fn: LossFn, plan: StatePlan, *, frozen: PyTree | None = None, compiler_options: dict[str, Any] | None = None
-) -> TrainStep:
+    loss_fn: LossFn, plan: StatePlan, *, frozen: PyTree | None = None, held: Collection[str] = (),
+    then: tuple[int, TrainStep] | None = None, compiler_options: dict[str, Any] | None = None,
+) -> TrainStep:  # fmt: skip
     """Compiles one training step: gradients, update, average. The state is donated.
 
     Args:
@@ -70,6 +78,9 @@ def make_train_step(
         plan: shapes and shardings of the state, and the optimizer.
         frozen: arrays on the plan's mesh that the loss takes as one tree with the parameters (a base beside a LoRA); an
             argument of the compiled step, not a constant in it.
+        held: paths into the parameters ("vae/encoder"): what is there stays as it is, though it has its place in the
+            optimizer's state. The loss should take no gradient of it.
+        then: see TrainStep.
         compiler_options: for `jax.jit`; None for none.
 
     Returns:
@@ -87,7 +98,7 @@ def make_train_step(
         norm = jnp.sqrt(sum(n**2 for n in norms.values()))
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         done = state.step - state.skipped
-        new = _update(state, grads, optimizer, config, done)
+        new = _update(state, grads, optimizer, config, done, held)
         state = _accept(state, new, finite)
         metrics |= {
             "loss": loss,
@@ -109,7 +120,7 @@ def make_train_step(
         out_shardings=(plan.shardings, replicated(plan.mesh)),
         compiler_options=compiler_options,
     )
-    return TrainStep(plan=plan, jitted=jitted, frozen=frozen)
+    return TrainStep(plan=plan, jitted=jitted, frozen=frozen, then=then)
 
 
 def _beside(frozen: PyTree, loss_fn: LossFn) -> LossFn:
@@ -149,16 +160,27 @@ def _gradients(loss_fn: LossFn, state: TrainState, batch: PyTree, key: jax.Array
 
 
 def _update(
-    state: TrainState, grads: PyTree, optimizer: optax.GradientTransformation, config: TrainConfig, done
-) -> TrainState:
+    state: TrainState, grads: PyTree, optimizer: optax.GradientTransformation, config: TrainConfig, done,
+    held: Collection[str],
+) -> TrainState:  # fmt: skip
     """The state after an update that is taken, but for its counters."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    if held:
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, old, new: old if _is_below(path, held) else new, state.params, params
+        )
     ema = state.ema
     if ema is not None:
         rate = 1 - ema_decay(config, done)
         ema = jax.tree.map(lambda average, new: average + rate * (new - average), ema, params)
     return dataclasses.replace(state, params=params, ema=ema, opt_state=opt_state)
+
+
+def _is_below(path: tuple, names: Collection[str]) -> bool:
+    """Whether a leaf's path is one of `names`, or goes on from one."""
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return any(f"{name}/".startswith(f"{one}/") for one in names)
 
 
 def ema_decay(config: TrainConfig, done: Array) -> Array:

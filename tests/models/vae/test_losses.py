@@ -204,3 +204,16 @@ def test_the_loss_runs_with_the_compiler_options(adversarial):
     (plain, _), _ = grad(params, batch, jax.random.key(2), START)
     fast, _ = jax.jit(loss, compiler_options=compiler_options())(params, batch, jax.random.key(2), START)
     np.testing.assert_allclose(plain, fast, rtol=1e-5)
+
+
+def test_the_decoder_alone_learns_from_the_mean_of_the_latents(adversarial):
+    """Nothing is asked of the encoder then: neither gradient nor divergence nor equivariance."""
+    loss, params, batch, _ = adversarial
+    config = VAELossConfig(decoder_reconstruction="mse", kl_weight=0.5, equivariance_weight=0.5)
+    alone = make_loss(VAE_CONFIG, config).for_decoder()
+    (value, metrics), grads = jax.jit(jax.value_and_grad(alone, has_aux=True))(params, batch, jax.random.key(2), 0)
+    again, _ = loss.vae.apply({"params": params["vae"]}, batch["video"])
+    assert float(value) == pytest.approx(float(jnp.mean(jnp.square(again - batch["video"]))), rel=1e-5)
+    assert largest(grads["vae"]["encoder"]) == 0.0
+    assert largest(grads["vae"]["decoder"]) > 0.0
+    assert "equivariance" not in metrics

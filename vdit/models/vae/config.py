@@ -233,6 +233,12 @@ class VAELossConfig(VAEObjective):
     latent_noise: the decoder is trained on latents with Gaussian noise, of a strength that is drawn for each clip from
         a half-normal distribution of this scale, in standard deviations of a channel (RAE, Zheng et al., 2025); 0
         leaves it out. What a transformer samples is never quite a latent: such a decoder forgives it.
+    decoder_share: share of the steps, the last ones, in which the decoder alone is trained. The encoder stays as it is
+        by then, and neither the divergence nor equivariance is asked for any more: latents that are easy to learn come
+        first, sharp videos from them after. The decoder is trained on the mean of the latents, with `latent_noise`.
+    decoder_reconstruction: the reconstruction in those steps; None goes on with `reconstruction`. "huber" after "mse"
+        makes sharper edges at the right places; from the first step on it puts them at wrong ones
+        (docs/experiment_log.md).
     adversarial_weight: weight of the generator's term; 0 leaves the discriminator out.
     adversarial_start: step from which the discriminator is trained and heard.
     perceptual_weight: weight of the distance between SqueezeNet features; 0 leaves it out.
@@ -245,6 +251,8 @@ class VAELossConfig(VAEObjective):
     kl_weight: float = 1e-4
     equivariance_weight: float = 0.0
     latent_noise: float = 0.0
+    decoder_share: float = 0.0
+    decoder_reconstruction: Literal["l1", "mse", "huber"] | None = None
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
     perceptual_weight: float = 0.0
@@ -256,6 +264,8 @@ class VAELossConfig(VAEObjective):
         for name in (*weights, "latent_noise", "adversarial_start"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"vae_loss.{name}={getattr(self, name)} must not be negative")
+        if not 0 <= self.decoder_share < 1:
+            raise ConfigError(f"vae_loss.decoder_share={self.decoder_share} must be in [0, 1)")
         if self.huber_delta <= 0:
             raise ConfigError(f"vae_loss.huber_delta={self.huber_delta} must be above 0")
         if self.perceptual_frames < 1:

@@ -200,12 +200,21 @@ class VAELoss:
     params: {"vae": ..., "disc": ...}, the second only where config.adversarial_weight is not 0.
     batch: {"video": [b t h w 3], uint8, or float in [-1, 1]}. step: counts from 0.
     squeezenet: parameters of the perceptual features, None where their weight is 0.
+    decoder_only: see `for_decoder`.
     """
 
     vae: VAE
     config: VAELossConfig
     discriminator: Discriminator | None = None
     squeezenet: PyTree = None
+    decoder_only: bool = False
+
+    def for_decoder(self) -> VAELoss:
+        """This loss in the steps of `decoder_share`: no gradient of the encoder, and no terms that are for it."""
+        kind = self.config.decoder_reconstruction or self.config.reconstruction
+        return dataclasses.replace(
+            self, decoder_only=True, config=dataclasses.replace(self.config, reconstruction=kind)
+        )
 
     def init(self, key: Array, video: Array, *, boxed: bool = False) -> PyTree:
         """Fresh parameters for videos of this shape; `boxed` keeps the logical axis names on them."""
@@ -222,7 +231,7 @@ class VAELoss:
         video = to_float(batch["video"])
         sample_key, frame_key = jax.random.split(key)
         gaussian = split.encode(self.vae.config, params["vae"], video)
-        latents = gaussian.sample(sample_key)
+        latents = jax.lax.stop_gradient(gaussian.mean) if self.decoder_only else gaussian.sample(sample_key)
         noisy = _noisy(latents, config.latent_noise, jax.random.fold_in(key, 3)) if config.latent_noise else latents
         recon = split.decode(self.vae.config, params["vae"], noisy)
         metrics = {
@@ -230,8 +239,10 @@ class VAELoss:
             "kl": jnp.mean(gaussian.kl()),
             "psnr": -10.0 * jnp.log10(jnp.mean(jnp.square(jnp.clip(recon, -1, 1) - video)) / 4.0 + 1e-12),
         }
-        loss = metrics["reconstruction"] + config.kl_weight * metrics["kl"]
-        if config.equivariance_weight:
+        loss = metrics["reconstruction"]
+        if not self.decoder_only:
+            loss = loss + config.kl_weight * metrics["kl"]
+        if config.equivariance_weight and not self.decoder_only:
             metrics["equivariance"] = self._equivariance(params["vae"], latents, video, jax.random.fold_in(key, 2))
             loss = loss + config.equivariance_weight * metrics["equivariance"]
         if self.squeezenet is not None:
