@@ -49,12 +49,12 @@ def experiment() -> Experiment:
         # Latents that turn and shrink with the video: of all that was tried, what helps shapes most.
         # After them the decoder alone learns to draw sharp edges.
         vae_loss=VAELossConfig(
-            reconstruction="mse", kl_weight=1e-4, equivariance_weight=0.5, decoder_share=0.55,
+            reconstruction="mse", kl_weight=1e-4, equivariance_weight=0.5, decoder_share=0.6,
             decoder_reconstruction="huber", huber_delta=0.05,
         ),
         vae_clips=VAETrainConfig(frames=5, size=(48, 48)),
         vae_train=TrainConfig(
-            steps=2400,
+            steps=3600,
             batch_size=8,
             ema_decay=0.99,
             optimizer=Muon(

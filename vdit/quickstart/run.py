@@ -38,7 +38,7 @@ BARS = {"colour": 0.9, "shape": 0.85, "direction": 0.9}
 STEPS = (*STAGES, "expander", "samples", "page")
 EXPANDER_STEPS = 200
 # Seconds on two cores of a 2020s server, by unit of work; only their ratios matter after the first step.
-_PER_PIXEL_TRAINED = 9e-7
+_PER_PIXEL_TRAINED = 7e-7
 _PER_PIXEL_ENCODED = 4e-8
 _PER_GFLOP = 0.03
 _COMPILE = 10.0
@@ -302,6 +302,8 @@ def expected_seconds(experiment: Experiment, samples: int) -> dict[str, float]:
     """
     data, clips, sample = experiment.data, experiment.vae_clips, experiment.sample
     window = clips.frames * clips.size[0] * clips.size[1]
+    # The decoder alone costs two thirds of a step.
+    passes = experiment.vae_train.steps * (1 - getattr(experiment.vae_loss, "decoder_share", 0.0) / 3)
     clip = sum(data.frames) / len(data.frames) * sum(data.pixel_budgets) / len(data.pixel_budgets)
     rows = experiment.dit_train.batch_size * data.row_tokens
     video = sample.frames * sample.size[0] * sample.size[1]
@@ -314,7 +316,7 @@ def expected_seconds(experiment: Experiment, samples: int) -> dict[str, float]:
 
     calls = samples * sample.steps * (2 if sample.guidance != 1 else 1)
     return {
-        "vae": _COMPILE + _PER_PIXEL_TRAINED * experiment.vae_train.steps * experiment.vae_train.batch_size * window,
+        "vae": _COMPILE + _PER_PIXEL_TRAINED * passes * experiment.vae_train.batch_size * window,
         "latents": _COMPILE + _PER_PIXEL_ENCODED * (experiment.latents.samples or data.source.count) * clip,
         "tokenizer": 1.0,
         "dit": _COMPILE + _PER_GFLOP * experiment.dit_train.steps * 3 * gflop(rows),

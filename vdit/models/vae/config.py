@@ -214,7 +214,8 @@ class VAEObjective(Protocol):
 
         Returns:
             A function (params, batch, key, step) -> (loss [], metrics). Its `init(key, video, boxed=...)` makes the
-            parameters.
+            parameters. Where the objective has a `decoder_share` above 0, its `for_decoder()` is the loss of the last
+            steps, which takes no gradient of params["vae"]["encoder"].
         """
         ...
 
