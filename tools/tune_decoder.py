@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -66,7 +67,7 @@ def tune(experiment: Experiment, params: PyTree, config: TrainConfig, loss: VAEL
     return {"encoder": params["encoder"], "decoder": state.ema["vae"]["decoder"]}
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("out", type=Path, help="a new folder for the model")
@@ -77,7 +78,7 @@ def main() -> int:
     parser.add_argument("--reconstruction", default="huber", choices=kinds, help="default: %(default)s")
     parser.add_argument("--huber-delta", type=float, default=0.05, help="default: %(default)s")
     parser.add_argument("--dtype", default=None, help="of the written weights, as float16; default: as they are held")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         return run(options)
     except VditError as error:

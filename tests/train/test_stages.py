@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import vdit
 from tests.conftest import TINY
+from tools import tune_decoder
 from vdit import config as config_tools
 from vdit.checkpoint import check_config, load_params
 from vdit.config import apply_overrides
@@ -102,6 +104,17 @@ def test_the_decoder_alone_is_trained_at_the_end(tmp_path):
     shutil.rmtree(space.vae / "4")
     run(experiment, space, stages=("vae",), logging=LOGGING)
     assert trees_equal(load_params(space.vae, step=4, ema=False)["vae"], parts[-1])
+
+
+def test_the_decoder_of_a_finished_run_is_tuned_and_nothing_else(runs, tmp_path):
+    _, whole, _ = runs
+    out = tmp_path / "sharper"
+    assert tune_decoder.main([str(whole.root), str(out), "--steps", "2", "--batch", "2"]) == 0
+    before, after = vdit.load(whole.root), vdit.load(out)
+    assert trees_equal(before.params, after.params)
+    assert trees_equal(before.vae.params["encoder"], after.vae.params["encoder"])
+    assert not trees_equal(before.vae.params["decoder"], after.vae.params["decoder"])
+    assert tune_decoder.main([str(whole.root), str(out)]) == 1  # it is there already
 
 
 def trees_equal(one, other):
