@@ -151,6 +151,15 @@ def test_warm_up_rises_to_the_peak_and_cosine_falls_to_the_end():
     assert float(OptimizerConfig(learning_rate=2.0).learning_rate_at(12)(0)) == 2.0
 
 
+def test_a_restart_is_two_schedules_one_after_the_other():
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=2, schedule="cosine", restart=0.6)
+    once = dataclasses.replace(config, restart=0.0)
+    parts = [once.learning_rate_at(steps)(n) for steps in (12, 8) for n in range(steps)]
+    np.testing.assert_allclose([config.learning_rate_at(20)(n) for n in range(20)], parts, rtol=1e-6)
+    with pytest.raises(ConfigError, match=r"restart=1\.0"):
+        OptimizerConfig(restart=1.0)
+
+
 def sgd_like(**changes):
     """With b1 = b2 = 0, Adam's update is the sign of the gradient: the clip shows through eps only."""
     return OptimizerConfig(learning_rate=1.0, b1=0.0, b2=0.0, eps=1.0, **changes)

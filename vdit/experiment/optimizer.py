@@ -79,6 +79,7 @@ class OptimizerConfig(Optimizer):
     learning_rate: the peak.
     warmup_steps: steps from 0 to the peak.
     schedule: what follows the warm-up; "cosine" falls to final_scale * learning_rate at the last step.
+    restart: share of the steps after which warm-up and schedule begin anew (Loshchilov and Hutter, 2017); 0 for never.
     b1, b2: decay of the first and second moment. eps: added to the root of the second.
     weight_decay: decoupled; arrays of fewer than two dimensions (biases, norms) are exempt.
     clip_norm: largest global norm of the gradient; None leaves it alone.
@@ -90,6 +91,7 @@ class OptimizerConfig(Optimizer):
     warmup_steps: int = 0
     schedule: Literal["constant", "cosine"] = "constant"
     final_scale: float = 0.0
+    restart: float = 0.0
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -102,6 +104,7 @@ class OptimizerConfig(Optimizer):
         require("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "0 or more")
         require("schedule", self.schedule, self.schedule in ("constant", "cosine"), "'constant' or 'cosine'")
         require("final_scale", self.final_scale, 0 <= self.final_scale <= 1, "from 0 to 1")
+        require("restart", self.restart, 0 <= self.restart < 1, "in [0, 1)")
         for name in ("b1", "b2"):
             require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "in [0, 1)")
         require("eps", self.eps, self.eps > 0, "above 0")
@@ -130,6 +133,14 @@ class OptimizerConfig(Optimizer):
 
     def learning_rate_at(self, steps: int) -> optax.Schedule:
         """Updates so far -> learning rate of the next one. The first update of a warm-up is not at 0."""
+        import optax
+
+        first = round(self.restart * steps)
+        if not 0 < first < steps:
+            return self._schedule(steps)
+        return optax.join_schedules([self._schedule(first), self._schedule(steps - first)], [first])
+
+    def _schedule(self, steps: int) -> optax.Schedule:
         import optax
 
         peak, warmup = self.learning_rate, self.warmup_steps

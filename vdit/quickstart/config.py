@@ -49,16 +49,17 @@ def experiment() -> Experiment:
         # Latents that turn and shrink with the video: of all that was tried, what helps shapes most.
         # After them the decoder alone learns to draw sharp edges.
         vae_loss=VAELossConfig(
-            reconstruction="mse", kl_weight=1e-4, equivariance_weight=0.5, decoder_share=0.6,
+            reconstruction="mse", kl_weight=1e-4, equivariance_weight=0.5, decoder_share=0.57,
             decoder_reconstruction="huber", huber_delta=0.05,
         ),
         vae_clips=VAETrainConfig(frames=5, size=(48, 48)),
         vae_train=TrainConfig(
-            steps=3600,
+            steps=3500,
             batch_size=8,
             ema_decay=0.99,
             optimizer=Muon(
-                learning_rate=4e-3, warmup_steps=50, schedule="cosine", final_scale=0.02, b2=0.95, clip_norm=0.3
+                learning_rate=4e-3, warmup_steps=50, schedule="cosine", final_scale=0.02, restart=0.43, b2=0.95,
+                clip_norm=0.3,
             ),
         ),
         latents=LatentsConfig(samples=6000),

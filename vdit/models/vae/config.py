@@ -237,6 +237,7 @@ class VAELossConfig(VAEObjective):
     decoder_share: share of the steps, the last ones, in which the decoder alone is trained. The encoder stays as it is
         by then, and neither the divergence nor equivariance is asked for any more: latents that are easy to learn come
         first, sharp videos from them after. The decoder is trained on the mean of the latents, with `latent_noise`.
+        `vae_train.optimizer.restart` at 1 - decoder_share has the learning rate come to its end for the encoder, too.
     decoder_reconstruction: the reconstruction in those steps; None goes on with `reconstruction`. "huber" after "mse"
         makes sharper edges at the right places; from the first step on it puts them at wrong ones
         (docs/experiment_log.md).
