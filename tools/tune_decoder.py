@@ -23,6 +23,7 @@ from vdit.data.pipeline import video_batches
 from vdit.dist.mesh import compiler_options, platform_of
 from vdit.errors import ConfigError, VditError
 from vdit.experiment.experiment import Experiment
+from vdit.experiment.optimizer import OptimizerConfig
 from vdit.experiment.training import TrainConfig
 from vdit.generate import open_generator
 from vdit.internals import keep_freed_memory
@@ -95,9 +96,11 @@ def run(options: argparse.Namespace) -> int:
     if not isinstance(experiment.vae_loss, VAELossConfig):
         raise ConfigError(f"vae_loss is a {type(experiment.vae_loss).__name__}: it must be a VAELossConfig")
     usual = experiment.vae_train
+    if not isinstance(usual.optimizer, OptimizerConfig):
+        raise ConfigError(f"vae_train.optimizer is a {type(usual.optimizer).__name__}: it must be AdamW or Muon")
     config = dataclasses.replace(
         usual, steps=options.steps, batch_size=options.batch, ema_decay=usual.ema_decay or 0.99,
-        optimizer=dataclasses.replace(usual.optimizer, learning_rate=options.learning_rate),
+        optimizer=dataclasses.replace(usual.optimizer, learning_rate=options.learning_rate, restart=0.0),
     )  # fmt: skip
     # What needs networks beside the VAE is left out: a finished model does not have them.
     loss = dataclasses.replace(
