@@ -5,7 +5,8 @@
     vdit eval runs/demo models/sharper
 
 RUN is a run's folder (`vdit import` makes one of any model). OUT is the same model with the new decoder in vdit's own
-layout, which every command that samples reads. The clips are of the run's own data, the loss is the reconstruction.
+layout, which every command that samples reads. The clips are of the run's own data, the loss is the reconstruction and
+the strength of edges.
 """
 
 from __future__ import annotations
@@ -78,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kinds = ("l1", "mse", "huber")
     parser.add_argument("--reconstruction", default="huber", choices=kinds, help="default: %(default)s")
     parser.add_argument("--huber-delta", type=float, default=0.05, help="default: %(default)s")
+    parser.add_argument(
+        "--edge-weight", type=float, default=0.1, help="vae_loss.decoder_edge_weight; default: %(default)s"
+    )
     parser.add_argument("--dtype", default=None, help="of the written weights, as float16; default: as they are held")
     options = parser.parse_args(arguments)
     try:
@@ -105,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
     # What needs networks beside the VAE is left out: a finished model does not have them.
     loss = dataclasses.replace(
         experiment.vae_loss, decoder_reconstruction=options.reconstruction, huber_delta=options.huber_delta,
-        adversarial_weight=0.0, perceptual_weight=0.0,
+        decoder_edge_weight=options.edge_weight, adversarial_weight=0.0, perceptual_weight=0.0,
     )  # fmt: skip
     size = "x".join(map(str, experiment.vae_clips.size))
     print(f"{options.run}: {options.steps} steps of its decoder, of {options.batch} clips of {size} -> {options.out}")

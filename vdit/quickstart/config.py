@@ -49,16 +49,16 @@ def experiment() -> Experiment:
         # Latents that turn and shrink with the video: of all that was tried, what helps shapes most.
         # After them the decoder alone learns to draw sharp edges.
         vae_loss=VAELossConfig(
-            reconstruction="mse", kl_weight=1e-4, equivariance_weight=0.5, decoder_share=0.57,
-            decoder_reconstruction="huber", huber_delta=0.05,
+            reconstruction="mse", kl_weight=1e-4, equivariance_weight=1.0, decoder_share=0.66,
+            decoder_reconstruction="huber", huber_delta=0.05, decoder_edge_weight=0.15,
         ),
         vae_clips=VAETrainConfig(frames=5, size=(48, 48)),
         vae_train=TrainConfig(
-            steps=3500,
+            steps=4400,
             batch_size=8,
             ema_decay=0.99,
             optimizer=Muon(
-                learning_rate=4e-3, warmup_steps=50, schedule="cosine", final_scale=0.02, restart=0.43, b2=0.95,
+                learning_rate=4e-3, warmup_steps=50, schedule="cosine", final_scale=0.02, restart=0.34, b2=0.95,
                 clip_norm=0.3,
             ),
         ),
@@ -75,7 +75,7 @@ def experiment() -> Experiment:
             none=0.88, first=0.04, head=0.03, tail=0.01, ends=0.025, mask=0.01, frames=0.005, window=0.05
         ),
         dit_train=TrainConfig(
-            steps=3200,
+            steps=3600,
             batch_size=4,
             ema_decay=0.995,
             optimizer=Muon(learning_rate=4e-3, warmup_steps=100, schedule="cosine", final_scale=0.05, b2=0.95),
@@ -88,7 +88,7 @@ def experiment() -> Experiment:
             # Guidance where shapes are decided, not where place is.
             sampler="heun",
             steps=20,
-            guidance=4.0,
+            guidance=3.0,
             interval=(0.0, 0.7),
         ),
     )

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from vdit.dist.mesh import compiler_options
-from vdit.errors import ConfigError
+from vdit.errors import ConfigError, ShapeError
 from vdit.models.vae import DiscriminatorConfig, Gaussian, VAEConfig, VAELossConfig, make_loss
 from vdit.models.vae.losses import (
     _noisy,
+    edge_loss,
     hinge_discriminator_loss,
     hinge_generator_loss,
     reconstruction_loss,
@@ -209,11 +210,34 @@ def test_the_loss_runs_with_the_compiler_options(adversarial):
 def test_the_decoder_alone_learns_from_the_mean_of_the_latents(adversarial):
     """Nothing is asked of the encoder then: neither gradient nor divergence nor equivariance."""
     loss, params, batch, _ = adversarial
-    config = VAELossConfig(decoder_reconstruction="mse", kl_weight=0.5, equivariance_weight=0.5)
+    config = VAELossConfig(
+        decoder_reconstruction="mse", decoder_edge_weight=0.3, kl_weight=0.5, equivariance_weight=0.5
+    )
     alone = make_loss(VAE_CONFIG, config).for_decoder()
     (value, metrics), grads = jax.jit(jax.value_and_grad(alone, has_aux=True))(params, batch, jax.random.key(2), 0)
     again, _ = loss.vae.apply({"params": params["vae"]}, batch["video"])
-    assert float(value) == pytest.approx(float(jnp.mean(jnp.square(again - batch["video"]))), rel=1e-5)
+    expected = jnp.mean(jnp.square(again - batch["video"])) + 0.3 * edge_loss(again, batch["video"])
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
     assert largest(grads["vae"]["encoder"]) == 0.0
     assert largest(grads["vae"]["decoder"]) > 0.0
     assert "equivariance" not in metrics
+
+
+def test_edges_are_compared_by_strength_not_by_place():
+    def edge(*levels):
+        """Black, these grey levels of a column each, white: 16 columns."""
+        row = jnp.concatenate([-jnp.ones(8 - len(levels)), jnp.asarray(levels, jnp.float32), jnp.ones(8)])
+        return jnp.broadcast_to(row[None, None, None, :, None], (1, 2, 16, 16, 3))
+
+    true, moved, blurred = edge(-1, -1), edge(-1, 1), edge(-0.4, 0.4)
+    assert float(edge_loss(true, true)) == 0.0
+    assert float(edge_loss(moved, true)) == 0.0  # by a pixel, in the same windows
+    assert float(edge_loss(edge(1, 1, 1, 1), true)) > 0.1
+    assert float(edge_loss(blurred, true)) > 0.1
+    # A distance of pixels says the opposite.
+    assert float(jnp.mean(jnp.square(blurred - true))) < float(jnp.mean(jnp.square(moved - true)))
+    turned = [video.swapaxes(2, 3) for video in (blurred, true)]
+    assert float(edge_loss(*turned)) == pytest.approx(float(edge_loss(blurred, true)), rel=1e-6)
+    assert np.isfinite(jax.grad(edge_loss)(jnp.zeros((1, 1, 8, 8, 3)), jnp.ones((1, 1, 8, 8, 3)))).all()
+    with pytest.raises(ShapeError, match="4x16"):
+        edge_loss(true[:, :, :4], true[:, :, :4])

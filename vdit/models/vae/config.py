@@ -241,6 +241,8 @@ class VAELossConfig(VAEObjective):
     decoder_reconstruction: the reconstruction in those steps; None goes on with `reconstruction`. "huber" after "mse"
         makes sharper edges at the right places; from the first step on it puts them at wrong ones
         (docs/experiment_log.md).
+    decoder_edge_weight: weight, in those steps, of how much weaker or stronger edges are than the video's
+        (`vdit.models.vae.losses.edge_loss`); 0 leaves it out.
     adversarial_weight: weight of the generator's term; 0 leaves the discriminator out.
     adversarial_start: step from which the discriminator is trained and heard.
     perceptual_weight: weight of the distance between SqueezeNet features; 0 leaves it out.
@@ -255,6 +257,7 @@ class VAELossConfig(VAEObjective):
     latent_noise: float = 0.0
     decoder_share: float = 0.0
     decoder_reconstruction: Literal["l1", "mse", "huber"] | None = None
+    decoder_edge_weight: float = 0.0
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
     perceptual_weight: float = 0.0
@@ -263,7 +266,7 @@ class VAELossConfig(VAEObjective):
 
     def __post_init__(self) -> None:
         weights = ("kl_weight", "equivariance_weight", "adversarial_weight", "perceptual_weight")
-        for name in (*weights, "latent_noise", "adversarial_start"):
+        for name in (*weights, "decoder_edge_weight", "latent_noise", "adversarial_start"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"vae_loss.{name}={getattr(self, name)} must not be negative")
         if not 0 <= self.decoder_share < 1:
