@@ -50,7 +50,7 @@ def experiment() -> Experiment:
         # After them the decoder alone learns to draw sharp edges.
         vae_loss=VAELossConfig(
             reconstruction="mse", kl_weight=1e-4, equivariance_weight=1.0, decoder_share=0.66,
-            decoder_reconstruction="huber", huber_delta=0.05, decoder_edge_weight=0.15,
+            decoder_reconstruction="huber", huber_delta=0.05, decoder_edge_weight=0.1,
         ),
         vae_clips=VAETrainConfig(frames=5, size=(48, 48)),
         vae_train=TrainConfig(
