@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--reconstruction", default="huber", choices=kinds, help="default: %(default)s")
     parser.add_argument("--huber-delta", type=float, default=0.05, help="default: %(default)s")
     parser.add_argument(
-        "--edge-weight", type=float, default=0.1, help="vae_loss.decoder_edge_weight; default: %(default)s"
+        "--edge-weight", type=float, default=0.0, help="vae_loss.decoder_edge_weight; default: %(default)s"
     )
     parser.add_argument("--dtype", default=None, help="of the written weights, as float16; default: as they are held")
     options = parser.parse_args(arguments)
