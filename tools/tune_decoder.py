@@ -5,8 +5,8 @@
     vdit eval runs/demo models/sharper
 
 RUN is a run's folder (`vdit import` makes one of any model). OUT is the same model with the new decoder in vdit's own
-layout, which every command that samples reads. The clips are of the run's own data, the loss is the reconstruction and
-the strength of edges.
+layout, which every command that samples reads. The clips are of the run's own data, the loss is the reconstruction and,
+with --edge-weight, the strength of edges.
 """
 
 from __future__ import annotations
